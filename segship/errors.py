@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every error that segship raises on purpose.
+
+    SegshipError
+    ├── InputError              what a user handed over cannot be used
+    │   ├── ImageError          an image file or array
+    │   └── PromptError         points, labels, boxes, mask inputs
+    ├── CheckpointError         a weight file that cannot be read or does not fit
+    │   └── UnsafeCheckpoint    a weight file that asks for code to be run
+    ├── BundleError             a bundle that is incomplete, changed or unknown
+    ├── FetchError              a download that failed or gave the wrong bytes
+    ├── BackendUnavailable      a runtime that is not installed or cannot do what was asked
+    ├── ExportError             a graph that could not be written
+    │   └── ComparisonFailed    a graph that was written and differs from its model
+    └── OutputError             a result that cannot be written where it was asked for
+
+Every error carries ``code``, a short reason that never changes and is the same from Python, the command line and
+HTTP. The message says what was wrong, the value found, what is accepted and what to do next.
+"""
+
+from __future__ import annotations
+
+
+class SegshipError(Exception):
+    """Root of the tree; never raised itself.
+
+    Parameters
+    ----------
+    message
+        What was wrong, the value found, what is accepted, the next step.
+    code
+        The stable reason, lower case with underscores, such as ``point_outside``.
+    """
+
+    default_code = "error"
+
+    def __init__(self, message: str, *, code: str | None = None) -> None:
+        super().__init__(message)
+        self.code = code if code is not None else self.default_code
+
+
+class InputError(SegshipError):
+    """What a user handed over cannot be used."""
+
+    default_code = "bad_input"
+
+
+class ImageError(InputError):
+    """An image that cannot be read, or lies outside the limits."""
+
+    default_code = "bad_image"
+
+
+class PromptError(InputError):
+    """Prompts that are malformed, contradictory or outside the image."""
+
+    default_code = "bad_prompt"
+
+
+class CheckpointError(SegshipError):
+    """A weight file that cannot be read, or whose tensors fit no known architecture."""
+
+    default_code = "bad_checkpoint"
+
+
+class UnsafeCheckpoint(CheckpointError):
+    """A weight file that asks for code to be run when it is read."""
+
+    default_code = "unsafe_checkpoint"
+
+
+class BundleError(SegshipError):
+    """A bundle that is incomplete, was changed after it was written, or is of an unknown format."""
+
+    default_code = "bad_bundle"
+
+
+class FetchError(SegshipError):
+    """A download that failed, or whose bytes are not the published ones."""
+
+    default_code = "fetch_failed"
+
+
+class BackendUnavailable(SegshipError):
+    """A runtime that is not installed here, or that cannot do what was asked of it."""
+
+    default_code = "backend_unavailable"
+
+
+class ExportError(SegshipError):
+    """A graph that could not be written."""
+
+    default_code = "export_failed"
+
+
+class ComparisonFailed(ExportError):
+    """A graph that was written and whose results differ from the model's by more than the bar."""
+
+    default_code = "comparison_failed"
+
+
+class OutputError(SegshipError):
+    """A result that cannot be written where it was asked for."""
+
+    default_code = "cannot_write"

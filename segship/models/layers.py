@@ -1,0 +1,82 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Layers that several architectures share: norms, the two-layer MLP, windows.
+
+Names of parameters are those of the published state dicts, so that checkpoints load key for key.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class LayerNorm2d(nn.Module):
+    """Layer norm over the channels of an NCHW tensor, with biased variance.
+
+    Follows segment_anything/modeling/common.py LayerNorm2d.
+    """
+
+    def __init__(self, channels: int, eps: float = 1e-6) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        mean = x.mean(1, keepdim=True)
+        centred = x - mean
+        variance = (centred * centred).mean(1, keepdim=True)
+        normalised = centred / torch.sqrt(variance + self.eps)
+        return self.weight[:, None, None] * normalised + self.bias[:, None, None]
+
+
+class MlpBlock(nn.Module):
+    """Two linear layers with an activation between them."""
+
+    def __init__(self, dim: int, hidden_dim: int, activation: type[nn.Module] = nn.GELU) -> None:
+        super().__init__()
+        self.lin1 = nn.Linear(dim, hidden_dim)
+        self.lin2 = nn.Linear(hidden_dim, dim)
+        self.act = activation()
+
+    def forward(self, x: Tensor) -> Tensor:
+        out: Tensor = self.lin2(self.act(self.lin1(x)))
+        return out
+
+
+def build_neck(dim: int, out_channels: int) -> nn.Sequential:
+    """Return the neck that every encoder ends with: NCHW ``dim`` channels to the embedding's channels."""
+    return nn.Sequential(
+        nn.Conv2d(dim, out_channels, kernel_size=1, bias=False),
+        LayerNorm2d(out_channels),
+        nn.Conv2d(out_channels, out_channels, kernel_size=3, padding=1, bias=False),
+        LayerNorm2d(out_channels),
+    )
+
+
+def pad_to_windows(x: Tensor, window_size: int) -> Tensor:
+    """Zero-pad an NHWC tensor at the bottom and right so that both sides are multiples of the window."""
+    height, width = x.shape[1], x.shape[2]
+    pad_height = -height % window_size
+    pad_width = -width % window_size
+    if pad_height or pad_width:
+        x = F.pad(x, (0, 0, 0, pad_width, 0, pad_height))
+    return x
+
+
+def partition_windows(x: Tensor, window_size: int) -> Tensor:
+    """Cut an NHWC tensor whose sides are multiples of the window into (batch * windows, window, window, C)."""
+    batch, height, width, channels = x.shape
+    x = x.view(batch, height // window_size, window_size, width // window_size, window_size, channels)
+    return x.permute(0, 1, 3, 2, 4, 5).reshape(-1, window_size, window_size, channels)
+
+
+def merge_windows(windows: Tensor, window_size: int, padded_hw: tuple[int, int], size_hw: tuple[int, int]) -> Tensor:
+    """Undo `partition_windows` and cut the padding off again."""
+    height, width = padded_hw
+    channels = windows.shape[-1]
+    rows, columns = height // window_size, width // window_size
+    x = windows.view(-1, rows, columns, window_size, window_size, channels)
+    x = x.permute(0, 1, 3, 2, 4, 5).reshape(-1, height, width, channels)
+    return x[:, : size_hw[0], : size_hw[1], :]

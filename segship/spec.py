@@ -1,0 +1,106 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names, dtypes and shapes of every graph; the hinge between the ship road and the use road.
+
+The exporter writes graphs that have these contracts, a manifest repeats them, and a session is checked against them.
+Sizes come from `SamGeometry`; no constant for 1024 stands anywhere else.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+Dimension = int | str
+"""A fixed size, or the name of one that may differ from call to call."""
+
+LABEL_BACKGROUND = 0
+LABEL_FOREGROUND = 1
+LABEL_BOX_TOP_LEFT = 2
+LABEL_BOX_BOTTOM_RIGHT = 3
+LABEL_NOT_A_POINT = -1
+"""SAM's learned "not a point" token; it takes part in attention."""
+LABEL_EMPTY = -2
+"""An empty place in a padded call; it takes part in nothing."""
+
+MASK_TOKENS = 4
+"""Mask tokens of the SAM decoder: 0 answers clear prompts, 1 to 3 are the ambiguous set."""
+
+
+@dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """One input or output of a graph.
+
+    Attributes
+    ----------
+    name
+        As it stands in the graph.
+    dtype
+        A numpy dtype name, such as ``float32``.
+    shape
+        Sizes in order; a string names a dynamic axis.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[Dimension, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class GraphSpec:
+    """The contract of one graph: what goes in and what comes out, by name."""
+
+    name: str
+    inputs: tuple[TensorSpec, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class SamGeometry:
+    """The sizes that a promptable model's graphs depend on.
+
+    Attributes
+    ----------
+    image_size
+        Side S of the square model frame, in pixels.
+    embedding_channels
+        Channels C of the image embedding.
+    embedding_size
+        Side of the embedding's square grid.
+    """
+
+    image_size: int
+    embedding_channels: int
+    embedding_size: int
+
+    @property
+    def low_res_size(self) -> int:
+        """Side of the decoder's masks and of a mask input, in pixels."""
+        return 4 * self.embedding_size
+
+
+def image_encoder_spec(geometry: SamGeometry) -> GraphSpec:
+    """Return the contract of ``image_encoder`` for a model of the given sizes."""
+    side, channels, grid = geometry.image_size, geometry.embedding_channels, geometry.embedding_size
+    return GraphSpec(
+        name="image_encoder",
+        inputs=(TensorSpec("image", "float32", ("batch", 3, side, side)),),
+        outputs=(TensorSpec("image_embeddings", "float32", ("batch", channels, grid, grid)),),
+    )
+
+
+def mask_decoder_spec(geometry: SamGeometry) -> GraphSpec:
+    """Return the contract of ``mask_decoder``: any number of objects, all of one image."""
+    channels, grid, low_res = geometry.embedding_channels, geometry.embedding_size, geometry.low_res_size
+    return GraphSpec(
+        name="mask_decoder",
+        inputs=(
+            TensorSpec("image_embeddings", "float32", (1, channels, grid, grid)),
+            TensorSpec("point_coords", "float32", ("objects", "points", 2)),
+            TensorSpec("point_labels", "float32", ("objects", "points")),
+            TensorSpec("mask_input", "float32", ("objects", 1, low_res, low_res)),
+            TensorSpec("has_mask_input", "float32", ("objects",)),
+        ),
+        outputs=(
+            TensorSpec("iou_predictions", "float32", ("objects", MASK_TOKENS)),
+            TensorSpec("low_res_masks", "float32", ("objects", MASK_TOKENS, low_res, low_res)),
+        ),
+    )
