@@ -46,7 +46,7 @@ class Attention(nn.Module):
         return out
 
     def _heads(self, x: Tensor) -> Tensor:
-        return x.unflatten(2, (self.num_heads, self.head_dim)).transpose(1, 2)
+        return x.view(x.shape[0], -1, self.num_heads, self.head_dim).transpose(1, 2)
 
 
 class TwoWayBlock(nn.Module):
@@ -181,7 +181,7 @@ class MaskDecoder(nn.Module):
         code = image_code.flatten(2).transpose(1, 2)
         key_bias = None if point_is_empty is None else self._key_bias(point_is_empty, tokens.dtype)
         tokens, image = self.transformer(image, code, tokens, key_bias)
-        image = image.transpose(1, 2).unflatten(2, (height, width))
+        image = image.transpose(1, 2).reshape(objects, -1, height, width)
         return self._masks(tokens, image), self.iou_prediction_head(tokens[:, 0])
 
     def _key_bias(self, point_is_empty: Tensor, dtype: torch.dtype) -> Tensor:
@@ -191,9 +191,9 @@ class MaskDecoder(nn.Module):
         return bias[:, None, None, :]
 
     def _masks(self, tokens: Tensor, image: Tensor) -> Tensor:
-        upscaled = self.output_upscaling(image)
+        upscaled: Tensor = self.output_upscaling(image)
         kernels = torch.stack(
             [mlp(tokens[:, 1 + index]) for index, mlp in enumerate(self.output_hypernetworks_mlps)], dim=1
         )
         height, width = upscaled.shape[2], upscaled.shape[3]
-        return (kernels @ upscaled.flatten(2)).unflatten(2, (height, width))
+        return (kernels @ upscaled.flatten(2)).view(-1, MASK_TOKENS, height, width)

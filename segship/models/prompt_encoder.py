@@ -35,7 +35,11 @@ class RandomFourierFeatures(nn.Module):
 
     def forward(self, places: Tensor) -> Tensor:
         """Encode places (..., 2), x then y in [0, 1], to (..., channels)."""
-        phase = 2 * math.pi * ((2 * places - 1) @ self.positional_encoding_gaussian_matrix)
+        matrix = self.positional_encoding_gaussian_matrix
+        centred = 2 * places - 1
+        # Written out instead of as a matrix product: a product rounds differently for different numbers of points, and
+        # the sine of a large phase amplifies that until a padded call differs from an unpadded one.
+        phase = 2 * math.pi * (centred[..., :1] * matrix[0] + centred[..., 1:] * matrix[1])
         return torch.cat([phase.sin(), phase.cos()], dim=-1)
 
 
@@ -88,19 +92,21 @@ class PromptEncoder(nn.Module):
         Tensor
             (N, P, channels).
         """
-        code = self.pe_layer((point_coords + 0.5) / self.image_size)
+        code: Tensor = self.pe_layer((point_coords + 0.5) / self.image_size)
         labels = point_labels.unsqueeze(-1)
         embedded = code * (labels >= 0).to(code.dtype)
         embedded = embedded + self.not_a_point_embed.weight * (labels == LABEL_NOT_A_POINT).to(code.dtype)
         for label, embedding in zip(POINT_LABELS, self.point_embeddings, strict=True):
+            assert isinstance(embedding, nn.Embedding)
             embedded = embedded + embedding.weight * (labels == label).to(code.dtype)
         return embedded
 
     def embed_masks(self, mask_input: Tensor, has_mask_input: Tensor) -> Tensor:
-        """Embed mask inputs (N, 1, 4h, 4w) to (N, C, h, w), or the no-mask vector where ``has_mask_input`` (N,) is 0."""
+        """Embed mask inputs (N, 1, 4h, 4w) to (N, C, h, w), the no-mask vector where ``has_mask_input`` (N,) is 0."""
         chosen = has_mask_input.view(-1, 1, 1, 1)
         no_mask = self.no_mask_embed.weight.view(1, -1, 1, 1)
-        return chosen * self.mask_downscaling(mask_input) + (1 - chosen) * no_mask
+        embedded: Tensor = self.mask_downscaling(mask_input)
+        return chosen * embedded + (1 - chosen) * no_mask
 
     def dense_positions(self) -> Tensor:
         """Return the positional code of the embedding's cells, (1, C, h, w)."""

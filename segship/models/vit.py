@@ -82,7 +82,8 @@ class RelPosAttention(nn.Module):
         scores = scores.view(-1, heads, rows, grid, grid, grid)
         scores = scores + rel_h.unsqueeze(-1) + rel_w.unsqueeze(-2)
         weights = scores.view(-1, heads, rows * grid, grid * grid).softmax(dim=-1)
-        return weights @ value
+        mixed: Tensor = weights @ value
+        return mixed
 
 
 class Block(nn.Module):

@@ -1,0 +1,45 @@
+# make demo   makes the environment and segments a photograph with the model inside the package
+# make test   makes the development environment and passes every test
+# make check  formats, lints and type-checks
+# make slow   the full-size proofs: vit_b against the reference, vit_h past 2 GiB
+PYTHON ?= python3.11
+BIN := .venv/bin
+
+.PHONY: demo test slow check format tiny clean
+
+demo: .stamps/core
+	$(BIN)/segship demo --out demo-output --overwrite
+
+test: .stamps/dev
+	$(BIN)/python -m pytest -q -m "not slow"
+
+slow: .stamps/dev
+	$(BIN)/python -m pytest -q -m slow
+
+check: .stamps/dev
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: .stamps/dev
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+tiny: .stamps/dev
+	$(BIN)/python -m recipes.tiny.train
+
+.stamps/venv:
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --upgrade pip
+	@mkdir -p .stamps && touch $@
+
+.stamps/core: .stamps/venv pyproject.toml
+	$(BIN)/python -m pip install --quiet -e .
+	@touch $@
+
+.stamps/dev: .stamps/venv pyproject.toml
+	$(BIN)/python -m pip install --quiet -e ".[dev]"
+	@touch .stamps/core $@
+
+clean:
+	rm -rf .venv .stamps build dist demo-output

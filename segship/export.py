@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a checkpoint to a checked bundle: trace, simplify, lower, compare after every step, write whole or not at all.
+
+The middle of the ship road. `export_bundle` writes segship's own contract; `segship.export_foreign` writes the graphs
+that other people's programs expect.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+import onnx
+from torch import nn
+
+from segship.backends.onnxruntime import Session
+from segship.backends.session import SessionOptions
+from segship.bundle import Bundle, write_bundle
+from segship.errors import ExportError
+from segship.graph.lower import LOWEST_OPSET, lower_opset
+from segship.graph.save import LARGEST_INLINE_BYTES, save_graph
+from segship.graph.simplify import simplify_graph
+from segship.graph.trace import LOWEST_TRACED_OPSET, trace_graph
+from segship.loading import SAM_PROMPT_RULES, describe_model, load_model
+from segship.manifest import Comparison, ComparisonBar, ComparisonStep
+from segship.models.sam import ImageEncoderGraph, MaskDecoderGraph
+from segship.spec import GraphSpec, image_encoder_spec, mask_decoder_spec
+from segship.verify import compare_sam, require_passed, run_reference
+
+HIGHEST_OPSET = 24
+
+Report = Callable[[str, Sequence[ComparisonStep]], None]
+"""Called after every step with its name and the rows of its comparison."""
+
+
+@dataclass(frozen=True, slots=True)
+class ExportOptions:
+    """How a checkpoint is exported.
+
+    Attributes
+    ----------
+    contract
+        ``segship``: a bundle with our graphs. ``official``, ``ascend``, ``samexporter``: the graphs of those programs.
+    opset
+        ONNX opset of the graphs, 14 to 24.
+    simplify
+        Run onnxslim after tracing.
+    single_mask
+        For the other contracts: one mask an object, chosen by the reference's rule.
+    image_size
+        Another model frame than the checkpoint's; position tables are resized and the change is recorded.
+    force
+        Replace a bundle that is already there.
+    bar
+        How far a graph may differ from its model.
+    largest_inline_bytes
+        Weights beyond this go into one sidecar file beside the graph.
+    """
+
+    contract: Literal["segship", "official", "ascend", "samexporter"] = "segship"
+    opset: int = 18
+    simplify: bool = True
+    single_mask: bool = False
+    image_size: int | None = None
+    force: bool = False
+    bar: ComparisonBar = field(default_factory=ComparisonBar)
+    largest_inline_bytes: int = LARGEST_INLINE_BYTES
+
+
+def export_bundle(
+    checkpoint_path: Path, output: Path, options: ExportOptions | None = None, report: Report | None = None
+) -> Bundle:
+    """Export a checkpoint to a bundle.
+
+    Parameters
+    ----------
+    checkpoint_path
+        A ``.pth``, ``.pt`` or ``.safetensors`` file.
+    output
+        Folder to make. Nothing is left behind when anything fails.
+    options
+        See `ExportOptions`; its ``contract`` must be ``segship``.
+    report
+        Called after every step with its comparison.
+
+    Raises
+    ------
+    ExportError
+        When a step fails; `ComparisonFailed` when a graph differs from the model by more than the bar.
+    CheckpointError
+        When the checkpoint cannot be used.
+    OutputError
+        When ``output`` exists and ``force`` is off, or cannot be written.
+    """
+    options = options or ExportOptions()
+    check_options(options)
+    model = load_model(checkpoint_path, image_size=options.image_size)
+    geometry = model.config.geometry
+    parts: dict[str, tuple[nn.Module, GraphSpec]] = {
+        "image_encoder": (ImageEncoderGraph(model.sam), image_encoder_spec(geometry)),
+        "mask_decoder": (MaskDecoderGraph(model.sam), mask_decoder_spec(geometry)),
+    }
+    reference = run_reference(model.sam, SAM_PROMPT_RULES)
+    rows: list[ComparisonStep] = []
+    with tempfile.TemporaryDirectory(prefix="segship-export-") as folder:
+        for step, change in graph_steps(options):
+            for name, (module, spec) in parts.items():
+                path = Path(folder) / f"{name}.onnx"
+                save_graph(change(module, spec, path), path, largest_inline_bytes=options.largest_inline_bytes)
+            compared = compare_sam(
+                step,
+                reference,
+                open_session(Path(folder) / "image_encoder.onnx", parts["image_encoder"][1]),
+                open_session(Path(folder) / "mask_decoder.onnx", parts["mask_decoder"][1]),
+                options.bar,
+            )
+            rows.extend(compared)
+            if report is not None:
+                report(step, compared)
+            require_passed(compared)
+        manifest = describe_model(model, opset=options.opset, comparison=Comparison(bar=options.bar, steps=rows))
+        graphs = {name: Path(folder) / f"{name}.onnx" for name in parts}
+        return write_bundle(output, manifest, graphs, force=options.force)
+
+
+GraphChange = Callable[[nn.Module, GraphSpec, Path], onnx.ModelProto]
+
+
+def graph_steps(
+    options: ExportOptions,
+    *,
+    largest_sizes: Mapping[str, int] | None = None,
+    finish: Callable[[onnx.ModelProto], onnx.ModelProto] | None = None,
+) -> list[tuple[str, GraphChange]]:
+    """Return the steps that make a graph, in order: the name of each, and what makes the next graph from the last.
+
+    Parameters
+    ----------
+    options
+        Which steps there are.
+    largest_sizes
+        Upper bounds of dynamic axes, for tracing.
+    finish
+        Nodes written by hand after tracing.
+    """
+
+    def trace(module: nn.Module, spec: GraphSpec, _: Path) -> onnx.ModelProto:
+        model = trace_graph(module, spec, opset=options.opset, largest_sizes=largest_sizes)
+        return model if finish is None else finish(model)
+
+    steps: list[tuple[str, GraphChange]] = [("traced", trace)]
+    if options.simplify:
+        steps.append(("simplified", lambda _module, _spec, path: simplify_graph(onnx.load(str(path)))))
+    if options.opset < LOWEST_TRACED_OPSET:
+        lowered = f"lowered to opset {options.opset}"
+        steps.append((lowered, lambda _module, _spec, path: lower_opset(onnx.load(str(path)), options.opset)))
+    return steps
+
+
+def check_options(options: ExportOptions) -> None:
+    """Refuse options outside their range before any work is done."""
+    if not LOWEST_OPSET <= options.opset <= HIGHEST_OPSET:
+        raise ExportError(
+            f"opset {options.opset} cannot be written; accepted are {LOWEST_OPSET} to {HIGHEST_OPSET}", code="bad_opset"
+        )
+    if options.single_mask and options.contract == "segship":
+        raise ExportError(
+            "--single-mask belongs to the contracts official, ascend and samexporter; a segship bundle always holds "
+            "all four masks and chooses when it runs (multimask_output)",
+            code="bad_option",
+        )
+
+
+def open_session(path: Path, spec: GraphSpec) -> Session:
+    """Load a graph of the export in ONNX Runtime, which every comparison runs in."""
+    return Session(path, spec, SessionOptions())

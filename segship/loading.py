@@ -1,0 +1,94 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a checkpoint to a torch model that is ready to be exported or run, and to what a manifest says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import torch
+
+import segship
+from segship.checkpoints import Checkpoint, load_state, read_checkpoint, recognise_architecture
+from segship.manifest import CheckpointEntry, Comparison, Manifest, PreprocessingEntry, PromptRulesEntry
+from segship.models.config import SamConfig
+from segship.models.positions import change_image_size
+from segship.models.sam import Sam, build_sam
+from segship.prompts import PromptRules
+
+TOOLS = ("torch", "onnx", "onnxscript", "onnxslim", "onnxruntime", "numpy")
+SAM_PROMPT_RULES = PromptRules(padding_point="without_box")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoadedModel:
+    """A checkpoint as a torch module, and what was changed on the way."""
+
+    checkpoint: Checkpoint
+    config: SamConfig
+    sam: Sam
+    changes: tuple[str, ...]
+
+
+def load_model(checkpoint_path: Path, *, image_size: int | None = None) -> LoadedModel:
+    """Read a checkpoint, recognise its architecture and build the module, strictly.
+
+    Raises
+    ------
+    CheckpointError
+        When the file cannot be read safely, or its tensors do not fit.
+    """
+    checkpoint = read_checkpoint(checkpoint_path)
+    config = recognise_architecture({name: tuple(tensor.shape) for name, tensor in checkpoint.state_dict.items()})
+    state, changes = checkpoint.state_dict, tuple(checkpoint.notes)
+    if image_size is not None:
+        config, state, resized = change_image_size(config, state, image_size)
+        changes += resized
+    with torch.device("meta"):
+        sam = build_sam(config)
+    load_state(sam, state)
+    return LoadedModel(checkpoint, config, sam.eval(), changes)
+
+
+def describe_model(
+    model: LoadedModel, *, opset: int, comparison: Comparison | None, precision: str = "fp32"
+) -> Manifest:
+    """Write down everything about a model except its files, which `segship.bundle.write_bundle` adds."""
+    config, checkpoint = model.config, model.checkpoint
+    known = checkpoint.known
+    return Manifest(
+        architecture=config.architecture,
+        image_size=config.image_size,
+        embedding_channels=config.embedding_channels,
+        embedding_size=config.embedding_size,
+        preprocessing=PreprocessingEntry(pixel_mean=config.pixel_mean, pixel_std=config.pixel_std),
+        prompt_rules=PromptRulesEntry(padding_point=SAM_PROMPT_RULES.padding_point),
+        graphs={},
+        precision=precision,
+        opset=opset,
+        checkpoint=CheckpointEntry(
+            name=checkpoint.path.name,
+            sha256=checkpoint.sha256,
+            bytes=checkpoint.bytes,
+            licence=known.licence if known else "unknown",
+            known=known is not None,
+        ),
+        changes=list(model.changes),
+        tools=tool_versions(),
+        comparison=comparison,
+        created=datetime.now(UTC).isoformat(timespec="seconds"),
+    )
+
+
+def tool_versions() -> dict[str, str]:
+    """Return the versions of everything that shaped the graphs."""
+    versions = {"segship": segship.__version__}
+    for name in TOOLS:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return versions

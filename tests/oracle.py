@@ -1,0 +1,146 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The reference implementation as the tests' oracle.
+
+The package ``segment_anything`` imports torchvision for four small functions, and there is no CPU build of torchvision
+to install. This module puts a stand-in of exactly those four in its place before the import.
+"""
+
+from __future__ import annotations
+
+import sys
+import types
+import warnings
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+
+from segship.models.config import SamConfig, VitConfig
+
+# Tensors of two or more axes that are looked up or added, not multiplied.
+TABLES = ("pos_embed", "_embed.weight", "tokens.weight", "iou_token.weight", "rel_pos_h", "rel_pos_w", "biases")
+TABLES += tuple(f"point_embeddings.{index}.weight" for index in range(4))
+
+# A vit of every mechanism (window padding, global blocks, both attention kinds) that runs in milliseconds.
+SMALL_VIT = SamConfig(
+    "custom",
+    VitConfig(embed_dim=32, depth=3, num_heads=2, global_attention_blocks=(1,), patch_size=16, window_size=3),
+    image_size=128,
+    embedding_channels=32,
+    decoder_heads=4,
+    decoder_mlp_dim=48,
+    iou_head_hidden_dim=24,
+)
+
+
+def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
+    return image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
+
+
+def _install_torchvision_stand_in() -> None:
+    names = ("torchvision", "torchvision.transforms", "torchvision.transforms.functional")
+    names += ("torchvision.ops", "torchvision.ops.boxes")
+    modules = {name: types.ModuleType(name) for name in names}
+    functional, boxes = modules["torchvision.transforms.functional"], modules["torchvision.ops.boxes"]
+    vars(functional).update(resize=_resize, to_pil_image=lambda array: Image.fromarray(np.asarray(array)))
+    vars(boxes).update(batched_nms=_unused, box_area=_unused)
+    sys.modules.update(modules)
+
+
+def _unused(*_: object) -> None:
+    raise AssertionError("the oracle's automatic masks are not used here")
+
+
+def reference() -> Any:
+    """Return the package ``segment_anything``."""
+    if "segment_anything" not in sys.modules:
+        if "torchvision" not in sys.modules:
+            _install_torchvision_stand_in()
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import segment_anything
+    return sys.modules["segment_anything"]
+
+
+def build_reference(config: SamConfig) -> Any:
+    """Build the reference model of the given sizes (plain ViT encoders only)."""
+    from functools import partial
+
+    reference()
+    from segment_anything.modeling import ImageEncoderViT, MaskDecoder, PromptEncoder, Sam, TwoWayTransformer
+
+    encoder = config.encoder
+    assert isinstance(encoder, VitConfig)
+    grid = config.embedding_size
+    return Sam(
+        image_encoder=ImageEncoderViT(
+            depth=encoder.depth,
+            embed_dim=encoder.embed_dim,
+            img_size=config.image_size,
+            mlp_ratio=encoder.mlp_ratio,
+            norm_layer=partial(torch.nn.LayerNorm, eps=1e-6),
+            num_heads=encoder.num_heads,
+            patch_size=encoder.patch_size,
+            qkv_bias=True,
+            use_rel_pos=True,
+            global_attn_indexes=encoder.global_attention_blocks,
+            window_size=encoder.window_size,
+            out_chans=config.embedding_channels,
+        ),
+        prompt_encoder=PromptEncoder(
+            embed_dim=config.embedding_channels,
+            image_embedding_size=(grid, grid),
+            input_image_size=(config.image_size, config.image_size),
+            mask_in_chans=config.mask_input_channels,
+        ),
+        mask_decoder=MaskDecoder(
+            num_multimask_outputs=3,
+            transformer=TwoWayTransformer(
+                depth=config.decoder_depth,
+                embedding_dim=config.embedding_channels,
+                mlp_dim=config.decoder_mlp_dim,
+                num_heads=config.decoder_heads,
+            ),
+            transformer_dim=config.embedding_channels,
+            iou_head_depth=3,
+            iou_head_hidden_dim=config.iou_head_hidden_dim,
+        ),
+        pixel_mean=list(config.pixel_mean),
+        pixel_std=list(config.pixel_std),
+    ).eval()
+
+
+def seeded_weights(module: torch.nn.Module, seed: int = 0, scale: float = 0.05) -> dict[str, torch.Tensor]:
+    """Return a state dict for the module with every tensor random, biases and tables included.
+
+    The published initialisation leaves position tables and biases at zero, where a mistake in them would not show.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    state = {}
+    # Sorted, so that modules that hold the same tensors in another order get the same weights.
+    for name, tensor in sorted(module.state_dict().items()):
+        if not tensor.is_floating_point():
+            state[name] = tensor.clone()
+            continue
+        noise = torch.randn(tensor.shape, generator=generator)
+        if name.endswith("running_var"):
+            state[name] = 1.0 + 0.1 * noise.abs()
+        elif name.endswith("gaussian_matrix"):
+            state[name] = noise
+        elif tensor.ndim == 1 and name.endswith("weight"):
+            state[name] = 1.0 + scale * noise
+        elif tensor.ndim == 1:
+            state[name] = scale * noise
+        elif name.endswith(TABLES):
+            state[name] = 0.5 * noise
+        else:
+            # Unit gain, so that activations neither die out nor saturate the softmaxes.
+            state[name] = noise * tensor[0].numel() ** -0.5
+    return state
+
+
+def with_image_size(config: SamConfig, image_size: int) -> SamConfig:
+    """Return the configuration for another model frame."""
+    return replace(config, image_size=image_size)
