@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Literal
 
 from segship.cache import cache_folder
 from segship.errors import BackendUnavailable, BundleError
-from segship.known import KNOWN_CHECKPOINTS
+from segship.known import CHECKPOINT_SUFFIXES, KNOWN_CHECKPOINTS
 from segship.predictor import Predictor
 
 if TYPE_CHECKING:
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from segship.bundle import Bundle
 
 EMBEDDED_MODELS = ("tiny",)
-CHECKPOINT_SUFFIXES = (".pth", ".pt", ".safetensors")
 DEFAULT_BACKEND = "onnxruntime"
 
 
@@ -133,7 +132,9 @@ def bundle_folder(name: str) -> Path:
 def list_models() -> tuple[ModelInfo, ...]:
     """Return every named model and where it stands on this machine."""
     embedded = (
-        ModelInfo(name, "in the package", _folder_bytes(embedded_bundle(name)), "Apache-2.0", str(embedded_bundle(name)))
+        ModelInfo(
+            name, "in the package", _folder_bytes(embedded_bundle(name)), "Apache-2.0", str(embedded_bundle(name))
+        )
         for name in EMBEDDED_MODELS
     )
     return (*embedded, *(_known_model(name) for name in KNOWN_CHECKPOINTS))
@@ -158,7 +159,8 @@ def _load_bundle(path: Path, backend: str, options: SessionOptions) -> Predictor
     from segship.backends import load_backend
     from segship.bundle import Bundle
 
-    bundle = Bundle.read(path)
+    # Opening checks the manifest and the list of files; each graph's bytes are checked as it is loaded.
+    bundle = Bundle.open(path)
     if backend == "torch":
         raise BackendUnavailable(
             f"{path} is a bundle and the torch backend runs checkpoints; give the checkpoint's path, "

@@ -36,7 +36,7 @@ from segship.loading import SAM_PROMPT_RULES, LoadedModel, load_model, tool_vers
 from segship.manifest import ComparisonStep
 from segship.models.sam import ImageEncoderGraph
 from segship.spec import LABEL_EMPTY, GraphSpec
-from segship.transforms import Preprocessing, prepare_image, resized_size, resize_image, upscale_mask
+from segship.transforms import Preprocessing, prepare_image, resize_image, resized_size, upscale_mask
 from segship.verify import Arrays, Runner, decoder_inputs, mask_step, require_passed, tensor_step, torch_runner
 
 EXPORT_FILE = "export.json"

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
@@ -13,7 +12,7 @@ import torch
 
 import segship
 from segship.checkpoints import Checkpoint, load_state, read_checkpoint, recognise_architecture
-from segship.manifest import CheckpointEntry, Comparison, Manifest, PreprocessingEntry, PromptRulesEntry
+from segship.manifest import CheckpointEntry, Comparison, Manifest, Precision, PreprocessingEntry, PromptRulesEntry
 from segship.models.config import SamConfig
 from segship.models.positions import change_image_size
 from segship.models.sam import Sam, build_sam
@@ -54,7 +53,7 @@ def load_model(checkpoint_path: Path, *, image_size: int | None = None) -> Loade
 
 
 def describe_model(
-    model: LoadedModel, *, opset: int, comparison: Comparison | None, precision: str = "fp32"
+    model: LoadedModel, *, opset: int, comparison: Comparison | None, precision: Precision = "fp32"
 ) -> Manifest:
     """Write down everything about a model except its files, which `segship.bundle.write_bundle` adds."""
     config, checkpoint = model.config, model.checkpoint

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
+import numpy.typing as npt
 from numpy.typing import NDArray
 
 from segship.errors import PromptError
@@ -89,8 +90,8 @@ class MaskPrediction:
     @property
     def empty(self) -> NDArray[np.bool_]:
         """(objects, masks) bool, True where a mask has no pixel."""
-        set_pixels = self.masks if self.masks.dtype == np.bool_ else self.masks > 0
-        return ~set_pixels.any(axis=(2, 3))
+        # Bool masks and logits alike: a pixel is set where it is above 0.
+        return np.asarray(~(self.masks > 0).any(axis=(2, 3)), np.bool_)
 
 
 class Predictor:
@@ -233,10 +234,10 @@ class Predictor:
         image: ImageSource,
         prompts: Prompts | Sequence[Prompts] | None = None,
         *,
-        points: object = None,
-        labels: object = None,
-        boxes: object = None,
-        mask_input: object = None,
+        points: npt.ArrayLike | None = None,
+        labels: npt.ArrayLike | None = None,
+        boxes: npt.ArrayLike | None = None,
+        mask_input: npt.ArrayLike | None = None,
         multimask_output: MaskChoice = True,
         return_logits: bool = False,
     ) -> MaskPrediction:
@@ -273,9 +274,7 @@ class Predictor:
     @property
     def _preprocessing(self) -> Preprocessing:
         entry = self.manifest.preprocessing
-        return Preprocessing(
-            image_size=self.image_size, pixel_mean=tuple(entry.pixel_mean), pixel_std=tuple(entry.pixel_std)
-        )
+        return Preprocessing(image_size=self.image_size, pixel_mean=entry.pixel_mean, pixel_std=entry.pixel_std)
 
     @property
     def _prompt_rules(self) -> PromptRules:
@@ -284,8 +283,8 @@ class Predictor:
     def _check_embedding(self, embedding: ImageEmbedding) -> None:
         if embedding.encoder_sha256 != self._encoder_sha256:
             raise PromptError(
-                f"the embedding was made by encoder {embedding.encoder_sha256[:12]} and this decoder belongs to encoder "
-                f"{self._encoder_sha256[:12]}; encode the image with this predictor",
+                f"the embedding was made by encoder {embedding.encoder_sha256[:12]} and this decoder belongs to "
+                f"encoder {self._encoder_sha256[:12]}; encode the image with this predictor",
                 code="foreign_embedding",
             )
 
@@ -294,8 +293,8 @@ class Predictor:
     ) -> NDArray[np.bool_] | NDArray[np.float32]:
         # One mask at a time: all of them in float at image size is what makes the reference run out of memory.
         objects, count = low_res.shape[:2]
-        dtype = np.float32 if return_logits else np.bool_
-        masks = np.empty((objects, count, *embedding.original_size), dtype=dtype)
+        shape = (objects, count, *embedding.original_size)
+        masks: NDArray[Any] = np.empty(shape, np.float32 if return_logits else np.bool_)
         for index in np.ndindex(objects, count):
             logits = upscale_mask(
                 low_res[index],

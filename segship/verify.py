@@ -116,7 +116,8 @@ def compare_sam(
     The decoder row feeds both sides the model's embedding; the row of masks runs the graphs behind each other and
     compares what a user sees, at image size.
     """
-    embeddings, logits, scores, ious = [], [], [], []
+    embeddings, logits, scores = [], [], []
+    ious: list[float] = []
     for case in reference.images:
         made = encoder.run({"image": case.image})["image_embeddings"]
         embeddings.append((case.image_embeddings, made))

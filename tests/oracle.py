@@ -29,7 +29,7 @@ SMALL_VIT = SamConfig(
     VitConfig(embed_dim=32, depth=3, num_heads=2, global_attention_blocks=(1,), patch_size=16, window_size=3),
     image_size=128,
     embedding_channels=32,
-    decoder_heads=4,
+    decoder_heads=8,
     decoder_mlp_dim=48,
     iou_head_hidden_dim=24,
 )

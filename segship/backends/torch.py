@@ -17,14 +17,14 @@ from numpy.typing import NDArray
 from torch import nn
 
 from segship.backends.session import Session as BaseSession
-from segship.backends.session import SessionOptions
+from segship.backends.session import SessionOptions, check_arrays
 from segship.errors import BackendUnavailable
 from segship.loading import LoadedModel, describe_model, load_model
-from segship.manifest import Manifest
+from segship.manifest import Manifest, Precision
 from segship.models.sam import ImageEncoderGraph, MaskDecoderGraph
 from segship.spec import GraphSpec, image_encoder_spec, mask_decoder_spec
 
-PRECISIONS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PRECISIONS: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 class Session(BaseSession):
@@ -45,16 +45,19 @@ class Session(BaseSession):
         options = options or SessionOptions()
         self.spec = spec
         self._device = _device(options.device)
-        self._dtype = _precision(options.precision)
+        self._dtype = PRECISIONS[_precision(options.precision)]
         if options.threads is not None:
             torch.set_num_threads(options.threads)
-        self._module = module.eval().to(device=self._device)
+        self._module: nn.Module | None = module.eval().to(device=self._device)
         self.description = (
             f"torch {torch.__version__} {self._device}, {options.precision}, {torch.get_num_threads()} threads"
         )
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run the module once; inputs and outputs are float32 arrays whatever the precision inside."""
+        if self._module is None:
+            raise BackendUnavailable("the session is closed; open another one", code="session_closed")
+        check_arrays(inputs, self.spec.inputs, self.spec.name)
         tensors = [torch.from_numpy(np.ascontiguousarray(inputs[tensor.name])) for tensor in self.spec.inputs]
         with torch.inference_mode(), self._precision_scope():
             answer = self._module(*(tensor.to(self._device) for tensor in tensors))
@@ -62,6 +65,10 @@ class Session(BaseSession):
         return {
             tensor.name: output.float().cpu().numpy() for tensor, output in zip(self.spec.outputs, outputs, strict=True)
         }
+
+    def close(self) -> None:
+        """Release the module and its weights."""
+        self._module = None
 
     def _precision_scope(self) -> torch.autocast:
         # Autocast keeps norms, softmax and the position code in float32; casting the whole module does not.
@@ -95,7 +102,7 @@ def open_checkpoint(path: Path, options: SessionOptions | None = None) -> Opened
     _device(options.device)
     model: LoadedModel = load_model(path)
     geometry = model.config.geometry
-    manifest = describe_model(model, opset=0, comparison=None, precision=options.precision)
+    manifest = describe_model(model, opset=0, comparison=None, precision=_precision(options.precision))
     encoder = Session(ImageEncoderGraph(model.sam), image_encoder_spec(geometry), options)
     decoder = Session(MaskDecoderGraph(model.sam), mask_decoder_spec(geometry), options)
     return OpenedCheckpoint(manifest, encoder, decoder, model.checkpoint.sha256)
@@ -105,20 +112,27 @@ def _device(name: str) -> torch.device:
     try:
         device = torch.device(name)
     except RuntimeError as error:
-        raise BackendUnavailable(f"device {name!r} is unknown to torch; accepted are cpu, cuda, cuda:0") from error
+        raise BackendUnavailable(
+            f"device {name!r} is unknown to torch; accepted are cpu, cuda, cuda:0", code="unknown_device"
+        ) from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise BackendUnavailable(
             f"device {name!r} was asked for and torch {torch.__version__} sees no CUDA device; "
-            "use --device cpu, or install a CUDA build of torch on a machine with an NVIDIA driver"
+            "use --device cpu, or install a CUDA build of torch on a machine with an NVIDIA driver",
+            code="device_unavailable",
         )
     if device.type not in ("cpu", "cuda"):
-        raise BackendUnavailable(f"device {name!r} is not supported by the torch backend; accepted are cpu and cuda")
+        raise BackendUnavailable(
+            f"device {name!r} is not supported by the torch backend; accepted are cpu and cuda", code="unknown_device"
+        )
     return device
 
 
-def _precision(name: str) -> torch.dtype:
-    if name not in PRECISIONS:
-        raise BackendUnavailable(
-            f"precision {name!r} is not supported by the torch backend; accepted are {', '.join(PRECISIONS)}"
-        )
-    return PRECISIONS[name]
+def _precision(name: str) -> Precision:
+    for known in PRECISIONS:
+        if name == known:
+            return known
+    raise BackendUnavailable(
+        f"precision {name!r} is not supported by the torch backend; accepted are {', '.join(PRECISIONS)}",
+        code="precision_unavailable",
+    )

@@ -1,0 +1,179 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run graphs in ONNX Runtime: the default backend.
+
+Settings follow what the project promises: the same bundle, version, processor and thread count give the same bytes.
+So execution is sequential, nothing is tuned by timing, and on CUDA float32 is not shortened to TF32. Only the provider
+that was asked for is used; where ONNX Runtime would quietly take the CPU instead, this is an error. Custom operators
+are never registered.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import onnxruntime
+from numpy.typing import NDArray
+
+from segship.backends import usable_cores
+from segship.backends.session import Session as BaseSession
+from segship.backends.session import SessionOptions, check_arrays, check_interface
+from segship.errors import BackendUnavailable, BundleError
+from segship.files import atomic_file, open_regular
+from segship.spec import GraphSpec, TensorSpec
+
+# The arena keeps freed memory for the next call: faster, and the process stays as large as its largest call.
+_ENABLE_CPU_MEM_ARENA = True
+_LOG_ERRORS = 3
+PRECISIONS = ("fp32",)
+"""What may be asked for; the arithmetic itself is the graph's."""
+
+_CUDA_COMMAND = "pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
+
+_ELEMENT_TYPES = {"tensor(float)": "float32", "tensor(double)": "float64"}
+
+
+def compile(graph_path: Path, artifact_path: Path) -> None:
+    """Copy a graph, and the sidecar of its weights if it has one: ONNX Runtime runs ONNX files as they are."""
+    for suffix in ("", ".data"):
+        source = Path(f"{graph_path}{suffix}")
+        if suffix and not source.exists():
+            continue
+        with open_regular(source) as stream, atomic_file(f"{artifact_path}{suffix}", overwrite=True) as copy:
+            shutil.copyfileobj(stream, copy)
+
+
+class Session(BaseSession):
+    """A graph in ONNX Runtime.
+
+    Parameters
+    ----------
+    graph
+        The bytes of a graph that holds its own weights, or the path of any graph; weights in a sidecar are found
+        beside the path. Bytes that were verified stay verified; a path is read again by ONNX Runtime.
+    spec
+        The contract; what the graph declares is checked against it.
+    options
+        ``threads``, ``device`` ``cpu``, ``cuda`` or ``cuda:N``; ``precision`` only ``fp32``, since the arithmetic is
+        the graph's own.
+
+    Raises
+    ------
+    BackendUnavailable
+        When the device or precision cannot be had.
+    BundleError
+        When ONNX Runtime does not load the graph, or its inputs and outputs are not those of ``spec``.
+    """
+
+    def __init__(
+        self, graph: bytes | str | os.PathLike[str], spec: GraphSpec, options: SessionOptions | None = None
+    ) -> None:
+        options = options or SessionOptions()
+        self.spec = spec
+        threads = _threads(options)
+        provider, settings = _provider(options)
+        self._session: onnxruntime.InferenceSession | None = _load(graph, spec, threads, provider, settings)
+        used = self._session.get_providers()
+        if provider not in used:
+            raise _unavailable(options.device, f"ONNX Runtime could not start {provider} and uses {used}")
+        check_interface(_tensors(self._session.get_inputs()), _tensors(self._session.get_outputs()), spec)
+        self._outputs = [tensor.name for tensor in spec.outputs]
+        self.description = f"onnxruntime {onnxruntime.__version__} {provider}, {threads} threads"
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run the graph once; see `segship.backends.session.Session.run`."""
+        if self._session is None:
+            raise BackendUnavailable("the session is closed; open another one", code="session_closed")
+        check_arrays(inputs, self.spec.inputs, self.spec.name)
+        try:
+            answers = self._session.run(self._outputs, dict(inputs))
+        # The runtime's exceptions share no narrower base.
+        except Exception as error:
+            message = f"graph {self.spec.name!r} failed in {self.description}: {_first_line(error)}"
+            raise BackendUnavailable(message, code="run_failed") from error
+        return dict(zip(self._outputs, answers, strict=True))
+
+    def close(self) -> None:
+        """Release the graph and its weights."""
+        self._session = None
+
+
+def _load(
+    graph: bytes | str | os.PathLike[str], spec: GraphSpec, threads: int, provider: str, settings: dict[str, str]
+) -> onnxruntime.InferenceSession:
+    choices = onnxruntime.SessionOptions()
+    choices.intra_op_num_threads = threads
+    choices.inter_op_num_threads = 1
+    choices.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    choices.log_severity_level = _LOG_ERRORS
+    choices.enable_cpu_mem_arena = _ENABLE_CPU_MEM_ARENA
+    choices.use_deterministic_compute = True
+    source = graph if isinstance(graph, bytes) else os.fspath(graph)
+    try:
+        session = onnxruntime.InferenceSession(
+            source, sess_options=choices, providers=[(provider, settings)], enable_fallback=0
+        )
+    # The runtime's exceptions share no narrower base.
+    except Exception as error:
+        message = f"ONNX Runtime {onnxruntime.__version__} does not load graph {spec.name!r}: {_first_line(error)}"
+        raise BundleError(message, code="graph_rejected") from error
+    session.disable_fallback()
+    return session
+
+
+def _threads(options: SessionOptions) -> int:
+    threads = usable_cores() if options.threads is None else options.threads
+    if threads < 1:
+        raise BackendUnavailable(f"threads is {threads}; it must be 1 or more", code="bad_threads")
+    return threads
+
+
+def _provider(options: SessionOptions) -> tuple[str, dict[str, str]]:
+    """Return the execution provider for a device, and its settings."""
+    if options.precision not in PRECISIONS:
+        message = (
+            f"precision {options.precision!r} was asked for, and onnxruntime computes in the precision of the graph; "
+            "use fp32, or a bundle that was exported in the other precision"
+        )
+        raise BackendUnavailable(message, code="precision_unavailable")
+    if options.device == "cpu":
+        return "CPUExecutionProvider", {}
+    cuda = re.fullmatch(r"cuda(?::(\d{1,3}))?", options.device, re.ASCII)
+    if cuda is None:
+        message = f"device {options.device!r} is unknown to the onnxruntime backend; accepted are cpu, cuda, cuda:N"
+        raise BackendUnavailable(message, code="unknown_device")
+    provider = "CUDAExecutionProvider"
+    if provider not in onnxruntime.get_available_providers():
+        raise _unavailable(options.device, f"this ONNX Runtime has no {provider}")
+    # TF32 would miss the bar of fp32; EXHAUSTIVE, the default search, picks convolutions by timing them.
+    return provider, {"device_id": cuda[1] or "0", "use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+
+
+def _unavailable(device: str, reason: str) -> BackendUnavailable:
+    available = ", ".join(onnxruntime.get_available_providers())
+    message = (
+        f"device {device!r} cannot be had: {reason}. Available here: {available}. "
+        f"On a machine with an NVIDIA driver run: {_CUDA_COMMAND}"
+    )
+    return BackendUnavailable(message, code="device_unavailable")
+
+
+def _tensors(arguments: Sequence[Any]) -> tuple[TensorSpec, ...]:
+    return tuple(TensorSpec(argument.name, _dtype(argument.type), _sizes(argument.shape)) for argument in arguments)
+
+
+def _dtype(element_type: str) -> str:
+    # tensor(float) and tensor(double) are C's words; all others, such as tensor(int64), are numpy's.
+    return _ELEMENT_TYPES.get(element_type, element_type.removeprefix("tensor(").removesuffix(")"))
+
+
+def _sizes(shape: Sequence[int | str | None]) -> tuple[int | str, ...]:
+    return tuple("?" if size is None else size for size in shape)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().split("\n", 1)[0][:500]

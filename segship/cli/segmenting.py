@@ -1,0 +1,265 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Commands of the use road: segment, demo."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from segship.cli.output import errors_console, make_table, plain, print_json, results_console
+from segship.cli.reports import Json
+from segship.errors import InputError, PromptError, SegshipError
+from segship.output_names import output_stems
+from segship.prompt_text import parse_box, parse_point, parse_prompts_json
+from segship.prompts import Prompts
+
+if TYPE_CHECKING:
+    from segship.predictor import Predictor
+    from segship.segmenting import SegmentedImage, SegmentOptions
+
+STANDARD_INPUT = "<standard input>"
+EXIT_BAD_INPUT = 3
+DEFAULT_FORMATS = "overlay,png"
+
+Values = Annotated[list[str] | None, Parameter(allow_leading_hyphen=True, negative=())]
+
+
+def segment(
+    *images: str,
+    point: Values = None,
+    box: Values = None,
+    prompts: Path | None = None,
+    mask_input: Path | None = None,
+    multimask: bool = False,
+    clip: bool = False,
+    model: str = "tiny",
+    backend: str = "auto",
+    device: str = "cpu",
+    precision: str = "fp32",
+    threads: int | None = None,
+    out: Annotated[Path, Parameter(name=("--out", "-o"))] = Path("segship-output"),
+    format: str = DEFAULT_FORMATS,
+    overwrite: bool = False,
+    max_pixels: int | None = None,
+    json: Json = False,
+) -> int:
+    """Segment images from points, boxes, masks.
+
+    All points belong to one object, and one box given with them to the same object; several boxes are several
+    objects. Objects with points of their own come from a file: --prompts.
+
+    Parameters
+    ----------
+    images
+        Image files; - is standard input.
+    point
+        X,Y or X,Y,LABEL in pixels of the upright image; label 1 foreground, 0 background. May be given again.
+    box
+        X0,Y0,X1,Y1. May be given again.
+    prompts
+        JSON file with points, labels, boxes, or a list of objects.
+    mask_input
+        .npz of an earlier run, whose best masks are refined.
+    multimask
+        All three masks of every object instead of one.
+    clip
+        Move points outside the image to its edge instead of refusing them.
+    model
+        tiny, a bundle, a checkpoint (torch backend), or a known name.
+    backend
+        onnxruntime or torch; auto takes the one that fits the model.
+    device
+        cpu or cuda.
+    precision
+        fp32, or bf16 with the torch backend.
+    threads
+        Threads of the runtime; all usable cores when left out.
+    out
+        Folder for the files.
+    format
+        Comma-separated: overlay, png, coco, npz, json.
+    overwrite
+        Replace files that are there.
+    max_pixels
+        Take images of up to this many pixels; 50,000,000 when left out.
+    """
+    from segship.images import ImageLimits
+    from segship.segmenting import SegmentOptions
+    from segship.writers import check_formats
+
+    if not images:
+        raise InputError("no image was given; name one or more files, or - for standard input", code="no_images")
+    limits = ImageLimits() if max_pixels is None else ImageLimits(pixels=max_pixels)
+    options = SegmentOptions(
+        multimask_output=True if multimask else "auto",
+        clip=clip,
+        formats=check_formats(part.strip() for part in format.split(",")),
+        overwrite=overwrite,
+        limits=limits,
+    )
+    given = gather_prompts(point or [], box or [], prompts, mask_input)
+    predictor = _load(model, backend, device, precision, threads)
+    out.mkdir(parents=True, exist_ok=True)
+    done, failed = _segment_all(predictor, images, given, out, options)
+    _print_outcome(predictor, model, done, failed, as_json=json)
+    return EXIT_BAD_INPUT if failed else 0
+
+
+def demo(*, out: Path = Path("segship-demo"), overwrite: bool = False, json: Json = False) -> int:
+    """Segment the photograph inside the package from one click, with the model inside the package.
+
+    Parameters
+    ----------
+    out
+        Folder for the overlay.
+    overwrite
+        Replace files that are there.
+    """
+    from segship.photograph import DEMO_POINT_XY, demo_photograph
+    from segship.segmenting import SegmentOptions
+
+    predictor = _load("tiny", "auto", "cpu", "fp32", None)
+    out.mkdir(parents=True, exist_ok=True)
+    options = SegmentOptions(overwrite=overwrite)
+    done, failed = _segment_all(predictor, [str(demo_photograph())], Prompts(points=[DEMO_POINT_XY]), out, options)
+    _print_outcome(predictor, "tiny", done, failed, as_json=json)
+    if done and not json:
+        x, y = DEMO_POINT_XY
+        results_console().print(f"one click at {x},{y}; look at {plain(str(done[0].files[0]))}")
+    return EXIT_BAD_INPUT if failed else 0
+
+
+def gather_prompts(
+    points: Sequence[str], boxes: Sequence[str], file: Path | None, mask_input: Path | None
+) -> Prompts | list[Prompts]:
+    """Make prompts of what stands on the command line.
+
+    Raises
+    ------
+    PromptError
+        When parts contradict one another.
+    """
+    if file is not None:
+        if points or boxes or mask_input is not None:
+            raise PromptError(
+                "--prompts was given together with --point, --box or --mask-input; put everything into the file",
+                code="prompts_given_twice",
+            )
+        from segship.files import read_bytes
+        from segship.prompts import PromptLimits
+
+        return parse_prompts_json(read_bytes(file.resolve(), limit=PromptLimits().json_bytes + 1))
+    if points and len(boxes) > 1:
+        raise PromptError(
+            f"{len(points)} points and {len(boxes)} boxes were given, and points belong to one object; "
+            'write the objects into a file: --prompts, {"objects": [{"points": ..., "boxes": ...}, ...]}',
+            code="ambiguous_prompts",
+        )
+    parsed = [parse_point(text) for text in points]
+    return Prompts(
+        points=[(point.x, point.y) for point in parsed] or None,
+        labels=[point.label for point in parsed] or None,
+        boxes=[parse_box(text) for text in boxes] or None,
+        mask_input=None if mask_input is None else _read_mask_input(mask_input),
+    )
+
+
+def _read_mask_input(path: Path) -> Any:
+    from segship.writers import read_mask_input
+
+    return read_mask_input(path)
+
+
+def _load(model: str, backend: str, device: str, precision: str, threads: int | None) -> Predictor:
+    from segship.catalog import load
+
+    return load(model, backend=backend, device=device, precision=precision, threads=threads)
+
+
+def _segment_all(
+    predictor: Predictor,
+    images: Sequence[str],
+    prompts: Prompts | list[Prompts],
+    out: Path,
+    options: SegmentOptions,
+) -> tuple[list[SegmentedImage], list[dict[str, str]]]:
+    """Segment every image; one that cannot be used is reported and does not stop the others."""
+    from segship.segmenting import segment_image
+
+    done: list[SegmentedImage] = []
+    failed: list[dict[str, str]] = []
+    stems = output_stems("-" if image == STANDARD_INPUT else image for image in images)
+    for image, stem in zip(_with_progress(images), stems, strict=True):
+        source = sys.stdin.buffer.read(options.limits.bytes + 1) if image == STANDARD_INPUT else image
+        try:
+            done.append(segment_image(predictor, source, prompts, out, options, stem=stem, name=image))
+        except SegshipError as error:
+            if len(images) == 1:
+                raise
+            failed.append({"image": image, "code": error.code, "message": str(error)})
+    return done, failed
+
+
+def _with_progress(images: Sequence[str]) -> Iterable[str]:
+    if len(images) == 1:
+        return images
+    from rich.progress import track
+
+    return track(images, description="segmenting", console=errors_console(), transient=True)
+
+
+def _print_outcome(
+    predictor: Predictor, model: str, done: Sequence[SegmentedImage], failed: Sequence[dict[str, str]], *, as_json: bool
+) -> None:
+    for failure in failed:
+        line = f"[bold red]error[/] [dim]({failure['code']})[/] {plain(failure['image'])}: {plain(failure['message'])}"
+        errors_console().print(line, soft_wrap=True)
+    if as_json:
+        print_json(
+            {
+                "model": model,
+                "architecture": predictor.manifest.architecture,
+                "backend": predictor.backend,
+                "runs_on": predictor.description,
+                "images": [image.to_dict() for image in done],
+                "failed": list(failed),
+            }
+        )
+        return
+    for image in done:
+        _print_image(image)
+    if done:
+        results_console().print(f"[dim]{plain(model)} in {plain(predictor.description)}[/]")
+
+
+def _print_image(image: SegmentedImage) -> None:
+    console = results_console()
+    height, width = image.prediction.original_size
+    times = ", ".join(f"{stage} {value:.0f} ms" for stage, value in image.milliseconds.items())
+    console.print(f"[bold]{plain(image.result.name)}[/] {width} x {height}: {times}")
+    areas = image.result.masks.sum(axis=(2, 3))
+    rows = [
+        (
+            entry,
+            index,
+            f"{image.prediction.iou_predictions[entry, index]:.3f}",
+            f"{area:,} px",
+            f"{area / (height * width):.1%}",
+        )
+        for (entry, index), area in zip(_indices(areas), areas.ravel().tolist(), strict=True)
+    ]
+    console.print(make_table((">object", ">mask", ">predicted IoU", ">area", ">of image"), rows))
+    for note in dict.fromkeys((*image.result.notes, *image.prediction.notes)):
+        console.print(f"note: {plain(note)}")
+    for path in image.files:
+        console.print(f"  {plain(str(path))}")
+
+
+def _indices(areas: Any) -> Iterable[tuple[int, ...]]:
+    import numpy as np
+
+    return np.ndindex(areas.shape)

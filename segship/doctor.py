@@ -1,0 +1,283 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Look at this machine and say what segship can do here, what it cannot, and the command that mends it.
+
+Each part is tried for real: packages are imported, a one-node graph is run on every device, the bundle inside the
+package is verified. What fails becomes a line of the report, never a traceback; so nothing is imported at
+the top of this module that ``import segship`` does not need as well.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib import import_module, metadata
+from importlib.util import find_spec
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import segship
+from segship.backends import BACKENDS, EXTRAS, load_backend, usable_cores
+from segship.errors import SegshipError
+from segship.spec import GraphSpec, TensorSpec
+
+CORE_PACKAGES = {
+    "numpy": "numpy",
+    "Pillow": "PIL",
+    "opencv-python-headless": "cv2",
+    "onnxruntime": "onnxruntime",
+    "pydantic": "pydantic",
+    "cyclopts": "cyclopts",
+    "rich": "rich",
+}
+"""What `pip install segship` brings: package -> the module that is imported."""
+
+EMBEDDED_BUNDLE = Path(__file__).parent / "bundles" / "tiny"
+_INTERESTING_FEATURES = (
+    "avx2",
+    "fma",
+    "avx512f",
+    "avx512_vnni",
+    "avx_vnni",
+    "avx512_bf16",
+    "amx_int8",
+    "asimddp",
+    "i8mm",
+)
+
+# y = Identity(x), one float32, opset 17: the smallest graph that shows that a device runs.
+_PROBE_GRAPH = bytes.fromhex(
+    "080812003a3b0a100a017812017922084964656e74697479120570726f6265"
+    "5a0f0a0178120a0a08080112040a020801620f0a0179120a0a08080112040a02080142040a001011"
+)
+_PROBE_SPEC = GraphSpec("probe", (TensorSpec("x", "float32", (1,)),), (TensorSpec("y", "float32", (1,)),))
+
+
+@dataclass(frozen=True, slots=True)
+class PackageStatus:
+    """A package that segship needs; ``problem`` and ``command`` are None if it is well."""
+
+    name: str
+    version: str | None
+    problem: str | None = None
+    command: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class BackendStatus:
+    """A backend, and what it really runs on here.
+
+    Attributes
+    ----------
+    devices
+        What may be asked for and was tried, such as ``cpu`` or ``cuda:0 NVIDIA H200``.
+    providers
+        What the runtime says it was built with; not all of it need work here.
+    precisions
+        What may be asked for.
+    problem, command
+        Why it is not available, or which device does not start, and what mends it.
+    """
+
+    name: str
+    available: bool
+    version: str | None = None
+    devices: tuple[str, ...] = ()
+    providers: tuple[str, ...] = ()
+    precisions: tuple[str, ...] = ()
+    problem: str | None = None
+    command: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class FolderStatus:
+    """A folder that segship reads or writes; ``problem`` is None if it is well."""
+
+    path: str
+    problem: str | None = None
+    command: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class DoctorReport:
+    """What `examine` found."""
+
+    segship: str
+    python: str
+    platform: str
+    cpu: str
+    cpu_features: tuple[str, ...]
+    usable_cores: int
+    packages: tuple[PackageStatus, ...]
+    backends: tuple[BackendStatus, ...]
+    cache: FolderStatus
+    embedded_bundle: FolderStatus
+
+    @property
+    def healthy(self) -> bool:
+        """True if images can be segmented here; backends other than the default may be missing."""
+        default = next(backend for backend in self.backends if backend.name == "onnxruntime")
+        problems = (self.embedded_bundle.problem, *(package.problem for package in self.packages))
+        return default.available and not any(problems)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that JSON can carry."""
+        return {**asdict(self), "healthy": self.healthy}
+
+
+def examine() -> DoctorReport:
+    """Try everything that segship stands on and return what was found; never raises for a broken package."""
+    return DoctorReport(
+        segship=segship.__version__,
+        python=platform.python_version(),
+        platform=platform.platform(),
+        cpu=_cpu_field("model name") or platform.processor() or platform.machine(),
+        cpu_features=_cpu_features(),
+        usable_cores=usable_cores(),
+        packages=tuple(_package(name, module) for name, module in CORE_PACKAGES.items()),
+        backends=tuple(_backend(name) for name in BACKENDS),
+        cache=_cache(),
+        embedded_bundle=_embedded_bundle(),
+    )
+
+
+def _cpu_field(name: str) -> str | None:
+    # Only Linux has this file; elsewhere the platform module has to do.
+    try:
+        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    found = re.search(rf"^{name}\s*:\s*(.+)$", text, re.MULTILINE | re.IGNORECASE)
+    return found[1].strip() if found else None
+
+
+def _cpu_features() -> tuple[str, ...]:
+    flags = (_cpu_field("flags") or _cpu_field("features") or "").split()
+    return tuple(name for name in _INTERESTING_FEATURES if name in flags)
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def _reason(error: BaseException) -> str:
+    """Return an error in one line."""
+    text = str(error).strip().split("\n", 1)[0][:300]
+    return text if isinstance(error, SegshipError) else f"{type(error).__name__}: {text}"
+
+
+def _package(name: str, module: str) -> PackageStatus:
+    version = _version(name)
+    if _is_missing(module):
+        return PackageStatus(name, version, "not installed", f'pip install "{name}"')
+    try:
+        loaded = import_module(module)
+    # A broken package may raise anything when it is imported, and must not end the report.
+    except Exception as error:
+        return PackageStatus(
+            name, version, f"cannot be imported: {_reason(error)}", f'pip install --force-reinstall "{name}"'
+        )
+    # Another build may stand in for the package, such as opencv-python for its headless sister.
+    return PackageStatus(name, version or getattr(loaded, "__version__", None))
+
+
+def _is_missing(module: str) -> bool:
+    try:
+        return find_spec(module) is None
+    except (ImportError, ValueError):
+        return False
+
+
+def _backend(name: str) -> BackendStatus:
+    command = f'pip install "{EXTRAS[name]}"'
+    if _is_missing(name):
+        return BackendStatus(name, False, problem="not installed", command=command)
+    try:
+        module = load_backend(name)
+        return _PROBES[name](module)
+    # A broken package may raise anything, and must not end the report.
+    except Exception as error:
+        return BackendStatus(
+            name, False, _version(name), problem=_reason(error), command=f"{command} --force-reinstall"
+        )
+
+
+def _probe_onnxruntime(module: ModuleType) -> BackendStatus:
+    import numpy as np
+
+    from segship.backends.session import SessionOptions
+
+    runtime = import_module("onnxruntime")
+    providers = tuple(runtime.get_available_providers())
+    devices, problem = [], None
+    for device in ("cpu", "cuda") if "CUDAExecutionProvider" in providers else ("cpu",):
+        try:
+            with module.Session(_PROBE_GRAPH, _PROBE_SPEC, SessionOptions(threads=1, device=device)) as session:
+                session.run({"x": np.zeros(1, np.float32)})
+            devices.append(device)
+        except SegshipError as error:
+            problem = f"{device} does not start: {_reason(error)}"
+    command = 'pip install --force-reinstall "onnxruntime"' if problem and "cpu" not in devices else None
+    return BackendStatus(
+        "onnxruntime",
+        "cpu" in devices,
+        runtime.__version__,
+        tuple(devices),
+        providers,
+        module.PRECISIONS,
+        problem,
+        command,
+    )
+
+
+def _probe_torch(module: ModuleType) -> BackendStatus:
+    torch = import_module("torch")
+    devices, problem = ["cpu"], None
+    if torch.cuda.is_available():
+        devices += [f"cuda:{index} {torch.cuda.get_device_name(index)}" for index in range(torch.cuda.device_count())]
+    elif torch.version.cuda is not None:
+        problem = (
+            f"built for CUDA {torch.version.cuda}, and sees no CUDA device; check the NVIDIA driver with nvidia-smi"
+        )
+    return BackendStatus(
+        "torch", True, torch.__version__, tuple(devices), precisions=tuple(module.PRECISIONS), problem=problem
+    )
+
+
+_PROBES: dict[str, Callable[[ModuleType], BackendStatus]] = {
+    "onnxruntime": _probe_onnxruntime,
+    "torch": _probe_torch,
+}
+
+
+def _cache() -> FolderStatus:
+    from segship.cache import cache_folder
+
+    try:
+        folder = cache_folder()
+    # A user without a home folder, say.
+    except (SegshipError, RuntimeError, OSError) as error:
+        return FolderStatus("", _reason(error))
+    # The folder is made when it is first needed, so its nearest parent tells whether that will work.
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        return FolderStatus(str(folder), f"{existing} cannot be written", f"chmod u+rwx {existing}")
+    return FolderStatus(str(folder))
+
+
+def _embedded_bundle() -> FolderStatus:
+    reinstall = 'pip install --force-reinstall --no-deps "segship"'
+    try:
+        from segship.bundle import Bundle
+
+        Bundle.read(EMBEDDED_BUNDLE)
+    # A broken pydantic or numpy ends here as well as a damaged file.
+    except Exception as error:
+        return FolderStatus(str(EMBEDDED_BUNDLE), _reason(error), reinstall)
+    return FolderStatus(str(EMBEDDED_BUNDLE))

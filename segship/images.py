@@ -1,0 +1,270 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A path, bytes, Pillow image or array to upright (H, W, 3) uint8 RGB, within limits; the use road starts here.
+
+Pillow decodes. Each file goes to the one plugin of its recognised, allowed format, so no other decoder ever sees it.
+Size limits are checked on the header, before pixels are decoded. EXIF orientation is applied once, here, so that
+every point and box is in the frame a viewer shows. Colour profiles are ignored. See `segship.pixel_modes` for what
+happens to each kind of pixel.
+
+Codes of `ImageError`: ``missing_file``, ``not_a_file``, ``unreadable_file``, ``empty_file``, ``too_many_bytes``,
+``unknown_format``, ``format_not_allowed``, ``truncated``, ``corrupt``, ``too_complex``, ``too_many_pixels``,
+``side_too_long``, ``aspect_ratio``, ``unsupported_mode``, ``value_range``, ``non_finite_pixels``,
+``bad_array_shape``, ``bad_array_dtype``, ``bad_background``, ``unsupported_source``, ``out_of_memory``.
+Text of Pillow never reaches a message.
+
+Notes of a `LoadedImage`: ``animated_first_frame`` (several frames or pages, the first was taken), ``trailing_data``
+(bytes behind the picture were ignored), ``transparency_composited`` (laid over the background colour).
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+from segship.errors import ImageError
+from segship.image_bytes import (
+    DEFAULT_FORMATS,
+    check_byte_count,
+    picture_end,
+    read_file,
+    recognise_format,
+    truncated,
+    webp_size,
+)
+from segship.pixel_modes import exif_orientation, rgb_pixels, turn_upright
+
+Result = TypeVar("Result")
+
+ImageSource = str | Path | bytes | bytearray | memoryview | Image.Image | npt.NDArray[Any]
+"""A path, the bytes of a file, a Pillow image, or an array (H, W, 3) uint8 RGB or (H, W) uint8 gray."""
+
+
+class _JpegWithoutResolution(JpegImagePlugin.JpegImageFile):
+    """Leaves EXIF alone: Pillow would read all of it for a print resolution, and warn of blocks that are damaged."""
+
+    def _read_dpi_from_exif(self) -> None:
+        pass
+
+
+# The plugins themselves, not Image.open: it warns or fails by a limit that is global to the process, and it turns a
+# JPEG with a second picture inside into another format.
+_PLUGINS: dict[str, Callable[[io.BytesIO], ImageFile.ImageFile]] = {
+    "jpeg": _JpegWithoutResolution,
+    "png": PngImagePlugin.PngImageFile,
+    "webp": WebPImagePlugin.WebPImageFile,
+    "tiff": TiffImagePlugin.TiffImageFile,
+    "gif": GifImagePlugin.GifImageFile,
+    "bmp": BmpImagePlugin.BmpImageFile,
+}
+
+
+@dataclass(frozen=True, slots=True)
+class ImageLimits:
+    """The largest image that is read.
+
+    Attributes
+    ----------
+    bytes
+        Size of the encoded file.
+    pixels
+        Height times width.
+    side
+        The longer side in pixels. 30,000 stays below 32,767, where 16-bit sums of a row wrap.
+    aspect_ratio
+        Longer side over shorter side. Past twice the model's image size the shorter side would shrink to nothing.
+    """
+
+    bytes: int = 256 * 1024 * 1024
+    pixels: int = 50_000_000
+    side: int = 30_000
+    aspect_ratio: int = 1000
+
+
+DEFAULT_LIMITS = ImageLimits()
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoadedImage:
+    """An image as the use road takes it.
+
+    Attributes
+    ----------
+    pixels
+        (H, W, 3) uint8 RGB, upright, contiguous.
+    notes
+        What was done that a user may want to know; see the module's list.
+    """
+
+    pixels: npt.NDArray[np.uint8]
+    notes: tuple[str, ...] = ()
+
+    @property
+    def size_hw(self) -> tuple[int, int]:
+        """(height, width) of the upright image."""
+        return self.pixels.shape[0], self.pixels.shape[1]
+
+
+def read_image(
+    source: ImageSource,
+    *,
+    limits: ImageLimits = DEFAULT_LIMITS,
+    background: tuple[int, int, int] = (0, 0, 0),
+    formats: Collection[str] = DEFAULT_FORMATS,
+) -> LoadedImage:
+    """Return the image that a source holds, upright and in RGB.
+
+    Parameters
+    ----------
+    source
+        Path of a file, its bytes, a Pillow image, or an array: (H, W, 3) uint8 RGB, which is taken as it is and not
+        copied, or (H, W) uint8 gray.
+    limits
+        The largest image to read.
+    background
+        RGB colour under transparent pixels, each 0 to 255.
+    formats
+        File formats to accept, out of ``jpeg``, ``png``, ``webp``, ``tiff``, ``gif`` and ``bmp``.
+
+    Raises
+    ------
+    ImageError
+        With one of the codes in the module's list.
+    """
+    if len(background) != 3 or not all(isinstance(value, int) and 0 <= value <= 255 for value in background):
+        raise ImageError(
+            f"The background is {background!r}; give three whole numbers from 0 to 255.", code="bad_background"
+        )
+    if isinstance(source, str | Path):
+        return _read_bytes(read_file(source, limits.bytes), limits, background, formats)
+    if isinstance(source, bytes | bytearray | memoryview):
+        check_byte_count(memoryview(source).nbytes, limits.bytes)
+        return _read_bytes(bytes(source), limits, background, formats)
+    if isinstance(source, Image.Image):
+        _check_size(source.size[1], source.size[0], limits)
+        return _read_pillow(source, limits, background)
+    if hasattr(source, "__array__"):
+        return _read_array(np.asarray(source), limits)
+    raise ImageError(
+        f"An image cannot be read from a {type(source).__name__}; "
+        "give a path, bytes, a Pillow image or an (H, W, 3) uint8 RGB array.",
+        code="unsupported_source",
+    )
+
+
+def _read_bytes(
+    data: bytes, limits: ImageLimits, background: tuple[int, int, int], formats: Collection[str]
+) -> LoadedImage:
+    name = recognise_format(data, formats)
+    if name == "webp" and (size := webp_size(data)) is not None:
+        _check_size(*size, limits)
+    end = picture_end(data, name)
+    try:
+        opened = _decoded(lambda: _PLUGINS[name](io.BytesIO(data)))
+    except ImageError as error:
+        # Cut off inside its header, it looks damaged to the decoder.
+        raise (truncated() if end is None else error) from None
+    _check_size(opened.size[1], opened.size[0], limits)
+    if end is None:
+        raise truncated()
+    notes = ("trailing_data",) if end < len(data) else ()
+    loaded = _read_pillow(opened, limits, background)
+    return LoadedImage(loaded.pixels, notes + loaded.notes)
+
+
+def _read_pillow(image: Image.Image, limits: ImageLimits, background: tuple[int, int, int]) -> LoadedImage:
+    notes = []
+    if _decoded(lambda: image.tell() == 0 and bool(getattr(image, "is_animated", False))):
+        notes.append("animated_first_frame")
+    _decoded(image.load)
+    # A GIF frame may be larger than the canvas its header states.
+    _check_size(image.size[1], image.size[0], limits)
+    pixels, was_transparent = _decoded(lambda: rgb_pixels(image, background))
+    if was_transparent:
+        notes.append("transparency_composited")
+    # Read after loading: PNG may store the block behind the pixels. TIFF files leave none, Pillow turns those itself.
+    return LoadedImage(turn_upright(pixels, exif_orientation(image.info.get("exif"))), tuple(notes))
+
+
+def _decoded(step: Callable[[], Result]) -> Result:
+    """Return what a step of the decoder gives, with every failure under one of our codes and in our words."""
+    try:
+        return step()
+    except ImageError:
+        raise
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning):
+        raise ImageError(
+            f"The image has more pixels than Pillow's own limit of {Image.MAX_IMAGE_PIXELS}; make it smaller, "
+            "or raise PIL.Image.MAX_IMAGE_PIXELS.",
+            code="too_many_pixels",
+        ) from None
+    except OSError as error:
+        if "truncated" in str(error):
+            raise truncated() from None
+        raise _corrupt() from None
+    except MemoryError:
+        raise ImageError(
+            "There is not enough memory to decode the image; make it smaller.", code="out_of_memory"
+        ) from None
+    except Exception:
+        # A damaged file can make a plugin raise anything, and its text may quote memory; neither goes further.
+        raise _corrupt() from None
+
+
+def _corrupt() -> ImageError:
+    return ImageError("The image cannot be decoded, it is damaged; open and save it in an editor.", code="corrupt")
+
+
+def _check_size(height: int, width: int, limits: ImageLimits) -> None:
+    found = f"The image is {width:,} x {height:,} pixels"
+    if min(height, width) < 1:
+        raise ImageError(f"{found}; both sides must be at least 1.", code="corrupt")
+    if height * width > limits.pixels:
+        raise ImageError(
+            f"{found}, {height * width:,} in all; at most {limits.pixels:,} are read. "
+            "Scale it down, or raise ImageLimits.pixels.",
+            code="too_many_pixels",
+        )
+    if max(height, width) > limits.side:
+        raise ImageError(
+            f"{found}; a side may have at most {limits.side:,}. Scale it down, or cut it into tiles.",
+            code="side_too_long",
+        )
+    if max(height, width) > limits.aspect_ratio * min(height, width):
+        raise ImageError(
+            f"{found}; the longer side may be at most {limits.aspect_ratio:,} times the shorter. Cut it into pieces.",
+            code="aspect_ratio",
+        )
+
+
+def _read_array(array: npt.NDArray[Any], limits: ImageLimits) -> LoadedImage:
+    if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3) or 0 in array.shape:
+        raise ImageError(
+            f"The image array has the shape {array.shape}; accepted are (H, W, 3) RGB and (H, W) gray, neither empty.",
+            code="bad_array_shape",
+        )
+    if array.dtype != np.uint8:
+        raise ImageError(
+            f"The image array has the dtype {array.dtype}; accepted is uint8, 0 to 255. "
+            "Scale it, then use .astype(numpy.uint8).",
+            code="bad_array_dtype",
+        )
+    _check_size(array.shape[0], array.shape[1], limits)
+    if array.ndim == 2:
+        return LoadedImage(np.repeat(array[:, :, None], 3, axis=2))
+    return LoadedImage(np.ascontiguousarray(array))

@@ -1,0 +1,91 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Say what a path is (a bundle, an ONNX graph or a checkpoint) and what stands in it; nothing of it is run."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal, Protocol
+
+from segship.bundle import Bundle
+from segship.errors import InputError
+from segship.known import CHECKPOINT_SUFFIXES
+from segship.onnx_wire import read_graph
+
+GRAPH_SUFFIX = ".onnx"
+
+
+class Described(Protocol):
+    """Anything that can say as JSON what it is."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that JSON can carry."""
+
+
+@dataclass(frozen=True, slots=True)
+class Inspection:
+    """What a path holds.
+
+    Attributes
+    ----------
+    kind
+        ``bundle``, ``graph`` or ``checkpoint``.
+    path
+        As it was given.
+    content
+        The description: a `BundleDescription`, an `segship.onnx_wire.OnnxGraph` or that of a checkpoint.
+    """
+
+    kind: Literal["bundle", "graph", "checkpoint"]
+    path: Path
+    content: Described
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that JSON can carry: ``kind``, ``path``, and the description under the kind's name."""
+        return {"kind": self.kind, "path": str(self.path), self.kind: self.content.to_dict()}
+
+
+@dataclass(frozen=True, slots=True)
+class BundleDescription:
+    """A bundle of which every byte was verified."""
+
+    bundle: Bundle
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the manifest, the bundle's digest, and a summary of every graph."""
+        graphs = {
+            name: read_graph(self.bundle.path / entry.file).to_dict()
+            for name, entry in self.bundle.manifest.graphs.items()
+        }
+        manifest = self.bundle.manifest.model_dump(mode="json")
+        return {"digest": self.bundle.digest, "manifest": manifest, "graphs": graphs}
+
+
+def inspect(path: str | os.PathLike[str]) -> Inspection:
+    """Describe a bundle folder, an ``.onnx`` graph or a checkpoint.
+
+    Raises
+    ------
+    InputError
+        ``file_missing`` or ``unknown_file`` when the path is none of them.
+    BundleError, CheckpointError
+        When the file is damaged or unsafe; the message names it.
+    """
+    target = Path(path)
+    if target.is_dir():
+        return Inspection("bundle", target, BundleDescription(Bundle.read(target)))
+    if not target.exists():
+        raise InputError(f"there is no file or folder {target}; check the name", code="file_missing")
+    suffix = target.suffix.lower()
+    if suffix == GRAPH_SUFFIX:
+        return Inspection("graph", target, read_graph(target))
+    if suffix in CHECKPOINT_SUFFIXES:
+        from segship.checkpoints import describe_checkpoint
+
+        return Inspection("checkpoint", target, describe_checkpoint(target))
+    accepted = ", ".join((GRAPH_SUFFIX, *CHECKPOINT_SUFFIXES))
+    message = (
+        f"{target} is not a bundle folder and its name does not end in one of {accepted}; rename it or name another"
+    )
+    raise InputError(message, code="unknown_file")

@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Run lengths of masks: COCO's `segmentation` objects, written and read without pycocotools.
+
+On the use road between a prediction and its files. A mask is read column by column (column-major); its run lengths
+alternate between zeros and ones and begin with zeros, so a mask whose first pixel is set begins with a run of 0.
+COCO's compressed form writes each run, from the fourth on as the difference to the run two before, in groups of five
+bits, lowest first: bit 5 of a character says that another group follows, bit 4 of the last group is the sign, and 48
+is added to make it printable. Follows pycocotools common/maskApi.c rleEncode, rleToString and rleFrString; unlike
+those, reading checks everything that it is given before it reserves memory for it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, TypedDict
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segship.errors import InputError
+
+Runs = NDArray[np.int64]
+
+MAX_PIXELS = 400_000_000
+"""The largest mask that is read unless a caller says otherwise: as many pixels as the largest image we take."""
+
+_BITS = 5
+_CONTINUES = 0x20
+_SIGN = 0x10
+_FIRST_CHARACTER = 48
+# 7 groups are 35 bits: enough for the difference of any two 32-bit runs, which is all that COCO knows.
+_MOST_GROUPS = 7
+_LARGEST_RUN = 2**32 - 1
+
+
+class Rle(TypedDict):
+    """A mask as COCO has it in JSON.
+
+    ``size`` is [height, width]; ``counts`` is the compressed string, or the list of run lengths.
+    """
+
+    size: list[int]
+    counts: str | list[int]
+
+
+def encode_rle(mask: NDArray[np.bool_], *, compressed: bool = True) -> Rle:
+    """Return a mask as run lengths, compressed as COCO does it or as a plain list.
+
+    Parameters
+    ----------
+    mask
+        (H, W) bool.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> encode_rle(np.array([[False, True], [False, True]]))
+    {'size': [2, 2], 'counts': '22'}
+    """
+    height, width = mask.shape
+    runs = mask_to_runs(mask)
+    return Rle(size=[height, width], counts=compress_runs(runs) if compressed else runs.tolist())
+
+
+def decode_rle(rle: Rle | Mapping[str, Any], *, max_pixels: int = MAX_PIXELS) -> NDArray[np.bool_]:
+    """Return the mask of a COCO run-length object, compressed or not.
+
+    Parameters
+    ----------
+    rle
+        Holds ``size`` and ``counts``, see `Rle`; ``counts`` may be bytes, as pycocotools gives them.
+    max_pixels
+        A mask of more is refused before memory is reserved for it.
+
+    Returns
+    -------
+    NDArray
+        (H, W) bool.
+
+    Raises
+    ------
+    InputError
+        ``bad_rle``: the runs do not fill the size exactly, one is negative, or they cannot be read at all.
+    """
+    if not isinstance(rle, Mapping) or not {"size", "counts"} <= rle.keys():
+        raise _bad("it is not a mapping with size and counts", "{'size': [height, width], 'counts': ...}")
+    height, width = _read_size(rle["size"], max_pixels)
+    counts = rle["counts"]
+    if isinstance(counts, str | bytes):
+        runs = decompress_runs(counts, height * width)
+    else:
+        runs = _read_counts(counts, height * width)
+    return runs_to_mask(runs, (height, width))
+
+
+def mask_to_runs(mask: NDArray[np.bool_]) -> Runs:
+    """Return the run lengths (n,) int64 of a mask (H, W) bool, column by column, beginning with zeros."""
+    pixels = mask.ravel(order="F")
+    if not pixels.size:
+        # What pycocotools writes for a mask without pixels.
+        return np.zeros(1, np.int64)
+    changes = np.flatnonzero(pixels[1:] != pixels[:-1]) + 1
+    edges = np.concatenate(([0], changes, [pixels.size]))
+    runs = np.diff(edges)
+    return np.concatenate(([0], runs)) if pixels[0] else runs
+
+
+def runs_to_mask(runs: Runs, size_hw: tuple[int, int]) -> NDArray[np.bool_]:
+    """Return the mask (H, W) bool of run lengths; refuses runs that do not fill ``size_hw`` exactly."""
+    height, width = size_hw
+    pixels = height * width
+    if (runs < 0).any():
+        raise _bad(f"a run has the length {runs.min()}", "lengths from 0 up")
+    # Each run is looked at before the sum, so that the sum cannot overflow.
+    if (runs > pixels).any():
+        raise _bad(f"a run has the length {runs.max()}", f"at most {pixels}, the pixels of {height} x {width}")
+    total = int(runs.sum())
+    if total != pixels:
+        raise _bad(f"the runs sum to {total}", f"exactly {pixels}, the pixels of {height} x {width}")
+    is_one = np.arange(len(runs)) % 2 == 1
+    return np.ascontiguousarray(np.repeat(is_one, runs).reshape(width, height).T)
+
+
+def compress_runs(runs: Runs) -> str:
+    """Return run lengths (n,) as COCO's string, byte for byte what pycocotools writes."""
+    values = runs.astype(np.int64)
+    values[3:] -= runs[1:-2]
+    groups = np.zeros((len(values), _MOST_GROUPS), np.uint8)
+    is_used = np.zeros(groups.shape, np.bool_)
+    rows = np.arange(len(values))
+    for column in range(_MOST_GROUPS):
+        group = values & 0x1F
+        values = values >> _BITS
+        # An arithmetic shift ends in -1 for a negative number and in 0 for any other.
+        continues = values != np.where(group & _SIGN, -1, 0)
+        groups[rows, column] = group + _CONTINUES * continues + _FIRST_CHARACTER
+        is_used[rows, column] = True
+        rows, values = rows[continues], values[continues]
+        if not len(rows):
+            break
+    assert not len(rows), f"a run is longer than COCO can write: {runs.max()}"
+    return groups[is_used].tobytes().decode("ascii")
+
+
+def decompress_runs(text: str | bytes, pixels: int) -> Runs:
+    """Return the run lengths (n,) int64 of COCO's string for a mask of ``pixels`` pixels.
+
+    Whether they fill the mask is left to `runs_to_mask`; here only the string is checked.
+    """
+    # Every run takes at least one character, and no mask needs more runs than it has pixels, plus the first.
+    _check_length(len(text), (pixels + 1) * _MOST_GROUPS, "characters")
+    try:
+        raw = text.encode("ascii") if isinstance(text, str) else text
+    except UnicodeEncodeError as error:
+        raise _bad("counts has characters outside ASCII", "COCO's characters, from '0' to 'o'") from error
+    groups = np.frombuffer(raw, np.uint8).astype(np.int64) - _FIRST_CHARACTER
+    if ((groups < 0) | (groups > 0x3F)).any():
+        raise _bad("counts has a character outside the alphabet", "COCO's characters, from '0' to 'o'")
+    ends = np.flatnonzero(groups < _CONTINUES)
+    if not len(groups) or ends[-1:].tolist() != [len(groups) - 1]:
+        raise _bad("counts is empty or stops in the middle of a run", "a whole string")
+    starts = np.concatenate(([0], ends[:-1] + 1))
+    lengths = ends - starts + 1
+    if lengths.max() > _MOST_GROUPS:
+        raise _bad(f"a run is written with {lengths.max()} characters", f"at most {_MOST_GROUPS}")
+    _check_length(len(starts), pixels + 1, "runs")
+    return _undo_differences(_join_groups(groups, starts, lengths), pixels)
+
+
+def _join_groups(groups: Runs, starts: Runs, lengths: Runs) -> Runs:
+    places = np.arange(len(groups)) - np.repeat(starts, lengths)
+    values = np.add.reduceat((groups & 0x1F) << (_BITS * places), starts)
+    is_negative = groups[starts + lengths - 1] & _SIGN
+    return np.where(is_negative, values - (1 << (_BITS * lengths)), values)
+
+
+def _undo_differences(values: Runs, pixels: int) -> Runs:
+    # No difference of two runs of this mask is larger; with this known, the sums below stay inside 64 bits.
+    if (np.abs(values) > pixels).any():
+        raise _bad("a run is longer than the mask", f"at most {pixels} pixels")
+    runs = values.copy()
+    runs[1::2] = np.cumsum(values[1::2])
+    # The third run is the first that could have a difference and has none: the first run is no part of this chain.
+    runs[2::2] = np.cumsum(values[2::2])
+    return runs
+
+
+def _read_size(size: object, max_pixels: int) -> tuple[int, int]:
+    sides = size.tolist() if isinstance(size, np.ndarray) else size
+    # type(), since True is an int.
+    if not isinstance(sides, list | tuple) or [type(side) for side in sides] != [int, int] or min(sides) < 0:
+        raise _bad(f"size is {_shorten(size)}", "[height, width], two whole numbers from 0 up")
+    height, width = int(sides[0]), int(sides[1])
+    if height * width > max_pixels or max(height, width) > _LARGEST_RUN:
+        raise _bad(f"size is {height} x {width}", f"at most {max_pixels} pixels")
+    return height, width
+
+
+def _read_counts(counts: object, pixels: int) -> Runs:
+    accepted = "a string, or a list of whole numbers"
+    if not isinstance(counts, Sequence | np.ndarray):
+        raise _bad(f"counts is of the type {type(counts).__name__}", accepted)
+    _check_length(len(counts), pixels + 1, "runs")
+    try:
+        array = np.asarray(counts)
+    except ValueError as error:
+        raise _bad("counts is a ragged list", accepted) from error
+    if array.ndim != 1 or not array.size or array.dtype.kind not in "iu":
+        raise _bad(f"counts is an array of {array.dtype} with the shape {array.shape}", accepted)
+    if (array > _LARGEST_RUN).any():
+        raise _bad(f"a run has the length {array.max()}", f"at most {pixels}")
+    return array.astype(np.int64)
+
+
+def _check_length(found: int, accepted: int, what: str) -> None:
+    if found > accepted:
+        raise _bad(f"counts has {found} {what}", f"at most {accepted} for this size")
+
+
+def _shorten(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 40 else text[:40] + "..."
+
+
+def _bad(found: str, accepted: str) -> InputError:
+    message = f"A run-length mask cannot be read: {found}; accepted is {accepted}. Check the program that wrote it."
+    return InputError(message, code="bad_rle")

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Names for output files, made from the names of the inputs.
+
+On the use road just before the writers. Names of inputs are other people's: they may hold control characters, text
+direction overrides, bytes that are no UTF-8, or begin with a dash that a shell takes for an option. What comes out can
+be made on every usual file system and seen for what it is. Spaces and letters of every script stay.
+"""
+
+from __future__ import annotations
+
+import os
+import unicodedata
+from collections.abc import Iterable
+from pathlib import PurePath
+
+MAX_STEM_BYTES = 200
+"""Leaves room for what a writer adds: most file systems take names of 255 bytes."""
+
+NAMELESS = "image"
+"""The stem of an input whose name has nothing that can be kept, such as standard input."""
+
+_FORBIDDEN_ON_WINDOWS = frozenset('<>:"/\\|?*')
+_WINDOWS_DEVICES = frozenset(
+    ["CON", "PRN", "AUX", "NUL", *(f"{port}{digit}" for port in ("COM", "LPT") for digit in "123456789")]
+)
+# Control, surrogate (a byte that is no UTF-8), line and paragraph separators, unassigned.
+_FORBIDDEN_CATEGORIES = frozenset(["Cc", "Cs", "Zl", "Zp", "Cn"])
+# Invisible, and they make a name read other than it is: text direction marks, overrides, isolates, byte order mark.
+_DIRECTION_MARKS = frozenset("\u061c\u200b\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069\ufeff")
+
+
+def output_stems(inputs: Iterable[str | os.PathLike[str]]) -> list[str]:
+    """Return for every input a stem for its output files, all different.
+
+    Stems count as equal if a file system could take them for the same: with letters of another case or another
+    composition of accents. The second of equal ones gets ``-2``, and so on, so the result depends on the order.
+
+    Examples
+    --------
+    >>> output_stems(["cats/photo.jpg", "dogs/photo.png", "-"])
+    ['photo', 'photo-2', 'image']
+    """
+    taken: set[str] = set()
+    stems = []
+    for name in inputs:
+        stem = safe_stem(name)
+        number, candidate = 1, stem
+        while _compared(candidate) in taken:
+            number += 1
+            ending = f"-{number}"
+            candidate = _cut(stem, MAX_STEM_BYTES - len(ending)) + ending
+        taken.add(_compared(candidate))
+        stems.append(candidate)
+    return stems
+
+
+def safe_stem(name: str | os.PathLike[str]) -> str:
+    """Return the last part of a path without its extension, fit to name a file; `NAMELESS` if nothing is left.
+
+    Examples
+    --------
+    >>> safe_stem("holiday/-été 2024.jpeg")
+    'été 2024'
+    """
+    shown = "".join("_" if _is_forbidden(character) else character for character in PurePath(name).stem)
+    # A leading dash is an option to a shell, a leading dot hides; Windows drops dots and spaces at the end.
+    stem = _cut(shown.lstrip("-. "), MAX_STEM_BYTES - 1)
+    if stem.split(".")[0].rstrip(" ").upper() in _WINDOWS_DEVICES:
+        stem = "_" + stem
+    return stem or NAMELESS
+
+
+def safe_file_name(name: str | os.PathLike[str]) -> str:
+    """Return the last part of a path as text that can be shown and stored: forbidden characters are ``_``."""
+    return "".join("_" if _is_forbidden(character) else character for character in PurePath(name).name)
+
+
+def _is_forbidden(character: str) -> bool:
+    return (
+        character in _FORBIDDEN_ON_WINDOWS
+        or character in _DIRECTION_MARKS
+        or unicodedata.category(character) in _FORBIDDEN_CATEGORIES
+    )
+
+
+def _cut(text: str, limit: int) -> str:
+    """Return as much of the text as takes at most ``limit`` bytes of UTF-8, with no dot or space at its end."""
+    return text.encode("utf-8")[:limit].decode("utf-8", "ignore").rstrip(". ")
+
+
+def _compared(stem: str) -> str:
+    return unicodedata.normalize("NFC", unicodedata.normalize("NFC", stem).casefold())

@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Image frame to model frame and back: the resize, the normalisation, the coordinates and the masks.
+
+Second step of the use road. In the model frame the image's longer side is ``image_size`` and the rest is padded, right
+and bottom. Follows segment_anything/utils/transforms.py ResizeLongestSide and segment_anything/modeling/sam.py
+``preprocess`` and ``postprocess_masks``; the tests compare with both. Sizes are (height, width), points are (x, y).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from segship.errors import ImageError
+
+Size = tuple[int, int]
+FloatArray = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True, slots=True)
+class Preprocessing:
+    """What a model wants done to its images.
+
+    Attributes
+    ----------
+    image_size
+        Side S of the square model frame, in pixels.
+    pixel_mean, pixel_std
+        Per channel, red green blue, on the scale 0 to 255.
+    """
+
+    image_size: int
+    pixel_mean: tuple[float, float, float]
+    pixel_std: tuple[float, float, float]
+
+
+def resized_size(original_size_hw: Size, image_size: int) -> Size:
+    """Return (height, width) of an image once its longer side is ``image_size``.
+
+    Raises
+    ------
+    ImageError
+        ``aspect_ratio`` if the shorter side would come to nothing.
+    """
+    height, width = original_size_hw
+    scale = image_size / max(height, width)
+    resized = int(height * scale + 0.5), int(width * scale + 0.5)
+    if min(resized) < 1:
+        raise ImageError(
+            f"An image of {width} x {height} pixels shrinks to {resized[1]} x {resized[0]} when its longer side "
+            f"becomes {image_size}; the longer side may be at most {2 * image_size} times the shorter. Cut it up.",
+            code="aspect_ratio",
+        )
+    return resized
+
+
+def resize_image(pixels: npt.NDArray[np.uint8], image_size: int) -> npt.NDArray[np.uint8]:
+    """Return (h, w, 3) uint8 RGB with the longer side ``image_size``, by Pillow's antialiased bilinear."""
+    height, width = resized_size((pixels.shape[0], pixels.shape[1]), image_size)
+    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))
+
+
+def prepare_image(pixels: npt.NDArray[np.uint8], preprocessing: Preprocessing) -> FloatArray:
+    """Return the input of ``image_encoder`` for one image.
+
+    Parameters
+    ----------
+    pixels
+        (H, W, 3) uint8 RGB, upright.
+    preprocessing
+        Of the model that will take it.
+
+    Returns
+    -------
+    (1, 3, S, S) float32
+        Resized by antialiased bilinear, normalised, then padded right and bottom with zero.
+    """
+    side = preprocessing.image_size
+    resized = resize_image(pixels, side)
+    height, width = resized.shape[:2]
+    frame = np.zeros((1, 3, side, side), np.float32)
+    for channel in range(3):
+        image = frame[0, channel, :height, :width]
+        # The dtype is spelled out because older numpy would subtract in half precision.
+        np.subtract(resized[:, :, channel], preprocessing.pixel_mean[channel], out=image, dtype=np.float32)
+        image /= np.float32(preprocessing.pixel_std[channel])
+    return frame
+
+
+def to_model_frame(points_xy: npt.ArrayLike, original_size: Size, input_size: Size) -> FloatArray:
+    """Return points of the image frame in the model frame.
+
+    Parameters
+    ----------
+    points_xy
+        (..., 2) numbers, x y pixels in the upright original image.
+    original_size, input_size
+        (height, width) of the original image and of its resized copy; see `resized_size`.
+
+    Returns
+    -------
+    (..., 2) float32
+        x y pixels in the model frame. Each axis has its own exact ratio, since the resized sides are rounded.
+    """
+    return _rescale(points_xy, original_size, input_size)
+
+
+def to_image_frame(points_xy: npt.ArrayLike, original_size: Size, input_size: Size) -> FloatArray:
+    """Return points of the model frame in the image frame, as (..., 2) float32; undoes `to_model_frame`."""
+    return _rescale(points_xy, input_size, original_size)
+
+
+def _rescale(points_xy: npt.ArrayLike, old_size: Size, new_size: Size) -> FloatArray:
+    ratio_xy = np.array([new_size[1] / old_size[1], new_size[0] / old_size[0]])
+    # In double precision, as the reference does, and rounded once.
+    rescaled: FloatArray = (np.asarray(points_xy, np.float64) * ratio_xy).astype(np.float32)
+    return rescaled
+
+
+def upscale_mask(low_res: FloatArray, *, image_size: int, input_size: Size, original_size: Size) -> FloatArray:
+    """Return one low-resolution mask at the size of its image.
+
+    Both steps are bilinear at half-pixel positions without antialiasing, which is what torch calls
+    ``interpolate(mode="bilinear", align_corners=False)``. One mask at a time, so that memory stays at one image.
+
+    Parameters
+    ----------
+    low_res
+        (4h, 4w) float32 logits of the decoder, over the whole model frame.
+    image_size
+        Side of the square model frame, in pixels.
+    input_size
+        (height, width) of the resized image; the rest of the model frame is padding, and is cut off.
+    original_size
+        (height, width) of the original image.
+
+    Returns
+    -------
+    (H, W) float32
+        Logits in the image frame; a pixel belongs to the mask where they are above 0.
+    """
+    model_frame = cv2.resize(low_res, (image_size, image_size), interpolation=cv2.INTER_LINEAR)
+    valid = model_frame[: input_size[0], : input_size[1]]
+    upscaled = cv2.resize(valid, (original_size[1], original_size[0]), interpolation=cv2.INTER_LINEAR)
+    return np.asarray(upscaled, np.float32)

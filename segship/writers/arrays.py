@@ -1,0 +1,130 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Results as arrays without loss: the npz format, and reading a mask input back from it.
+
+The reader takes files from anywhere: nothing is unpickled, and memory follows the bytes that are there.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segship.errors import PromptError
+from segship.files import open_regular
+from segship.writers.result import Result
+
+MAX_ARRAY_BYTES = 512 * 1024 * 1024
+# Not numpy's own reader of headers: that parses Python, and fails in many ways on what is none.
+_HEADER = re.compile(rb"\{'descr': '([<>]f[248])', 'fortran_order': (True|False), 'shape': \(([0-9, ]{0,99})\), \} *\n")
+# All that zipfile and numpy raise for bytes that are not what they should be.
+_DAMAGED = (KeyError, ValueError, OSError, EOFError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error)
+
+
+class NpzWriter:
+    """All arrays without loss, for numpy; nothing in it needs ``allow_pickle``.
+
+    ``masks_packed`` (objects, masks, H, ceil(W / 8)) uint8 are the masks as bits: unpack them with
+    ``np.unpackbits(file["masks_packed"], axis=-1, count=W).astype(bool)``. ``iou_predictions``, ``low_res_masks`` and
+    ``original_size`` are as in a prediction. ``points`` (n, 2) and ``labels`` (n,) are those of all objects, and
+    ``point_objects`` (n,) says whose each is; ``boxes`` (b, 4) and ``box_objects`` (b,) likewise.
+    """
+
+    extension = "prediction.npz"
+
+    def write(self, result: Result) -> dict[str, bytes]:
+        """Return the files of one result: name to bytes."""
+        prediction, objects = result.prediction, result.objects
+        boxes = [(index, entry.box) for index, entry in enumerate(objects) if entry.box is not None]
+        stream = io.BytesIO()
+        # Not compressed: bits are small already, and logits are noise to a compressor.
+        np.savez(
+            stream,
+            masks_packed=np.packbits(result.masks, axis=-1),
+            iou_predictions=prediction.iou_predictions.astype(np.float32),
+            low_res_masks=prediction.low_res_masks.astype(np.float32),
+            original_size=np.array(prediction.original_size, np.int64),
+            points=np.concatenate([np.zeros((0, 2), np.float32), *(entry.points for entry in objects)]),
+            labels=np.concatenate([np.zeros(0, np.int64), *(entry.labels for entry in objects)]),
+            point_objects=np.repeat(np.arange(len(objects)), [len(entry.points) for entry in objects]),
+            boxes=np.array([box for _, box in boxes], np.float32).reshape(-1, 4),
+            box_objects=np.array([index for index, _ in boxes], np.int64),
+        )
+        return {f"{result.stem}.{self.extension}": stream.getvalue()}
+
+
+def read_mask_input(path: str | os.PathLike[str]) -> NDArray[np.float32]:
+    """Return the best low-resolution mask of every object in a file of the npz format, to refine it.
+
+    Parameters
+    ----------
+    path
+        A ``.prediction.npz``, or any npz with ``low_res_masks`` and ``iou_predictions`` of the same kind.
+
+    Returns
+    -------
+    NDArray
+        (objects, 1, 4h, 4w) float32 logits: of each object those with the highest predicted IoU.
+
+    Raises
+    ------
+    InputError
+        The file cannot be opened.
+    PromptError
+        ``bad_mask_input``: it holds no such arrays, or others than it should.
+    """
+    try:
+        # A link that the user names is followed.
+        with open_regular(Path(path).resolve()) as stream, zipfile.ZipFile(stream) as archive:
+            scores = _read_array(archive, "iou_predictions")
+            low_res = _read_array(archive, "low_res_masks")
+    except _DAMAGED as error:
+        raise _bad_mask_input(path, "it is not a whole npz file with low_res_masks and iou_predictions") from error
+    if low_res.ndim != 4 or not low_res.size or scores.shape != low_res.shape[:2]:
+        found = f"low_res_masks has the shape {low_res.shape} and iou_predictions {scores.shape}"
+        raise _bad_mask_input(path, f"{found}; accepted are (objects, masks, h, w) and (objects, masks)")
+    best: NDArray[np.float32] = low_res[np.arange(len(low_res)), scores.argmax(axis=1)][:, None]
+    return best
+
+
+def _read_array(archive: zipfile.ZipFile, name: str) -> NDArray[np.float32]:
+    """Read one array of an npz; its size is known from the bytes that are there, not from what its header claims."""
+    entry = archive.getinfo(f"{name}.npy")
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError("compressed in a way that numpy does not use")
+    with archive.open(entry) as stream:
+        dtype, is_fortran, shape = _read_header(stream)
+        data = stream.read(MAX_ARRAY_BYTES + 1)
+    if len(data) > MAX_ARRAY_BYTES:
+        raise ValueError("an array that is too large")
+    # reshape refuses a shape that does not fit the number of values.
+    values = np.frombuffer(data, dtype).reshape(shape, order="F" if is_fortran else "C")
+    # A double too large for float32 becomes infinite, which Prompts refuses with its own message.
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(values, np.float32)
+
+
+def _read_header(stream: IO[bytes]) -> tuple[str, bool, tuple[int, ...]]:
+    """Read the header that numpy writes for an array of floats: dtype, whether column-major, shape."""
+    start = stream.read(10)
+    # Version 1: two bytes of length. numpy writes another only for headers that no array of floats has.
+    if len(start) < 10 or start[:8] != b"\x93NUMPY\x01\x00":
+        raise ValueError("not an array of numpy's format, version 1")
+    header = _HEADER.fullmatch(stream.read(int.from_bytes(start[8:], "little")))
+    if header is None:
+        raise ValueError("not an array of floats")
+    dtype, order, shape = (part.decode("ascii") for part in header.groups())
+    return dtype, order == "True", tuple(int(side) for side in shape.split(",") if side.strip())
+
+
+def _bad_mask_input(path: str | os.PathLike[str], found: str) -> PromptError:
+    message = f"no mask input can be read from {os.fspath(path)!r}: {found}; give a .prediction.npz of an earlier run"
+    return PromptError(message, code="bad_mask_input")

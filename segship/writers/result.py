@@ -1,0 +1,86 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a writer takes and what it is: `Result` and `Writer`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from segship.prompts import ObjectPrompt
+
+
+class Prediction(Protocol):
+    """What is read of a prediction; `segship.predictor.MaskPrediction` is one."""
+
+    @property
+    def masks(self) -> NDArray[np.bool_] | NDArray[np.float32]:
+        """(objects, masks, H, W) bool, or logits of which those above 0 are set."""
+
+    @property
+    def iou_predictions(self) -> NDArray[np.float32]:
+        """(objects, masks) float32."""
+
+    @property
+    def low_res_masks(self) -> NDArray[np.float32]:
+        """(objects, masks, 4h, 4w) float32 logits."""
+
+    @property
+    def original_size(self) -> tuple[int, int]:
+        """Height and width of the image, in pixels."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was noticed on the way."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Result:
+    """One image with its prompts and its prediction, ready to be written.
+
+    Attributes
+    ----------
+    stem
+        What the names of its files begin with; `segship.output_names.output_stems` makes safe ones.
+    name
+        The input's file name, as COCO and JSON repeat it; directories in it are left out.
+    pixels
+        (H, W, 3) uint8 RGB, upright.
+    prediction
+        Masks, scores and low-resolution logits of all objects.
+    objects
+        The prompts of each object, in the order of the prediction.
+    notes
+        More notes than the prediction has itself.
+    """
+
+    stem: str
+    name: str
+    pixels: NDArray[np.uint8]
+    prediction: Prediction
+    objects: Sequence[ObjectPrompt] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def masks(self) -> NDArray[np.bool_]:
+        """(objects, masks, H, W) bool, also if the prediction holds logits."""
+        masks = self.prediction.masks
+        return np.asarray(masks if masks.dtype == np.bool_ else masks > 0, np.bool_)
+
+    @property
+    def best_masks(self) -> NDArray[np.intp]:
+        """(objects,) the index of the mask with the highest predicted IoU, the first of equals."""
+        return np.asarray(self.prediction.iou_predictions.argmax(axis=1))
+
+
+class Writer(Protocol):
+    """A format. ``extension`` is what the names of its files end with; no extension is the end of another one."""
+
+    extension: str
+
+    def write(self, result: Result) -> dict[str, bytes]:
+        """Return the files of one result: name to bytes."""

@@ -1,0 +1,222 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What every backend promises, tried on every backend."""
+
+import threading
+
+import numpy as np
+import pytest
+
+from segship.backends import BACKENDS, EXTRAS, fake, load_backend, usable_cores
+from segship.backends.session import Session, SessionOptions, check_interface
+from segship.errors import BackendUnavailable, BundleError, InputError
+from segship.spec import GraphSpec, TensorSpec, mask_decoder_spec
+from tests.small_bundle import GEOMETRY, decoder_inputs, decoder_model
+
+SPEC = mask_decoder_spec(GEOMETRY)
+
+
+def expected_outputs(inputs):
+    """Compute what the decoder of the small bundle computes."""
+    four = np.arange(1, 5, dtype=np.float32)
+    # Rounded once, from the exact mean: the order of memory cannot show.
+    mean = np.float32(inputs["image_embeddings"].mean(dtype=np.float64).round(5))
+    shifted = inputs["mask_input"] + mean
+    return {
+        "iou_predictions": inputs["point_labels"].sum(axis=1, keepdims=True) * four,
+        "low_res_masks": shifted * four[:, None, None],
+    }
+
+
+def open_onnxruntime():
+    options = SessionOptions(threads=2)
+    return load_backend("onnxruntime").Session(decoder_model().SerializeToString(), SPEC, options)
+
+
+def open_fake():
+    return fake.Session(SPEC, expected_outputs)
+
+
+@pytest.fixture(params=[open_onnxruntime, open_fake], ids=["onnxruntime", "fake"])
+def session(request):
+    with request.param() as opened:
+        yield opened
+
+
+def refused(session, inputs, words):
+    with pytest.raises(InputError, match=words) as caught:
+        session.run(inputs)
+    assert caught.value.code == "bad_tensor"
+
+
+def test_session_is_of_the_common_kind(session):
+    assert isinstance(session, Session)
+    assert session.spec == SPEC
+    assert session.description
+
+
+@pytest.mark.parametrize(("objects", "points"), [(1, 1), (2, 3), (5, 9)])
+def test_outputs_are_named_typed_and_right(session, objects, points):
+    inputs = decoder_inputs(objects, points)
+    outputs = session.run(inputs)
+    assert list(outputs) == ["iou_predictions", "low_res_masks"]
+    for name, expected in expected_outputs(inputs).items():
+        assert outputs[name].dtype == np.float32
+        np.testing.assert_allclose(outputs[name], expected, rtol=1e-5, atol=1e-4)
+
+
+def test_inputs_are_not_changed_and_their_memory_order_does_not_matter(session):
+    inputs = decoder_inputs()
+    copies = {name: array.copy() for name, array in inputs.items()}
+    plain = session.run(inputs)
+    backwards = session.run({name: np.asfortranarray(inputs[name]) for name in reversed(inputs)})
+    for name in plain:
+        np.testing.assert_array_equal(plain[name], backwards[name])
+    for name, array in inputs.items():
+        np.testing.assert_array_equal(array, copies[name])
+
+
+def test_same_call_gives_the_same_bytes(session):
+    first = session.run(decoder_inputs())
+    session.run(decoder_inputs(objects=4, seed=7))
+    again = session.run(decoder_inputs())
+    assert all(first[name].tobytes() == again[name].tobytes() for name in first)
+
+
+def test_threads_share_a_session(session):
+    alone = [session.run(decoder_inputs(seed=seed)) for seed in range(8)]
+    together = [None] * 8
+
+    def work(seed):
+        together[seed] = session.run(decoder_inputs(seed=seed))
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(30)
+    for expected, found in zip(alone, together, strict=True):
+        assert all(expected[name].tobytes() == found[name].tobytes() for name in expected)
+
+
+def test_names_must_be_those_of_the_contract(session):
+    inputs = decoder_inputs()
+    labels = inputs.pop("point_labels")
+    refused(session, inputs, r"graph 'mask_decoder': missing: \['point_labels'\]; unknown: none")
+    refused(session, {**inputs, "point_label": labels}, r"unknown: \['point_label'\]; it takes \['has_mask_input'")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"point_labels": np.ones((2, 3), np.int64)}, "point_labels has dtype int64; expected float32, cast it first"),
+        ({"point_labels": np.ones(3, np.float32)}, r"point_labels has shape \(3,\); expected \(objects, points\)"),
+        ({"point_labels": [[1.0]]}, "point_labels is a list, not a numpy array"),
+        ({"point_coords": np.ones((2, 3, 3), np.float32)}, r"shape \(2, 3, 3\); expected \(objects, points, 2\)"),
+        ({"point_labels": np.ones((2, 4), np.float32)}, "axis 'points' is 3 in point_coords and 4 in point_labels"),
+        ({"has_mask_input": np.ones(1, np.float32)}, "axis 'objects' is 2 in point_coords and 1 in has_mask_input"),
+        ({"image_embeddings": np.ones((2, 4, 2, 2), np.float32)}, r"shape \(2, 4, 2, 2\); expected \(1, 4, 2, 2\)"),
+    ],
+)
+def test_arrays_must_fit_the_contract(session, change, words):
+    refused(session, {**decoder_inputs(), **change}, words)
+
+
+def test_dynamic_axes_need_at_least_one(session):
+    refused(session, decoder_inputs(objects=0), "axis 'objects' needs at least 1")
+
+
+def test_closed_session_says_so(session):
+    session.close()
+    session.close()
+    with pytest.raises(BackendUnavailable, match="the session is closed") as caught:
+        session.run(decoder_inputs())
+    assert caught.value.code == "session_closed"
+
+
+def test_fake_holds_its_own_answer_against_the_contract():
+    session = fake.Session(SPEC, lambda inputs: {"iou_predictions": np.ones((2, 4), np.float32)})
+    with pytest.raises(InputError, match=r"missing: \['low_res_masks'\]"):
+        session.run(decoder_inputs())
+
+
+def test_every_backend_has_an_extra_and_a_module():
+    assert EXTRAS.keys() == BACKENDS.keys()
+    assert all(module.startswith("segship.backends.") for module in BACKENDS.values())
+
+
+def test_unknown_backend_lists_the_known():
+    with pytest.raises(BackendUnavailable, match="backend 'tpu' is unknown; known are onnxruntime, torch") as caught:
+        load_backend("tpu")
+    assert caught.value.code == "unknown_backend"
+
+
+def plant(monkeypatch, tmp_path, source):
+    (tmp_path / "planted_backend.py").write_text(source)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setitem(BACKENDS, "planted", "planted_backend")
+    monkeypatch.setitem(EXTRAS, "planted", "segship[planted]")
+
+
+def test_missing_package_names_the_extra(monkeypatch, tmp_path):
+    plant(monkeypatch, tmp_path, "import no_such_runtime_anywhere")
+    words = r"needs the package 'no_such_runtime_anywhere', .* run: pip install \"segship\[planted\]\""
+    with pytest.raises(BackendUnavailable, match=words) as caught:
+        load_backend("planted")
+    assert caught.value.code == "backend_missing"
+
+
+def test_broken_package_is_told_from_a_missing_one(monkeypatch, tmp_path):
+    plant(monkeypatch, tmp_path, "raise ImportError('libfoo.so.3: cannot open shared object file')")
+    with pytest.raises(BackendUnavailable, match=r"cannot be imported \(libfoo.so.3.*--force-reinstall") as caught:
+        load_backend("planted")
+    assert caught.value.code == "backend_broken"
+
+
+def test_our_own_missing_module_is_our_own_mistake(monkeypatch):
+    monkeypatch.setitem(BACKENDS, "planted", "segship.backends.planted")
+    monkeypatch.setitem(EXTRAS, "planted", "segship[planted]")
+    with pytest.raises(ModuleNotFoundError):
+        load_backend("planted")
+
+
+def test_usable_cores_follow_the_affinity(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 3, 5}, raising=False)
+    assert usable_cores() == 3
+    monkeypatch.delattr("os.sched_getaffinity")
+    monkeypatch.setattr("os.cpu_count", lambda: None)
+    assert usable_cores() == 1
+
+
+def graph_spec(shape, dtype="float32", name="x"):
+    return GraphSpec("g", (TensorSpec(name, dtype, shape),), (TensorSpec("y", dtype, shape),))
+
+
+@pytest.mark.parametrize("shape", [("n", 4), ("m", 4), ("?", 4), ("n", "k")])
+def test_interface_may_be_freer_than_the_contract(shape):
+    found = graph_spec(shape)
+    check_interface(found.inputs, found.outputs, graph_spec(("n", 4)))
+
+
+@pytest.mark.parametrize(
+    ("found", "words"),
+    [
+        (graph_spec(("n", 5)), r"input x has shape \(n, 5\); expected \(n, 4\)"),
+        (graph_spec((2, 4)), r"input x has shape \(2, 4\); expected \(n, 4\)"),
+        (graph_spec(("n", 4, 1)), "input x has shape"),
+        (graph_spec(("n", 4), dtype="float16"), "input x has dtype float16; expected float32"),
+        (graph_spec(("n", 4), name="z"), r"its inputs are \['z'\]; expected \['x'\]"),
+    ],
+)
+def test_interface_that_differs_is_refused(found, words):
+    with pytest.raises(BundleError, match=words) as caught:
+        check_interface(found.inputs, found.outputs, graph_spec(("n", 4)))
+    assert caught.value.code == "graph_interface"
+
+
+def test_outputs_are_part_of_the_interface():
+    found = graph_spec(("n", 4))
+    with pytest.raises(BundleError, match=r"its outputs are \[\]; expected \['y'\]"):
+        check_interface(found.inputs, (), found)
+    with pytest.raises(BundleError, match=r"output y has shape \(n, 3\)"):
+        check_interface(found.inputs, (TensorSpec("y", "float32", ("n", 3)),), found)
+    check_interface(found.inputs, (TensorSpec("y", "float32", (1, 4)),), found)

@@ -1,0 +1,213 @@
+# SPDX-License-Identifier: Apache-2.0
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import onnxruntime
+import pytest
+
+import segship
+import segship.doctor as doctor
+from segship.backends import BACKENDS
+from segship.backends.onnxruntime import Session
+from segship.errors import BackendUnavailable
+from tests.small_bundle import make_bundle
+
+
+@pytest.fixture(autouse=True)
+def without_torch(monkeypatch):
+    # Importing torch takes seconds; the one test that needs it gives its own.
+    monkeypatch.setitem(doctor._PROBES, "torch", lambda module: doctor.BackendStatus("torch", True))
+
+
+@pytest.fixture
+def bundle(tmp_path, monkeypatch):
+    found = make_bundle(tmp_path)
+    monkeypatch.setattr(doctor, "EMBEDDED_BUNDLE", found.path)
+    return found
+
+
+@pytest.fixture
+def no_torch(monkeypatch):
+    monkeypatch.setattr(doctor, "BACKENDS", {"onnxruntime": BACKENDS["onnxruntime"]})
+
+
+def break_module(monkeypatch, name, error):
+    real = doctor.import_module
+
+    def importing(module):
+        if module == name:
+            raise error
+        return real(module)
+
+    monkeypatch.setattr(doctor, "import_module", importing)
+
+
+def test_machine_is_described(bundle, no_torch):
+    report = doctor.examine()
+    assert report.segship == segship.__version__
+    assert report.python == ".".join(str(part) for part in sys.version_info[:3])
+    assert report.usable_cores == len(os.sched_getaffinity(0))
+    assert report.cpu and report.platform
+    assert [package.name for package in report.packages] == list(doctor.CORE_PACKAGES)
+    assert all(package.version and package.problem is None for package in report.packages)
+
+
+def test_report_is_json_and_healthy(bundle, no_torch):
+    document = json.loads(json.dumps(doctor.examine().to_dict(), allow_nan=False))
+    assert document["healthy"] is True
+    assert document["embedded_bundle"] == {"path": str(bundle.path), "problem": None, "command": None}
+    (backend,) = document["backends"]
+    assert (backend["name"], backend["version"]) == ("onnxruntime", onnxruntime.__version__)
+    assert backend["devices"][0] == "cpu"
+    assert "CPUExecutionProvider" in backend["providers"]
+    assert backend["precisions"] == ["fp32"]
+
+
+def test_core_packages_are_those_of_the_project_file():
+    project = (Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8")
+    listed = project.split("\ndependencies = [")[1].split("]")[0]
+    assert sorted(line.split(">")[0].strip(' "') for line in listed.strip().splitlines()) == sorted(
+        doctor.CORE_PACKAGES
+    )
+
+
+def test_missing_package_is_a_line_with_its_command(monkeypatch):
+    monkeypatch.setattr(doctor, "find_spec", lambda name: None)
+    assert doctor._package("rich", "rich") == doctor.PackageStatus(
+        "rich", doctor._version("rich"), "not installed", 'pip install "rich"'
+    )
+
+
+@pytest.mark.parametrize(
+    "error", [ImportError("libGL.so.1: missing"), RuntimeError("numpy was built for another ABI\nmore")]
+)
+def test_broken_package_is_a_line_and_not_a_traceback(bundle, no_torch, monkeypatch, error):
+    break_module(monkeypatch, "cv2", error)
+    report = doctor.examine()
+    status = next(package for package in report.packages if package.name == "opencv-python-headless")
+    assert status.problem == f"cannot be imported: {type(error).__name__}: {str(error).splitlines()[0]}"
+    assert status.command == 'pip install --force-reinstall "opencv-python-headless"'
+    assert not report.healthy
+
+
+def test_missing_backend_is_a_line_with_its_extra(bundle, monkeypatch):
+    real = doctor.find_spec
+    monkeypatch.setattr(doctor, "find_spec", lambda name: None if name == "torch" else real(name))
+    report = doctor.examine()
+    torch = next(backend for backend in report.backends if backend.name == "torch")
+    assert (torch.available, torch.problem, torch.command) == (False, "not installed", 'pip install "segship[torch]"')
+    assert report.healthy
+
+
+def test_torch_is_not_imported_unless_installed(bundle, monkeypatch):
+    asked = []
+    real = doctor.find_spec
+    monkeypatch.setattr(doctor, "find_spec", lambda name: None if name == "torch" else real(name))
+    monkeypatch.setattr(doctor, "load_backend", lambda name: asked.append(name) or Exception)
+    doctor.examine()
+    assert asked == ["onnxruntime"]
+
+
+@pytest.mark.parametrize(
+    "error", [BackendUnavailable("it is broken; run: this"), OSError("bad ELF"), ZeroDivisionError("odd")]
+)
+def test_broken_backend_is_a_line_and_not_a_traceback(bundle, no_torch, monkeypatch, error):
+    def broken(name):
+        raise error
+
+    monkeypatch.setattr(doctor, "load_backend", broken)
+    report = doctor.examine()
+    (backend,) = report.backends
+    assert not backend.available
+    assert str(error) in backend.problem
+    assert backend.command == 'pip install "segship" --force-reinstall'
+    assert not report.healthy
+
+
+def test_device_that_does_not_start_is_told(monkeypatch):
+    monkeypatch.setattr(
+        onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
+    )
+
+    def opening(graph, spec, options):
+        if options.device == "cuda":
+            raise BackendUnavailable("libcudart.so is missing")
+        return Session(graph, spec, options)
+
+    status = doctor._probe_onnxruntime(SimpleNamespace(Session=opening, PRECISIONS=("fp32",)))
+    assert (status.available, status.devices) == (True, ("cpu",))
+    assert status.problem == "cuda does not start: libcudart.so is missing"
+
+
+def fake_torch(available, cuda="12.8"):
+    devices = SimpleNamespace(
+        is_available=lambda: available, device_count=lambda: 2, get_device_name=lambda index: f"Card {index}"
+    )
+    return SimpleNamespace(__version__="2.13.0", cuda=devices, version=SimpleNamespace(cuda=cuda))
+
+
+@pytest.mark.parametrize(
+    ("torch", "devices", "problem"),
+    [
+        (fake_torch(True), ("cpu", "cuda:0 Card 0", "cuda:1 Card 1"), None),
+        (fake_torch(False, None), ("cpu",), None),
+        (fake_torch(False), ("cpu",), "built for CUDA 12.8, and sees no CUDA device"),
+    ],
+)
+def test_torch_lists_the_devices_it_sees(monkeypatch, torch, devices, problem):
+    monkeypatch.setattr(doctor, "import_module", lambda name: torch)
+    status = doctor._probe_torch(SimpleNamespace(PRECISIONS={"fp32": 1, "bf16": 2}))
+    assert (status.devices, status.precisions) == (devices, ("fp32", "bf16"))
+    assert (status.problem or "").startswith(problem or "") and bool(status.problem) == bool(problem)
+
+
+def test_every_backend_has_a_probe():
+    assert doctor._PROBES.keys() == BACKENDS.keys()
+
+
+def test_damaged_embedded_bundle_is_told(bundle, no_torch):
+    (bundle.path / "mask_decoder.onnx").write_bytes(b"")
+    report = doctor.examine()
+    assert "mask_decoder.onnx" in report.embedded_bundle.problem
+    assert report.embedded_bundle.command == 'pip install --force-reinstall --no-deps "segship"'
+    assert not report.healthy
+
+
+def test_cache_folder_that_cannot_be_made_is_told(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setattr("segship.cache.cache_folder", lambda: tmp_path / "file" / "segship")
+    status = doctor._cache()
+    assert status.problem == f"{tmp_path / 'file'} cannot be written"
+    assert status.command == f"chmod u+rwx {tmp_path / 'file'}"
+
+
+def test_cache_folder_need_not_exist_yet(tmp_path, monkeypatch):
+    monkeypatch.setattr("segship.cache.cache_folder", lambda: tmp_path / "a" / "b")
+    assert doctor._cache() == doctor.FolderStatus(str(tmp_path / "a" / "b"))
+
+
+def test_user_without_a_home_is_told(monkeypatch):
+    def homeless():
+        raise RuntimeError("Could not determine home directory.")
+
+    monkeypatch.setattr("segship.cache.cache_folder", homeless)
+    assert doctor._cache() == doctor.FolderStatus("", "RuntimeError: Could not determine home directory.")
+
+
+def test_importing_the_doctor_adds_nothing_that_can_be_broken():
+    code = "import sys, segship.doctor; print([name for name in sys.argv[1:] if name in sys.modules])"
+    heavy = ["onnxruntime", "pydantic", "cyclopts", "rich", "onnx", "torch"]
+    answer = subprocess.run([sys.executable, "-c", code, *heavy], capture_output=True, text=True, check=True)
+    assert answer.stdout.strip() == "[]"
+
+
+def test_probe_graph_is_the_graph_it_says():
+    import onnx
+
+    model = onnx.load_from_string(doctor._PROBE_GRAPH)
+    onnx.checker.check_model(model)
+    assert [node.op_type for node in model.graph.node] == ["Identity"]

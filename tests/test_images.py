@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Limits, arrays and hostile files; files and formats are in test_image_bytes, pixels in test_pixel_modes."""
+
+from __future__ import annotations
+
+import io
+import random
+import struct
+import time
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from segship.errors import ImageError
+from segship.images import ImageLimits, read_image
+
+ALL_FORMATS = ("jpeg", "png", "webp", "tiff", "gif", "bmp")
+TRUCK = Path(__file__).parents[1] / "../shared/images/truck.jpg"
+
+
+def encoded(name: str, size: tuple[int, int] = (40, 30), **options: object) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", size, (200, 30, 90)).save(file, name, **options)
+    return file.getvalue()
+
+
+def refusal(source: object, code: str, **options: object) -> str:
+    with pytest.raises(ImageError) as caught:
+        read_image(source, **options)  # type: ignore[arg-type]
+    assert caught.value.code == code
+    return str(caught.value)
+
+
+def declared(name: str, width: int, height: int) -> bytes:
+    """Return a file of some hundred bytes whose header states a huge picture."""
+    data = bytearray(encoded(name))
+    if name == "png":
+        data[16:24] = struct.pack(">II", width, height)
+        data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    elif name == "jpeg":
+        frame = data.index(b"\xff\xc0")
+        data[frame + 5 : frame + 9] = struct.pack(">HH", height, width)
+    elif name == "gif":
+        data[6:10] = struct.pack("<HH", width, height)
+    elif name == "bmp":
+        data[18:26] = struct.pack("<ii", width, height)
+    elif name == "webp":
+        data[26:30] = struct.pack("<HH", width, height)
+    return bytes(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "width", "height"),
+    [
+        ("png", 2**31 - 1, 2**31 - 1),
+        ("jpeg", 65_500, 65_500),
+        ("gif", 65_535, 65_535),
+        ("bmp", 10**6, 10**6),
+        ("webp", 16_383, 16_383),
+    ],
+)
+def test_decompression_bombs_are_refused_from_the_header(name: str, width: int, height: int) -> None:
+    bomb = declared(name, width, height)
+    started = time.perf_counter()
+    message = refusal(bomb, "too_many_pixels", formats=ALL_FORMATS)
+    assert time.perf_counter() - started < 0.5
+    assert f"{width:,} x {height:,}" in message and "50,000,000" in message
+
+
+def test_a_tiff_bomb_is_refused_from_the_header() -> None:
+    data = encoded("tiff")
+    width_tag = data.index(struct.pack("<HHI", 256, 4, 1)) if struct.pack("<HHI", 256, 4, 1) in data else -1
+    assert width_tag > 0
+    bomb = bytearray(data)
+    bomb[width_tag + 8 : width_tag + 12] = bomb[width_tag + 20 : width_tag + 24] = struct.pack("<I", 100_000)
+    refusal(bytes(bomb), "too_many_pixels", formats=("tiff",))
+
+
+def test_each_limit_holds_at_the_limit_and_one_past_it() -> None:
+    data = encoded("png", (40, 30))
+    for source in (data, Image.open(io.BytesIO(data)), np.zeros((30, 40, 3), np.uint8)):
+        for name, limit, code in (("pixels", 1200, "too_many_pixels"), ("side", 40, "side_too_long")):
+            assert read_image(source, limits=ImageLimits(**{name: limit})).size_hw == (30, 40)
+            assert "40 x 30" in refusal(source, code, limits=ImageLimits(**{name: limit - 1}))
+
+
+def test_the_aspect_ratio_is_bounded_both_ways() -> None:
+    for shape in ((1, 1000, 3), (1000, 1, 3), (2, 2000, 3)):
+        assert read_image(np.zeros(shape, np.uint8)).size_hw == shape[:2]
+    for shape in ((1, 1001, 3), (1001, 1, 3), (2, 2001, 3)):
+        assert "1,000 times the shorter" in refusal(np.zeros(shape, np.uint8), "aspect_ratio")
+    refusal(encoded("png", (2049, 1)), "aspect_ratio")
+
+
+def test_pillows_own_pixel_limit_stands_in_nobodys_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Image.open would warn of the second size, which the tests turn into an error, and refuse the first.
+    for limit in (500, 1000):
+        monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", limit)
+        for name in ("jpeg", "png", "gif", "bmp"):
+            assert read_image(encoded(name, (40, 30)), formats=ALL_FORMATS).size_hw == (30, 40)
+
+
+def test_one_pixel_is_an_image() -> None:
+    for name in ALL_FORMATS:
+        assert read_image(encoded(name, (1, 1)), formats=ALL_FORMATS).size_hw == (1, 1)
+
+
+@pytest.mark.parametrize("name", ["gif", "png", "webp", "tiff"])
+def test_the_first_frame_is_taken_and_noted(name: str) -> None:
+    frames = [Image.new("RGB", (9, 7), color) for color in ("red", "blue", "lime")]
+    file = io.BytesIO()
+    frames[0].save(
+        file, name, save_all=True, append_images=frames[1:], **({"lossless": True} if name == "webp" else {})
+    )
+    for source in (file.getvalue(), Image.open(file)):
+        loaded = read_image(source, formats=ALL_FORMATS)
+        assert loaded.notes == ("animated_first_frame",)
+        assert (loaded.pixels == (255, 0, 0)).all()
+
+
+def test_rgb_arrays_are_taken_as_they_are() -> None:
+    array = np.random.default_rng(0).integers(0, 256, (7, 9, 3), dtype=np.uint8)
+    assert np.shares_memory(read_image(array).pixels, array)
+    mirrored = read_image(array[:, ::-1]).pixels
+    assert mirrored.flags.c_contiguous and (mirrored == array[:, ::-1]).all()
+
+
+def test_gray_arrays_equal_their_rgb_twins() -> None:
+    gray = np.arange(63, dtype=np.uint8).reshape(7, 9)
+    assert (read_image(gray).pixels == np.stack([gray] * 3, axis=2)).all()
+
+
+@pytest.mark.parametrize("shape", [(7,), (7, 9, 1), (7, 9, 4), (3, 7, 9), (1, 7, 9, 3), (0, 9, 3), (7, 0), ()])
+def test_arrays_of_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
+    assert str(shape) in refusal(np.zeros(shape, np.uint8), "bad_array_shape")
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.int64, np.uint16, bool, object])
+def test_arrays_of_other_dtypes_are_refused(dtype: type) -> None:
+    assert "accepted is uint8" in refusal(np.zeros((7, 9, 3), dtype), "bad_array_dtype")
+
+
+@pytest.mark.parametrize("source", [None, 3, [[1, 2], [3, 4]], io.BytesIO(b"")])
+def test_other_sources_are_refused_by_type(source: object) -> None:
+    assert type(source).__name__ in refusal(source, "unsupported_source")
+
+
+@pytest.mark.parametrize("background", [(0, 0), (0, 0, 256), (-1, 0, 0), (0.5, 0, 0)])
+def test_a_background_is_three_bytes(background: tuple[int, ...]) -> None:
+    assert "three whole numbers" in refusal(encoded("png"), "bad_background", background=background)
+
+
+@pytest.mark.parametrize("name", ALL_FORMATS)
+def test_damaged_files_end_in_pixels_or_a_code(name: str) -> None:
+    generator = random.Random(name)
+    noise = np.random.default_rng(1).integers(0, 256, (20, 24, 3), dtype=np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(noise).save(file, name)
+    limits = ImageLimits(pixels=100_000)
+    codes = set()
+    for _ in range(150):
+        damaged = bytearray(file.getvalue())
+        for _ in range(generator.randint(1, 6)):
+            damaged[generator.randrange(min(len(damaged), generator.choice((60, 10_000))))] = generator.randrange(256)
+        try:
+            assert read_image(bytes(damaged), limits=limits, formats=ALL_FORMATS).pixels.shape[2] == 3
+        except ImageError as error:
+            codes.add(error.code)
+            assert error.__cause__ is None and "0x" not in str(error)
+    assert codes
+
+
+def test_a_decoder_that_runs_out_of_memory_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    def exhausted(self: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", exhausted)
+    assert "not enough memory" in refusal(encoded("png"), "out_of_memory")
+
+
+def test_pillow_raising_its_own_limit_is_reported_as_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("PIL.Image.MAX_IMAGE_PIXELS", 100)
+    assert "Pillow's own limit of 100" in refusal(encoded("tiff"), "too_many_pixels", formats=("tiff",))
+
+
+def test_the_text_of_pillow_reaches_no_message(monkeypatch: pytest.MonkeyPatch) -> None:
+    def leak(self: object) -> None:
+        raise ValueError("<_io.BytesIO object at 0x7f00deadbeef>")
+
+    monkeypatch.setattr("PIL.PngImagePlugin.PngImageFile.load", leak)
+    assert "0x" not in refusal(encoded("png"), "corrupt")
+
+
+def test_a_damaged_exif_block_costs_neither_the_picture_nor_a_warning() -> None:
+    for block in (b"Exif\0\0", b"Exif\0\0II*\0" + b"\xff" * 60, b"Exif\0\0MM\0*" + bytes(8) + b"\xff\xd9" * 90):
+        for name in ("jpeg", "png", "webp"):
+            assert read_image(encoded(name, exif=block)).size_hw == (30, 40)
+
+
+@pytest.mark.skipif(not TRUCK.exists(), reason="the shared photographs are not beside the checkout")
+def test_a_photograph_has_the_pixels_that_pillow_gives() -> None:
+    loaded = read_image(TRUCK)
+    assert loaded.size_hw == (1200, 1800) and loaded.notes == ()
+    assert (loaded.pixels == np.asarray(Image.open(TRUCK).convert("RGB"))).all()

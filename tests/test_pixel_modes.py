@@ -1,0 +1,250 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Every kind of pixel and the eight orientations, through the public door `read_image`."""
+
+from __future__ import annotations
+
+import io
+import struct
+
+import cv2
+import numpy as np
+import pytest
+from PIL import Image
+
+from segship.errors import ImageError
+from segship.images import LoadedImage, read_image
+from segship.pixel_modes import exif_orientation
+
+ALL_FORMATS = ("jpeg", "png", "webp", "tiff", "gif", "bmp")
+GRAY = np.arange(256, dtype=np.uint8).reshape(16, 16)
+RED, BLUE = (255, 0, 0), (0, 0, 255)
+
+
+def through_file(
+    image: Image.Image, name: str, background: tuple[int, int, int] = (0, 0, 0), **options: object
+) -> LoadedImage:
+    file = io.BytesIO()
+    image.save(file, name, **options)
+    return read_image(file.getvalue(), background=background, formats=ALL_FORMATS)
+
+
+def refusal(image: Image.Image, code: str) -> str:
+    with pytest.raises(ImageError) as caught:
+        read_image(image)
+    assert caught.value.code == code
+    return str(caught.value)
+
+
+def replicated(gray: np.ndarray) -> np.ndarray:
+    return np.repeat(gray[:, :, None], 3, axis=2)
+
+
+@pytest.mark.parametrize("name", ["png", "tiff", "bmp", "gif"])
+def test_grayscale_equals_its_rgb_twin(name: str) -> None:
+    assert (through_file(Image.fromarray(GRAY), name).pixels == replicated(GRAY)).all()
+
+
+def test_one_bit_pictures_become_black_and_white() -> None:
+    bits = (GRAY % 3 == 0).astype(np.uint8) * 255
+    for name in ("png", "tiff"):
+        assert (through_file(Image.fromarray(bits).convert("1"), name).pixels == replicated(bits)).all()
+
+
+def test_alpha_is_laid_over_the_background() -> None:
+    alpha = GRAY.T
+    colors = np.dstack([GRAY, 255 - GRAY, np.full_like(GRAY, 7), alpha])
+    background = (10, 200, 90)
+    loaded = through_file(Image.fromarray(colors), "png", background)
+    share = alpha[:, :, None] / 255
+    assert np.abs(loaded.pixels - (colors[:, :, :3] * share + np.array(background) * (1 - share))).max() <= 0.51
+    assert loaded.notes == ("transparency_composited",)
+
+
+def test_gray_with_alpha_equals_its_rgba_twin() -> None:
+    gray_alpha = Image.fromarray(np.dstack([GRAY, GRAY.T]))
+    assert gray_alpha.mode == "LA"
+    expected = read_image(gray_alpha.convert("RGBA"), background=RED).pixels
+    assert (through_file(gray_alpha, "png", RED).pixels == expected).all()
+
+
+def test_premultiplied_alpha_is_undone_first() -> None:
+    for mode, color in (("RGBa", (100, 0, 0, 128)), ("La", (100, 128))):
+        loaded = read_image(Image.new(mode, (2, 2), color), background=(0, 0, 0))
+        assert abs(int(loaded.pixels[0, 0, 0]) - 100) <= 1
+
+
+def test_opaque_alpha_leaves_no_note() -> None:
+    loaded = through_file(Image.new("RGBA", (3, 2), (1, 2, 3, 255)), "png")
+    assert loaded.notes == () and (loaded.pixels == (1, 2, 3)).all()
+
+
+def palette_picture() -> Image.Image:
+    picture = Image.new("P", (2, 1))
+    picture.putpalette([*RED, *BLUE])
+    picture.putpixel((1, 0), 1)
+    return picture
+
+
+def test_palette_pictures_get_their_colors() -> None:
+    for name in ("png", "gif", "bmp"):
+        assert through_file(palette_picture(), name).pixels.tolist() == [[list(RED), list(BLUE)]]
+
+
+def test_a_transparent_palette_entry_shows_the_background() -> None:
+    for name in ("png", "gif"):
+        loaded = through_file(palette_picture(), name, (9, 8, 7), transparency=1)
+        assert loaded.pixels.tolist() == [[list(RED), [9, 8, 7]]]
+        assert loaded.notes == ("transparency_composited",)
+
+
+def test_a_transparent_color_shows_the_background() -> None:
+    gray = Image.fromarray(GRAY)
+    wide = Image.fromarray(GRAY.astype(np.uint16) * 257)
+    for picture, key in ((gray, 5), (gray.convert("RGB"), (5, 5, 5)), (wide, 5 * 257)):
+        pixels = through_file(picture, "png", (9, 8, 7), transparency=key).pixels
+        assert pixels[0, 5].tolist() == [9, 8, 7] and pixels[0, 6].tolist() == [6, 6, 6]
+
+
+# Inks as Pillow counts them (255 full ink) and the color they print.
+INKS = {(0, 0, 0, 0): (255, 255, 255), (0, 255, 255, 0): RED, (255, 255, 0, 0): BLUE, (0, 0, 0, 255): (0, 0, 0)}
+
+
+@pytest.mark.parametrize(("inks", "color"), INKS.items())
+@pytest.mark.parametrize("name", ["jpeg", "tiff"])
+def test_cmyk_has_the_colors_it_prints(inks: tuple[int, ...], color: tuple[int, ...], name: str) -> None:
+    pixels = through_file(
+        Image.new("CMYK", (16, 16), inks), name, **({"quality": 100} if name == "jpeg" else {})
+    ).pixels
+    assert np.abs(pixels.astype(int) - color).max() <= 2
+
+
+@pytest.mark.parametrize(("inks", "color"), INKS.items())
+def test_ycck_jpeg_has_the_colors_it_prints(inks: tuple[int, ...], color: tuple[int, ...]) -> None:
+    # A CMYK file holding luma and chroma, whose Adobe marker is then set to YCCK (transform 2). The inks are stored
+    # inverted and inverted once more by the conversion (libjpeg.txt, "Special color spaces"), so luma is the inks' own.
+    luma = Image.new("RGB", (1, 1), inks[:3]).convert("YCbCr").getpixel((0, 0))
+    file = io.BytesIO()
+    stored = (*luma, 255 - inks[3])
+    Image.new("CMYK", (16, 16), tuple(255 - value for value in stored)).save(file, "jpeg", quality=100, subsampling=0)
+    data = bytearray(file.getvalue())
+    marker = data.index(b"Adobe")
+    assert data[marker + 11] == 0
+    data[marker + 11] = 2
+    pixels = read_image(bytes(data)).pixels.astype(int)
+    assert np.abs(pixels - color).max() <= 3
+    # OpenCV's conversion is its own.
+    other = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR)[:, :, ::-1]
+    assert np.abs(pixels - other).max() <= 4
+
+
+def test_sixteen_bits_scale_linearly() -> None:
+    values = np.arange(0, 65_536, 16, dtype=np.uint16).reshape(64, 64)
+    values[-1, -1] = 65_535
+    expected = replicated(np.rint(values / 65_535 * 255).astype(np.uint8))
+    for name in ("png", "tiff"):
+        assert (through_file(Image.fromarray(values), name).pixels == expected).all()
+    assert (read_image(Image.fromarray(values.astype(">u2"))).pixels == expected).all()
+    assert (read_image(Image.fromarray(values.astype(np.int32))).pixels == expected).all()
+
+
+@pytest.mark.parametrize("wrong", [-1, 65_536])
+def test_values_past_sixteen_bits_are_refused(wrong: int) -> None:
+    message = refusal(Image.fromarray(np.array([[0, wrong]], np.int32)), "value_range")
+    assert "mode I" in message and str(wrong) in message and "0 to 65535" in message
+
+
+def test_float_pictures_scale_linearly_from_zero_to_one() -> None:
+    values = np.linspace(0, 1, 256, dtype=np.float32).reshape(16, 16)
+    for loaded in (read_image(Image.fromarray(values)), through_file(Image.fromarray(values), "tiff")):
+        assert (loaded.pixels == replicated(np.rint(values * 255).astype(np.uint8))).all()
+    assert "0 to 1" in refusal(Image.fromarray(values * 2), "value_range")
+
+
+@pytest.mark.parametrize("wrong", [np.nan, np.inf, -np.inf])
+def test_float_pictures_that_are_not_finite_are_refused(wrong: float) -> None:
+    assert "NaN or infinite" in refusal(Image.fromarray(np.array([[0, wrong]], np.float32)), "non_finite_pixels")
+
+
+def test_a_wide_tiff_with_zero_as_white_is_refused() -> None:
+    file = io.BytesIO()
+    Image.fromarray(np.array([[0, 1000]], np.uint16)).save(file, "tiff", tiffinfo={262: 0})
+    with pytest.raises(ImageError, match="0 means white") as caught:
+        read_image(file.getvalue(), formats=("tiff",))
+    assert caught.value.code == "unsupported_mode"
+
+
+def test_other_color_spaces_are_converted_or_refused_by_name() -> None:
+    red = Image.new("RGB", (4, 4), RED)
+    for mode in ("YCbCr", "HSV", "RGBX"):
+        assert np.abs(read_image(red.convert(mode)).pixels.astype(int) - RED).max() <= 2
+    assert "mode LAB" in refusal(Image.new("LAB", (4, 4)), "unsupported_mode")
+
+
+# What each orientation stores for the upright picture, done by Pillow.
+STORED = {
+    1: None,
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_90,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_270,
+}
+
+
+@pytest.mark.parametrize("orientation", STORED)
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [("png", {}), ("webp", {"lossless": True}), ("tiff", {}), ("jpeg", {"quality": 100, "subsampling": 0})],
+)
+def test_orientation_is_applied_once(orientation: int, name: str, options: dict[str, object]) -> None:
+    upright = np.zeros((16, 32, 3), np.uint8)
+    upright[:8, :16], upright[8:, :16], upright[8:, 16:] = RED, BLUE, (0, 255, 0)
+    turn = STORED[orientation]
+    stored = Image.fromarray(upright) if turn is None else Image.fromarray(upright).transpose(turn)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    loaded = through_file(stored, name, exif=exif, **options)
+    assert loaded.pixels.shape == upright.shape and loaded.pixels.flags.c_contiguous
+    assert np.abs(loaded.pixels.astype(int) - upright).max() <= (2 if name == "jpeg" else 0)
+
+
+def test_a_pillow_image_is_turned_as_its_file_is() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    for name in ("jpeg", "png", "tiff"):
+        file = io.BytesIO()
+        Image.new("RGB", (5, 3)).save(file, name, exif=exif)
+        assert read_image(Image.open(file)).size_hw == (5, 3)
+
+
+def directory(order: str, tag: int, kind: int, value: int, start: int = 8, entries: int = 1) -> bytes:
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", start)
+    return head + struct.pack(order + "HHHIHH", entries, tag, kind, 1, value, 0)
+
+
+def test_the_orientation_is_read_from_either_byte_order() -> None:
+    for order in "<>":
+        assert exif_orientation(b"Exif\0\0" + directory(order, 0x0112, 3, 6)) == 6
+        assert exif_orientation(directory(order, 0x0112, 3, 6)) == 6
+
+
+@pytest.mark.parametrize(
+    "block",
+    [
+        None,
+        b"",
+        b"Exif\0\0",
+        b"Exif\0\0XX*\0",
+        directory("<", 0x0112, 3, 9),
+        directory("<", 0x0112, 3, 0),
+        directory("<", 0x0112, 4, 6),
+        directory("<", 0x0113, 3, 6),
+        directory("<", 0x0112, 3, 6, start=0xFFFFFFFF),
+        directory("<", 0x0112, 3, 6)[:-4],
+        directory("<", 0x0100, 3, 6, entries=0xFFFF),
+    ],
+)
+def test_a_damaged_exif_block_states_no_orientation(block: bytes | None) -> None:
+    assert exif_orientation(block) == 1
