@@ -152,7 +152,7 @@ def _known_model(name: str) -> ModelInfo:
 
 
 def _folder_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.iterdir() if path.is_file())
+    return sum(path.stat().st_size for path in folder.glob("*") if path.is_file())
 
 
 def _load_bundle(path: Path, backend: str, options: SessionOptions) -> Predictor:

@@ -19,7 +19,8 @@ from torch import nn
 from segship.backends.onnxruntime import Session
 from segship.backends.session import SessionOptions
 from segship.bundle import Bundle, write_bundle
-from segship.errors import ExportError
+from segship.errors import ExportError, OutputError
+from segship.graph.halve import halve_exact_weights
 from segship.graph.lower import LOWEST_OPSET, lower_opset
 from segship.graph.save import LARGEST_INLINE_BYTES, save_graph
 from segship.graph.simplify import simplify_graph
@@ -97,6 +98,7 @@ def export_bundle(
     """
     options = options or ExportOptions()
     check_options(options)
+    refuse_taken(output, force=options.force)
     model = load_model(checkpoint_path, image_size=options.image_size)
     geometry = model.config.geometry
     parts: dict[str, tuple[nn.Module, GraphSpec]] = {
@@ -106,7 +108,7 @@ def export_bundle(
     reference = run_reference(model.sam, SAM_PROMPT_RULES)
     rows: list[ComparisonStep] = []
     with tempfile.TemporaryDirectory(prefix="segship-export-") as folder:
-        for step, change in graph_steps(options):
+        for step, change in graph_steps(options, half_weights=model.half_weights):
             for name, (module, spec) in parts.items():
                 path = Path(folder) / f"{name}.onnx"
                 save_graph(change(module, spec, path), path, largest_inline_bytes=options.largest_inline_bytes)
@@ -132,6 +134,7 @@ GraphChange = Callable[[nn.Module, GraphSpec, Path], onnx.ModelProto]
 def graph_steps(
     options: ExportOptions,
     *,
+    half_weights: bool = False,
     largest_sizes: Mapping[str, int] | None = None,
     finish: Callable[[onnx.ModelProto], onnx.ModelProto] | None = None,
 ) -> list[tuple[str, GraphChange]]:
@@ -141,6 +144,8 @@ def graph_steps(
     ----------
     options
         Which steps there are.
+    half_weights
+        The checkpoint was saved in half precision, so its weights are stored so again.
     largest_sizes
         Upper bounds of dynamic axes, for tracing.
     finish
@@ -157,7 +162,15 @@ def graph_steps(
     if options.opset < LOWEST_TRACED_OPSET:
         lowered = f"lowered to opset {options.opset}"
         steps.append((lowered, lambda _module, _spec, path: lower_opset(onnx.load(str(path)), options.opset)))
+    if half_weights:
+        steps.append(("exact weights as fp16", lambda _module, _spec, path: _halved(path)))
     return steps
+
+
+def _halved(path: Path) -> onnx.ModelProto:
+    model = onnx.load(str(path))
+    halve_exact_weights(model)
+    return model
 
 
 def check_options(options: ExportOptions) -> None:
@@ -171,6 +184,14 @@ def check_options(options: ExportOptions) -> None:
             "--single-mask belongs to the contracts official, ascend and samexporter; a segship bundle always holds "
             "all four masks and chooses when it runs (multimask_output)",
             code="bad_option",
+        )
+
+
+def refuse_taken(output: Path, *, force: bool) -> None:
+    """Refuse a folder that is there already, before minutes of work are spent on it."""
+    if output.exists() and not force:
+        raise OutputError(
+            f"{output} exists; choose another folder, or replace a bundle with --force", code="output_exists"
         )
 
 

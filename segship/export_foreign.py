@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from torch import nn
 
 from segship.comparison_cases import comparison_images
-from segship.export import ExportOptions, Report, check_options, graph_steps, open_session
+from segship.export import ExportOptions, Report, check_options, graph_steps, open_session, refuse_taken
 from segship.files import sha256_of, write_directory
 from segship.graph.foreign import (
     OneObjectDecoder,
@@ -82,6 +82,7 @@ def export_foreign(
         When ``output`` exists and ``force`` is off, or cannot be written.
     """
     check_options(options)
+    refuse_taken(output, force=options.force)
     model = load_model(checkpoint_path, image_size=options.image_size)
     graphs = foreign_graphs(model, options, checkpoint_path.stem)
     rows: list[ComparisonStep] = []
@@ -135,7 +136,10 @@ def _export_graph(
     run = torch_runner(graph.module, names, [tensor.name for tensor in graph.traced.outputs])
     expected = [run(case) for case in graph.cases]
     rows: list[ComparisonStep] = []
-    for step, change in graph_steps(options, largest_sizes=graph.largest_sizes, finish=graph.finish):
+    steps = graph_steps(
+        options, half_weights=model.half_weights, largest_sizes=graph.largest_sizes, finish=graph.finish
+    )
+    for step, change in steps:
         save_graph(change(graph.module, graph.traced, path), path, largest_inline_bytes=options.largest_inline_bytes)
         with open_session(path, graph.spec) as session:
             compared = _compare(step, graph, session.run, expected, model, options)

@@ -31,6 +31,11 @@ class LoadedModel:
     sam: Sam
     changes: tuple[str, ...]
 
+    @property
+    def half_weights(self) -> bool:
+        """Whether the checkpoint holds weights in half precision."""
+        return any("converted from float16" in note for note in self.checkpoint.notes)
+
 
 def load_model(checkpoint_path: Path, *, image_size: int | None = None) -> LoadedModel:
     """Read a checkpoint, recognise its architecture and build the module, strictly.

@@ -7,6 +7,7 @@ to install. This module puts a stand-in of exactly those four in its place befor
 
 from __future__ import annotations
 
+import importlib
 import sys
 import types
 import warnings
@@ -60,7 +61,7 @@ def reference() -> Any:
             _install_torchvision_stand_in()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            import segment_anything
+            importlib.import_module("segment_anything")
     return sys.modules["segment_anything"]
 
 

@@ -163,20 +163,14 @@ def _require_exporter() -> None:
 
 
 def _comparison_table(rows: Sequence[ComparisonStep]) -> Table:
-    cells = []
-    for row in rows:
-        figures = _figures(row)
-        cells.append((row.step, row.graph, row.what, row.cases, *figures, "passed" if row.passed else "FAILED"))
-    columns = ("step", "graph", "compared", ">cases", ">cosine", ">max abs / scale", ">IoU mean", ">IoU min", "bar")
-    return make_table(columns, cells)
+    cells = [(row.step, row.what, row.cases, _agreement(row), "passed" if row.passed else "FAILED") for row in rows]
+    return make_table(("step", "compared", ">cases", "agreement with the model", "bar"), cells)
 
 
-def _figures(row: ComparisonStep) -> tuple[str, str, str, str]:
-    cosine = "" if row.cosine is None else f"{row.cosine:.9f}"
-    max_abs = "" if row.max_abs is None else f"{row.max_abs:.1e}"
-    mean = "" if row.mask_iou_mean is None else f"{row.mask_iou_mean:.6f}"
-    lowest = "" if row.mask_iou_min is None else f"{row.mask_iou_min:.6f}"
-    return cosine, max_abs, mean, lowest
+def _agreement(row: ComparisonStep) -> str:
+    if row.mask_iou_mean is not None:
+        return f"IoU {row.mask_iou_mean:.6f}, min {row.mask_iou_min:.6f}"
+    return f"cos {row.cosine:.9f}, max {row.max_abs:.0e}"
 
 
 def _download_progress() -> Progress:

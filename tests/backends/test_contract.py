@@ -36,7 +36,19 @@ def open_fake():
     return fake.Session(SPEC, expected_outputs)
 
 
-@pytest.fixture(params=[open_onnxruntime, open_fake], ids=["onnxruntime", "fake"])
+def open_torch():
+    import torch
+
+    class Expected(torch.nn.Module):
+        def forward(self, *arrays):
+            named = dict(zip([tensor.name for tensor in SPEC.inputs], arrays, strict=True))
+            outputs = expected_outputs({name: tensor.numpy() for name, tensor in named.items()})
+            return tuple(torch.from_numpy(outputs[tensor.name]) for tensor in SPEC.outputs)
+
+    return load_backend("torch").Session(Expected(), SPEC)
+
+
+@pytest.fixture(params=[open_onnxruntime, open_torch, open_fake], ids=["onnxruntime", "torch", "fake"])
 def session(request):
     with request.param() as opened:
         yield opened

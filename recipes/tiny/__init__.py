@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The recipe of `tiny`: procedural scenes, training samples, training."""

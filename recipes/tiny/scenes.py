@@ -1,0 +1,361 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Procedural scenes with the truth of every leaf, object and group: what ``tiny`` learns from.
+
+A scene is layers of things that cover each other (dead leaves), on a background of stuff regions, a room, a table or
+open ground, then photographed. No photograph goes in. The same seed gives the same scene.
+
+    python -m recipes.tiny.scenes --count 2000 --out POOL --processes 2
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import time
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from recipes.tiny.painting import Canvas, Material
+from recipes.tiny.photograph import photograph
+from recipes.tiny.shapes import BODIES, SHAPES, Mask, Part, Placement, noise_blob, pick, quad, rasterise
+from recipes.tiny.textures import TextureBank
+
+SHARD_SCENES = 250
+BANK_SEED = 1
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Scene:
+    """A picture and what is in it.
+
+    Attributes
+    ----------
+    image
+        (S, S, 3) uint8 RGB.
+    leaves
+        (S, S) uint8, the number of the visible piece at every pixel; 0 is none.
+    object_of_leaf, group_of_leaf
+        (251,) uint8, number of the object and of the group of alike objects a leaf belongs to; group 0 is none.
+    """
+
+    image: NDArray[np.uint8]
+    leaves: NDArray[np.uint8]
+    object_of_leaf: NDArray[np.uint8]
+    group_of_leaf: NDArray[np.uint8]
+
+
+@lru_cache(maxsize=2)
+def _bank(seed: int) -> TextureBank:
+    return TextureBank(seed)
+
+
+def make_scene(seed: int, size: int = 320) -> Scene:
+    """Make one scene; the same for the same seed and size."""
+    cv2.setNumThreads(1)
+    rng = np.random.default_rng([seed, 7])
+    bank = _bank(BANK_SEED)
+    canvas = Canvas(rng, bank, size)
+    ground = _BACKGROUNDS[str(rng.choice(list(_BACKGROUNDS), p=[0.34, 0.2, 0.16, 0.3]))](canvas)
+    if rng.random() < 0.3:
+        canvas.blur(rng.uniform(0.8, 3.5) * size / 256)
+    _populate(canvas, ground)
+    x, y = rng.uniform(0, size, 2)
+    patch = _outline(canvas, Placement(x, y, rng.uniform(40, 140) * size / 256))
+    picture = photograph(canvas.image, patch, rng, bank)
+    return Scene(picture, canvas.leaves, canvas.object_of_leaf, canvas.group_of_leaf)
+
+
+# Backgrounds: each returns the height, in pixels, from which things stand on the ground, or None
+
+
+def _whole(canvas: Canvas) -> Mask:
+    return np.full((canvas.size, canvas.size), 255, np.uint8)
+
+
+def _region(canvas: Canvas, mask: Mask, shaded: bool = False, tilt: float = 0.0) -> None:
+    canvas.put(mask, canvas.material(), (canvas.new_object(), 0), shaded=shaded, tilt=tilt)
+
+
+def _bands(canvas: Canvas) -> float | None:
+    """Sky, hills, shore, water."""
+    rng, size = canvas.rng, canvas.size
+    _region(canvas, _whole(canvas))
+    y = rng.uniform(0.1, 0.5) * size
+    first = y
+    for _ in range(int(rng.integers(1, 5))):
+        x = np.linspace(-5, size + 5, 48)
+        walk = np.cumsum(rng.normal(0, 1, 48))
+        walk -= np.linspace(walk[0], walk[-1], 48)
+        walk *= rng.choice([0, 2, 6, 14, 25]) * size / 256 / (walk.std() + 1e-3)
+        line = y + walk + (x - size / 2) * rng.normal(0, 0.06)
+        polygon = np.concatenate([np.stack([x, line], 1), [[size + 5, size + 5], [-5, size + 5]]])
+        tilt = rng.uniform(1, 6) if rng.random() < 0.3 else 0.0
+        _region(canvas, rasterise([polygon], Placement(0, 0, 1), size), rng.random() < 0.3, -tilt / (tilt + 1))
+        y += rng.uniform(0.08, 0.35) * size
+    return float(first) if rng.random() < 0.6 else None
+
+
+def _patches(canvas: Canvas) -> float | None:
+    """Stuff regions cut by level sets of noise: vegetation, rock, snow, reflections."""
+    rng, size = canvas.rng, canvas.size
+    _region(canvas, _whole(canvas))
+    for _ in range(int(rng.integers(1, 4))):
+        tile = canvas.bank.soft(int(rng.integers(canvas.bank.soft_count)))
+        crop = int(rng.uniform(100, 500))
+        y, x = rng.integers(0, len(tile) - crop, 2)
+        field = cv2.resize(tile[y : y + crop, x : x + crop], (size, size)).astype(np.float32)
+        level = np.percentile(field, rng.uniform(25, 80))
+        _region(canvas, np.clip((field - level) * 12 + 128, 0, 255).astype(np.uint8))
+    return None
+
+
+def _blobs(canvas: Canvas) -> float | None:
+    rng, size = canvas.rng, canvas.size
+    _region(canvas, _whole(canvas))
+    for _ in range(int(rng.integers(0, 7))):
+        x, y = rng.uniform(0, size, 2)
+        placement = Placement(x, y, rng.uniform(50, 150) * size / 256, rng.uniform(0, 6))
+        _region(canvas, _outline(canvas, placement), True)
+    return None
+
+
+def _room(canvas: Canvas) -> float | None:
+    """A wall, perhaps panels on it, and a floor or a table top that leans back."""
+    rng, size = canvas.rng, canvas.size
+    _region(canvas, _whole(canvas), True)
+    horizon = rng.uniform(0.2, 0.75) * size
+    lean = rng.normal() * 0.04 * size
+    for _ in range(int(rng.integers(0, 4)) if rng.random() < 0.6 else 0):
+        x, y = rng.uniform(0, size), rng.uniform(0, horizon)
+        w, h = rng.uniform(0.05, 0.3, 2) * size
+        _region(canvas, rasterise([quad(x, y - h, x + w, y + h * 0.2)], Placement(0, 0, 1), size), True)
+    inset = rng.uniform(-0.3, 0.25) * size
+    floor = np.array(
+        [[inset, horizon - lean], [size - inset, horizon + lean], [size * 1.3, size * 1.1], [-size * 0.3, size * 1.1]]
+    )
+    if inset > 0 and rng.random() < 0.5:
+        below = np.array([[-5, horizon], [size + 5, horizon], [size + 5, size + 5], [-5, size + 5]])
+        _region(canvas, rasterise([below], Placement(0, 0, 1), size), True)
+    _region(canvas, rasterise([floor], Placement(0, 0, 1), size), rng.random() < 0.5, -rng.uniform(0.2, 0.85))
+    return float(horizon)
+
+
+_BACKGROUNDS = {"bands": _bands, "patches": _patches, "blobs": _blobs, "room": _room}
+
+
+# Things
+
+
+def _outline(canvas: Canvas, placement: Placement, name: str | None = None) -> Mask:
+    """Return the coverage of one shape, of foliage-like noise in one case of six, with a hole in one of fourteen."""
+    rng = canvas.rng
+    if name is None:
+        name = "noise" if rng.random() < 0.16 else pick(rng, SHAPES)
+    if name == "noise":
+        tile = canvas.bank.soft(int(rng.integers(canvas.bank.soft_count)))
+        mask = noise_blob(rng, tile, placement, canvas.size)
+    else:
+        mask = rasterise(SHAPES[name][1](rng), placement, canvas.size)
+    if rng.random() < 0.07:
+        r = placement.radius
+        dx, dy = rng.normal(0, 0.3, 2) * r
+        hole = Placement(placement.x + dx, placement.y + dy, r * rng.uniform(0.2, 0.5), rng.uniform(0, 6))
+        mask = np.minimum(mask, 255 - rasterise(SHAPES["superellipse"][1](rng), hole, canvas.size))
+    return mask
+
+
+def _thing_material(canvas: Canvas) -> Material:
+    """Draw a material; now and then nearly that of something already there, which is camouflage."""
+    rng = canvas.rng
+    if canvas.last_materials and rng.random() < 0.1:
+        near = canvas.last_materials[rng.integers(len(canvas.last_materials))]
+        shift = np.float32(rng.normal(0, 14) + rng.choice([-12, 12]))
+        return Material(np.clip(near.table + shift, 0, 255), near.texture, near.scale, rng.uniform(0, 6), near.colour)
+    return canvas.material()
+
+
+def _body(canvas: Canvas, placement: Placement, parts: list[Part], materials: list[Material], group: int) -> None:
+    """Put down a thing of named parts."""
+    rng, owner = canvas.rng, (canvas.new_object(), group)
+    masks = [rasterise(part.polygons, placement, canvas.size) for part in parts]
+    silhouette = np.maximum.reduce(masks)
+    if rng.random() < 0.35:
+        canvas.cast_shadow(silhouette)
+    elif rng.random() < 0.6:
+        canvas.ground_shadow(silhouette)
+    rounded = rng.random() < 0.7
+    for part, mask in zip(parts, masks, strict=True):
+        canvas.put(mask, materials[part.slot % len(materials)], owner, shaded=rounded)
+
+
+def _body_materials(canvas: Canvas) -> list[Material]:
+    """Draw four materials; slots may share one, so that a part is told by its form alone."""
+    rng = canvas.rng
+    materials = [_thing_material(canvas) for _ in range(4)]
+    for slot in (1, 2, 3):
+        if rng.random() < 0.2:
+            materials[slot] = materials[0]
+        elif rng.random() < 0.25:
+            materials[slot] = canvas.material(materials[0].colour * np.float32(rng.uniform(0.6, 1.3)))
+    return materials
+
+
+def _blob(canvas: Canvas, placement: Placement, group: int, material: Material, name: str | None, detail: bool) -> None:
+    """Put down a thing of one outline, with attached pieces and things drawn on it when ``detail``."""
+    rng, owner, r = canvas.rng, (canvas.new_object(), group), placement.radius
+    mask = _outline(canvas, placement, name)
+    extra: list[tuple[Mask, Material]] = []
+    if detail and rng.random() < 0.4:
+        for _ in range(int(rng.integers(1, 5))):
+            angle, reach = rng.uniform(0, 2 * np.pi), r * rng.uniform(0.6, 1.1)
+            x, y = placement.x + reach * np.cos(angle), placement.y + reach * np.sin(angle)
+            piece = _outline(canvas, Placement(x, y, r * rng.uniform(0.2, 0.6), rng.uniform(0, 6)))
+            extra.append((piece, material if rng.random() < 0.5 else _thing_material(canvas)))
+    if rng.random() < 0.35:
+        canvas.cast_shadow(np.maximum.reduce([mask, *(piece for piece, _ in extra)]))
+    behind = rng.random() < 0.5
+    layers = [*extra, (mask, material)] if behind else [(mask, material), *extra]
+    for layer, its_material in layers:
+        canvas.put(layer, its_material, owner)
+    if detail and r > 14 * canvas.size / 256:
+        _decorate(canvas, placement, owner, mask, material)
+
+
+def _decorate(canvas: Canvas, placement: Placement, owner: tuple[int, int], mask: Mask, material: Material) -> None:
+    """Cut a thing in two tones, or draw smaller things inside it; all stay parts of it."""
+    rng, (x, y, r) = canvas.rng, placement[:3]
+    choice = rng.random()
+    if choice < 0.35:
+        along = np.linspace(-1.6, 1.6, 9)
+        edge = rng.normal(0, 0.12, 9) + rng.normal() * 0.3
+        far = np.stack([[*along, 2, -2], [*edge, 3, 3]], 1)
+        half = rasterise([far], Placement(x, y, r, rng.uniform(0, 2 * np.pi)), canvas.size)
+        base = material.colour if rng.random() < 0.3 else None
+        canvas.put(np.minimum(half, mask), canvas.material(base), owner)
+    if choice < 0.2:
+        return
+    alike, name, its_material = rng.random() < 0.35, pick(rng, SHAPES), canvas.material()
+    radius = r * rng.uniform(0.12, 0.5)
+    for _ in range(int(rng.integers(1, 5))):
+        dx, dy = rng.normal(0, 0.5, 2) * r
+        here = Placement(x + dx, y + dy, radius if alike else r * rng.uniform(0.12, 0.55), rng.uniform(0, 6))
+        piece = np.minimum(_outline(canvas, here, name if alike else None), mask)
+        canvas.put(piece, its_material if alike else canvas.material(), owner, shaded=not alike)
+
+
+def _draw_placement(canvas: Canvas, radius: float, ground: float | None) -> Placement:
+    rng, size = canvas.rng, canvas.size
+    x, y = rng.uniform(-0.05, 1.05, 2) * size
+    if ground is not None and rng.random() < 0.7:
+        # Standing on the ground: feet between the horizon and the lower edge, nearer things lower.
+        y = rng.uniform(ground, 1.1 * size) - 0.8 * radius
+    return Placement(x, y, radius, rng.uniform(0, 2 * np.pi), float(np.exp(rng.normal(0, 0.45))))
+
+
+def _upright(canvas: Canvas, placement: Placement) -> Placement:
+    rng = canvas.rng
+    angle = rng.normal() * 0.12 if rng.random() < 0.85 else rng.uniform(0, 2 * np.pi)
+    aspect = float(np.exp(rng.normal(0, 0.2)))
+    return Placement(placement.x, placement.y, placement.radius, angle, aspect, bool(rng.random() < 0.5))
+
+
+def _one(canvas: Canvas, placement: Placement) -> None:
+    rng = canvas.rng
+    if rng.random() < 0.45:
+        parts = BODIES[pick(rng, BODIES)][1](rng)
+        _body(canvas, _upright(canvas, placement), parts, _body_materials(canvas), 0)
+    else:
+        _blob(canvas, placement, 0, _thing_material(canvas), None, rng.random() < 0.55)
+
+
+def _several(canvas: Canvas, placement: Placement) -> None:
+    """Put down a group of alike things, in a row or in a heap."""
+    rng, group, r = canvas.rng, canvas.new_group(), placement.radius
+    body = pick(rng, BODIES) if rng.random() < 0.4 else None
+    name, material, materials = pick(rng, SHAPES), _thing_material(canvas), _body_materials(canvas)
+    detail, in_row, turn = rng.random() < 0.3, rng.random() < 0.5, rng.uniform(0, 2 * np.pi)
+    turn = turn if rng.random() < 0.5 else 0.0
+    step = r * rng.uniform(0.9, 2.2)
+    for i in range(int(rng.integers(2, 8))):
+        dx, dy = (np.cos(turn) * step * i, np.sin(turn) * step * i) if in_row else rng.normal(0, 1.4, 2) * r
+        angle = placement.angle if rng.random() < 0.5 else rng.uniform(0, 6)
+        here = Placement(placement.x + dx, placement.y + dy, r * rng.uniform(0.8, 1.2), angle, placement.aspect)
+        if body:
+            alike = materials if rng.random() < 0.6 else _body_materials(canvas)
+            _body(canvas, _upright(canvas, here), BODIES[body][1](rng), alike, group)
+        else:
+            same = rng.random() < 0.7
+            _blob(canvas, here, group, material if same else _thing_material(canvas), name if same else None, detail)
+
+
+def _populate(canvas: Canvas, ground: float | None) -> None:
+    rng, scale = canvas.rng, canvas.size / 256
+    count = int(rng.integers(1, 5)) if rng.random() < 0.3 else int(rng.integers(2, 13) * rng.uniform(0.5, 1.4))
+    radii = np.exp(rng.uniform(np.log(9), np.log(100), count)) * scale
+    if rng.random() < 0.6:
+        radii = np.sort(radii)[::-1]
+    focus = int(rng.integers(1, count)) if count > 2 and rng.random() < 0.25 else -1
+    for i, radius in enumerate(radii):
+        if i == focus:
+            canvas.blur(rng.uniform(0.8, 3) * scale)
+        placement = _draw_placement(canvas, float(radius), ground)
+        if radius < 45 * scale and rng.random() < 0.22:
+            _several(canvas, placement)
+        else:
+            _one(canvas, placement)
+
+
+# The pool on disk
+
+
+def write_shard(job: tuple[Path, int, int, int]) -> Path:
+    """Write the arrays ``FIRST_{image,leaves,tables}.npy`` of ``count`` scenes from seed ``first`` on."""
+    folder, first, count, size = job
+    images = np.zeros((count, size, size, 3), np.uint8)
+    leaves = np.zeros((count, size, size), np.uint8)
+    tables = np.zeros((count, 2, 251), np.uint8)
+    for i in range(count):
+        scene = make_scene(first + i, size)
+        images[i], leaves[i] = scene.image, scene.leaves
+        tables[i] = scene.object_of_leaf, scene.group_of_leaf
+    stem = folder / f"{first:08d}"
+    # The tables come last: a shard counts once they are there.
+    for name, values in (("image", images), ("leaves", leaves), ("tables", tables)):
+        partial = stem.with_name(f"{stem.name}_{name}.part")
+        with partial.open("wb") as file:
+            np.save(file, values)
+        partial.rename(stem.with_name(f"{stem.name}_{name}.npy"))
+    return stem
+
+
+def write_pool(folder: Path, count: int, *, first: int = 0, size: int = 320, processes: int = 1) -> None:
+    """Write ``count`` scenes as shards of `SHARD_SCENES`; shards that are there already stay."""
+    folder.mkdir(parents=True, exist_ok=True)
+    starts = range(first, first + count, SHARD_SCENES)
+    jobs = [(folder, start, min(SHARD_SCENES, first + count - start), size) for start in starts]
+    jobs = [job for job in jobs if not (folder / f"{job[1]:08d}_tables.npy").exists()]
+    begun = time.monotonic()
+    with multiprocessing.Pool(processes) as pool:
+        for done, stem in enumerate(pool.imap_unordered(write_shard, jobs), 1):
+            print(f"{done}/{len(jobs)} {stem.name} {time.monotonic() - begun:.0f} s", flush=True)
+
+
+def main() -> None:
+    """Write a pool of scenes."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--count", type=int, default=2000)
+    parser.add_argument("--first", type=int, default=0, help="seed of the first scene")
+    parser.add_argument("--size", type=int, default=320)
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--processes", type=int, default=2)
+    args = parser.parse_args()
+    write_pool(args.out, args.count, first=args.first, size=args.size, processes=args.processes)
+
+
+if __name__ == "__main__":
+    main()

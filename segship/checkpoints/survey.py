@@ -1,0 +1,184 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a checkpoint file holds, found without torch and without reading its tensors' values.
+
+The first half of reading: the format is decided by suffix and first bytes, the digest is computed, and every claim of
+the file about its tensors is checked against its bytes. What passes here may be given to torch or safetensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Literal
+
+from segship.checkpoints.archive import check_crc, read_archive, read_pickle, require_little_endian
+from segship.checkpoints.pickle_scan import scan_pickle
+from segship.checkpoints.safetensors_header import read_safetensors_header
+from segship.checkpoints.tensor_info import DTYPE_BYTES, StoredTensor, TensorInfo
+from segship.checkpoints.unwrapping import unwrap_state_dict
+from segship.errors import CheckpointError, InputError
+from segship.files import CHUNK_BYTES, open_regular
+from segship.known import KnownCheckpoint, identify
+
+SUFFIXES = (".pth", ".pt", ".safetensors")
+Format = Literal["torch", "safetensors"]
+
+# Tied weights share a storage; more sharing than this is a file that unfolds to many times its size.
+_MAX_SHARING = 2
+_LEGACY_MAGIC = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
+_CONVERT = "python -c \"import torch; torch.save(torch.load('OLD.pth', weights_only=True), 'NEW.pth')\""
+_WRONG_KINDS = (
+    (b"version https://git-lfs", "a pointer of Git LFS instead of the file itself; get the real file"),
+    (b"<", "a web page or XML; the download failed, fetch it again"),
+    (b"\x1f\x8b", "compressed with gzip; unpack it first"),
+    (b"\x89HDF", "HDF5; give a checkpoint of torch"),
+)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Survey:
+    """A checkpoint file before its tensors are read.
+
+    Attributes
+    ----------
+    path
+        The file, links followed.
+    tensors
+        The state dict's tensors by name, wrappers and prefixes taken off.
+    stamp
+        Identity, size and time of the file, to notice that it was changed meanwhile.
+    """
+
+    path: Path
+    format: Format
+    bytes: int
+    sha256: str
+    known: KnownCheckpoint | None
+    tensors: dict[str, TensorInfo]
+    notes: tuple[str, ...]
+    stamp: tuple[int, ...]
+
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every tensor by name."""
+        return {name: info.shape for name, info in self.tensors.items()}
+
+
+def survey_checkpoint(path: str | os.PathLike[str]) -> Survey:
+    """Check a checkpoint file and list its tensors.
+
+    Raises
+    ------
+    UnsafeCheckpoint
+        When it asks for code to be run; the message names it.
+    CheckpointError
+        When it is missing, of another format, damaged or crafted.
+    """
+    given = Path(path)
+    kind: Format = "safetensors" if given.suffix == ".safetensors" else "torch"
+    if given.suffix not in SUFFIXES:
+        message = f"{given} does not end in {', '.join(SUFFIXES)}; give a checkpoint of torch or safetensors"
+        raise CheckpointError(message, code="not_a_checkpoint")
+    with _named(given), _opened(given) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        _refuse_other_kinds(kind, stream.read(512), size)
+        # The checks that a hostile file fails come before the digest, which takes as long as the file is large.
+        if kind == "safetensors":
+            contents: object = read_safetensors_header(stream, size)
+            sha256 = _digest(stream)
+        else:
+            contents, sha256 = _survey_archive(stream, size)
+        tensors, notes = unwrap_state_dict(contents, TensorInfo)
+        return Survey(given.resolve(), kind, size, sha256, identify(sha256), tensors, notes, stamp_of(stream.fileno()))
+
+
+def stamp_of(file: int | Path) -> tuple[int, ...]:
+    """Return what tells one state of a file from another."""
+    found = os.stat(file)
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[BinaryIO]:
+    try:
+        # A link that the user names is followed, as in the caches of model hubs; devices and FIFOs are refused.
+        stream = open_regular(path.resolve())
+    except InputError as error:
+        raise CheckpointError(str(error), code=error.code) from error
+    with stream:
+        yield stream
+
+
+@contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Put the file's name before the message of whatever is wrong with it."""
+    try:
+        yield
+    except CheckpointError as error:
+        if str(path) in str(error):
+            raise
+        raise type(error)(f"{path}: {error}", code=error.code) from error
+
+
+def _refuse_other_kinds(kind: Format, head: bytes, size: int) -> None:
+    if kind == "torch" and head.startswith(b"PK\3\4"):
+        return
+    for magic, words in _WRONG_KINDS:
+        # A safetensors file begins with a length, so only the longer marks mean anything there.
+        if head.startswith(magic) and (kind == "torch" or len(magic) > 2):
+            raise CheckpointError(f"this is {words}", code="not_a_checkpoint")
+    if kind == "safetensors":
+        if head.startswith((b"PK\3\4", _LEGACY_MAGIC)):
+            message = "this is a checkpoint of torch.save with the suffix of safetensors; name it .pth"
+            raise CheckpointError(message, code="not_a_checkpoint")
+        return
+    if head[257:262] == b"ustar" or head.startswith(_LEGACY_MAGIC):
+        message = f"this is of torch's old format, from before version 1.6; convert it first: {_CONVERT}"
+        raise CheckpointError(message, code="legacy_checkpoint")
+    if head[8:9] == b"{" and head[8:10] in (b'{"', b"{}", b"{ "):
+        message = "this is a safetensors file with another suffix; name it .safetensors"
+        raise CheckpointError(message, code="not_a_checkpoint")
+    message = (
+        f"its {size} bytes are no zip container of torch.save (they begin with {head[:8]!r}); plain pickles are not "
+        f"read. If it is an old checkpoint, convert it: {_CONVERT}"
+    )
+    raise CheckpointError(message, code="not_a_checkpoint")
+
+
+def _survey_archive(stream: BinaryIO, size: int) -> tuple[object, str]:
+    archive = read_archive(stream, size)
+    require_little_endian(stream, archive)
+    scan = scan_pickle(read_pickle(stream, archive))
+    for tensor in scan.tensors:
+        _check_storage(tensor, archive.storage_bytes(tensor.storage))
+    logical = sum(tensor.bytes for tensor in scan.tensors)
+    if logical > _MAX_SHARING * size:
+        message = f"its tensors unfold to {logical} bytes, and the file has {size}; they share too much storage"
+        raise CheckpointError(message, code="bad_tensor_layout")
+    sha256 = _digest(stream)
+    if identify(sha256) is None:
+        for member in archive.members.values():
+            check_crc(stream, member)
+    return scan.value, sha256
+
+
+def _check_storage(tensor: StoredTensor, found: int | None) -> None:
+    claimed = tensor.storage_elements * DTYPE_BYTES[tensor.dtype]
+    if found != claimed:
+        message = (
+            f"the storage {tensor.storage!r} should have {claimed} bytes and has {'none' if found is None else found}; "
+            "the file is damaged or crafted"
+        )
+        raise CheckpointError(message, code="bad_tensor_layout")
+
+
+def _digest(stream: BinaryIO) -> str:
+    digest = hashlib.sha256()
+    stream.seek(0)
+    while piece := stream.read(CHUNK_BYTES):
+        digest.update(piece)
+    return digest.hexdigest()

@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One file of a known size and digest over HTTP: resumable, checked while it streams, renamed only when right.
+
+Bytes go to ``NAME.part``. A later call hashes what is there and asks for the rest; if the server sends the whole file
+instead, the part starts anew. The caller holds the lock, so one part has one writer.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import http.client
+import os
+import re
+import shutil
+import ssl
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any, BinaryIO
+from urllib.error import HTTPError, URLError
+from urllib.parse import urljoin, urlsplit
+from urllib.request import (
+    HTTPDefaultErrorHandler,
+    HTTPErrorProcessor,
+    HTTPHandler,
+    HTTPRedirectHandler,
+    HTTPSHandler,
+    OpenerDirector,
+    ProxyHandler,
+    Request,
+)
+
+from segship.errors import FetchError
+from segship.files import CHUNK_BYTES
+
+Progress = Callable[[int, int], None]
+
+# A lost connection is taken up again this often within one call; the part stays for the next call in any case.
+ATTEMPTS = 3
+PAUSE_SECONDS = 0.5
+_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+
+
+@dataclass(frozen=True, slots=True)
+class Download:
+    """What to fetch, where to, what it must be, and the sentence that says how to do without the network."""
+
+    url: str
+    part: Path
+    target: Path
+    bytes: int
+    sha256: str
+    timeout: float
+    by_hand: str
+
+
+class _Lost(Exception):
+    """The connection broke or ended early; what came so far is in the part."""
+
+
+class _Refused(Exception):
+    """The server does not go on from the part; it has to start anew."""
+
+
+class _Redirects(HTTPRedirectHandler):
+    """Follow redirects to http and https only, and never from https down to http."""
+
+    def redirect_request(
+        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: http.client.HTTPMessage, newurl: str
+    ) -> Request | None:
+        scheme = urlsplit(newurl).scheme
+        if scheme != "https" and req.type != scheme:
+            fp.close()
+            raise _bad_redirect(req.full_url, newurl)
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+    def http_error_302(self, req: Request, fp: IO[bytes], code: int, msg: str, headers: http.client.HTTPMessage) -> Any:
+        # The base class would refuse other schemes itself, with an error that names no reason of ours.
+        address = urljoin(req.full_url, headers.get("location") or headers.get("uri") or "")
+        if urlsplit(address).scheme not in ("http", "https"):
+            fp.close()
+            raise _bad_redirect(req.full_url, address)
+        return super().http_error_302(req, fp, code, msg, headers)
+
+    http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
+
+
+def _bad_redirect(url: str, address: str) -> FetchError:
+    message = f"{url} redirects to {address!r}; only http and https are followed, and never from https to http"
+    return FetchError(message, code="bad_redirect")
+
+
+def download(wanted: Download, progress: Progress) -> None:
+    """Fetch a file, going on from its part if there is one, and put it in place.
+
+    Raises
+    ------
+    FetchError
+        ``no_network``, ``bad_certificate``, ``http_error``, ``bad_redirect``, ``file_changed``, ``too_many_bytes``,
+        ``connection_lost``, ``wrong_digest`` or ``disk_full``.
+    """
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    with os.fdopen(os.open(wanted.part, flags, 0o666), "r+b") as stream:
+        transfer = _Transfer(wanted, stream, progress)
+        _require_space(wanted, transfer.done)
+        try:
+            transfer.run()
+        except FetchError as error:
+            # Whatever else went wrong, the bytes that came are good for the next call.
+            if transfer.done == 0 or error.code in ("wrong_digest", "too_many_bytes"):
+                stream.close()
+                wanted.part.unlink(missing_ok=True)
+            raise
+        stream.flush()
+        os.fsync(stream.fileno())
+    os.replace(wanted.part, wanted.target)
+
+
+def _require_space(wanted: Download, done: int) -> None:
+    free, needed = shutil.disk_usage(wanted.part.parent).free, wanted.bytes - done
+    if free < needed:
+        message = f"{wanted.part.parent} has {free} bytes free and {needed} are needed; free some or choose another"
+        raise FetchError(message, code="disk_full")
+
+
+class _Transfer:
+    """The part, the digest of what is in it, and the requests that fill it."""
+
+    def __init__(self, wanted: Download, stream: BinaryIO, progress: Progress) -> None:
+        self.wanted = wanted
+        self.stream = stream
+        self.progress = progress
+        self.etag: str | None = None
+        self.digest = hashlib.sha256()
+        self.done = 0
+        while self.done <= wanted.bytes and (piece := stream.read(CHUNK_BYTES)):
+            self.digest.update(piece)
+            self.done += len(piece)
+        self.from_before = self.done
+        if self.done > wanted.bytes:
+            self.start_anew()
+
+    def start_anew(self) -> None:
+        self.stream.seek(0)
+        self.stream.truncate()
+        self.digest = hashlib.sha256()
+        self.done = self.from_before = 0
+        self.etag = None
+
+    def run(self) -> None:
+        self.fill()
+        if self.digest.hexdigest() != self.wanted.sha256 and self.from_before:
+            # Most likely the part of an earlier call was not of this file.
+            self.start_anew()
+            self.fill()
+        if self.digest.hexdigest() != self.wanted.sha256:
+            message = (
+                f"{self.wanted.url} gave a file with the SHA-256 {self.digest.hexdigest()}, and the published one has "
+                f"{self.wanted.sha256}; it was removed. Try another mirror, or {self.wanted.by_hand}"
+            )
+            raise FetchError(message, code="wrong_digest")
+
+    def fill(self) -> None:
+        """Request until all bytes are there; a lost connection is taken up again some times."""
+        self.progress(self.done, self.wanted.bytes)
+        attempt = 0
+        while self.done < self.wanted.bytes:
+            attempt += 1
+            try:
+                self.request()
+            except _Refused:
+                self.start_anew()
+                attempt -= 1
+            except _Lost as lost:
+                if attempt >= ATTEMPTS:
+                    message = (
+                        f"the connection to {self.wanted.url} was lost {attempt} times, last because {lost}; "
+                        f"{self.done} of {self.wanted.bytes} bytes are kept: run the same command again to go on, "
+                        f"or {self.wanted.by_hand}"
+                    )
+                    raise FetchError(message, code="connection_lost") from lost
+                time.sleep(PAUSE_SECONDS * attempt)
+
+    def request(self) -> None:
+        headers = {"User-Agent": "segship", "Accept-Encoding": "identity"}
+        if self.done:
+            headers["Range"] = f"bytes={self.done}-"
+            if self.etag:
+                headers["If-Range"] = self.etag
+        with self.open(Request(self.wanted.url, headers=headers)) as response:
+            self.check_answer(response)
+            self.receive(response)
+
+    def open(self, request: Request) -> Any:
+        """Return the response, or raise what its failure means."""
+        try:
+            return _opener().open(request, timeout=self.wanted.timeout)
+        except HTTPError as error:
+            error.close()
+            if error.code == 416:
+                raise self.refused() from error
+            if error.code in (429, 500, 502, 503, 504):
+                raise _Lost(f"the server answered {error.code} {error.reason}") from error
+            message = f"{self.wanted.url} answered {error.code} {error.reason}; try a mirror, or {self.wanted.by_hand}"
+            raise FetchError(message, code="http_error") from error
+        except URLError as error:
+            if isinstance(error.reason, ssl.SSLError):
+                message = f"the certificate or encryption of {self.wanted.url} is not good: {error.reason}"
+                raise FetchError(f"{message}; {self.wanted.by_hand}", code="bad_certificate") from error
+            message = f"{self.wanted.url} cannot be reached ({error.reason}); {self.wanted.by_hand}"
+            raise FetchError(message, code="no_network") from error
+        except (OSError, http.client.HTTPException) as error:
+            raise _Lost(_reason(error)) from error
+
+    def refused(self) -> Exception:
+        """Return what a wrong answer to a range means; nothing was there to go on from if the part is empty."""
+        if self.done:
+            return _Refused()
+        message = f"{self.wanted.url} answers with ranges that were not asked for; try a mirror, or"
+        return FetchError(f"{message} {self.wanted.by_hand}", code="http_error")
+
+    def check_answer(self, response: Any) -> None:
+        """Start anew or go on, as the server decided; refuse a file of another size."""
+        total = response.headers.get("Content-Length")
+        if response.status == 206:
+            found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range") or "")
+            if found is None or int(found[1]) != self.done:
+                raise self.refused()
+            total = found[3]
+        elif self.done:
+            self.start_anew()
+        encoding = response.headers.get("Content-Encoding", "identity")
+        if encoding != "identity" or (total is not None and total != str(self.wanted.bytes)):
+            message = (
+                f"{self.wanted.url} holds a file of {total} bytes (encoding {encoding}), and the published one has "
+                f"{self.wanted.bytes}; it changed, or this is an error page. Try a mirror, or {self.wanted.by_hand}"
+            )
+            raise FetchError(message, code="file_changed")
+        self.etag = _strong(response.headers.get("ETag"))
+
+    def receive(self, response: Any) -> None:
+        while True:
+            try:
+                # read1 gives what has arrived, so that a stop loses nothing.
+                piece: bytes = response.read1(CHUNK_BYTES)
+            except (OSError, http.client.HTTPException) as error:
+                raise _Lost(_reason(error)) from error
+            if not piece:
+                break
+            if self.done + len(piece) > self.wanted.bytes:
+                message = f"{self.wanted.url} sends more than the published {self.wanted.bytes} bytes; it was removed"
+                raise FetchError(f"{message}. Try a mirror, or {self.wanted.by_hand}", code="too_many_bytes")
+            self.stream.write(piece)
+            self.digest.update(piece)
+            self.done += len(piece)
+            self.progress(self.done, self.wanted.bytes)
+        if self.done < self.wanted.bytes:
+            raise _Lost("the body ended early")
+
+
+def _reason(error: Exception) -> str:
+    return str(error) or type(error).__name__
+
+
+def _strong(etag: str | None) -> str | None:
+    """Return an ETag that If-Range may carry; weak ones may not."""
+    return None if etag is None or etag.startswith("W/") else etag
+
+
+def _opener() -> OpenerDirector:
+    """Return an opener for http and https alone: no ftp, no local files, the system's proxies."""
+    opener = OpenerDirector()
+    for handler in (ProxyHandler, HTTPHandler, HTTPSHandler, _Redirects, HTTPErrorProcessor, HTTPDefaultErrorHandler):
+        opener.add_handler(handler())
+    return opener

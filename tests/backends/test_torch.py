@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+import numpy as np
+import pytest
+import torch
+
+from segship.backends.session import SessionOptions
+from segship.backends.torch import Session, open_checkpoint
+from segship.errors import BackendUnavailable
+from segship.models.sam import ImageEncoderGraph
+from segship.spec import image_encoder_spec
+from tests.oracle import SMALL_VIT
+from tests.small_models import save_checkpoint, small_sam
+
+SPEC = image_encoder_spec(SMALL_VIT.geometry)
+
+
+def open_encoder(**options):
+    return Session(ImageEncoderGraph(small_sam()), SPEC, SessionOptions(**options))
+
+
+def test_checkpoint_opens_as_two_sessions_and_a_manifest(tmp_path):
+    opened = open_checkpoint(save_checkpoint(tmp_path / "small.pth"))
+    assert opened.manifest.architecture == "custom"
+    assert opened.manifest.image_size == SMALL_VIT.image_size
+    assert opened.encoder_sha256 == opened.manifest.checkpoint.sha256
+    assert [opened.encoder.spec.name, opened.decoder.spec.name] == ["image_encoder", "mask_decoder"]
+
+
+def test_bf16_is_close_to_fp32_and_said():
+    image = {"image": np.random.default_rng(0).normal(size=(1, 3, 128, 128)).astype(np.float32)}
+    exact = open_encoder().run(image)["image_embeddings"]
+    session = open_encoder(precision="bf16")
+    rough = session.run(image)["image_embeddings"]
+    assert "bf16" in session.description
+    assert 0 < np.abs(exact - rough).max() < 0.1 * np.abs(exact).max()
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"precision": "fp8"}, "precision 'fp8' is not supported by the torch backend; accepted are fp32, bf16"),
+        ({"device": "meta"}, "device 'meta' is not supported"),
+        ({"device": "abacus"}, "device 'abacus' is unknown to torch"),
+    ],
+)
+def test_what_cannot_be_had_is_refused(options, words):
+    with pytest.raises(BackendUnavailable, match=words):
+        open_encoder(**options)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_absent_cuda_is_an_error_and_no_silent_fall_back():
+    with pytest.raises(BackendUnavailable, match="sees no CUDA device; use --device cpu"):
+        open_encoder(device="cuda")
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="there is no CUDA device")
+def test_cuda_agrees_with_the_cpu():
+    image = {"image": np.random.default_rng(0).normal(size=(1, 3, 128, 128)).astype(np.float32)}
+    expected, actual = open_encoder().run(image), open_encoder(device="cuda").run(image)
+    assert np.abs(expected["image_embeddings"] - actual["image_embeddings"]).max() < 1e-2

@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Losses, corrective clicks, the training forward pass, and a run that stops and goes on."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from recipes.tiny import forward
+from recipes.tiny.clicks import append_clicks, error_clicks
+from recipes.tiny.losses import SPREAD_WEIGHT, ambiguous_loss, expected_iou, pair_losses, ranking_loss
+from recipes.tiny.scenes import write_pool
+from recipes.tiny.train import Trainer, TrainOptions, resize_positions
+from segship.models.config import SAM_ARCHITECTURES
+from segship.models.sam import MaskDecoderGraph, build_sam
+
+
+def test_pair_losses_equal_the_plain_formula() -> None:
+    torch.manual_seed(0)
+    logits, targets = torch.randn(2, 3, 50), (torch.rand(2, 2, 50) > 0.5).float()
+    pairs = pair_losses(logits, targets)
+    p, t = logits[1, 2].sigmoid(), targets[1, 0]
+    right = torch.where(t > 0, p, 1 - p)
+    focal = -((1 - right) ** 2 * right.log()).mean()
+    dice = 1 - (2 * (p * t).sum() + 1) / (p.sum() + t.sum() + 1)
+    torch.testing.assert_close(pairs.loss[1, 2, 0], 6 * focal + dice)
+    a, b = logits[1, 2] > 0, t > 0
+    torch.testing.assert_close(pairs.iou[1, 2, 0], (a & b).sum() / (a | b).sum())
+
+
+def test_ambiguous_loss_takes_the_best_mask_for_each_known_target() -> None:
+    targets = torch.zeros(1, 3, 40)
+    targets[0, 0, :10], targets[0, 1, :30] = 1, 1
+    logits = torch.stack([targets[0, 1], targets[0, 0]]).unsqueeze(0) * 12 - 6
+    pairs = pair_losses(logits, targets)
+    best, spread = (pairs.loss[0, 1, 0] + pairs.loss[0, 0, 1]) / 2, pairs.loss[0, :, :2].mean()
+    loss = ambiguous_loss(pairs, torch.tensor([[0.5, 0.5, 0.0]]))
+    torch.testing.assert_close(loss, best + SPREAD_WEIGHT * spread)
+    assert best < 0.05 < spread
+
+
+def test_expected_iou_weighs_the_targets() -> None:
+    targets = torch.zeros(1, 2, 40)
+    targets[0, 0, :10], targets[0, 1, :20] = 1, 1
+    pairs = pair_losses(targets[:, :1] * 40 - 20, targets)
+    torch.testing.assert_close(expected_iou(pairs, torch.tensor([[0.6, 0.4]])), torch.tensor([[0.6 + 0.4 * 0.5]]))
+
+
+def test_ranking_loss_is_zero_in_the_right_order_only() -> None:
+    truth = torch.tensor([[0.9, 0.5]])
+    assert ranking_loss(torch.tensor([[0.8, 0.2]]), truth) == 0
+    assert ranking_loss(torch.tensor([[0.2, 0.8]]), truth) > 0
+
+
+def test_corrective_click_lands_in_the_error_with_its_label() -> None:
+    target = torch.zeros(2, 32, 32)
+    target[:, 4:28, 4:28] = 1
+    logits = target * 20 - 10
+    logits[0, 16:28, 4:28] = -10
+    logits[1, 0:3, 20:32] = 10
+    (places, labels) = error_clicks(logits, target, 1, centred=True)
+    x, y = (places[0, 0] + 0.5) / 4
+    assert 16 <= y < 28 and 4 <= x < 28
+    x, y = (places[1, 0] + 0.5) / 4
+    assert 0 <= y < 3 and 20 <= x < 32
+    assert labels[:, 0].tolist() == [1, 0]
+
+
+def test_unused_clicks_are_empty() -> None:
+    coords, labels = torch.zeros(1, 2, 2), torch.ones(1, 2)
+    _, kinds = append_clicks(coords, labels, (torch.zeros(1, 3, 2), torch.ones(1, 3)), 1)
+    assert kinds.tolist() == [[1, 1, 1, -2, -2]]
+
+
+@pytest.mark.parametrize("with_mask", [False, True])
+def test_training_forward_equals_the_shipped_modules(with_mask: bool) -> None:
+    torch.manual_seed(0)
+    sam = build_sam(replace(SAM_ARCHITECTURES["tiny"], image_size=64))
+    images, coords = torch.randn(2, 3, 64, 64), torch.rand(2, 4, 3, 2) * 64
+    labels = torch.tensor([[1, -1, -2], [2, 3, -2], [1, 0, -1], [1, 1, 1.0]]).expand(2, 4, 3)
+    masks = torch.randn(2, 4, 16, 16)
+    with torch.no_grad():
+        expected = sam.image_encoder(images)
+        tokens = forward.encode(sam, images)
+        torch.testing.assert_close(tokens.transpose(1, 2), expected.flatten(2), atol=1e-5, rtol=1e-5)
+        logits, predicted = forward.decode(sam, tokens, coords, labels, masks if with_mask else None)
+        for i in range(2):
+            given = torch.full((4,), float(with_mask))
+            inputs = (expected[i : i + 1], coords[i], labels[i], masks[i].unsqueeze(1), given)
+            its_predicted, its_logits = MaskDecoderGraph(sam)(*inputs)
+            torch.testing.assert_close(logits[i], its_logits, atol=1e-5, rtol=1e-4)
+            torch.testing.assert_close(predicted[i], its_predicted, atol=1e-5, rtol=1e-4)
+
+
+@pytest.mark.slow
+def test_a_stopped_run_goes_on_where_it_was(tmp_path: Path) -> None:
+    write_pool(tmp_path / "pool", 4, size=96)
+    options = TrainOptions(
+        tmp_path / "pool", tmp_path / "pool", tmp_path, steps=4, batch_size=2, image_size=64, final_image_size=96,
+        final_size_from=0.5, iou_phase_from=0.75, workers=0, validation_scenes=2,
+    )  # fmt: skip
+    Trainer(replace(options, steps=2, final_size_from=2, iou_phase_from=2)).run()
+    again = Trainer(options)
+    assert again.resume() and again.step == 2 and again.image_size == 64
+    again.run()
+    assert again.step == 4 and again.in_iou_phase
+    sam = build_sam(replace(SAM_ARCHITECTURES["tiny"], image_size=96))
+    sam.load_state_dict(load_file(tmp_path / "tiny.safetensors"))
+
+
+def test_position_table_fits_another_grid() -> None:
+    small = build_sam(replace(SAM_ARCHITECTURES["tiny"], image_size=64))
+    large = build_sam(replace(SAM_ARCHITECTURES["tiny"], image_size=96))
+    large.load_state_dict(resize_positions(dict(small.state_dict()), 6))
