@@ -19,6 +19,7 @@ from torch import nn
 from segship.backends.onnxruntime import Session
 from segship.backends.session import SessionOptions
 from segship.bundle import Bundle, write_bundle
+from segship.bundle.manifest import Comparison, ComparisonBar, ComparisonStep
 from segship.errors import ExportError, OutputError
 from segship.graph.halve import halve_exact_weights
 from segship.graph.lower import LOWEST_OPSET, lower_opset
@@ -26,7 +27,6 @@ from segship.graph.save import LARGEST_INLINE_BYTES, save_graph
 from segship.graph.simplify import simplify_graph
 from segship.graph.trace import LOWEST_TRACED_OPSET, trace_graph
 from segship.loading import SAM_PROMPT_RULES, describe_model, load_model
-from segship.manifest import Comparison, ComparisonBar, ComparisonStep
 from segship.models.sam import ImageEncoderGraph, MaskDecoderGraph
 from segship.spec import GraphSpec, image_encoder_spec, mask_decoder_spec
 from segship.verify import compare_sam, require_passed, run_reference

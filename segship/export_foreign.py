@@ -19,6 +19,7 @@ import onnx
 from numpy.typing import NDArray
 from torch import nn
 
+from segship.bundle.manifest import ComparisonStep
 from segship.comparison_cases import comparison_images
 from segship.export import ExportOptions, Report, check_options, graph_steps, open_session, refuse_taken
 from segship.files import sha256_of, write_directory
@@ -33,7 +34,6 @@ from segship.graph.foreign import (
 from segship.graph.save import save_graph
 from segship.graph.upscaling import append_upscaling
 from segship.loading import SAM_PROMPT_RULES, LoadedModel, load_model, tool_versions
-from segship.manifest import ComparisonStep
 from segship.models.sam import ImageEncoderGraph
 from segship.spec import LABEL_EMPTY, GraphSpec
 from segship.transforms import Preprocessing, prepare_image, resize_image, resized_size, upscale_mask

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from segship.bundle import Bundle
+from segship.bundle.onnx_wire import read_graph
 from segship.errors import InputError
 from segship.known import CHECKPOINT_SUFFIXES
-from segship.onnx_wire import read_graph
 
 GRAPH_SUFFIX = ".onnx"
 
@@ -34,7 +34,7 @@ class Inspection:
     path
         As it was given.
     content
-        The description: a `BundleDescription`, an `segship.onnx_wire.OnnxGraph` or that of a checkpoint.
+        The description: a `BundleDescription`, an `segship.bundle.onnx_wire.OnnxGraph` or that of a checkpoint.
     """
 
     kind: Literal["bundle", "graph", "checkpoint"]

@@ -11,8 +11,15 @@ from pathlib import Path
 import torch
 
 import segship
+from segship.bundle.manifest import (
+    CheckpointEntry,
+    Comparison,
+    Manifest,
+    Precision,
+    PreprocessingEntry,
+    PromptRulesEntry,
+)
 from segship.checkpoints import Checkpoint, load_state, read_checkpoint, recognise_architecture
-from segship.manifest import CheckpointEntry, Comparison, Manifest, Precision, PreprocessingEntry, PromptRulesEntry
 from segship.models.config import SamConfig
 from segship.models.positions import change_image_size
 from segship.models.sam import Sam, build_sam

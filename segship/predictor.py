@@ -22,7 +22,7 @@ from segship.transforms import Preprocessing, prepare_image, resized_size, upsca
 
 if TYPE_CHECKING:
     from segship.backends.session import Session
-    from segship.manifest import Manifest
+    from segship.bundle.manifest import Manifest
 
 MaskChoice = bool | Literal["best", "auto"]
 """Which of the decoder's four masks come out.

@@ -15,9 +15,9 @@ import torch
 from numpy.typing import NDArray
 
 from segship.backends.session import Session
+from segship.bundle.manifest import ComparisonBar, ComparisonStep
 from segship.comparison_cases import comparison_images, prompt_mixes
 from segship.errors import ComparisonFailed
-from segship.manifest import ComparisonBar, ComparisonStep
 from segship.masks.scores import mask_iou
 from segship.models.sam import ImageEncoderGraph, MaskDecoderGraph, Sam
 from segship.prompts import PromptRules, encode_prompts, resolve_prompts

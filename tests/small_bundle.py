@@ -6,7 +6,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from segship.bundle import write_bundle
-from segship.manifest import CheckpointEntry, Manifest, PreprocessingEntry, PromptRulesEntry
+from segship.bundle.manifest import CheckpointEntry, Manifest, PreprocessingEntry, PromptRulesEntry
 from segship.spec import SamGeometry, image_encoder_spec, mask_decoder_spec
 
 GEOMETRY = SamGeometry(image_size=32, embedding_channels=4, embedding_size=2)

@@ -7,10 +7,10 @@ import pytest
 import segship
 from segship import export
 from segship.bundle import Bundle
+from segship.bundle.manifest import ComparisonBar
 from segship.errors import CheckpointError, ComparisonFailed, ExportError, OutputError
 from segship.export import ExportOptions, export_bundle
 from segship.loading import load_model
-from segship.manifest import ComparisonBar
 from segship.masks.scores import mask_iou
 from segship.prompts import Prompts
 from tests.oracle import SMALL_VIT

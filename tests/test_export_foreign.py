@@ -8,10 +8,10 @@ import onnx
 import onnxruntime
 import pytest
 
+from segship.bundle.manifest import ComparisonBar
 from segship.errors import ComparisonFailed
 from segship.export import ExportOptions
 from segship.export_foreign import export_foreign
-from segship.manifest import ComparisonBar
 from segship.masks.scores import mask_iou
 from segship.prompts import Prompts
 from segship.transforms import resize_image, resized_size, to_model_frame

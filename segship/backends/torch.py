@@ -18,9 +18,9 @@ from torch import nn
 
 from segship.backends.session import Session as BaseSession
 from segship.backends.session import SessionOptions, check_arrays
+from segship.bundle.manifest import Manifest, Precision
 from segship.errors import BackendUnavailable
 from segship.loading import LoadedModel, describe_model, load_model
-from segship.manifest import Manifest, Precision
 from segship.models.sam import ImageEncoderGraph, MaskDecoderGraph
 from segship.spec import GraphSpec, image_encoder_spec, mask_decoder_spec
 

@@ -13,9 +13,9 @@ from cyclopts import Parameter
 from segship.cli.output import errors_console, make_table, plain, print_json, results_console
 from segship.cli.reports import Json
 from segship.errors import InputError, PromptError, SegshipError
-from segship.output_names import output_stems
-from segship.prompt_text import parse_box, parse_point, parse_prompts_json
 from segship.prompts import Prompts
+from segship.prompts.text import parse_box, parse_point, parse_prompts_json
+from segship.writers.names import output_stems
 
 if TYPE_CHECKING:
     from segship.predictor import Predictor

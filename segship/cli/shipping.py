@@ -19,7 +19,7 @@ from segship.errors import BackendUnavailable, ExportError
 from segship.known import KNOWN_CHECKPOINTS
 
 if TYPE_CHECKING:
-    from segship.manifest import ComparisonStep
+    from segship.bundle.manifest import ComparisonStep
 
 EXPORT_PACKAGES = ("torch", "onnx", "onnxscript", "onnxslim", "safetensors")
 

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from segship.masks.boxes import masks_to_boxes, xyxy_to_xywh
 from segship.masks.rle import encode_rle
-from segship.output_names import safe_file_name
+from segship.writers.names import safe_file_name
 from segship.writers.result import Result
 
 if TYPE_CHECKING:

@@ -45,7 +45,7 @@ class Result:
     Attributes
     ----------
     stem
-        What the names of its files begin with; `segship.output_names.output_stems` makes safe ones.
+        What the names of its files begin with; `segship.writers.names.output_stems` makes safe ones.
     name
         The input's file name, as COCO and JSON repeat it; directories in it are left out.
     pixels

@@ -12,8 +12,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segship.errors import PromptError
-from segship.prompt_text import parse_box, parse_point, parse_prompts_json
 from segship.prompts import PromptLimits, Prompts
+from segship.prompts.text import parse_box, parse_point, parse_prompts_json
 
 # No database in the working directory, and no deadline on a busy machine.
 QUIET = settings(database=None, deadline=None)

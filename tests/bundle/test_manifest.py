@@ -8,8 +8,7 @@ import jsonschema
 import pytest
 from pydantic import ValidationError
 
-from segship.errors import BundleError
-from segship.manifest import (
+from segship.bundle.manifest import (
     Comparison,
     ComparisonBar,
     ComparisonStep,
@@ -18,9 +17,10 @@ from segship.manifest import (
     manifest_schema,
     parse_manifest,
 )
+from segship.errors import BundleError
 from tests.small_bundle import GEOMETRY, small_manifest
 
-SCHEMA_FILE = Path(__file__).parents[1] / "docs" / "manifest.schema.json"
+SCHEMA_FILE = Path(__file__).parents[2] / "docs" / "manifest.schema.json"
 
 
 def full_manifest():

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from segship.errors import ImageError
-from segship.image_bytes import picture_end, webp_size
 from segship.images import ImageLimits, read_image
+from segship.images.file_bytes import picture_end, webp_size
 
 ALL_FORMATS = ("jpeg", "png", "webp", "tiff", "gif", "bmp")
 

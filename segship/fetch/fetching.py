@@ -1,9 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Published checkpoints onto this machine: from the cache, the network, a mirror or a file that the user has.
-
-Only the files of `segship.known` are fetched, and a file gets its name only when its size and SHA-256 are the published
-ones. Nothing is unpickled here.
-"""
+"""`fetch_checkpoint`: the cache folder, mirrors, files of the user, and one download for all who ask at once."""
 
 from __future__ import annotations
 
@@ -16,9 +12,9 @@ from urllib.parse import quote, urlsplit
 from urllib.request import url2pathname
 
 from segship.cache import checkpoint_folder
-from segship.download import Download, Progress, download
 from segship.errors import FetchError, SegshipError
-from segship.file_lock import exclusive_lock
+from segship.fetch.download import Download, Progress, download
+from segship.fetch.file_lock import exclusive_lock
 from segship.files import CHUNK_BYTES, atomic_file, open_regular, sha256_of
 from segship.known import KNOWN_CHECKPOINTS, KnownCheckpoint
 

@@ -18,7 +18,7 @@ from segship.errors import ImageError
 from segship.images import ImageLimits, read_image
 
 ALL_FORMATS = ("jpeg", "png", "webp", "tiff", "gif", "bmp")
-TRUCK = Path(__file__).parents[1] / "../shared/images/truck.jpg"
+TRUCK = Path(__file__).parents[2] / "../shared/images/truck.jpg"
 
 
 def encoded(name: str, size: tuple[int, int] = (40, 30), **options: object) -> bytes:

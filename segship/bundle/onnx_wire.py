@@ -16,8 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from segship.files import open_regular
-from segship.protobuf_wire import (
+from segship.bundle.protobuf_wire import (
     BYTES,
     FIXED32,
     FIXED64,
@@ -29,6 +28,7 @@ from segship.protobuf_wire import (
     signed,
     too_many,
 )
+from segship.files import open_regular
 from segship.spec import Dimension, TensorSpec
 
 ONNX_DTYPES: dict[int, tuple[str, int]] = {

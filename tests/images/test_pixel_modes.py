@@ -13,7 +13,7 @@ from PIL import Image
 
 from segship.errors import ImageError
 from segship.images import LoadedImage, read_image
-from segship.pixel_modes import exif_orientation
+from segship.images.pixel_modes import exif_orientation
 
 ALL_FORMATS = ("jpeg", "png", "webp", "tiff", "gif", "bmp")
 GRAY = np.arange(256, dtype=np.uint8).reshape(16, 16)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segship.output_names import MAX_STEM_BYTES, NAMELESS, output_stems, safe_file_name, safe_stem
+from segship.writers.names import MAX_STEM_BYTES, NAMELESS, output_stems, safe_file_name, safe_stem
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ from urllib.request import OpenerDirector, Request
 
 import pytest
 
-from segship import download as module
-from segship.download import Download, download
 from segship.errors import FetchError
+from segship.fetch import download as module
+from segship.fetch.download import Download, download
 from tests.loopback import serving
 
 CONTENT = random.Random(7).randbytes(3_000_000)

@@ -10,15 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from segship import download, fetch
 from segship.errors import FetchError
-from segship.fetch import checkpoint_path, fetch_checkpoint
+from segship.fetch import checkpoint_path, download, fetch_checkpoint, fetching
 from segship.known import KNOWN_CHECKPOINTS, KnownCheckpoint
 from tests.loopback import serving
 
 CONTENT = random.Random(8).randbytes(2_000_000)
 FILE = "small model.pth"
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(autouse=True)
@@ -187,4 +186,4 @@ def test_processes_that_fetch_at_once_share_one_download(server):
 def test_fetching_needs_no_torch_and_reads_no_environment_at_import():
     code = "import sys, segship.fetch, segship.known; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={"HOME": ""}).returncode == 0
-    assert fetch.DEFAULT_TIMEOUT == 30.0
+    assert fetching.DEFAULT_TIMEOUT == 30.0

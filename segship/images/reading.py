@@ -1,20 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A path, bytes, Pillow image or array to upright (H, W, 3) uint8 RGB, within limits; the use road starts here.
-
-Pillow decodes. Each file goes to the one plugin of its recognised, allowed format, so no other decoder ever sees it.
-Size limits are checked on the header, before pixels are decoded. EXIF orientation is applied once, here, so that
-every point and box is in the frame a viewer shows. Colour profiles are ignored. See `segship.pixel_modes` for what
-happens to each kind of pixel.
-
-Codes of `ImageError`: ``missing_file``, ``not_a_file``, ``unreadable_file``, ``empty_file``, ``too_many_bytes``,
-``unknown_format``, ``format_not_allowed``, ``truncated``, ``corrupt``, ``too_complex``, ``too_many_pixels``,
-``side_too_long``, ``aspect_ratio``, ``unsupported_mode``, ``value_range``, ``non_finite_pixels``,
-``bad_array_shape``, ``bad_array_dtype``, ``bad_background``, ``unsupported_source``, ``out_of_memory``.
-Text of Pillow never reaches a message.
-
-Notes of a `LoadedImage`: ``animated_first_frame`` (several frames or pages, the first was taken), ``trailing_data``
-(bytes behind the picture were ignored), ``transparency_composited`` (laid over the background colour).
-"""
+"""Read one picture of any accepted form as upright RGB pixels; codes and rules are listed in the package."""
 
 from __future__ import annotations
 
@@ -38,7 +23,7 @@ from PIL import (
 )
 
 from segship.errors import ImageError
-from segship.image_bytes import (
+from segship.images.file_bytes import (
     DEFAULT_FORMATS,
     check_byte_count,
     picture_end,
@@ -47,7 +32,7 @@ from segship.image_bytes import (
     truncated,
     webp_size,
 )
-from segship.pixel_modes import exif_orientation, rgb_pixels, turn_upright
+from segship.images.pixel_modes import exif_orientation, rgb_pixels, turn_upright
 
 Result = TypeVar("Result")
 

@@ -10,9 +10,9 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from segship.bundle import Bundle, write_bundle
+from segship.bundle.manifest import parse_manifest
+from segship.bundle.onnx_wire import read_graph
 from segship.errors import BundleError, InputError, OutputError
-from segship.manifest import parse_manifest
-from segship.onnx_wire import read_graph
 from tests.small_bundle import GEOMETRY, decoder_model, encoder_model, make_bundle, save_models, small_manifest
 
 SIDECAR = "image_encoder.onnx.data"

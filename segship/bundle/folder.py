@@ -1,10 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Read, check and write bundles: the folder that the ship road hands to the use road, whole or refused.
-
-A bundle holds ``manifest.json``, the graphs that it names, at most one sidecar of weights a graph, and possibly the
-texts in `OPTIONAL_FILES`; nothing else, no folders, no links. File names are fixed, so nothing in a manifest or in a
-graph can point elsewhere. Every byte of a graph is compared with its digest before a runtime sees it.
-"""
+"""The folder of a bundle: opened, checked byte for byte, written whole or not at all."""
 
 from __future__ import annotations
 
@@ -17,9 +12,7 @@ from pathlib import Path
 from typing import NoReturn, Self, cast
 
 from segship.backends.session import check_interface
-from segship.errors import BundleError, InputError, OutputError
-from segship.files import CHUNK_BYTES, open_regular, read_bytes, sha256_of, write_directory, write_file
-from segship.manifest import (
+from segship.bundle.manifest import (
     GRAPH_FILES,
     MANIFEST_FILE,
     MAX_MANIFEST_BYTES,
@@ -31,8 +24,10 @@ from segship.manifest import (
     parse_manifest,
     sidecar_of,
 )
-from segship.onnx_rules import check_graph
-from segship.onnx_wire import OnnxGraph, read_graph
+from segship.bundle.onnx_rules import check_graph
+from segship.bundle.onnx_wire import OnnxGraph, read_graph
+from segship.errors import BundleError, InputError, OutputError
+from segship.files import CHUNK_BYTES, open_regular, read_bytes, sha256_of, write_directory, write_file
 from segship.spec import GraphSpec, TensorSpec
 
 OPTIONAL_FILES = frozenset({"certificate.json", "LICENSE", "NOTICE", "README.md"})
