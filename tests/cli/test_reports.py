@@ -1,0 +1,25 @@
+# SPDX-License-Identifier: Apache-2.0
+import segship
+
+
+def test_models_lists_every_name(run, run_json):
+    names = [entry["name"] for entry in run_json("models")[1]["models"]]
+    assert names == ["tiny", "vit_b", "vit_l", "vit_h", "vit_t"]
+    assert all(name in run("models")[1] for name in names)
+
+
+def test_inspect_tells_a_bundle_a_graph_and_a_checkpoint(run_json, model, small_checkpoint):
+    kinds = [run_json("inspect", path)[1]["kind"] for path in (model, model / "mask_decoder.onnx", small_checkpoint)]
+    assert kinds == ["bundle", "graph", "checkpoint"]
+
+
+def test_inspect_prints_text(run, model):
+    code, out, _ = run("inspect", model)
+    assert code == 0 and "mask_decoder.onnx" in out and "padding_point: without_box" in out
+
+
+def test_doctor_names_backends_and_versions(run, run_json):
+    document = run_json("doctor")[1]
+    assert document["segship"] == segship.__version__
+    assert {entry["name"] for entry in document["backends"]} == {"onnxruntime", "torch"}
+    assert "onnxruntime" in run("doctor")[1]
