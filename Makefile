@@ -1,11 +1,13 @@
 # make demo   makes the environment and segments a photograph with the model inside the package
 # make test   makes the development environment and passes every test
 # make check  formats, lints and type-checks
-# make slow   the full-size proofs: vit_b against the reference, vit_h past 2 GiB
+# make slow   the full-size proofs: vit_b against the reference, vit_t, vit_h past 2 GiB (about ten minutes)
+# make bench  the numbers of docs/measurements.md, written to benchmarks/results
+# make tiny   trains the model inside the package anew (about 75 minutes on two cores); recipes/tiny/README.md
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test slow check format tiny clean
+.PHONY: demo test slow bench check format tiny clean
 
 demo: .stamps/core
 	$(BIN)/segship demo --out demo-output --overwrite
@@ -14,7 +16,11 @@ test: .stamps/dev
 	$(BIN)/python -m pytest -q -m "not slow"
 
 slow: .stamps/dev
-	$(BIN)/python -m pytest -q -m slow
+	$(BIN)/python -m pytest -q -s -m slow
+
+bench: .stamps/dev
+	$(BIN)/python -m benchmarks.segment_cold
+	$(BIN)/python -m benchmarks.stages
 
 check: .stamps/dev
 	$(BIN)/ruff format --check .

@@ -87,8 +87,12 @@ class GraphEntry(_Entry):
 
 
 class PreprocessingEntry(_Entry):
-    """How pixels become the encoder's input; both on the scale of 0 to 255, in the order R, G, B."""
+    """How pixels become the encoder's input, for readers in any language; mean and std on the scale of 0 to 255."""
 
+    color_order: Literal["RGB"] = "RGB"
+    resize: Literal["longest_side_antialiased_bilinear"] = "longest_side_antialiased_bilinear"
+    size_rounding: Literal["floor(side * scale + 0.5)"] = "floor(side * scale + 0.5)"
+    padding: Literal["right_bottom_zero_after_normalize"] = "right_bottom_zero_after_normalize"
     pixel_mean: tuple[float, float, float]
     pixel_std: tuple[Positive, Positive, Positive]
 
