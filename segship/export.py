@@ -32,6 +32,9 @@ from segship.spec import GraphSpec, image_encoder_spec, mask_decoder_spec
 from segship.verify import compare_sam, require_passed, run_reference
 
 HIGHEST_OPSET = 24
+Contract = Literal["segship", "official", "ascend", "samexporter"]
+# What the readers of each contract were written against.
+DEFAULT_OPSETS: dict[Contract, int] = {"segship": 18, "official": 17, "ascend": 14, "samexporter": 17}
 
 Report = Callable[[str, Sequence[ComparisonStep]], None]
 """Called after every step with its name and the rows of its comparison."""
@@ -46,7 +49,7 @@ class ExportOptions:
     contract
         ``segship``: a bundle with our graphs. ``official``, ``ascend``, ``samexporter``: the graphs of those programs.
     opset
-        ONNX opset of the graphs, 14 to 24.
+        ONNX opset of the graphs, 14 to 24; None is the contract's own, see `DEFAULT_OPSETS`.
     simplify
         Run onnxslim after tracing.
     single_mask
@@ -61,14 +64,19 @@ class ExportOptions:
         Weights beyond this go into one sidecar file beside the graph.
     """
 
-    contract: Literal["segship", "official", "ascend", "samexporter"] = "segship"
-    opset: int = 18
+    contract: Contract = "segship"
+    opset: int | None = None
     simplify: bool = True
     single_mask: bool = False
     image_size: int | None = None
     force: bool = False
     bar: ComparisonBar = field(default_factory=ComparisonBar)
     largest_inline_bytes: int = LARGEST_INLINE_BYTES
+
+    @property
+    def graph_opset(self) -> int:
+        """The opset that the graphs will have."""
+        return DEFAULT_OPSETS[self.contract] if self.opset is None else self.opset
 
 
 def export_bundle(
@@ -123,7 +131,7 @@ def export_bundle(
             if report is not None:
                 report(step, compared)
             require_passed(compared)
-        manifest = describe_model(model, opset=options.opset, comparison=Comparison(bar=options.bar, steps=rows))
+        manifest = describe_model(model, opset=options.graph_opset, comparison=Comparison(bar=options.bar, steps=rows))
         graphs = {name: Path(folder) / f"{name}.onnx" for name in parts}
         return write_bundle(output, manifest, graphs, force=options.force)
 
@@ -153,15 +161,15 @@ def graph_steps(
     """
 
     def trace(module: nn.Module, spec: GraphSpec, _: Path) -> onnx.ModelProto:
-        model = trace_graph(module, spec, opset=options.opset, largest_sizes=largest_sizes)
+        model = trace_graph(module, spec, opset=options.graph_opset, largest_sizes=largest_sizes)
         return model if finish is None else finish(model)
 
     steps: list[tuple[str, GraphChange]] = [("traced", trace)]
     if options.simplify:
         steps.append(("simplified", lambda _module, _spec, path: simplify_graph(onnx.load(str(path)))))
-    if options.opset < LOWEST_TRACED_OPSET:
-        lowered = f"lowered to opset {options.opset}"
-        steps.append((lowered, lambda _module, _spec, path: lower_opset(onnx.load(str(path)), options.opset)))
+    if options.graph_opset < LOWEST_TRACED_OPSET:
+        lowered = f"lowered to opset {options.graph_opset}"
+        steps.append((lowered, lambda _module, _spec, path: lower_opset(onnx.load(str(path)), options.graph_opset)))
     if half_weights:
         steps.append(("exact weights as fp16", lambda _module, _spec, path: _halved(path)))
     return steps
@@ -175,7 +183,7 @@ def _halved(path: Path) -> onnx.ModelProto:
 
 def check_options(options: ExportOptions) -> None:
     """Refuse options outside their range before any work is done."""
-    if not LOWEST_OPSET <= options.opset <= HIGHEST_OPSET:
+    if not LOWEST_OPSET <= options.graph_opset <= HIGHEST_OPSET:
         raise ExportError(
             f"opset {options.opset} cannot be written; accepted are {LOWEST_OPSET} to {HIGHEST_OPSET}", code="bad_opset"
         )

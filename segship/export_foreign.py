@@ -229,7 +229,7 @@ def _describe(
     return {
         "contract": options.contract,
         "single_mask": options.single_mask,
-        "opset": options.opset,
+        "opset": options.graph_opset,
         "architecture": model.config.architecture,
         "image_size": model.config.image_size,
         "checkpoint": {"name": model.checkpoint.path.name, "sha256": model.checkpoint.sha256},

@@ -7,7 +7,7 @@ belongs to an image travels in the `ImageEmbedding` that `encode` returns.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Self
 
@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.typing import NDArray
 
-from segship.errors import PromptError
+from segship.errors import BackendUnavailable, PromptError
 from segship.images import ImageLimits, ImageSource, read_image
 from segship.prompts import ObjectPrompt, PromptLimits, PromptRules, Prompts, encode_prompts, resolve_prompts
 from segship.transforms import Preprocessing, prepare_image, resized_size, upscale_mask
@@ -144,6 +144,8 @@ class Predictor:
         ------
         ImageError
             When the image cannot be read or is outside the limits.
+        BackendUnavailable
+            When the runtime fails, or gives values that are not finite.
 
         Examples
         --------
@@ -157,6 +159,7 @@ class Predictor:
         height, width = loaded.pixels.shape[:2]
         tensor = prepare_image(loaded.pixels, self._preprocessing)
         outputs = self._encoder.run({"image": tensor})
+        _require_finite(outputs, "image_embeddings", self.description)
         return ImageEmbedding(
             image_embeddings=outputs["image_embeddings"],
             original_size=(height, width),
@@ -217,6 +220,7 @@ class Predictor:
             rules=self._prompt_rules,
         )
         outputs = self._decoder.run({"image_embeddings": embedding.image_embeddings, **inputs})
+        _require_finite(outputs, "iou_predictions", self.description)
         ious, low_res = _choose_masks(
             outputs["iou_predictions"], outputs["low_res_masks"], resolved.objects, multimask_output
         )
@@ -304,6 +308,16 @@ class Predictor:
             )
             masks[index] = logits if return_logits else logits > 0.0
         return masks
+
+
+def _require_finite(outputs: Mapping[str, NDArray[Any]], name: str, runs_on: str) -> None:
+    # A NaN in the embedding would make plausible-looking empty masks of every later click.
+    if not np.isfinite(outputs[name]).all():
+        raise BackendUnavailable(
+            f"{name} holds values that are not finite (NaN or infinity) in {runs_on}; "
+            "try precision fp32 or another backend, and `segship doctor`",
+            code="nonfinite_output",
+        )
 
 
 def _choose_masks(

@@ -41,8 +41,8 @@ INTERFACES = {
 @pytest.fixture(scope="module", params=FILES)
 def exported(request, small_checkpoint, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param) / "out"
-    opset = 14 if request.param == "ascend" else 17
-    options = ExportOptions(contract=request.param, opset=opset, single_mask=request.param == "ascend")
+    options = ExportOptions(contract=request.param, single_mask=request.param == "ascend")
+    opset = {"official": 17, "ascend": 14, "samexporter": 17}[request.param]
     return request.param, folder, export_foreign(small_checkpoint, folder, options), opset
 
 

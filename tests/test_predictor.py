@@ -9,7 +9,7 @@ import torch
 
 from segship.backends.fake import Session as FakeSession
 from segship.comparison_cases import draw_scene
-from segship.errors import PromptError
+from segship.errors import BackendUnavailable, PromptError
 from segship.masks.scores import mask_iou
 from segship.predictor import Predictor, best_masks
 from segship.prompts import Prompts
@@ -190,6 +190,12 @@ def test_embedding_of_another_encoder_is_refused(predictor):
 def test_prompts_given_twice_are_refused(predictor):
     with pytest.raises(PromptError, match="given twice"):
         predictor.predict(IMAGE, CLICK, points=[[5, 5]])
+
+
+def test_values_that_are_not_finite_never_become_masks():
+    with pytest.raises(BackendUnavailable, match="iou_predictions holds values that are not finite") as caught:
+        fake_predictor([0.9, float("nan"), 0.7, 0.3]).predict(IMAGE, CLICK)
+    assert caught.value.code == "nonfinite_output"
 
 
 def test_empty_masks_are_told(predictor):

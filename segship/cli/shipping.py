@@ -70,7 +70,7 @@ def export(
     *,
     out: Annotated[Path | None, Parameter(name=("--out", "-o"))] = None,
     contract: Literal["segship", "official", "ascend", "samexporter"] = "segship",
-    opset: int = 18,
+    opset: int | None = None,
     simplify: Annotated[bool, Parameter(negative="--no-simplify")] = True,
     single_mask: bool = False,
     image_size: int | None = None,
@@ -90,7 +90,7 @@ def export(
     contract
         segship: a bundle. official: the reference's decoder. ascend: the Ascend guide's pair. samexporter: its pair.
     opset
-        ONNX opset, 14 to 24.
+        ONNX opset, 14 to 24; the contract's own when left out (segship 18, official and samexporter 17, ascend 14).
     simplify
         Run onnxslim on the traced graph.
     single_mask
