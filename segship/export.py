@@ -56,6 +56,8 @@ class ExportOptions:
         For the other contracts: one mask an object, chosen by the reference's rule.
     image_size
         Another model frame than the checkpoint's; position tables are resized and the change is recorded.
+    licence
+        Licence of the weights for the manifest, where they are not a published file whose licence is known.
     force
         Replace a bundle that is already there.
     bar
@@ -69,6 +71,7 @@ class ExportOptions:
     simplify: bool = True
     single_mask: bool = False
     image_size: int | None = None
+    licence: str | None = None
     force: bool = False
     bar: ComparisonBar = field(default_factory=ComparisonBar)
     largest_inline_bytes: int = LARGEST_INLINE_BYTES
@@ -131,7 +134,12 @@ def export_bundle(
             if report is not None:
                 report(step, compared)
             require_passed(compared)
-        manifest = describe_model(model, opset=options.graph_opset, comparison=Comparison(bar=options.bar, steps=rows))
+        manifest = describe_model(
+            model,
+            opset=options.graph_opset,
+            comparison=Comparison(bar=options.bar, steps=rows),
+            licence=options.licence,
+        )
         graphs = {name: Path(folder) / f"{name}.onnx" for name in parts}
         return write_bundle(output, manifest, graphs, force=options.force)
 

@@ -65,7 +65,12 @@ def load_model(checkpoint_path: Path, *, image_size: int | None = None) -> Loade
 
 
 def describe_model(
-    model: LoadedModel, *, opset: int, comparison: Comparison | None, precision: Precision = "fp32"
+    model: LoadedModel,
+    *,
+    opset: int,
+    comparison: Comparison | None,
+    precision: Precision = "fp32",
+    licence: str | None = None,
 ) -> Manifest:
     """Write down everything about a model except its files, which `segship.bundle.write_bundle` adds."""
     config, checkpoint = model.config, model.checkpoint
@@ -84,7 +89,7 @@ def describe_model(
             name=checkpoint.path.name,
             sha256=checkpoint.sha256,
             bytes=checkpoint.bytes,
-            licence=known.licence if known else "unknown",
+            licence=known.licence if known else licence or "unknown",
             known=known is not None,
         ),
         changes=list(model.changes),

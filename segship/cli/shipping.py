@@ -74,6 +74,7 @@ def export(
     simplify: Annotated[bool, Parameter(negative="--no-simplify")] = True,
     single_mask: bool = False,
     image_size: int | None = None,
+    licence: str | None = None,
     force: bool = False,
     json: Json = False,
 ) -> None:
@@ -97,6 +98,8 @@ def export(
         For the other contracts: one mask, chosen by the reference's rule.
     image_size
         Export for another model frame; position tables are resized and the change is recorded.
+    licence
+        Licence of the weights, for the manifest of a checkpoint that is not a published one.
     force
         Replace a bundle that is already there.
     """
@@ -107,7 +110,13 @@ def export(
     from segship.export import ExportOptions, export_bundle
 
     options = ExportOptions(
-        contract=contract, opset=opset, simplify=simplify, single_mask=single_mask, image_size=image_size, force=force
+        contract=contract,
+        opset=opset,
+        simplify=simplify,
+        single_mask=single_mask,
+        image_size=image_size,
+        licence=licence,
+        force=force,
     )
     rows: list[ComparisonStep] = []
 
