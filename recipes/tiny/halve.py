@@ -2,7 +2,6 @@
 """Round trained weights to float16, the precision that ships; the export keeps them so and loses nothing more.
 
 python -m recipes.tiny.halve RUN/tiny.safetensors recipes/tiny/tiny.safetensors
-
 """
 
 from __future__ import annotations

@@ -10,8 +10,10 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError, Parameter
 
 import segship
-from segship.cli import reports, segmenting, shipping
 from segship.cli.output import errors_console, plain
+from segship.cli.reports import doctor, inspect, models
+from segship.cli.segmenting import STANDARD_INPUT, demo, segment
+from segship.cli.shipping import export, fetch
 from segship.errors import (
     BackendUnavailable,
     BundleError,
@@ -41,20 +43,15 @@ app = App(
     version=segship.__version__,
     default_parameter=Parameter(negative=()),
 )
-app.command(segmenting.segment)
-app.command(segmenting.demo)
-app.command(shipping.fetch)
-app.command(shipping.export)
-app.command(reports.inspect)
-app.command(reports.models)
-app.command(reports.doctor)
+for command in (segment, demo, fetch, export, inspect, models, doctor):
+    app.command(command)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; see `segship.cli`."""
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     # A lone dash means standard input, and would be taken for an option without a name.
-    tokens = [segmenting.STANDARD_INPUT if token == "-" else token for token in tokens]
+    tokens = [STANDARD_INPUT if token == "-" else token for token in tokens]
     try:
         answer = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
