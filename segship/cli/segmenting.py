@@ -4,7 +4,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -24,8 +25,16 @@ if TYPE_CHECKING:
 STANDARD_INPUT = "<standard input>"
 EXIT_BAD_INPUT = 3
 DEFAULT_FORMATS = "overlay,png"
-
 Values = Annotated[list[str] | None, Parameter(allow_leading_hyphen=True, negative=())]
+
+
+@dataclass(frozen=True, slots=True)
+class FailedImage:
+    """An image that could not be segmented, and why."""
+
+    image: str
+    code: str
+    message: str
 
 
 def segment(
@@ -104,9 +113,7 @@ def segment(
     given = gather_prompts(point or [], box or [], prompts, mask_input)
     predictor = _load(model, backend, device, precision, threads)
     out.mkdir(parents=True, exist_ok=True)
-    done, failed = _segment_all(predictor, images, given, out, options)
-    _print_outcome(predictor, model, done, failed, as_json=json)
-    return EXIT_BAD_INPUT if failed else 0
+    return _report(predictor, model, _segment_all(predictor, images, given, out, options), as_json=json)
 
 
 def demo(*, out: Path = Path("segship-demo"), overwrite: bool = False, json: Json = False) -> int:
@@ -125,12 +132,12 @@ def demo(*, out: Path = Path("segship-demo"), overwrite: bool = False, json: Jso
     predictor = _load("tiny", "auto", "cpu", "fp32", None)
     out.mkdir(parents=True, exist_ok=True)
     options = SegmentOptions(overwrite=overwrite)
-    done, failed = _segment_all(predictor, [str(demo_photograph())], Prompts(points=[DEMO_POINT_XY]), out, options)
-    _print_outcome(predictor, "tiny", done, failed, as_json=json)
-    if done and not json:
+    outcomes = _segment_all(predictor, [str(demo_photograph())], Prompts(points=[DEMO_POINT_XY]), out, options)
+    code = _report(predictor, "tiny", outcomes, as_json=json)
+    if not json:
         x, y = DEMO_POINT_XY
-        results_console().print(f"one click at {x},{y}; look at {plain(str(done[0].files[0]))}")
-    return EXIT_BAD_INPUT if failed else 0
+        results_console().print(f"that was one click at {x},{y}; look at {plain(str(out))}/coffee.overlay.jpg")
+    return code
 
 
 def gather_prompts(
@@ -186,22 +193,19 @@ def _segment_all(
     prompts: Prompts | list[Prompts],
     out: Path,
     options: SegmentOptions,
-) -> tuple[list[SegmentedImage], list[dict[str, str]]]:
-    """Segment every image; one that cannot be used is reported and does not stop the others."""
+) -> Iterator[SegmentedImage | FailedImage]:
+    """Segment one image after the other; one that cannot be used is told and does not stop the others."""
     from segship.segmenting import segment_image
 
-    done: list[SegmentedImage] = []
-    failed: list[dict[str, str]] = []
     stems = output_stems("-" if image == STANDARD_INPUT else image for image in images)
     for image, stem in zip(_with_progress(images), stems, strict=True):
         source = sys.stdin.buffer.read(options.limits.bytes + 1) if image == STANDARD_INPUT else image
         try:
-            done.append(segment_image(predictor, source, prompts, out, options, stem=stem, name=image))
+            yield segment_image(predictor, source, prompts, out, options, stem=stem, name=image)
         except SegshipError as error:
             if len(images) == 1:
                 raise
-            failed.append({"image": image, "code": error.code, "message": str(error)})
-    return done, failed
+            yield FailedImage(image, error.code, str(error))
 
 
 def _with_progress(images: Sequence[str]) -> Iterable[str]:
@@ -212,12 +216,20 @@ def _with_progress(images: Sequence[str]) -> Iterable[str]:
     return track(images, description="segmenting", console=errors_console(), transient=True)
 
 
-def _print_outcome(
-    predictor: Predictor, model: str, done: Sequence[SegmentedImage], failed: Sequence[dict[str, str]], *, as_json: bool
-) -> None:
-    for failure in failed:
-        line = f"[bold red]error[/] [dim]({failure['code']})[/] {plain(failure['image'])}: {plain(failure['message'])}"
-        errors_console().print(line, soft_wrap=True)
+def _report(
+    predictor: Predictor, model: str, outcomes: Iterable[SegmentedImage | FailedImage], *, as_json: bool
+) -> int:
+    """Print outcomes as they come, so that no picture is kept, and return the exit code."""
+    documents: list[dict[str, Any]] = []
+    failed: list[dict[str, str]] = []
+    for outcome in outcomes:
+        if isinstance(outcome, FailedImage):
+            failed.append(asdict(outcome))
+            _print_failure(outcome)
+        elif as_json:
+            documents.append(outcome.to_dict())
+        else:
+            _print_image(outcome)
     if as_json:
         print_json(
             {
@@ -225,15 +237,18 @@ def _print_outcome(
                 "architecture": predictor.manifest.architecture,
                 "backend": predictor.backend,
                 "runs_on": predictor.description,
-                "images": [image.to_dict() for image in done],
-                "failed": list(failed),
+                "images": documents,
+                "failed": failed,
             }
         )
-        return
-    for image in done:
-        _print_image(image)
-    if done:
+    else:
         results_console().print(f"[dim]{plain(model)} in {plain(predictor.description)}[/]")
+    return EXIT_BAD_INPUT if failed else 0
+
+
+def _print_failure(failure: FailedImage) -> None:
+    line = f"[bold red]error[/] [dim]({failure.code})[/] {plain(failure.image)}: {plain(failure.message)}"
+    errors_console().print(line, soft_wrap=True)
 
 
 def _print_image(image: SegmentedImage) -> None:
