@@ -3,7 +3,7 @@
 
 >>> import segship
 >>> predictor = segship.load("tiny")
->>> prediction = predictor.predict(segship.demo_photograph(), points=[[300, 200]], labels=[1])
+>>> prediction = predictor.predict(segship.demo_photograph(), points=[[365, 290]], labels=[1])
 >>> prediction.masks.shape
 (1, 3, 400, 600)
 """

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-DEMO_POINT_XY = (300, 200)
+# On the spoon.
+DEMO_POINT_XY = (365, 290)
 
 
 def demo_photograph() -> Path:

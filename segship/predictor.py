@@ -205,7 +205,7 @@ class Predictor:
         >>> import segship
         >>> predictor = segship.load("tiny")
         >>> embedding = predictor.encode(segship.demo_photograph())
-        >>> prediction = predictor.decode(embedding, segship.Prompts(points=[[300, 200]], labels=[1]))
+        >>> prediction = predictor.decode(embedding, segship.Prompts(points=[[365, 290]], labels=[1]))
         >>> prediction.masks.shape, prediction.masks.dtype
         ((1, 3, 400, 600), dtype('bool'))
         """

@@ -50,7 +50,7 @@ class TrainOptions:
     scenes: Path
     validation: Path
     out: Path
-    minutes: float = 65.0
+    minutes: float = 74.0
     steps: int = 0
     batch_size: int = 16
     learning_rate: float = 1e-3
@@ -58,7 +58,7 @@ class TrainOptions:
     warmup_steps: int = 150
     image_size: int = 256
     final_image_size: int = 320
-    final_size_from: float = 0.7
+    final_size_from: float = 0.8
     iou_phase_from: float = 0.93
     ema_decay: float = 0.998
     seed: int = 0

@@ -4,6 +4,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+import sys
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -14,8 +16,9 @@ from rich.table import Table
 
 
 def results_console() -> Console:
-    """Return the console for results."""
-    return Console(highlight=False, soft_wrap=True)
+    """Return the console for results; as wide as its tables need when it is no terminal."""
+    columns = shutil.get_terminal_size().columns
+    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else max(columns, 120))
 
 
 def errors_console() -> Console:

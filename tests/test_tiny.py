@@ -1,0 +1,65 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The model inside the package: what it weighs, where it comes from, and that it cuts things out."""
+
+import importlib.util
+import json
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+
+import segship
+from segship.bundle import Bundle
+from segship.catalog import embedded_bundle
+from segship.files import sha256_of
+from segship.masks.scores import mask_iou
+from segship.photograph import DEMO_POINT_XY
+
+ROOT = Path(__file__).parents[1]
+SHARED = ROOT / "../shared"
+MOST_BYTES = 12_000_000
+
+
+def test_bundle_is_whole_small_and_from_the_weights_in_the_recipe():
+    bundle = Bundle.read(embedded_bundle("tiny"))
+    assert sum(path.stat().st_size for path in bundle.path.iterdir()) < MOST_BYTES
+    assert bundle.manifest.architecture == "tiny"
+    assert bundle.manifest.checkpoint.sha256 == sha256_of(ROOT / "recipes/tiny/tiny.safetensors")
+    assert bundle.manifest.checkpoint.licence == "Apache-2.0"
+    assert all(row.passed for row in bundle.manifest.comparison.steps)
+
+
+def spoon():
+    """The bowl of the spoon in the photograph, drawn by hand as an ellipse and the beginning of its handle."""
+    mask = np.zeros((400, 600), np.uint8)
+    cv2.ellipse(mask, (366, 286), (38, 41), 0, 0, 360, 1, -1)
+    cv2.fillPoly(mask, [np.array([[334, 262], [350, 224], [372, 224], [392, 258]])], 1)
+    return mask.astype(bool)
+
+
+def test_the_click_of_the_demo_cuts_out_the_spoon():
+    predictor = segship.load("tiny")
+    prediction = predictor.predict(segship.demo_photograph(), points=[DEMO_POINT_XY], multimask_output="best")
+    assert mask_iou(prediction.masks[0, 0], spoon()) >= 0.75
+
+
+def test_a_box_cuts_out_the_spoon():
+    predictor = segship.load("tiny")
+    prediction = predictor.predict(segship.demo_photograph(), boxes=[325, 222, 408, 328], multimask_output=False)
+    assert mask_iou(prediction.masks[0, 0], spoon()) >= 0.75
+
+
+@pytest.mark.skipif(not (SHARED / "tools/click_iou.py").is_file(), reason="the evaluation set is not here")
+def test_scores_on_photographs_with_human_segments_are_those_of_the_model_card(capsys, monkeypatch):
+    """Measured by the shared tool on 100 photographs that were never trained on; docs/tiny.md states the figures."""
+    spec = importlib.util.spec_from_file_location("click_iou", SHARED / "tools/click_iou.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    monkeypatch.setattr(
+        "sys.argv", ["click_iou", "--data", str(SHARED / "data/natural-val"), "--limit", "40", "--json"]
+    )
+    tool.main()
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["oracle"] >= 0.52
+    assert figures["box"] >= 0.57
