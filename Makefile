@@ -35,7 +35,7 @@ POOL := recipes/tiny/runs/pool
 tiny: .stamps/dev
 	$(BIN)/python -m recipes.tiny.scenes --first 10000 --count 12000 --size 352 --out $(POOL)/train --processes 2
 	$(BIN)/python -m recipes.tiny.scenes --first 1000 --count 500 --size 352 --out $(POOL)/validation --processes 2
-	$(BIN)/python -m recipes.tiny.train --scenes $(POOL)/train --validation $(POOL)/validation --out recipes/tiny/runs/again --minutes 66
+	$(BIN)/python -m recipes.tiny.train --scenes $(POOL)/train --validation $(POOL)/validation --out recipes/tiny/runs/again --minutes 74
 	$(BIN)/python -m recipes.tiny.halve recipes/tiny/runs/again/tiny.safetensors recipes/tiny/runs/again/tiny-half.safetensors
 	$(BIN)/segship export recipes/tiny/runs/again/tiny-half.safetensors -o recipes/tiny/runs/again/bundle --licence Apache-2.0
 

@@ -52,7 +52,7 @@ def main() -> None:
     print(save_result(f"segment_cold_{Path(arguments.model).name}", figures))
 
 
-def run_once(model: str, photo: Path, out: Path) -> tuple[float, float]:
+def run_once(model: str, photo: str | Path, out: str | Path) -> tuple[float, float]:
     """Run the command in a process of its own and return seconds and peak megabytes."""
     command = [sys.executable, "-m", "segship", "segment", str(photo), "--point", "855,450", "--model", model]
     started = time.perf_counter()

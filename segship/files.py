@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Reading and writing files whole or not at all; every write of the package passes through here.
 
+One exception: the ``.part`` of a download, which must outlive its process to be resumed (`segship.fetch.download`).
+
 A write goes to a temporary file of a random name, created exclusively beside its target, which is synced and renamed
 into place; then the directory is synced. So a reader sees the old file or the new one, never half of one, and a link
 that somebody planted at the target is refused instead of followed. Names are opened relative to a descriptor of their

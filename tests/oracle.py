@@ -8,6 +8,7 @@ to install. This module puts a stand-in of exactly those four in its place befor
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import sys
 import types
 import warnings
@@ -40,7 +41,7 @@ def _resize(image: Image.Image, size: tuple[int, int]) -> Image.Image:
     return image.resize((size[1], size[0]), Image.Resampling.BILINEAR)
 
 
-def _install_torchvision_stand_in() -> None:
+def _install_torchvision_stand_in() -> list[str]:
     names = ("torchvision", "torchvision.transforms", "torchvision.transforms.functional")
     names += ("torchvision.ops", "torchvision.ops.boxes")
     modules = {name: types.ModuleType(name) for name in names}
@@ -48,6 +49,7 @@ def _install_torchvision_stand_in() -> None:
     vars(functional).update(resize=_resize, to_pil_image=lambda array: Image.fromarray(np.asarray(array)))
     vars(boxes).update(batched_nms=_unused, box_area=_unused)
     sys.modules.update(modules)
+    return list(modules)
 
 
 def _unused(*_: object) -> None:
@@ -57,11 +59,13 @@ def _unused(*_: object) -> None:
 def reference() -> Any:
     """Return the package ``segment_anything``."""
     if "segment_anything" not in sys.modules:
-        if "torchvision" not in sys.modules:
-            _install_torchvision_stand_in()
+        stand_ins = [] if importlib.util.find_spec("torchvision") else _install_torchvision_stand_in()
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             importlib.import_module("segment_anything")
+        # The oracle holds what it needs of them; torch would take them for the real package.
+        for name in stand_ins:
+            del sys.modules[name]
     return sys.modules["segment_anything"]
 
 

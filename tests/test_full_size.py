@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """The published sizes, end to end on seeded weights; minutes each, run by `make slow`."""
 
+import ast
 import copy
-import resource
 import subprocess
 import sys
 
@@ -65,6 +65,7 @@ def test_vit_b_embedding_equals_the_reference(vit_b, oracle):
     with torch.inference_mode():
         ours = sam.image_encoder(torch.from_numpy(image))
     expected = oracle.get_image_embedding()
+    assert float(expected.std()) > 0.1
     difference = float((ours - expected).abs().max() / expected.abs().max())
     print(f"embedding: max abs {difference:.2e} of its scale")
     assert difference <= 1e-4
@@ -89,10 +90,12 @@ def test_vit_b_segments_in_under_two_and_a_half_gigabytes(vit_b, tmp_path):
 
     photo = tmp_path / "photo.jpg"
     Image.fromarray(IMAGE).save(photo)
-    command = [sys.executable, "-m", "segship", "segment", photo, "--point", "500,375", "--model", vit_b[1].path]
-    subprocess.run([*command, "--out", tmp_path / "out"], check=True)
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024
-    print(f"peak of the largest child: {peak:.0f} MB")
+    # From a small process in between: a child begins with the peak of the process that it was forked from.
+    measure = "import sys; from benchmarks.segment_cold import run_once; print(run_once(*sys.argv[1:]))"
+    command = [sys.executable, "-c", measure, vit_b[1].path, photo, tmp_path / "out"]
+    done = subprocess.run(command, check=True, capture_output=True, text=True)
+    seconds, peak = ast.literal_eval(done.stdout.strip())
+    print(f"cold process to files: {seconds:.1f} s, peak {peak:.0f} MB")
     assert peak < 2500
 
 

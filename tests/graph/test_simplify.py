@@ -19,6 +19,16 @@ def test_simplified_graph_gives_the_same_and_is_not_larger(decoder_proto):
         assert relative_difference(value, actual[name]) <= 1e-5
 
 
+def test_weights_set_aside_for_their_size_come_back(decoder_proto, monkeypatch):
+    monkeypatch.setattr("segship.graph.simplify.SMALLEST_DETACHED_BYTES", 2000)
+    simplified = simplify_graph(copy.deepcopy(decoder_proto), largest_whole_bytes=0)
+    assert len(simplified.graph.initializer) >= 20
+    inputs = random_inputs(mask_decoder_spec(SMALL_VIT.geometry))
+    expected, actual = run_proto(decoder_proto, inputs), run_proto(simplified, inputs)
+    for name, value in expected.items():
+        assert relative_difference(value, actual[name]) <= 1e-5
+
+
 def test_changed_interface_is_refused(decoder_proto, monkeypatch):
     import onnxslim
 
