@@ -20,7 +20,8 @@ def describe_run() -> dict[str, Any]:
     report = examine()
     return {
         "date": datetime.now(UTC).date().isoformat(),
-        "command": " ".join(["python", *(str(part) for part in sys.orig_argv[1:])]),
+        # Names alone: where a file lay on the machine says nothing to others.
+        "command": " ".join(["python", *(Path(part).name if part[0] == "/" else part for part in sys.orig_argv[1:])]),
         "machine": {"cpu": report.cpu, "cores": report.usable_cores, "features": list(report.cpu_features)},
         "python": report.python,
         "versions": {package.name: package.version for package in report.packages},
