@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segship.models.sam import Sam
+from segship.models.sam import Sam, decode_prompts
 from segship.spec import MASK_TOKENS, GraphSpec, SamGeometry, TensorSpec
 
 # The reference's weight of the prompt count when it chooses between the single mask and the ambiguous three.
@@ -37,13 +37,8 @@ class OneObjectDecoder(nn.Module):
         mask_input: Tensor,
         has_mask_input: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        prompt_encoder = self.sam.prompt_encoder
-        masks, scores = self.sam.mask_decoder(
-            image_embeddings,
-            prompt_encoder.dense_positions(),
-            prompt_encoder.embed_points(point_coords, point_labels),
-            prompt_encoder.embed_masks(mask_input, has_mask_input),
-        )
+        prompts = (point_coords, point_labels, mask_input, has_mask_input)
+        scores, masks = decode_prompts(self.sam, image_embeddings, *prompts, point_is_empty=None)
         if self.single_mask:
             masks, scores = select_single_mask(masks, scores, point_coords.shape[1])
         return scores, masks

@@ -60,15 +60,30 @@ class MaskDecoderGraph(nn.Module):
         mask_input: Tensor,
         has_mask_input: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        prompt_encoder = self.sam.prompt_encoder
-        low_res_masks, iou_predictions = self.sam.mask_decoder(
-            image_embeddings,
-            prompt_encoder.dense_positions(),
-            prompt_encoder.embed_points(point_coords, point_labels),
-            prompt_encoder.embed_masks(mask_input, has_mask_input),
-            point_labels == LABEL_EMPTY,
-        )
-        return iou_predictions, low_res_masks
+        prompts = (point_coords, point_labels, mask_input, has_mask_input)
+        return decode_prompts(self.sam, image_embeddings, *prompts, point_is_empty=point_labels == LABEL_EMPTY)
+
+
+def decode_prompts(
+    sam: Sam,
+    image_embeddings: Tensor,
+    point_coords: Tensor,
+    point_labels: Tensor,
+    mask_input: Tensor,
+    has_mask_input: Tensor,
+    *,
+    point_is_empty: Tensor | None,
+) -> tuple[Tensor, Tensor]:
+    """Embed prompts and decode them: predicted IoUs (N, 4) and low-resolution mask logits (N, 4, 4h, 4w)."""
+    encoder = sam.prompt_encoder
+    low_res_masks, iou_predictions = sam.mask_decoder(
+        image_embeddings,
+        encoder.dense_positions(),
+        encoder.embed_points(point_coords, point_labels),
+        encoder.embed_masks(mask_input, has_mask_input),
+        point_is_empty,
+    )
+    return iou_predictions, low_res_masks
 
 
 def build_encoder(config: SamConfig) -> nn.Module:
