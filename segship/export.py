@@ -108,6 +108,8 @@ def export_bundle(
         When ``output`` exists and ``force`` is off, or cannot be written.
     """
     options = options or ExportOptions()
+    if options.contract != "segship":
+        raise ExportError(f"contract {options.contract!r} is no bundle; use segship.export_foreign", code="bad_option")
     check_options(options)
     refuse_taken(output, force=options.force)
     model = load_model(checkpoint_path, image_size=options.image_size)

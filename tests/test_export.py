@@ -144,6 +144,11 @@ def test_single_mask_belongs_to_the_other_contracts(tmp_path):
         export_bundle(tmp_path / "missing.pth", tmp_path / "bundle", ExportOptions(single_mask=True))
 
 
+def test_other_contracts_are_no_bundles(tmp_path):
+    with pytest.raises(ExportError, match="contract 'ascend' is no bundle; use segship.export_foreign"):
+        export_bundle(tmp_path / "missing.pth", tmp_path / "bundle", ExportOptions(contract="ascend"))
+
+
 @pytest.mark.parametrize("wrap", [lambda state: {"model": state}, lambda state: {"state_dict": state, "epoch": 3}])
 def test_wrapped_checkpoint_loads_and_says_so(tmp_path, wrap):
     model = load_model(save_checkpoint(tmp_path / "wrapped.pth", wrap=wrap))
