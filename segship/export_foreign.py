@@ -8,6 +8,7 @@ is no bundle; segship does not run it, the other program does.
 from __future__ import annotations
 
 import json
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -16,7 +17,6 @@ from typing import Any
 
 import numpy as np
 import onnx
-from numpy.typing import NDArray
 from torch import nn
 
 from segship.bundle.manifest import ComparisonStep
@@ -34,6 +34,7 @@ from segship.graph.foreign import (
 from segship.graph.save import save_graph
 from segship.graph.upscaling import append_upscaling
 from segship.loading import SAM_PROMPT_RULES, LoadedModel, load_model, tool_versions
+from segship.masks.scores import mask_iou
 from segship.models.sam import ImageEncoderGraph
 from segship.spec import LABEL_EMPTY, GraphSpec
 from segship.transforms import Preprocessing, prepare_image, resize_image, resized_size, upscale_mask
@@ -100,7 +101,8 @@ def foreign_graphs(model: LoadedModel, options: ExportOptions, stem: str) -> lis
     """Return the graphs of a contract, ready to be traced."""
     sam, config = model.sam, model.config
     geometry, single = config.geometry, options.single_mask
-    encoder_cases, decoder_cases = _encoder_cases(model), _decoder_cases(model)
+    encoder_cases = _encoder_cases(model)
+    decoder_cases = _decoder_cases(model, encoder_cases)
     cut = one_object_decoder_spec(geometry, single)
     decoder = OneObjectDecoder(sam, single)
     official = ForeignGraph(
@@ -174,8 +176,6 @@ def _compare(
 
 def _upscaled_ious(case: Arrays, known: Arrays, answer: Arrays, image_size: int) -> Iterator[float]:
     """Compare the graph's own upscaled masks with ours of the model's logits."""
-    from segship.masks.scores import mask_iou
-
     height, width = (int(side) for side in case["orig_im_size"])
     for low_res, mask in zip(known["low_res_masks"][0], answer["masks"][0], strict=True):
         upscaled = upscale_mask(
@@ -187,7 +187,7 @@ def _upscaled_ious(case: Arrays, known: Arrays, answer: Arrays, image_size: int)
         yield mask_iou(upscaled > 0.0, mask > 0.0)
 
 
-def _encoder_cases(model: LoadedModel) -> list[dict[str, NDArray[np.float32]]]:
+def _encoder_cases(model: LoadedModel) -> list[Arrays]:
     """Return every comparison image as the normalised tensor and as resized raw pixels."""
     config = model.config
     preprocessing = Preprocessing(config.image_size, config.pixel_mean, config.pixel_std)
@@ -200,13 +200,13 @@ def _encoder_cases(model: LoadedModel) -> list[dict[str, NDArray[np.float32]]]:
     ]
 
 
-def _decoder_cases(model: LoadedModel) -> list[Arrays]:
+def _decoder_cases(model: LoadedModel, encoder_cases: Sequence[Arrays]) -> list[Arrays]:
     """Return the prompt mixes that one-object decoders can take: one object, no empty places."""
     config = model.config
     low_res_size = config.geometry.low_res_size
     encode = torch_runner(ImageEncoderGraph(model.sam), ["image"], ["image_embeddings"])
     cases: list[Arrays] = []
-    for pixels, case in zip(comparison_images(), _encoder_cases(model), strict=True):
+    for pixels, case in zip(comparison_images(), encoder_cases, strict=True):
         embeddings = encode({"image": case["image"]})["image_embeddings"]
         size_hw = (pixels.shape[0], pixels.shape[1])
         for _, tensors in decoder_inputs(size_hw, config.image_size, low_res_size, SAM_PROMPT_RULES):
@@ -242,7 +242,5 @@ def _describe(
 
 
 def _copy_files(source: Path, target: Path) -> None:
-    import shutil
-
     for path in sorted(source.iterdir()):
         shutil.copyfile(path, target / path.name)

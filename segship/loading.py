@@ -41,7 +41,7 @@ class LoadedModel:
     @property
     def half_weights(self) -> bool:
         """Whether the checkpoint holds weights in half precision."""
-        return any("converted from float16" in note for note in self.checkpoint.notes)
+        return "float16" in self.checkpoint.stored_dtypes
 
 
 def load_model(checkpoint_path: Path, *, image_size: int | None = None) -> LoadedModel:

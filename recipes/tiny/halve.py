@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-SMALLEST_HALVED_ELEMENTS = 256
+from segship.graph.halve import SMALLEST_HALVED_ELEMENTS
 
 
 def halve(source: Path, target: Path) -> None:

@@ -46,6 +46,8 @@ class Checkpoint:
         The published checkpoint that it is, or None.
     state_dict
         Its tensors on the CPU, by name: weights in float32, integer buffers as they are.
+    stored_dtypes
+        The dtypes that the tensors have in the file, sorted.
     notes
         A sentence for everything that was taken off, left out or converted.
     """
@@ -55,6 +57,7 @@ class Checkpoint:
     bytes: int
     known: KnownCheckpoint | None
     state_dict: dict[str, torch.Tensor]
+    stored_dtypes: tuple[str, ...]
     notes: tuple[str, ...]
 
 
@@ -77,7 +80,8 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         raise CheckpointError(message, code="file_changed")
     state = _to_float32(tensors, notes)
     _require_finite(survey.path, state)
-    return Checkpoint(survey.path, survey.sha256, survey.bytes, survey.known, state, tuple(notes))
+    dtypes = tuple(sorted({info.dtype for info in survey.tensors.values()}))
+    return Checkpoint(survey.path, survey.sha256, survey.bytes, survey.known, state, dtypes, tuple(notes))
 
 
 def _load_tensors(survey: Survey) -> dict[str, torch.Tensor]:

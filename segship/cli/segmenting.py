@@ -7,20 +7,25 @@ import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import Annotated, Any
 
+import numpy as np
 from cyclopts import Parameter
+from rich.progress import track
 
+from segship.catalog import load
 from segship.cli.output import errors_console, make_table, plain, print_json, results_console
 from segship.cli.reports import Json
 from segship.errors import InputError, PromptError, SegshipError
-from segship.prompts import Prompts
+from segship.files import read_bytes
+from segship.images import ImageLimits
+from segship.photograph import DEMO_POINT_XY, demo_photograph
+from segship.predictor import Predictor
+from segship.prompts import PromptLimits, Prompts
 from segship.prompts.text import parse_box, parse_point, parse_prompts_json
+from segship.segmenting import SegmentedImage, SegmentOptions, segment_image
+from segship.writers import check_formats, read_mask_input
 from segship.writers.names import output_stems
-
-if TYPE_CHECKING:
-    from segship.predictor import Predictor
-    from segship.segmenting import SegmentedImage, SegmentOptions
 
 STANDARD_INPUT = "<standard input>"
 EXIT_BAD_INPUT = 3
@@ -96,10 +101,6 @@ def segment(
     max_pixels
         Take images of up to this many pixels; 50,000,000 when left out.
     """
-    from segship.images import ImageLimits
-    from segship.segmenting import SegmentOptions
-    from segship.writers import check_formats
-
     if not images:
         raise InputError("no image was given; name one or more files, or - for standard input", code="no_images")
     limits = ImageLimits() if max_pixels is None else ImageLimits(pixels=max_pixels)
@@ -111,7 +112,7 @@ def segment(
         limits=limits,
     )
     given = gather_prompts(point or [], box or [], prompts, mask_input)
-    predictor = _load(model, backend, device, precision, threads)
+    predictor = load(model, backend=backend, device=device, precision=precision, threads=threads)
     out.mkdir(parents=True, exist_ok=True)
     return _report(predictor, model, _segment_all(predictor, images, given, out, options), as_json=json)
 
@@ -126,10 +127,7 @@ def demo(*, out: Path = Path("segship-demo"), overwrite: bool = False, json: Jso
     overwrite
         Replace files that are there.
     """
-    from segship.photograph import DEMO_POINT_XY, demo_photograph
-    from segship.segmenting import SegmentOptions
-
-    predictor = _load("tiny", "auto", "cpu", "fp32", None)
+    predictor = load("tiny")
     out.mkdir(parents=True, exist_ok=True)
     options = SegmentOptions(overwrite=overwrite)
     outcomes = _segment_all(predictor, [str(demo_photograph())], Prompts(points=[DEMO_POINT_XY]), out, options)
@@ -156,9 +154,6 @@ def gather_prompts(
                 "--prompts was given together with --point, --box or --mask-input; put everything into the file",
                 code="prompts_given_twice",
             )
-        from segship.files import read_bytes
-        from segship.prompts import PromptLimits
-
         return parse_prompts_json(read_bytes(file.resolve(), limit=PromptLimits().json_bytes + 1))
     if points and len(boxes) > 1:
         raise PromptError(
@@ -171,20 +166,8 @@ def gather_prompts(
         points=[(point.x, point.y) for point in parsed] or None,
         labels=[point.label for point in parsed] or None,
         boxes=[parse_box(text) for text in boxes] or None,
-        mask_input=None if mask_input is None else _read_mask_input(mask_input),
+        mask_input=None if mask_input is None else read_mask_input(mask_input),
     )
-
-
-def _read_mask_input(path: Path) -> Any:
-    from segship.writers import read_mask_input
-
-    return read_mask_input(path)
-
-
-def _load(model: str, backend: str, device: str, precision: str, threads: int | None) -> Predictor:
-    from segship.catalog import load
-
-    return load(model, backend=backend, device=device, precision=precision, threads=threads)
 
 
 def _segment_all(
@@ -195,8 +178,6 @@ def _segment_all(
     options: SegmentOptions,
 ) -> Iterator[SegmentedImage | FailedImage]:
     """Segment one image after the other; one that cannot be used is told and does not stop the others."""
-    from segship.segmenting import segment_image
-
     stems = output_stems("-" if image == STANDARD_INPUT else image for image in images)
     for image, stem in zip(_with_progress(images), stems, strict=True):
         source = sys.stdin.buffer.read(options.limits.bytes + 1) if image == STANDARD_INPUT else image
@@ -211,8 +192,6 @@ def _segment_all(
 def _with_progress(images: Sequence[str]) -> Iterable[str]:
     if len(images) == 1:
         return images
-    from rich.progress import track
-
     return track(images, description="segmenting", console=errors_console(), transient=True)
 
 
@@ -265,16 +244,10 @@ def _print_image(image: SegmentedImage) -> None:
             f"{area:,} px",
             f"{area / (height * width):.1%}",
         )
-        for (entry, index), area in zip(_indices(areas), areas.ravel().tolist(), strict=True)
+        for (entry, index), area in zip(np.ndindex(areas.shape), areas.ravel().tolist(), strict=True)
     ]
     console.print(make_table((">object", ">mask", ">predicted IoU", ">area", ">of image"), rows))
     for note in dict.fromkeys((*image.result.notes, *image.prediction.notes)):
         console.print(f"note: {plain(note)}")
     for path in image.files:
         console.print(f"  {plain(str(path))}")
-
-
-def _indices(areas: Any) -> Iterable[tuple[int, ...]]:
-    import numpy as np
-
-    return np.ndindex(areas.shape)
