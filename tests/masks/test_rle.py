@@ -15,7 +15,17 @@ from hypothesis.extra.numpy import arrays
 from pycocotools import mask as oracle
 
 from segship.errors import InputError
-from segship.masks.rle import compress_runs, decode_rle, decompress_runs, encode_rle, mask_to_runs, runs_to_mask
+from segship.masks.rle import (
+    compress_runs,
+    decode_rle,
+    decompress_runs,
+    encode_rle,
+    mask_to_runs,
+    masks_to_runs,
+    read_rle,
+    runs_to_mask,
+)
+from tests.oracle import reference
 
 masks = st.tuples(st.integers(1, 40), st.integers(1, 40)).flatmap(lambda size: arrays(np.bool_, size))
 runs_lists = st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=40)
@@ -55,6 +65,85 @@ def test_plain_runs_round_trip_and_alternate_from_zeros(mask: np.ndarray) -> Non
     slow = [pixel for run, length in enumerate(rle["counts"]) for pixel in [run % 2 == 1] * int(length)]
     assert slow == mask.T.ravel().tolist()
     assert np.array_equal(decode_rle(rle), mask)
+
+
+def slow_runs(mask: np.ndarray) -> list[int]:
+    """Count pixel by pixel."""
+    runs, value = [0], False
+    for pixel in mask.T.ravel().tolist():
+        if pixel != value:
+            runs.append(0)
+            value = pixel
+        runs[-1] += 1
+    return runs
+
+
+@given(masks)
+def test_runs_are_those_of_counting(mask: np.ndarray) -> None:
+    runs = mask_to_runs(mask)
+    assert runs.dtype == np.int64 and runs.tolist() == slow_runs(mask)
+
+
+@given(masks, st.tuples(*[st.integers(0, 3)] * 4))
+def test_window_counts_as_the_image_around_it(mask: np.ndarray, margins: tuple[int, int, int, int]) -> None:
+    above, below, left, right = margins
+    image = np.pad(mask, ((above, below), (left, right)))
+    assert mask_to_runs(mask, corner_xy=(left, above), size_hw=image.shape).tolist() == slow_runs(image)
+
+
+@pytest.mark.parametrize("density", [0.0, 0.001, 0.02, 0.1, 0.5, 1.0])
+def test_full_and_noisy_masks_are_counted_alike(density: float) -> None:
+    rng = np.random.default_rng(0)
+    for size in ((61, 83), (64, 80), (300, 7)):
+        mask = rng.random(size) < density
+        assert mask_to_runs(mask).tolist() == slow_runs(mask)
+        window = mask_to_runs(mask, corner_xy=(2, 1), size_hw=(size[0] + 3, size[1] + 4))
+        assert window.tolist() == slow_runs(np.pad(mask, ((1, 2), (2, 2))))
+        assert np.array_equal(runs_to_mask(mask_to_runs(mask), size), mask)
+
+
+@pytest.mark.parametrize("order", ["C", "F"])
+def test_any_layout_and_any_whole_numbers_are_counted_alike(order: Any) -> None:
+    mask = np.random.default_rng(0).random((30, 40)) < 0.3
+    for same in (mask.copy(order=order), 255 * mask.astype(np.uint8, order=order), np.repeat(mask, 2, axis=1)[:, ::2]):
+        assert mask_to_runs(same).tolist() == slow_runs(mask)
+
+
+def test_many_masks_are_counted_as_the_reference_counts_them() -> None:
+    reference()
+    import torch
+    from segment_anything.utils.amg import coco_encode_rle, mask_to_rle_pytorch
+
+    stack = np.random.default_rng(0).random((5, 31, 17)) < np.array([0, 0.1, 0.5, 0.9, 1])[:, None, None]
+    expected = mask_to_rle_pytorch(torch.from_numpy(stack))
+    assert [encode_rle(mask, compressed=False) for mask in stack] == expected
+    assert [runs.tolist() for runs in masks_to_runs(stack)] == [rle["counts"] for rle in expected]
+    assert [encode_rle(mask) for mask in stack] == [coco_encode_rle(rle) for rle in expected]
+    assert masks_to_runs(stack[:0]) == []
+
+
+def test_column_longer_than_16_bits_is_counted() -> None:
+    mask = np.zeros((70_000, 2), bool)
+    mask[5:, 0] = mask[:3, 1] = True
+    assert mask_to_runs(mask).tolist() == [5, 69_998, 69_997]
+
+
+def test_window_outside_its_image_is_our_own_mistake() -> None:
+    with pytest.raises(AssertionError, match=r"\(2, 2\) at \(3, 0\) of \(4, 4\)"):
+        mask_to_runs(np.ones((2, 2), bool), corner_xy=(3, 0), size_hw=(4, 4))
+
+
+@pytest.mark.parametrize("mask", [np.zeros((2, 2, 2), bool), np.zeros((2, 2), np.float32)])
+def test_what_is_no_mask_is_refused(mask: np.ndarray) -> None:
+    with pytest.raises(InputError, match="mask has the "):
+        encode_rle(mask)
+
+
+@given(masks)
+def test_run_lengths_can_be_read_without_the_mask(mask: np.ndarray) -> None:
+    for compressed in (True, False):
+        runs, size_hw = read_rle(encode_rle(mask, compressed=compressed))
+        assert runs.dtype == np.int64 and np.array_equal(runs, mask_to_runs(mask)) and size_hw == mask.shape
 
 
 @given(runs_lists)
@@ -119,9 +208,10 @@ def test_size_may_be_an_array_or_a_tuple() -> None:
     ],
 )
 def test_hostile_counts_are_refused(counts: object, message: str) -> None:
-    with pytest.raises(InputError, match=message) as caught:
-        decode_rle({"size": [2, 3], "counts": counts})
-    assert caught.value.code == "bad_rle"
+    for read in (decode_rle, read_rle):
+        with pytest.raises(InputError, match=message) as caught:
+            read({"size": [2, 3], "counts": counts})
+        assert caught.value.code == "bad_rle"
 
 
 @pytest.mark.parametrize(
