@@ -58,6 +58,9 @@ class ExportOptions:
         Another model frame than the checkpoint's; position tables are resized and the change is recorded.
     licence
         Licence of the weights for the manifest, where they are not a published file whose licence is known.
+    clean_masks
+        Whether the bundle cleans prompted masks (`segship.masks.cleanup`); None is as the architecture has it, which is
+        off for all but tiny.
     force
         Replace a bundle that is already there.
     bar
@@ -72,6 +75,7 @@ class ExportOptions:
     single_mask: bool = False
     image_size: int | None = None
     licence: str | None = None
+    clean_masks: bool | None = None
     force: bool = False
     bar: ComparisonBar = field(default_factory=ComparisonBar)
     largest_inline_bytes: int = LARGEST_INLINE_BYTES
@@ -141,6 +145,7 @@ def export_bundle(
             opset=options.graph_opset,
             comparison=Comparison(bar=options.bar, steps=rows),
             licence=options.licence,
+            clean_masks=options.clean_masks,
         )
         graphs = {name: Path(folder) / f"{name}.onnx" for name in parts}
         return write_bundle(output, manifest, graphs, force=options.force)

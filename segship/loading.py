@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -12,14 +12,17 @@ import torch
 
 import segship
 from segship.bundle.manifest import (
+    AmgDefaultsEntry,
     CheckpointEntry,
     Comparison,
     Manifest,
+    MaskCleanUpEntry,
     Precision,
     PreprocessingEntry,
     PromptRulesEntry,
 )
 from segship.checkpoints import Checkpoint, load_state, read_checkpoint, recognise_architecture
+from segship.masks.cleanup import MaskCleanUp
 from segship.models.config import SamConfig
 from segship.models.positions import change_image_size
 from segship.models.sam import Sam, build_sam
@@ -71,9 +74,16 @@ def describe_model(
     comparison: Comparison | None,
     precision: Precision = "fp32",
     licence: str | None = None,
+    clean_masks: bool | None = None,
 ) -> Manifest:
-    """Write down everything about a model except its files, which `segship.bundle.write_bundle` adds."""
+    """Write down everything about a model except its files, which `segship.bundle.write_bundle` adds.
+
+    ``clean_masks`` turns the clean-up of prompted masks on or off; None leaves it as the architecture has it.
+    """
     config, checkpoint = model.config, model.checkpoint
+    clean_up = config.mask_clean_up
+    if clean_masks is not None:
+        clean_up = (clean_up or MaskCleanUp()) if clean_masks else None
     known = checkpoint.known
     return Manifest(
         architecture=config.architecture,
@@ -82,6 +92,8 @@ def describe_model(
         embedding_size=config.embedding_size,
         preprocessing=PreprocessingEntry(pixel_mean=config.pixel_mean, pixel_std=config.pixel_std),
         prompt_rules=PromptRulesEntry(padding_point=SAM_PROMPT_RULES.padding_point),
+        mask_clean_up=None if clean_up is None else MaskCleanUpEntry(**asdict(clean_up)),
+        amg_defaults=None if config.amg_thresholds is None else AmgDefaultsEntry(**asdict(config.amg_thresholds)),
         graphs={},
         precision=precision,
         opset=opset,

@@ -8,7 +8,6 @@ belongs to an image travels in the `ImageEmbedding` that `encode` returns.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal, Self
 
 import numpy as np
@@ -17,81 +16,14 @@ from numpy.typing import NDArray
 
 from segship.errors import BackendUnavailable, PromptError
 from segship.images import ImageLimits, ImageSource, read_image
+from segship.masks.cleanup import MaskCleanUp, clean_low_res, clear_outside_box
+from segship.prediction import ImageEmbedding, MaskChoice, MaskPrediction, choose_masks
 from segship.prompts import ObjectPrompt, PromptLimits, PromptRules, Prompts, encode_prompts, resolve_prompts
-from segship.transforms import Preprocessing, prepare_image, resized_size, upscale_mask
+from segship.transforms import Preprocessing, prepare_image, resized_size, to_model_frame, upscale_mask
 
 if TYPE_CHECKING:
     from segship.backends.session import Session
     from segship.bundle.manifest import Manifest
-
-MaskChoice = bool | Literal["best", "auto"]
-"""Which of the decoder's four masks come out.
-
-``True``: the three of the ambiguous set. ``False``: the single-mask token. ``"best"``: of the ambiguous three the one
-with the highest predicted IoU. ``"auto"``: ``"best"`` for an object that is a single click, the single-mask token for
-any clearer object; the choice counts the points that the caller gave, never the padded length of a tensor.
-"""
-
-AMBIGUOUS_MASKS = slice(1, 4)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class ImageEmbedding:
-    """One encoded image.
-
-    Attributes
-    ----------
-    image_embeddings
-        (1, C, h, w) float32, the encoder's output.
-    original_size
-        Height and width of the upright image, in pixels.
-    input_size
-        Height and width of the resized image inside the model frame, without padding.
-    encoder_sha256
-        Digest of the encoder that made it; only the decoder of the same bundle accepts it.
-    notes
-        What was noticed while reading the image, such as ``animated_first_frame``.
-    """
-
-    image_embeddings: NDArray[np.float32]
-    original_size: tuple[int, int]
-    input_size: tuple[int, int]
-    encoder_sha256: str
-    notes: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class MaskPrediction:
-    """Masks for some objects of one image.
-
-    Attributes
-    ----------
-    masks
-        (objects, masks, H, W) bool in the image frame; float32 logits when they were asked for.
-    iou_predictions
-        (objects, masks) float32, the model's own estimate of each mask's IoU.
-    low_res_masks
-        (objects, masks, 4h, 4w) float32 logits in the model frame, h x w the embedding grid; usable as mask input.
-    original_size
-        Height and width of the image, in pixels.
-    objects
-        The prompts as they were used, in the image frame: boxes ordered and clipped.
-    notes
-        What was noticed, such as ``box_clipped`` or ``no_positive_prompt``.
-    """
-
-    masks: NDArray[np.bool_] | NDArray[np.float32]
-    iou_predictions: NDArray[np.float32]
-    low_res_masks: NDArray[np.float32]
-    original_size: tuple[int, int]
-    objects: tuple[ObjectPrompt, ...] = ()
-    notes: tuple[str, ...] = ()
-
-    @property
-    def empty(self) -> NDArray[np.bool_]:
-        """(objects, masks) bool, True where a mask has no pixel."""
-        # Bool masks and logits alike: a pixel is set where it is above 0.
-        return np.asarray(~(self.masks > 0).any(axis=(2, 3)), np.bool_)
 
 
 class Predictor:
@@ -124,6 +56,11 @@ class Predictor:
     def image_size(self) -> int:
         """Side of the square model frame, in pixels."""
         return self.manifest.image_size
+
+    @property
+    def encoder_sha256(self) -> str:
+        """Digest of the encoder; an embedding belongs to the predictor whose digest it carries."""
+        return self._encoder_sha256
 
     @property
     def description(self) -> str:
@@ -175,6 +112,7 @@ class Predictor:
         *,
         multimask_output: MaskChoice = True,
         return_logits: bool = False,
+        clean_up: bool = True,
         outside: Literal["error", "clip"] = "error",
         limits: PromptLimits | None = None,
     ) -> MaskPrediction:
@@ -190,6 +128,9 @@ class Predictor:
             Which masks come out; see `MaskChoice`.
         return_logits
             Return masks as float32 logits instead of bool; a pixel is set where its logit is above 0.
+        clean_up
+            Clean masks as the bundle's manifest says; most say nothing, and then nothing is cleaned. ``low_res_masks``
+            stay as the decoder gave them in any case.
         outside
             ``error`` refuses points outside the image, ``clip`` moves them to its edge and notes it.
         limits
@@ -211,21 +152,10 @@ class Predictor:
         """
         self._check_embedding(embedding)
         resolved = resolve_prompts(prompts, embedding.original_size, outside=outside, limits=limits or PromptLimits())
-        geometry = self.manifest.geometry
-        inputs = encode_prompts(
-            resolved.objects,
-            original_size=embedding.original_size,
-            input_size=embedding.input_size,
-            low_res_size=geometry.low_res_size,
-            rules=self._prompt_rules,
-        )
-        outputs = self._decoder.run({"image_embeddings": embedding.image_embeddings, **inputs})
-        _require_finite(outputs, "iou_predictions", self.description)
-        ious, low_res = _choose_masks(
-            outputs["iou_predictions"], outputs["low_res_masks"], resolved.objects, multimask_output
-        )
+        all_ious, all_low_res = self._run_decoder(embedding, resolved.objects)
+        ious, low_res = choose_masks(all_ious, all_low_res, resolved.objects, multimask_output)
         return MaskPrediction(
-            masks=self._upscale(low_res, embedding, return_logits),
+            masks=self._upscale_all(low_res, embedding, resolved.objects, return_logits, clean_up),
             iou_predictions=ious,
             low_res_masks=low_res,
             original_size=embedding.original_size,
@@ -264,6 +194,43 @@ class Predictor:
             prompts = Prompts(points=points, labels=labels, boxes=boxes, mask_input=mask_input)
         return self.decode(self.encode(image), prompts, multimask_output=multimask_output, return_logits=return_logits)
 
+    def decode_low_res(
+        self,
+        embedding: ImageEmbedding,
+        prompts: Prompts | Sequence[Prompts],
+        *,
+        limits: PromptLimits | None = None,
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        """Return what the decoder itself gives, for code that chooses and upscales masks on its own.
+
+        Parameters
+        ----------
+        embedding, prompts, limits
+            As `decode` takes them.
+
+        Returns
+        -------
+        tuple
+            (N, 4) float32 predicted IoUs and (N, 4, 4h, 4w) float32 logits, the single-mask token first.
+
+        Raises
+        ------
+        PromptError
+            As `decode` does.
+        """
+        self._check_embedding(embedding)
+        resolved = resolve_prompts(prompts, embedding.original_size, limits=limits or PromptLimits())
+        return self._run_decoder(embedding, resolved.objects)
+
+    def upscale(self, low_res: NDArray[np.float32], embedding: ImageEmbedding) -> NDArray[np.float32]:
+        """Return the (H, W) float32 logits, in the image frame, of one low-resolution mask (4h, 4w)."""
+        return upscale_mask(
+            low_res,
+            image_size=self.image_size,
+            input_size=embedding.input_size,
+            original_size=embedding.original_size,
+        )
+
     def close(self) -> None:
         """Release both sessions; the predictor cannot be used afterwards."""
         self._encoder.close()
@@ -281,6 +248,11 @@ class Predictor:
         return Preprocessing(image_size=self.image_size, pixel_mean=entry.pixel_mean, pixel_std=entry.pixel_std)
 
     @property
+    def _clean_up(self) -> MaskCleanUp | None:
+        entry = self.manifest.mask_clean_up
+        return None if entry is None else MaskCleanUp(**entry.model_dump())
+
+    @property
     def _prompt_rules(self) -> PromptRules:
         return PromptRules(padding_point=self.manifest.prompt_rules.padding_point)
 
@@ -292,22 +264,54 @@ class Predictor:
                 code="foreign_embedding",
             )
 
-    def _upscale(
-        self, low_res: NDArray[np.float32], embedding: ImageEmbedding, return_logits: bool
+    def _run_decoder(
+        self, embedding: ImageEmbedding, objects: Sequence[ObjectPrompt]
+    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+        inputs = encode_prompts(
+            objects,
+            original_size=embedding.original_size,
+            input_size=embedding.input_size,
+            low_res_size=self.manifest.geometry.low_res_size,
+            rules=self._prompt_rules,
+        )
+        outputs = self._decoder.run({"image_embeddings": embedding.image_embeddings, **inputs})
+        _require_finite(outputs, "iou_predictions", self.description)
+        return outputs["iou_predictions"], outputs["low_res_masks"]
+
+    def _upscale_all(
+        self,
+        low_res: NDArray[np.float32],
+        embedding: ImageEmbedding,
+        objects: Sequence[ObjectPrompt],
+        return_logits: bool,
+        clean_up: bool,
     ) -> NDArray[np.bool_] | NDArray[np.float32]:
         # One mask at a time: all of them in float at image size is what makes the reference run out of memory.
-        objects, count = low_res.shape[:2]
-        shape = (objects, count, *embedding.original_size)
+        cleaning = self._clean_up if clean_up else None
+        shape = (*low_res.shape[:2], *embedding.original_size)
         masks: NDArray[Any] = np.empty(shape, np.float32 if return_logits else np.bool_)
-        for index in np.ndindex(objects, count):
-            logits = upscale_mask(
-                low_res[index],
-                image_size=self.image_size,
-                input_size=embedding.input_size,
-                original_size=embedding.original_size,
-            )
-            masks[index] = logits if return_logits else logits > 0.0
+        for index in np.ndindex(shape[:2]):
+            prompt, logits = objects[index[0]], low_res[index]
+            if cleaning is not None:
+                logits = self._cleaned(logits, prompt, embedding, cleaning)
+            upscaled = self.upscale(logits, embedding)
+            masks[index] = upscaled if return_logits else upscaled > 0.0
+            if cleaning is not None and cleaning.box_margin is not None and prompt.box is not None:
+                clear_outside_box(masks[index], prompt.box, cleaning.box_margin)
         return masks
+
+    def _cleaned(
+        self, logits: NDArray[np.float32], prompt: ObjectPrompt, embedding: ImageEmbedding, cleaning: MaskCleanUp
+    ) -> NDArray[np.float32]:
+        """Clean the part of a low-resolution mask that is not padding."""
+        cell = self.image_size / len(logits)
+        height, width = (int(np.ceil(side / cell)) for side in embedding.input_size)
+        points = to_model_frame(prompt.points, embedding.original_size, embedding.input_size) / np.float32(cell)
+        whole = logits.copy()
+        whole[:height, :width] = clean_low_res(
+            logits[:height, :width], cleaning, points_xy=points, labels=prompt.labels, has_box=prompt.box is not None
+        )
+        return whole
 
 
 def _require_finite(outputs: Mapping[str, NDArray[Any]], name: str, runs_on: str) -> None:
@@ -318,42 +322,3 @@ def _require_finite(outputs: Mapping[str, NDArray[Any]], name: str, runs_on: str
             "try precision fp32 or another backend, and `segship doctor`",
             code="nonfinite_output",
         )
-
-
-def _choose_masks(
-    ious: NDArray[np.float32],
-    low_res: NDArray[np.float32],
-    objects: Sequence[ObjectPrompt],
-    choice: MaskChoice,
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Pick masks from all four tokens: (N, 4) and (N, 4, h, w) to (N, k) and (N, k, h, w)."""
-    if choice is True:
-        return ious[:, AMBIGUOUS_MASKS], low_res[:, AMBIGUOUS_MASKS]
-    if choice is False:
-        return ious[:, :1], low_res[:, :1]
-    if choice not in ("best", "auto"):
-        raise PromptError(
-            f"multimask_output is {choice!r}; accepted are True, False, 'best' and 'auto'", code="bad_multimask_output"
-        )
-    # argmax takes the first of equals, so ties go to the lower index.
-    best = 1 + ious[:, AMBIGUOUS_MASKS].argmax(axis=1)
-    if choice == "auto":
-        ambiguous = np.array([prompt.ambiguous for prompt in objects])
-        best = np.where(ambiguous, best, 0)
-    rows = np.arange(len(ious))
-    return ious[rows, best][:, None], low_res[rows, best][:, None]
-
-
-def best_masks(prediction: MaskPrediction) -> MaskPrediction:
-    """Keep of every object the mask with the highest predicted IoU, ready to be given as ``mask_input``.
-
-    ``Prompts(mask_input=best_masks(prediction).low_res_masks)`` refines all objects of an earlier prediction.
-    """
-    best = prediction.iou_predictions.argmax(axis=1)
-    rows = np.arange(len(best))
-    return replace(
-        prediction,
-        masks=prediction.masks[rows, best][:, None],
-        iou_predictions=prediction.iou_predictions[rows, best][:, None],
-        low_res_masks=prediction.low_res_masks[rows, best][:, None],
-    )

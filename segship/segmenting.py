@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from segship.images import ImageLimits, ImageSource, read_image
-from segship.predictor import MaskChoice, MaskPrediction, Predictor
+from segship.prediction import MaskChoice, MaskPrediction
+from segship.predictor import Predictor
 from segship.prompts import Prompts
 from segship.writers import Result, prediction_document, write_result
 
@@ -22,7 +23,7 @@ class SegmentOptions:
     Attributes
     ----------
     multimask_output
-        Which masks come out; see `segship.predictor.MaskChoice`.
+        Which masks come out; see `segship.prediction.MaskChoice`.
     clip
         Move points outside the image to its edge instead of refusing them.
     formats

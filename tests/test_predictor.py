@@ -8,10 +8,12 @@ import pytest
 import torch
 
 from segship.backends.fake import Session as FakeSession
+from segship.bundle.manifest import MaskCleanUpEntry
 from segship.comparison_cases import draw_scene
 from segship.errors import BackendUnavailable, PromptError
 from segship.masks.scores import mask_iou
-from segship.predictor import Predictor, best_masks
+from segship.prediction import best_masks
+from segship.predictor import Predictor
 from segship.prompts import Prompts
 from segship.spec import image_encoder_spec, mask_decoder_spec
 from tests.oracle import SMALL_VIT
@@ -222,3 +224,52 @@ def test_predictor_holds_no_image(predictor):
     before = predictor.predict(IMAGE, CLICK).masks
     predictor.predict(other, CLICK)
     assert np.array_equal(predictor.predict(IMAGE, CLICK).masks, before)
+
+
+# Clean-up, which a manifest turns on
+
+
+@pytest.fixture(scope="module")
+def cleaning(predictor):
+    """The same model under a manifest that cleans."""
+    entry = MaskCleanUpEntry(keep_clicked_piece=True, smallest_hole=0.01, box_margin=0.0)
+    manifest = predictor.manifest.model_copy(update={"mask_clean_up": entry})
+    return Predictor(manifest, predictor._encoder, predictor._decoder, encoder_sha256="0" * 64, backend="torch")
+
+
+def test_masks_are_cleaned_only_if_the_manifest_says_so(predictor, cleaning, embedding):
+    prompts = Prompts(boxes=[42, 60, 70, 87])
+    plain, untouched = (predictor.decode(embedding, prompts, clean_up=wanted) for wanted in (True, False))
+    np.testing.assert_array_equal(plain.masks, untouched.masks)
+    assert plain.masks[..., :60, :].any()
+    np.testing.assert_array_equal(cleaning.decode(embedding, prompts, clean_up=False).masks, plain.masks)
+    cleaned = cleaning.decode(embedding, prompts)
+    inside = np.zeros(plain.masks.shape, bool)
+    inside[..., 60:87, 42:70] = True
+    assert not (cleaned.masks & ~inside).any()
+    assert (cleaned.masks & inside).any()
+
+
+def test_clean_up_leaves_low_resolution_logits_and_scores(predictor, cleaning, embedding):
+    prompts = Prompts(points=[[50, 40]])
+    plain, cleaned = predictor.decode(embedding, prompts), cleaning.decode(embedding, prompts)
+    np.testing.assert_array_equal(cleaned.low_res_masks, plain.low_res_masks)
+    np.testing.assert_array_equal(cleaned.iou_predictions, plain.iou_predictions)
+    assert (cleaned.masks != plain.masks).any()
+
+
+@pytest.mark.parametrize("prompts", [Prompts(points=[[50, 40]]), Prompts(points=[[57, 70]], boxes=[42, 60, 70, 87])])
+def test_cleaned_logits_say_the_same_as_cleaned_masks(cleaning, embedding, prompts):
+    masks = cleaning.decode(embedding, prompts).masks
+    logits = cleaning.decode(embedding, prompts, return_logits=True).masks
+    np.testing.assert_array_equal(masks, logits > 0)
+
+
+def test_decode_low_res_is_what_decode_chooses_from(predictor, embedding):
+    prompts = Prompts(points=[[[50, 40]], [[112, 62]]])
+    ious, low_res = predictor.decode_low_res(embedding, prompts)
+    prediction = predictor.decode(embedding, prompts)
+    assert ious.shape == (2, 4) and low_res.shape[:2] == (2, 4)
+    np.testing.assert_array_equal(prediction.low_res_masks, low_res[:, 1:])
+    np.testing.assert_array_equal(prediction.iou_predictions, ious[:, 1:])
+    np.testing.assert_array_equal(prediction.masks[1, 2], predictor.upscale(low_res[1, 3], embedding) > 0)

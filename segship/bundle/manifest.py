@@ -103,6 +103,21 @@ class PromptRulesEntry(_Entry):
     padding_point: Literal["without_box", "always", "never"]
 
 
+class MaskCleanUpEntry(_Entry):
+    """How prompted masks are cleaned; the fields are those of `segship.masks.cleanup.MaskCleanUp`."""
+
+    keep_clicked_piece: bool
+    smallest_hole: Annotated[float, Field(ge=0, le=1)]
+    box_margin: Annotated[float, Field(ge=0, le=1)] | None
+
+
+class AmgDefaultsEntry(_Entry):
+    """Thresholds of everything mode that suit the scale of this model's scores; SAM's own where there is no entry."""
+
+    pred_iou_thresh: Annotated[float, Field(ge=0, le=1)]
+    stability_score_thresh: Annotated[float, Field(ge=0, le=1)]
+
+
 class CheckpointEntry(_Entry):
     """The weight file that the graphs were made from; ``known`` if its digest is that of a published one."""
 
@@ -163,6 +178,8 @@ class Manifest(_Entry):
     embedding_size: Size
     preprocessing: PreprocessingEntry
     prompt_rules: PromptRulesEntry
+    mask_clean_up: MaskCleanUpEntry | None = None
+    amg_defaults: AmgDefaultsEntry | None = None
     graphs: dict[GraphName, GraphEntry]
     precision: Precision
     opset: Annotated[int, Field(ge=0, le=99)]

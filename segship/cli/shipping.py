@@ -75,6 +75,7 @@ def export(
     single_mask: bool = False,
     image_size: int | None = None,
     licence: str | None = None,
+    clean_masks: bool | None = None,
     force: bool = False,
     json: Json = False,
 ) -> None:
@@ -100,6 +101,9 @@ def export(
         Export for another model frame; position tables are resized and the change is recorded.
     licence
         Licence of the weights, for the manifest of a checkpoint that is not a published one.
+    clean_masks
+        Whether the bundle cleans prompted masks: keeps the clicked piece, fills small holes, clears outside the box.
+        Off for all but tiny when left out.
     force
         Replace a bundle that is already there.
     """
@@ -116,6 +120,7 @@ def export(
         single_mask=single_mask,
         image_size=image_size,
         licence=licence,
+        clean_masks=clean_masks,
         force=force,
     )
     rows: list[ComparisonStep] = []

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from segship.masks.cleanup import MaskCleanUp
 from segship.spec import SamGeometry
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
@@ -68,6 +69,14 @@ class HybridConfig:
         return 16
 
 
+@dataclass(frozen=True, slots=True)
+class AmgThresholds:
+    """Where everything mode cuts, unless a call says otherwise."""
+
+    pred_iou_thresh: float
+    stability_score_thresh: float
+
+
 EncoderConfig = VitConfig | TinyVitConfig | HybridConfig
 
 
@@ -83,6 +92,10 @@ class SamConfig:
         Side of the square model frame, in pixels.
     embedding_channels
         Channels of the image embedding, and width of the decoder.
+    mask_clean_up
+        How prompted masks are cleaned unless an export says otherwise; None leaves them as they are.
+    amg_thresholds
+        Thresholds of everything mode that suit this model's scores; None are SAM's.
     """
 
     architecture: str
@@ -96,6 +109,8 @@ class SamConfig:
     iou_head_hidden_dim: int = 256
     pixel_mean: tuple[float, float, float] = IMAGENET_MEAN
     pixel_std: tuple[float, float, float] = IMAGENET_STD
+    mask_clean_up: MaskCleanUp | None = None
+    amg_thresholds: AmgThresholds | None = None
 
     @property
     def embedding_size(self) -> int:
