@@ -3,7 +3,7 @@
 # make check  formats, lints and type-checks
 # make slow   the full-size proofs: vit_b against the reference, vit_t, vit_h past 2 GiB (about ten minutes)
 # make bench  the numbers of docs/measurements.md, written to benchmarks/results
-# make tiny   trains the model inside the package anew (about 75 minutes on two cores); recipes/tiny/README.md
+# make tiny   trains the model inside the package anew (about three hours on two cores); recipes/tiny/README.md
 PYTHON ?= python3.11
 BIN := .venv/bin
 
@@ -31,13 +31,26 @@ format: .stamps/dev
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-POOL := recipes/tiny/runs/pool
-tiny: .stamps/dev
-	$(BIN)/python -m recipes.tiny.scenes --first 10000 --count 12000 --size 352 --out $(POOL)/train --processes 2
-	$(BIN)/python -m recipes.tiny.scenes --first 1000 --count 500 --size 352 --out $(POOL)/validation --processes 2
-	$(BIN)/python -m recipes.tiny.train --scenes $(POOL)/train --validation $(POOL)/validation --out recipes/tiny/runs/again --minutes 74
-	$(BIN)/python -m recipes.tiny.halve recipes/tiny/runs/again/tiny.safetensors recipes/tiny/runs/again/tiny-half.safetensors
-	$(BIN)/segship export recipes/tiny/runs/again/tiny-half.safetensors -o recipes/tiny/runs/again/bundle --licence Apache-2.0
+# Drawings of real things: Fluent Emoji (MIT) and Open Clip Art (public domain); needs npm, apt-get and dpkg.
+RUNS := recipes/tiny/runs
+DRAWN := $(RUNS)/drawings
+EMOJI := lobehub-fluent-emoji-3d-1.1.0.tgz
+KINDS := animals buildings containers electronics food people plants recreation tools transportation
+$(DRAWN)/bank.npz: .stamps/dev
+	@mkdir -p $(DRAWN)
+	cd $(DRAWN) && npm pack --silent @lobehub/fluent-emoji-3d@1.1.0 && apt-get download openclipart-png
+	cd $(DRAWN) && echo "c1bb7eee7de090205a232518a9ab4adb3df458bfbe8a1f78232991194c8b2e58  $(EMOJI)" | sha256sum --check
+	cd $(DRAWN) && tar xzf $(EMOJI) && dpkg -x openclipart-png_*.deb clipart
+	$(BIN)/python -m recipes.tiny.drawings --out $@ $(DRAWN)/package/assets \
+	    $(addprefix $(DRAWN)/clipart/usr/share/openclipart/png/,$(KINDS))
+
+POOL := $(RUNS)/pool
+tiny: $(DRAWN)/bank.npz
+	$(BIN)/python -m recipes.tiny.scenes --first 20000 --count 10000 --size 384 --drawings $< --out $(POOL)/train
+	$(BIN)/python -m recipes.tiny.scenes --first 1000 --count 250 --size 384 --drawings $< --held-out --out $(POOL)/validation
+	$(BIN)/python -m recipes.tiny.train --scenes $(POOL)/train --validation $(POOL)/validation --out $(RUNS)/again
+	$(BIN)/python -m recipes.tiny.halve $(RUNS)/again/tiny.safetensors $(RUNS)/again/tiny-half.safetensors
+	$(BIN)/segship export $(RUNS)/again/tiny-half.safetensors -o $(RUNS)/again/bundle --licence Apache-2.0
 
 .stamps/venv:
 	$(PYTHON) -m venv .venv

@@ -64,11 +64,6 @@ def ambiguous_loss(pairs: PairLosses, weights: Tensor) -> Tensor:
     return (best + SPREAD_WEIGHT * spread).mean()
 
 
-def expected_iou(pairs: PairLosses, weights: Tensor) -> Tensor:
-    """Return (N, masks): the IoU that a mask has in the mean, if a target is meant as often as its weight says."""
-    return (pairs.iou * weights.unsqueeze(1)).sum(-1)
-
-
 def ranking_loss(predicted: Tensor, truth: Tensor, margin: float = 0.02) -> Tensor:
     """Penalise pairs of masks (N, masks) whose predicted IoUs stand in the wrong order, by how much is lost."""
     gain = truth.unsqueeze(2) - truth.unsqueeze(1)

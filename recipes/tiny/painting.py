@@ -166,6 +166,29 @@ class Canvas:
         self.leaves[window][coverage > 127] = leaf
         self.last_materials = [*self.last_materials[-6:], material]
 
+    def put_painted(
+        self,
+        window: tuple[slice, slice],
+        coverage: Mask,
+        paint: NDArray[np.float32],
+        parts: Mask,
+        owner: tuple[int, int],
+    ) -> None:
+        """Lay down a thing that is painted already; each number of ``parts`` that shows becomes a leaf of ``owner``."""
+        if self.full or not (coverage > 127).any():
+            return
+        if self.rng.random() < 0.6:
+            paint = paint * self._shading(coverage)[..., None]
+        view = self.image[window]
+        view += (coverage.astype(np.float32) / 255)[..., None] * (paint - view)
+        solid = coverage > 127
+        for part in np.unique(parts[solid]):
+            if self.full:
+                break
+            leaf = self._next(0)
+            self.object_of_leaf[leaf], self.group_of_leaf[leaf] = owner
+            self.leaves[window][solid & (parts == part)] = leaf
+
     def _shading(self, coverage: Mask) -> NDArray[np.float32]:
         """Return a light factor for each pixel of a thing: a slope of light, a rounded form, or a dark rim."""
         rng = self.rng

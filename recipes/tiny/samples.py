@@ -27,7 +27,7 @@ from segship.spec import (
     LABEL_NOT_A_POINT,
 )
 
-CLICKS, TWO_CLICKS, BOXES = 4, 1, 3
+CLICKS, TWO_CLICKS, BOXES = 3, 1, 4
 PROMPTS = CLICKS + TWO_CLICKS + BOXES
 PLACES = 3
 LEVELS = 3
@@ -36,6 +36,8 @@ LEAF, OBJECT, GROUP = range(3)
 LEVEL_WEIGHTS = np.array([0.25, 0.55, 0.2])
 ASPECTS = ((3 / 2, 0.36), (4 / 3, 0.26), (1.0, 0.14), (16 / 9, 0.1))
 MIN_AREA, MAX_AREA = 0.005, 0.75
+CENTRED = 0.75
+"""How often a click stands at the place farthest from its mask's border, where people click."""
 
 Labels = NDArray[np.uint8]
 
@@ -53,8 +55,6 @@ class Sample(NamedTuple):
     """(PROMPTS, LEVELS, S/4, S/4), coverage 0 to 4; target 0 is the one that the prompt was made from."""
     weights: NDArray[np.float32]
     """(PROMPTS, LEVELS), the share of each known target, 0 for none; a prompt's shares sum to 1."""
-    likeliest: NDArray[np.int64]
-    """(PROMPTS,), which target has the greatest share."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -177,7 +177,7 @@ def draw_click(rng: np.random.Generator, mask: Labels) -> tuple[int, int]:
     distance = cv2.distanceTransform(cv2.copyMakeBorder(mask, 1, 1, 1, 1, cv2.BORDER_CONSTANT), cv2.DIST_L2, 3)[
         1:-1, 1:-1
     ]
-    if rng.random() < 0.5:
+    if rng.random() < CENTRED:
         flat = int(distance.argmax())
     else:
         inside = np.flatnonzero(distance > rng.uniform(0, 0.7) * distance.max())
@@ -255,7 +255,6 @@ class SampleBuilder:
             np.full((PROMPTS, PLACES), LABEL_EMPTY, np.float32),
             np.zeros((PROMPTS, LEVELS, side, side), np.uint8),
             np.zeros((PROMPTS, LEVELS), np.float32),
-            np.zeros(PROMPTS, np.int64),
         )
         for index, candidate in enumerate(draw_candidates(rng, candidates, PROMPTS)):
             mask = candidate_mask(rng, truth, candidate)
@@ -283,7 +282,6 @@ class SampleBuilder:
         for slot, (option, share) in enumerate(zip(masks, shares, strict=True)):
             sample.targets[index, slot] = _to_target(option, self.image_size)
             sample.weights[index, slot] = share
-        sample.likeliest[index] = int(np.argmax(shares))
 
     def _two_clicks(self, rng: np.random.Generator, sample: Sample, index: int, mask: Labels) -> None:
         sample.coords[index, 0] = self._place(rng, draw_click(rng, mask))

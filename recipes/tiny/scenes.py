@@ -10,16 +10,19 @@ open ground, then photographed. No photograph goes in. The same seed gives the s
 from __future__ import annotations
 
 import argparse
+import functools
 import multiprocessing
 import time
 from dataclasses import dataclass
-from functools import lru_cache
 from pathlib import Path
+from typing import NamedTuple
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from recipes.tiny.drawings import DrawingBank
+from recipes.tiny.figures import put_figure
 from recipes.tiny.painting import Canvas, Material
 from recipes.tiny.photograph import photograph
 from recipes.tiny.shapes import BODIES, SHAPES, Mask, Part, Placement, noise_blob, pick, quad, rasterise
@@ -27,6 +30,8 @@ from recipes.tiny.textures import TextureBank
 
 SHARD_SCENES = 250
 BANK_SEED = 1
+FIGURES = 0.55
+"""How often a thing, or a group of things, is a drawing, if there is a bank of them."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -49,21 +54,21 @@ class Scene:
     group_of_leaf: NDArray[np.uint8]
 
 
-@lru_cache(maxsize=2)
+@functools.cache
 def _bank(seed: int) -> TextureBank:
     return TextureBank(seed)
 
 
-def make_scene(seed: int, size: int = 320) -> Scene:
-    """Make one scene; the same for the same seed and size."""
+def make_scene(seed: int, size: int = 320, drawings: DrawingBank | None = None) -> Scene:
+    """Make one scene; the same for the same seed, size and drawings."""
     cv2.setNumThreads(1)
     rng = np.random.default_rng([seed, 7])
     bank = _bank(BANK_SEED)
     canvas = Canvas(rng, bank, size)
-    ground = _BACKGROUNDS[str(rng.choice(list(_BACKGROUNDS), p=[0.34, 0.2, 0.16, 0.3]))](canvas)
+    ground = _BACKGROUNDS[str(rng.choice(list(_BACKGROUNDS), p=[0.36, 0.14, 0.16, 0.34]))](canvas)
     if rng.random() < 0.3:
         canvas.blur(rng.uniform(0.8, 3.5) * size / 256)
-    _populate(canvas, ground)
+    _populate(canvas, ground, drawings)
     x, y = rng.uniform(0, size, 2)
     patch = _outline(canvas, Placement(x, y, rng.uniform(40, 140) * size / 256))
     picture = photograph(canvas.image, patch, rng, bank)
@@ -109,6 +114,8 @@ def _patches(canvas: Canvas) -> float | None:
         crop = int(rng.uniform(100, 500))
         y, x = rng.integers(0, len(tile) - crop, 2)
         field = cv2.resize(tile[y : y + crop, x : x + crop], (size, size)).astype(np.float32)
+        # People draw such borders smoother than they are.
+        field = cv2.GaussianBlur(field, (0, 0), rng.uniform(1, 4) * size / 256)
         level = np.percentile(field, rng.uniform(25, 80))
         _region(canvas, np.clip((field - level) * 12 + 128, 0, 255).astype(np.uint8))
     return None
@@ -264,18 +271,30 @@ def _upright(canvas: Canvas, placement: Placement) -> Placement:
     return Placement(placement.x, placement.y, placement.radius, angle, aspect, bool(rng.random() < 0.5))
 
 
-def _one(canvas: Canvas, placement: Placement) -> None:
+def _figure_materials(canvas: Canvas) -> list[Material]:
+    """Draw what a drawing wears; now and then nearly what stands beside it, which is camouflage."""
+    return [_thing_material(canvas), *_body_materials(canvas)[1:]]
+
+
+def _one(canvas: Canvas, placement: Placement, drawings: DrawingBank | None) -> None:
     rng = canvas.rng
-    if rng.random() < 0.45:
+    if drawings is not None and rng.random() < FIGURES:
+        drawing = drawings[int(rng.integers(len(drawings)))]
+        put_figure(canvas, drawing, _upright(canvas, placement), 0, _figure_materials(canvas), style=rng.random())
+    elif rng.random() < 0.45:
         parts = BODIES[pick(rng, BODIES)][1](rng)
         _body(canvas, _upright(canvas, placement), parts, _body_materials(canvas), 0)
     else:
         _blob(canvas, placement, 0, _thing_material(canvas), None, rng.random() < 0.55)
 
 
-def _several(canvas: Canvas, placement: Placement) -> None:
+def _several(canvas: Canvas, placement: Placement, drawings: DrawingBank | None) -> None:
     """Put down a group of alike things, in a row or in a heap."""
     rng, group, r = canvas.rng, canvas.new_group(), placement.radius
+    drawing = None
+    if drawings is not None and rng.random() < FIGURES:
+        drawing = drawings[int(rng.integers(len(drawings)))]
+    style = rng.random()
     body = pick(rng, BODIES) if rng.random() < 0.4 else None
     name, material, materials = pick(rng, SHAPES), _thing_material(canvas), _body_materials(canvas)
     detail, in_row, turn = rng.random() < 0.3, rng.random() < 0.5, rng.uniform(0, 2 * np.pi)
@@ -285,7 +304,9 @@ def _several(canvas: Canvas, placement: Placement) -> None:
         dx, dy = (np.cos(turn) * step * i, np.sin(turn) * step * i) if in_row else rng.normal(0, 1.4, 2) * r
         angle = placement.angle if rng.random() < 0.5 else rng.uniform(0, 6)
         here = Placement(placement.x + dx, placement.y + dy, r * rng.uniform(0.8, 1.2), angle, placement.aspect)
-        if body:
+        if drawing is not None:
+            put_figure(canvas, drawing, _upright(canvas, here), group, materials, style=style)
+        elif body:
             alike = materials if rng.random() < 0.6 else _body_materials(canvas)
             _body(canvas, _upright(canvas, here), BODIES[body][1](rng), alike, group)
         else:
@@ -293,10 +314,10 @@ def _several(canvas: Canvas, placement: Placement) -> None:
             _blob(canvas, here, group, material if same else _thing_material(canvas), name if same else None, detail)
 
 
-def _populate(canvas: Canvas, ground: float | None) -> None:
+def _populate(canvas: Canvas, ground: float | None, drawings: DrawingBank | None) -> None:
     rng, scale = canvas.rng, canvas.size / 256
     count = int(rng.integers(1, 5)) if rng.random() < 0.3 else int(rng.integers(2, 13) * rng.uniform(0.5, 1.4))
-    radii = np.exp(rng.uniform(np.log(9), np.log(100), count)) * scale
+    radii = np.exp(rng.uniform(np.log(12), np.log(110), count)) * scale
     if rng.random() < 0.6:
         radii = np.sort(radii)[::-1]
     focus = int(rng.integers(1, count)) if count > 2 and rng.random() < 0.25 else -1
@@ -305,22 +326,39 @@ def _populate(canvas: Canvas, ground: float | None) -> None:
             canvas.blur(rng.uniform(0.8, 3) * scale)
         placement = _draw_placement(canvas, float(radius), ground)
         if radius < 45 * scale and rng.random() < 0.22:
-            _several(canvas, placement)
+            _several(canvas, placement, drawings)
         else:
-            _one(canvas, placement)
+            _one(canvas, placement, drawings)
 
 
 # The pool on disk
 
 
-def write_shard(job: tuple[Path, int, int, int]) -> Path:
+class ShardJob(NamedTuple):
+    """What one shard is made with."""
+
+    folder: Path
+    first: int
+    count: int
+    size: int
+    drawings: Path | None
+    held_out: bool
+
+
+@functools.cache
+def _drawings(path: Path | None, held_out: bool) -> DrawingBank | None:
+    return DrawingBank(path, held_out=held_out) if path else None
+
+
+def write_shard(job: ShardJob) -> Path:
     """Write the arrays ``FIRST_{image,leaves,tables}.npy`` of ``count`` scenes from seed ``first`` on."""
-    folder, first, count, size = job
+    folder, first, count, size, drawings, held_out = job
+    bank = _drawings(drawings, held_out)
     images = np.zeros((count, size, size, 3), np.uint8)
     leaves = np.zeros((count, size, size), np.uint8)
     tables = np.zeros((count, 2, 251), np.uint8)
     for i in range(count):
-        scene = make_scene(first + i, size)
+        scene = make_scene(first + i, size, bank)
         images[i], leaves[i] = scene.image, scene.leaves
         tables[i] = scene.object_of_leaf, scene.group_of_leaf
     stem = folder / f"{first:08d}"
@@ -333,12 +371,23 @@ def write_shard(job: tuple[Path, int, int, int]) -> Path:
     return stem
 
 
-def write_pool(folder: Path, count: int, *, first: int = 0, size: int = 320, processes: int = 1) -> None:
+def write_pool(
+    folder: Path,
+    count: int,
+    *,
+    first: int = 0,
+    size: int = 320,
+    processes: int = 1,
+    drawings: Path | None = None,
+    held_out: bool = False,
+) -> None:
     """Write ``count`` scenes as shards of `SHARD_SCENES`; shards that are there already stay."""
     folder.mkdir(parents=True, exist_ok=True)
     starts = range(first, first + count, SHARD_SCENES)
-    jobs = [(folder, start, min(SHARD_SCENES, first + count - start), size) for start in starts]
-    jobs = [job for job in jobs if not (folder / f"{job[1]:08d}_tables.npy").exists()]
+    jobs = [
+        ShardJob(folder, start, min(SHARD_SCENES, first + count - start), size, drawings, held_out) for start in starts
+    ]
+    jobs = [job for job in jobs if not (folder / f"{job.first:08d}_tables.npy").exists()]
     begun = time.monotonic()
     with multiprocessing.Pool(processes) as pool:
         for done, stem in enumerate(pool.imap_unordered(write_shard, jobs), 1):
@@ -352,9 +401,19 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=0, help="seed of the first scene")
     parser.add_argument("--size", type=int, default=320)
     parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--drawings", type=Path, help="a bank that recipes.tiny.drawings wrote")
+    parser.add_argument("--held-out", action="store_true", help="use only the drawings kept for validation")
     parser.add_argument("--processes", type=int, default=2)
     args = parser.parse_args()
-    write_pool(args.out, args.count, first=args.first, size=args.size, processes=args.processes)
+    write_pool(
+        args.out,
+        args.count,
+        first=args.first,
+        size=args.size,
+        processes=args.processes,
+        drawings=args.drawings,
+        held_out=args.held_out,
+    )
 
 
 if __name__ == "__main__":

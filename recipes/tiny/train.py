@@ -23,14 +23,14 @@ from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from recipes.tiny import forward
 from recipes.tiny.clicks import append_clicks, error_clicks
-from recipes.tiny.losses import ambiguous_loss, expected_iou, pair_losses, ranking_loss
+from recipes.tiny.losses import ambiguous_loss, pair_losses, ranking_loss
 from recipes.tiny.samples import CLICKS, TWO_CLICKS, Sample, SampleBuilder, ScenePool, stream_samples
 from recipes.tiny.validation import validate, validation_samples
 from segship.models.config import SAM_ARCHITECTURES
@@ -40,7 +40,7 @@ from segship.models.sam import Sam, build_sam
 # The prompts of a picture that are decoded a second time, with corrective clicks: one click, two clicks, one box.
 REFINED = (0, CLICKS, CLICKS + TWO_CLICKS)
 MAX_EXTRA_CLICKS = 3
-SINGLE_MASK_WEIGHT, REFINE_WEIGHT, IOU_WEIGHT, RANKING_WEIGHT = 0.3, 0.7, 1.0, 2.0
+SINGLE_MASK_WEIGHT, TOP_WEIGHT, CLEAR_WEIGHT, REFINE_WEIGHT, IOU_WEIGHT, RANKING_WEIGHT = 0.3, 0.2, 1.3, 0.7, 1.0, 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +50,7 @@ class TrainOptions:
     scenes: Path
     validation: Path
     out: Path
+    init: Path | None = None
     minutes: float = 74.0
     steps: int = 0
     batch_size: int = 16
@@ -78,7 +79,6 @@ class Batch(NamedTuple):
     labels: Tensor
     targets: Tensor
     weights: Tensor
-    likeliest: Tensor
 
 
 class SampleStream(IterableDataset[Sample]):
@@ -127,9 +127,19 @@ class Trainer:
         self.step, self.elapsed, self.images = 0, 0.0, 0
         self.image_size = options.image_size
         self.in_iou_phase = False
-        self._adopt(new_model(options.image_size).state_dict(), None)
+        self._adopt(self._start(), None)
         self.sums: dict[str, float] = {}
         self.samples: list[Sample] = []
+
+    def _start(self) -> dict[str, Tensor]:
+        """Return new weights, or those of an earlier run at this run's image size."""
+        options = self.options
+        state = new_model(options.image_size).state_dict()
+        if options.init is None:
+            return state
+        given = {name: tensor.float() for name, tensor in load_file(str(options.init)).items()}
+        given = {name: tensor.to(state[name].dtype) for name, tensor in given.items()}
+        return resize_positions(given, options.image_size // SAM_ARCHITECTURES["tiny"].encoder.stride)
 
     def _adopt(self, state: dict[str, Tensor], average: dict[str, Tensor] | None) -> None:
         """Take weights at the current image size; the optimizer starts anew."""
@@ -204,10 +214,17 @@ class Trainer:
     def _loss_weights(self) -> dict[str, float]:
         if self.in_iou_phase:
             return {"iou": IOU_WEIGHT, "ranking": RANKING_WEIGHT}
-        return {"click": 1.0, "clear": 1.0, "single": SINGLE_MASK_WEIGHT, "refine": REFINE_WEIGHT, "iou": IOU_WEIGHT}
+        return {
+            "click": 1.0,
+            "clear": CLEAR_WEIGHT,
+            "single": SINGLE_MASK_WEIGHT,
+            "top": TOP_WEIGHT,
+            "refine": REFINE_WEIGHT,
+            "iou": IOU_WEIGHT,
+        }
 
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
-        images, coords, labels, targets, weights, likeliest = batch
+        images, coords, labels, targets, weights = batch
         images = images.contiguous(memory_format=torch.channels_last)
         with torch.autocast(self.device.type, dtype=torch.bfloat16), torch.set_grad_enabled(not self.in_iou_phase):
             image = forward.encode(self.model, images)
@@ -219,11 +236,15 @@ class Trainer:
         share = weights[:, :CLICKS].flatten(0, 1)
         clicks = pair_losses(flat[:, :CLICKS].flatten(0, 1), truth[:, :CLICKS].flatten(0, 1))
         clear = pair_losses(flat[:, CLICKS:, :1].flatten(0, 1), truth[:, CLICKS:, :1].flatten(0, 1))
-        picked = likeliest[:, :CLICKS].reshape(-1, 1)
-        single = clicks.loss[:, 0].gather(1, picked).mean()
+        # Mask 0 and the predicted IoUs answer what the click was made for, target 0: in the mean over clicks that is
+        # what a person most likely means there.
+        single = clicks.loss[:, 0, 0].mean()
         ambiguous = clicks._replace(loss=clicks.loss[:, 1:])
-        goal = expected_iou(clicks, share)
+        goal = clicks.iou[:, :, 0]
         guess = predicted[:, :CLICKS].flatten(0, 1)
+        # So does the mask that the model itself ranks first, as well as it can beside its part in the three.
+        first = 1 + guess[:, 1:].argmax(1, keepdim=True)
+        top = clicks.loss[:, :, 0].gather(1, first).mean()
         clear_guess = predicted[:, CLICKS:, :1].flatten(0, 1)
         again = self._refine(image, batch, logits.detach(), predicted.detach(), clicks.iou[:, 1:, 0])
         known = (share > 0).float()
@@ -231,6 +252,7 @@ class Trainer:
         return {
             "click": ambiguous_loss(ambiguous, share),
             "single": single,
+            "top": top,
             "clear": clear.loss.mean(),
             "refine": again[0],
             "iou": F.mse_loss(guess, goal) + F.mse_loss(clear_guess, clear.iou[:, :, 0]) + 0.5 * again[1],
@@ -371,7 +393,7 @@ class Trainer:
 def parse_options() -> TrainOptions:
     """Read the command line: an option for each field of `TrainOptions`."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    kinds = {"Path": Path, "float": float, "int": int, "str": str}
+    kinds = {"Path": Path, "Path | None": Path, "float": float, "int": int, "str": str}
     for field in fields(TrainOptions):
         kind = kinds[str(field.type)]
         required = field.name in ("scenes", "validation", "out")

@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from recipes.tiny import forward
 from recipes.tiny.clicks import append_clicks, error_clicks
-from recipes.tiny.losses import SPREAD_WEIGHT, ambiguous_loss, expected_iou, pair_losses, ranking_loss
+from recipes.tiny.losses import SPREAD_WEIGHT, ambiguous_loss, pair_losses, ranking_loss
 from recipes.tiny.scenes import write_pool
 from recipes.tiny.train import Trainer, TrainOptions, resize_positions
 from segship.models.config import SAM_ARCHITECTURES
@@ -41,13 +41,6 @@ def test_ambiguous_loss_takes_the_best_mask_for_each_known_target() -> None:
     loss = ambiguous_loss(pairs, torch.tensor([[0.5, 0.5, 0.0]]))
     torch.testing.assert_close(loss, best + SPREAD_WEIGHT * spread)
     assert best < 0.05 < spread
-
-
-def test_expected_iou_weighs_the_targets() -> None:
-    targets = torch.zeros(1, 2, 40)
-    targets[0, 0, :10], targets[0, 1, :20] = 1, 1
-    pairs = pair_losses(targets[:, :1] * 40 - 20, targets)
-    torch.testing.assert_close(expected_iou(pairs, torch.tensor([[0.6, 0.4]])), torch.tensor([[0.6 + 0.4 * 0.5]]))
 
 
 def test_ranking_loss_is_zero_in_the_right_order_only() -> None:
@@ -94,6 +87,17 @@ def test_training_forward_equals_the_shipped_modules(with_mask: bool) -> None:
             its_predicted, its_logits = MaskDecoderGraph(sam)(*inputs)
             torch.testing.assert_close(logits[i], its_logits, atol=1e-5, rtol=1e-4)
             torch.testing.assert_close(predicted[i], its_predicted, atol=1e-5, rtol=1e-4)
+
+
+def test_a_run_may_begin_from_weights_of_another_size(tmp_path: Path) -> None:
+    earlier = build_sam(replace(SAM_ARCHITECTURES["tiny"], image_size=96))
+    save_file({name: tensor.half() for name, tensor in earlier.state_dict().items()}, tmp_path / "earlier.safetensors")
+    init = tmp_path / "earlier.safetensors"
+    trainer = Trainer(TrainOptions(tmp_path, tmp_path, tmp_path, image_size=64, init=init))
+    state, theirs = trainer.model.state_dict(), earlier.state_dict()
+    assert state["image_encoder.pos_embed"].shape[1:3] == (4, 4)
+    name = "mask_decoder.iou_token.weight"
+    torch.testing.assert_close(state[name], theirs[name].half().float())
 
 
 @pytest.mark.slow
