@@ -1,14 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
 """Masks and prompts drawn over their image, looking as people know it from Segment Anything.
 
-Last step of the use road for human eyes: blue masks, green stars for foreground points and red ones for background
-points, both with a white edge, green boxes. Colours, opacity and proportions follow the helpers of SAM's
+`draw_overlay` shows prompts and what came of them, `draw_masks` every mask of a picture, each in a colour of its own.
+
+Last step of the use road for human eyes. Prompts: blue masks, green stars for foreground points and red ones for
+background points, both with a white edge, green boxes. Colours, opacity and proportions follow the helpers of SAM's
 notebooks/predictor_example.ipynb (show_mask, show_points, show_box), whose figure shows an image about 558 points
 wide.
 """
 
 from __future__ import annotations
 
+import colorsys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +22,8 @@ from numpy.typing import NDArray
 
 from segship.errors import InputError
 from segship.masks.boxes import masks_to_boxes
+from segship.masks.rle import Runs, mask_to_runs
+from segship.masks.runs import paint_order, runs_to_crop
 from segship.spec import LABEL_FOREGROUND
 
 if TYPE_CHECKING:
@@ -43,6 +48,11 @@ PALETTE: tuple[Color, ...] = (
 GREEN: Color = (0, 128, 0)
 RED: Color = (255, 0, 0)
 WHITE: Color = (255, 255, 255)
+
+EVERYTHING_OPACITY = 0.45
+"""Of the masks of a whole picture, so that the picture is still seen."""
+# Hues that are this far apart on a circle of 1 never meet again, and neighbours in the list differ well.
+_GOLDEN_STEP = 0.6180339887498949
 
 # Of the longer side: a star is sqrt(375) points across and a box line 2 points wide on an image of 558 points.
 _STAR_RADIUS = 0.5 * 375**0.5 / 558
@@ -106,6 +116,92 @@ def draw_overlay(
     return canvas
 
 
+def draw_masks(
+    image: Pixels,
+    masks: NDArray[np.bool_] | Sequence[Runs],
+    *,
+    seed: int = 0,
+    opacity: float = EVERYTHING_OPACITY,
+    borders: bool = True,
+) -> Pixels:
+    """Return a copy of an image with all masks of it drawn on it, the largest first, so that small ones stay visible.
+
+    Of equal areas the earlier mask is drawn first. Follows show_anns of SAM's
+    notebooks/automatic_mask_generator_example.ipynb; the colours are lighter and the same in every run.
+
+    Parameters
+    ----------
+    image
+        (H, W, 3) uint8 RGB; stays as it is.
+    masks
+        (n, H, W) bool, or n arrays of run lengths, which need no memory for pixels (`segship.masks.rle`).
+    seed
+        Of the colours, see `seeded_colors`; mask i has colour i whatever the order of drawing.
+    opacity
+        How much of a mask's colour is seen, from 0 to 1.
+    borders
+        Draw the border of every mask, in its colour at full strength.
+
+    Returns
+    -------
+    NDArray
+        (H, W, 3) uint8 RGB.
+
+    Raises
+    ------
+    InputError
+        ``bad_overlay``: an array has another shape or type, or the opacity is out of range.
+    """
+    runs = _gather_runs(image, masks)
+    if not 0 <= opacity <= 1:
+        raise _bad(f"opacity is {opacity}", "a number from 0 to 1")
+    canvas = np.array(image, order="C")
+    colors = seeded_colors(len(runs), seed)
+    size = (image.shape[0], image.shape[1])
+    for index in paint_order(runs):
+        crop, (x0, y0) = runs_to_crop(runs[index], size)
+        if crop.size:
+            inside = crop.view(np.uint8)
+            _blend_crop(canvas, inside, (x0, y0), _blending_table(colors[index], opacity))
+            if borders:
+                _draw_border(canvas, inside, (x0, y0), colors[index])
+    return canvas
+
+
+def seeded_colors(count: int, seed: int = 0) -> list[Color]:
+    """Return RGB colours that differ well and depend on the seed and their place alone, not on their number.
+
+    Examples
+    --------
+    >>> seeded_colors(2) == seeded_colors(5)[:2]
+    True
+    """
+    random = np.random.default_rng(seed)
+    first = random.random()
+    saturations_values = random.random((count, 2)) * (0.4, 0.3) + (0.6, 0.7)
+    hues = (first + _GOLDEN_STEP * np.arange(count)) % 1.0
+    return [_from_hsv(hue, *pair) for hue, pair in zip(hues.tolist(), saturations_values.tolist(), strict=True)]
+
+
+def _from_hsv(hue: float, saturation: float, value: float) -> Color:
+    red, green, blue = (round(255 * channel) for channel in colorsys.hsv_to_rgb(hue, saturation, value))
+    return (red, green, blue)
+
+
+def _gather_runs(image: Pixels, masks: NDArray[np.bool_] | Sequence[Runs]) -> list[Runs]:
+    """Return masks as run lengths that fill the image exactly."""
+    if isinstance(masks, np.ndarray) and masks.ndim != 1:
+        return [mask_to_runs(mask) for mask in _check_masks(image, masks)]
+    _check_masks(image, np.zeros((0, *image.shape[:2]), np.bool_))
+    runs = [np.asarray(one) for one in masks]
+    pixels = image.shape[0] * image.shape[1]
+    for index, one in enumerate(runs):
+        if one.ndim != 1 or one.dtype.kind not in "iu" or (one < 0).any() or int(one.sum()) != pixels:
+            found = f"mask {index} has the shape {one.shape}, type {one.dtype} and sum {one.sum()}"
+            raise _bad(found, f"run lengths (n,) of whole numbers with the sum {pixels}, the pixels of the image")
+    return runs
+
+
 def _check_masks(image: Pixels, masks: NDArray[np.bool_]) -> NDArray[np.bool_]:
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
         raise _bad(f"the image has the shape {image.shape} and type {image.dtype}", "(H, W, 3) uint8 RGB")
@@ -150,19 +246,27 @@ def _blend_mask(canvas: Pixels, mask: NDArray[np.bool_], color: Color, contour: 
     if x0 == x1:
         return
     # Only the part of the image around the mask is touched.
-    part = np.ascontiguousarray(canvas[y0:y1, x0:x1])
     inside = np.ascontiguousarray(mask[y0:y1, x0:x1]).view(np.uint8)
-    blended = cv2.LUT(part, _blending_table(color))
-    canvas[y0:y1, x0:x1] = cv2.copyTo(blended, inside, part)
+    _blend_crop(canvas, inside, (int(x0), int(y0)), _blending_table(color, MASK_OPACITY))
     if contour:
-        outlines, _ = cv2.findContours(inside, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
-        thickness = max(1, round(max(canvas.shape[:2]) * _BOX_LINE / 3))
-        cv2.drawContours(canvas, outlines, -1, WHITE, thickness, cv2.LINE_AA, offset=(int(x0), int(y0)))
+        _draw_border(canvas, inside, (int(x0), int(y0)), WHITE)
 
 
-def _blending_table(color: Color) -> Pixels:
+def _blend_crop(canvas: Pixels, inside: Pixels, corner_xy: tuple[int, int], table: Pixels) -> None:
+    (x0, y0), (height, width) = corner_xy, inside.shape
+    part = np.ascontiguousarray(canvas[y0 : y0 + height, x0 : x0 + width])
+    canvas[y0 : y0 + height, x0 : x0 + width] = cv2.copyTo(cv2.LUT(part, table), inside, part)
+
+
+def _draw_border(canvas: Pixels, inside: Pixels, corner_xy: tuple[int, int], color: Color) -> None:
+    outlines, _ = cv2.findContours(inside, cv2.RETR_CCOMP, cv2.CHAIN_APPROX_SIMPLE)
+    thickness = max(1, round(max(canvas.shape[:2]) * _BOX_LINE / 3))
+    cv2.drawContours(canvas, outlines, -1, color, thickness, cv2.LINE_AA, offset=corner_xy)
+
+
+def _blending_table(color: Color, opacity: float) -> Pixels:
     """Return (256, 1, 3) uint8: for every value of a pixel the one it has under the mask."""
-    values = np.arange(256)[:, None] * (1 - MASK_OPACITY) + np.array(color) * MASK_OPACITY
+    values = np.arange(256)[:, None] * (1 - opacity) + np.array(color) * opacity
     return np.floor(values + 0.5).astype(np.uint8)[:, None]
 
 

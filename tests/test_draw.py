@@ -6,8 +6,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from segship.draw import GREEN, PALETTE, RED, SAM_BLUE, draw_overlay
+from segship.draw import GREEN, PALETTE, RED, SAM_BLUE, draw_masks, draw_overlay, seeded_colors
 from segship.errors import InputError
+from segship.masks.rle import mask_to_runs
 from segship.prompts import ObjectPrompt
 
 GRAY = np.full((200, 300, 3), 100, np.uint8)
@@ -172,3 +173,80 @@ def test_arrays_that_do_not_fit_are_refused(image: np.ndarray, masks: np.ndarray
 def test_prompts_that_cannot_be_drawn_are_refused(prompts: dict, message: str) -> None:
     with pytest.raises(InputError, match=message):
         draw_overlay(GRAY, NOTHING, **prompts)
+
+
+def test_colours_are_reproducible_and_do_not_depend_on_their_number() -> None:
+    assert seeded_colors(50) == seeded_colors(400)[:50] == seeded_colors(50, seed=0)
+    assert seeded_colors(50, seed=1) != seeded_colors(50)
+    assert len(set(seeded_colors(300))) > 295
+
+
+def test_colours_next_to_one_another_differ_well() -> None:
+    colors = np.array(seeded_colors(200), int)
+    assert np.abs(np.diff(colors, axis=0)).sum(axis=1).min() > 100 and colors.max(axis=1).min() > 150
+
+
+def test_large_masks_are_drawn_first_whatever_their_order() -> None:
+    large, small = square(0, 200, 0, 300), square(50, 100, 50, 100)
+    colors = seeded_colors(2, seed=3)
+    overlay = draw_masks(GRAY, np.stack([small, large]), seed=3, opacity=1, borders=False)
+    assert np.array_equal(has_color(overlay, colors[0]), small)
+    assert np.array_equal(has_color(overlay, colors[1]), large & ~small)
+
+
+def test_of_equal_masks_the_later_is_on_top() -> None:
+    mask = square(50, 100, 50, 100)
+    overlay = draw_masks(GRAY, np.stack([mask, mask]), opacity=1, borders=False)
+    assert np.array_equal(has_color(overlay, seeded_colors(2)[1]), mask)
+
+
+def test_masks_and_their_run_lengths_are_drawn_alike() -> None:
+    rng = np.random.default_rng(0)
+    masks = rng.random((5, 200, 300)) < np.array([0.001, 0.01, 0.1, 0.5, 0])[:, None, None]
+    runs = [mask_to_runs(mask) for mask in masks]
+    for borders in (False, True):
+        assert np.array_equal(draw_masks(GRAY, masks, borders=borders), draw_masks(GRAY, runs, borders=borders))
+
+
+def test_opacity_is_the_share_of_the_colour() -> None:
+    mask = square(20, 60, 30, 90)
+    overlay = draw_masks(GRAY, mask, opacity=0.25, borders=False)
+    expected = [int(0.75 * 100 + 0.25 * channel + 0.5) for channel in seeded_colors(1)[0]]
+    assert (overlay[mask] == expected).all() and np.array_equal(overlay[~mask], GRAY[~mask])
+    assert np.array_equal(draw_masks(GRAY, mask, opacity=0, borders=False), GRAY)
+
+
+def test_border_has_the_colour_of_its_mask_at_full_strength() -> None:
+    mask = square(50, 100, 60, 160)
+    mask[70:80, 90:110] = False
+    overlay = draw_masks(GRAY, mask)
+    color = np.array(seeded_colors(1)[0], int)
+    assert np.abs(overlay[50, 61:159] - color).max() <= 8, "the outer border, but for smoothing"
+    assert np.abs(overlay[75, 88:112] - color).sum(axis=1).min() <= 16, "the border of the hole"
+    assert np.abs(overlay[60, 75] - color).sum() > 60, "inside the picture is seen"
+
+
+def test_image_given_to_draw_masks_stays_as_it_is() -> None:
+    image = GRAY.copy()
+    image.setflags(write=False)
+    draw_masks(image, square(0, 200, 0, 300))
+    assert np.array_equal(image, GRAY) and np.array_equal(draw_masks(image, []), GRAY)
+
+
+@pytest.mark.parametrize(
+    ("image", "masks", "options", "message"),
+    [
+        (GRAY[..., 0], [], {}, r"image has the shape \(200, 300\)"),
+        (GRAY, NOTHING[:-1], {}, r"\(199, 300\)"),
+        (GRAY, [np.array([5, 7])], {}, r"mask 0 has .* sum 12; accepted is run lengths .* 60000"),
+        (GRAY, [np.array([60001, -1])], {}, "sum 60000"),
+        (GRAY, [np.array([6e4])], {}, "type float64"),
+        (GRAY, [NOTHING], {}, r"mask 0 has the shape \(200, 300\)"),
+        (GRAY, NOTHING, {"opacity": 1.5}, "opacity is 1.5; accepted is a number from 0 to 1"),
+        (GRAY, NOTHING, {"opacity": float("nan")}, "opacity is nan"),
+    ],
+)
+def test_masks_that_cannot_be_drawn_are_refused(image, masks, options, message: str) -> None:
+    with pytest.raises(InputError, match=message) as caught:
+        draw_masks(image, masks, **options)
+    assert caught.value.code == "bad_overlay"

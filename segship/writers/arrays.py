@@ -13,13 +13,14 @@ import struct
 import zipfile
 import zlib
 from pathlib import Path
-from typing import IO
+from typing import IO, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from segship.errors import PromptError
 from segship.files import open_regular
+from segship.writers.instances import Instances, Source, as_instances
 from segship.writers.result import Result
 
 MAX_ARRAY_BYTES = 512 * 1024 * 1024
@@ -32,33 +33,64 @@ _DAMAGED = (KeyError, ValueError, OSError, EOFError, RuntimeError, struct.error,
 class NpzWriter:
     """All arrays without loss, for numpy; nothing in it needs ``allow_pickle``.
 
-    ``masks_packed`` (objects, masks, H, ceil(W / 8)) uint8 are the masks as bits: unpack them with
-    ``np.unpackbits(file["masks_packed"], axis=-1, count=W).astype(bool)``. ``iou_predictions``, ``low_res_masks`` and
-    ``original_size`` are as in a prediction. ``points`` (n, 2) and ``labels`` (n,) are those of all objects, and
-    ``point_objects`` (n,) says whose each is; ``boxes`` (b, 4) and ``box_objects`` (b,) likewise.
+    Of a prompted prediction: ``masks_packed`` (objects, masks, H, ceil(W / 8)) uint8 are the masks as bits: unpack
+    them with ``np.unpackbits(file["masks_packed"], axis=-1, count=W).astype(bool)``. ``iou_predictions``,
+    ``low_res_masks`` and ``original_size`` are as in a prediction. ``points`` (n, 2) and ``labels`` (n,) are those of
+    all objects, and ``point_objects`` (n,) says whose each is; ``boxes`` (b, 4) and ``box_objects`` (b,) likewise.
+
+    Of n records: ``runs`` int64 are the run lengths of all masks one after the other, those of mask i from
+    ``run_offsets[i]`` up to ``run_offsets[i + 1]``; `segship.masks.rle.runs_to_mask` makes masks of them. ``area``,
+    ``bbox`` (n, 4), ``predicted_iou``, ``stability_score`` and ``crop_box`` (n, 4) have the meaning of SA-1B, with NaN
+    for what is not known. ``point_coords`` (p, 2) are the points of all, and ``point_records`` (p,) says whose each is.
+    ``category`` (n,) is an index into ``categories``, and ``original_size`` height and width.
     """
 
     extension = "prediction.npz"
+    loses = "pixels, names of files, notes"
 
-    def write(self, result: Result) -> dict[str, bytes]:
-        """Return the files of one result: name to bytes."""
-        prediction, objects = result.prediction, result.objects
-        boxes = [(index, entry.box) for index, entry in enumerate(objects) if entry.box is not None]
+    def write(self, source: Source) -> dict[str, bytes]:
+        """Return the files of one image: name to bytes."""
+        arrays = _result_arrays(source) if isinstance(source, Result) else _instance_arrays(as_instances(source))
         stream = io.BytesIO()
-        # Not compressed: bits are small already, and logits are noise to a compressor.
-        np.savez(
-            stream,
-            masks_packed=np.packbits(result.masks, axis=-1),
-            iou_predictions=prediction.iou_predictions.astype(np.float32),
-            low_res_masks=prediction.low_res_masks.astype(np.float32),
-            original_size=np.array(prediction.original_size, np.int64),
-            points=np.concatenate([np.zeros((0, 2), np.float32), *(entry.points for entry in objects)]),
-            labels=np.concatenate([np.zeros(0, np.int64), *(entry.labels for entry in objects)]),
-            point_objects=np.repeat(np.arange(len(objects)), [len(entry.points) for entry in objects]),
-            boxes=np.array([box for _, box in boxes], np.float32).reshape(-1, 4),
-            box_objects=np.array([index for index, _ in boxes], np.int64),
-        )
-        return {f"{result.stem}.{self.extension}": stream.getvalue()}
+        # Not compressed: bits and run lengths are small already, and logits are noise to a compressor.
+        np.savez(stream, **arrays)
+        return {f"{source.stem}.{self.extension}": stream.getvalue()}
+
+
+def _result_arrays(result: Result) -> dict[str, Any]:
+    prediction, objects = result.prediction, result.objects
+    boxes = [(index, entry.box) for index, entry in enumerate(objects) if entry.box is not None]
+    return {
+        "masks_packed": np.packbits(result.masks, axis=-1),
+        "iou_predictions": prediction.iou_predictions.astype(np.float32),
+        "low_res_masks": prediction.low_res_masks.astype(np.float32),
+        "original_size": np.array(prediction.original_size, np.int64),
+        "points": np.concatenate([np.zeros((0, 2), np.float32), *(entry.points for entry in objects)]),
+        "labels": np.concatenate([np.zeros(0, np.int64), *(entry.labels for entry in objects)]),
+        "point_objects": np.repeat(np.arange(len(objects)), [len(entry.points) for entry in objects]),
+        "boxes": np.array([box for _, box in boxes], np.float32).reshape(-1, 4),
+        "box_objects": np.array([index for index, _ in boxes], np.int64),
+    }
+
+
+def _instance_arrays(instances: Instances) -> dict[str, Any]:
+    entries = instances.entries
+    points = [point for entry in entries for point in entry.point_coords]
+    return {
+        "runs": np.concatenate([np.zeros(0, np.int64), *(entry.runs for entry in entries)]),
+        "run_offsets": np.cumsum([0, *(len(entry.runs) for entry in entries)], dtype=np.int64),
+        "original_size": np.array(instances.size, np.int64),
+        "area": np.array([entry.area for entry in entries], np.int64),
+        "bbox": np.array([entry.sam_bbox for entry in entries], np.float64).reshape(-1, 4),
+        # None becomes NaN.
+        "predicted_iou": np.array([entry.score for entry in entries], np.float64),
+        "stability_score": np.array([entry.stability_score for entry in entries], np.float64),
+        "crop_box": np.array([entry.crop_box for entry in entries], np.int64).reshape(-1, 4),
+        "point_coords": np.array(points, np.float64).reshape(-1, 2),
+        "point_records": np.repeat(np.arange(len(entries)), [len(entry.point_coords) for entry in entries]),
+        "category": np.array([entry.category for entry in entries], np.int64),
+        "categories": np.array(instances.categories, np.str_),
+    }
 
 
 def read_mask_input(path: str | os.PathLike[str]) -> NDArray[np.float32]:

@@ -1,16 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results as JSON: a COCO data set for other tools, and our own document with everything but the logits."""
+"""Results as JSON: a COCO data set for other tools, SA-1B's own form, and our document with all but the logits."""
 
 from __future__ import annotations
 
 import json
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-from numpy.typing import NDArray
-
-from segship.masks.boxes import masks_to_boxes, xyxy_to_xywh
-from segship.masks.rle import encode_rle
+from segship.writers.instances import Instance, Instances, Source, as_instances, shortest_number
 from segship.writers.names import safe_file_name
 from segship.writers.result import Result
 
@@ -22,96 +18,156 @@ class CocoWriter:
     """A COCO data set of one image: every mask an annotation with compressed run lengths."""
 
     extension = "coco.json"
+    loses = "pixels, prompts, low-resolution logits, notes"
 
-    def write(self, result: Result) -> dict[str, bytes]:
-        """Return the files of one result: name to bytes."""
-        return {f"{result.stem}.{self.extension}": _encode_json(coco_document(result))}
+    def write(self, source: Source) -> dict[str, bytes]:
+        """Return the files of one image: name to bytes."""
+        return {f"{source.stem}.{self.extension}": encode_json(coco_document(source))}
+
+
+class Sa1bWriter:
+    """One image of the SA-1B data set: every mask a record with compressed run lengths."""
+
+    extension = "sa1b.json"
+    loses = "pixels, labels of points, categories, notes; a prompted mask has null for its stability score"
+
+    def write(self, source: Source) -> dict[str, bytes]:
+        """Return the files of one image: name to bytes."""
+        return {f"{source.stem}.{self.extension}": encode_json(sa1b_document(source))}
 
 
 class JsonWriter:
     """Scores, boxes, areas, run lengths, prompts and notes for programs to read."""
 
     extension = "prediction.json"
+    loses = "pixels, low-resolution logits"
 
-    def write(self, result: Result) -> dict[str, bytes]:
-        """Return the files of one result: name to bytes."""
-        return {f"{result.stem}.{self.extension}": _encode_json(prediction_document(result))}
+    def write(self, source: Source) -> dict[str, bytes]:
+        """Return the files of one image: name to bytes."""
+        return {f"{source.stem}.{self.extension}": encode_json(prediction_document(source))}
 
 
-def coco_document(result: Result) -> dict[str, Any]:
-    """Return a result as a COCO data set for `json.dumps`.
+def coco_document(source: Source) -> dict[str, Any]:
+    """Return masks as a COCO data set for `json.dumps`.
 
-    One annotation a mask, with ``object`` and ``mask`` as its place in the prediction beside COCO's own keys; ``score``
-    is the predicted IoU. ``iscrowd`` is 1 because COCO's tools read run lengths of ground truth only then.
+    One annotation a mask; ``score`` is the predicted IoU. A prompted mask has ``object`` and ``mask``, its place in
+    the prediction, a record its ``stability_score``, ``point_coords`` and ``crop_box``. ``iscrowd`` is 1 because COCO's
+    tools read run lengths of ground truth only then.
     """
-    height, width = result.prediction.original_size
-    masks, scores = result.masks, result.prediction.iou_predictions
-    image = {"id": 1, "file_name": safe_file_name(result.name), "width": width, "height": height}
+    instances = as_instances(source)
     annotations = [
         {
             "id": number,
             "image_id": 1,
-            "category_id": 1,
+            "category_id": entry.category + 1,
             "iscrowd": 1,
-            "object": entry,
-            "mask": index,
-            **_describe_mask(masks[entry, index]),
-            "score": _number(scores[entry, index]),
+            **_place(entry),
+            **_describe_mask(entry),
+            "score": entry.score,
+            **_origin(entry),
         }
-        for number, (entry, index) in enumerate(np.ndindex(scores.shape), start=1)
+        for number, entry in enumerate(instances.entries, start=1)
     ]
-    category = {"id": 1, "name": "object", "supercategory": "object"}
-    return {"images": [image], "annotations": annotations, "categories": [category]}
+    return {"images": [coco_image(instances)], "annotations": annotations, "categories": coco_categories(instances)}
 
 
-def prediction_document(result: Result) -> dict[str, Any]:
+def sa1b_document(source: Source) -> dict[str, Any]:
+    """Return masks as one image of SA-1B for `json.dumps`.
+
+    There are ``image``, and ``annotations`` with the keys of the data set. ``bbox`` and ``crop_box`` are x y width
+    height. As in the data set, ``bbox`` ends at the last pixel itself, so its sizes are one less than the count of
+    pixels. What is not known of a prompted mask is null.
+    """
+    instances = as_instances(source)
+    height, width = instances.size
+    image = {"image_id": 1, "width": width, "height": height, "file_name": safe_file_name(instances.name)}
+    annotations = [{"id": number, **_record(entry)} for number, entry in enumerate(instances.entries, start=1)]
+    return {"image": image, "annotations": annotations}
+
+
+def prediction_document(source: Source) -> dict[str, Any]:
     """Return a result for `json.dumps`: the image, for each object its prompts and masks, and all notes.
 
     Boxes are [x, y, width, height] under ``bbox`` and [x0, y0, x1, y1] under ``box``. A score that is not a number is
-    null.
+    null. Of records there are ``records`` with the keys of SA-1B and ``category`` instead of ``objects``.
     """
-    height, width = result.prediction.original_size
-    masks, best = result.masks, result.best_masks.tolist()
-    objects = [
+    instances = as_instances(source)
+    height, width = instances.size
+    document: dict[str, Any] = {"image": {"file_name": safe_file_name(source.name), "width": width, "height": height}}
+    if isinstance(source, Result):
+        document["objects"] = _describe_objects(source, instances)
+    else:
+        names = instances.categories
+        document["records"] = [{**_record(entry), "category": names[entry.category]} for entry in instances.entries]
+    return {**document, "notes": list(instances.notes)}
+
+
+def coco_image(instances: Instances) -> dict[str, Any]:
+    """Return the entry of an image in COCO's list of images."""
+    height, width = instances.size
+    return {"id": 1, "file_name": safe_file_name(instances.name), "width": width, "height": height}
+
+
+def coco_categories(instances: Instances) -> list[dict[str, Any]]:
+    """Return COCO's list of categories; number 1 is the first."""
+    return [
+        {"id": number, "name": name, "supercategory": "object"}
+        for number, name in enumerate(instances.categories, start=1)
+    ]
+
+
+def encode_json(document: dict[str, Any]) -> bytes:
+    """Return a document as UTF-8 JSON, strictly: a number that JSON does not have is our own mistake."""
+    return json.dumps(document, ensure_ascii=False, allow_nan=False).encode("utf-8") + b"\n"
+
+
+def _describe_objects(result: Result, instances: Instances) -> list[dict[str, Any]]:
+    best = result.best_masks.tolist()
+    objects: list[dict[str, Any]] = [
         {
             "prompts": _describe_prompts(result.objects[entry]) if entry < len(result.objects) else None,
             "best_mask": best[entry],
-            "masks": [
-                {"iou_prediction": _number(score), **_describe_mask(mask)}
-                for score, mask in zip(result.prediction.iou_predictions[entry], masks[entry], strict=True)
-            ],
+            "masks": [],
         }
-        for entry in range(len(masks))
+        for entry in range(len(best))
     ]
+    for instance in instances.entries:
+        assert instance.place is not None, "a mask of a prediction without its place"
+        objects[instance.place[0]]["masks"].append({"iou_prediction": instance.score, **_describe_mask(instance)})
+    return objects
+
+
+def _describe_mask(entry: Instance) -> dict[str, Any]:
+    return {"area": entry.area, "bbox": entry.coco_bbox, "segmentation": entry.rle}
+
+
+def _record(entry: Instance) -> dict[str, Any]:
     return {
-        "image": {"file_name": safe_file_name(result.name), "width": width, "height": height},
-        "objects": objects,
-        "notes": list(dict.fromkeys([*result.prediction.notes, *result.notes])),
+        "segmentation": entry.rle,
+        "area": entry.area,
+        "bbox": entry.sam_bbox,
+        "predicted_iou": entry.score,
+        "point_coords": [list(point) for point in entry.point_coords],
+        "stability_score": entry.stability_score,
+        "crop_box": [float(side) for side in entry.crop_box],
     }
 
 
-def _describe_mask(mask: NDArray[np.bool_]) -> dict[str, Any]:
-    box_xyxy = masks_to_boxes(mask)
-    return {
-        "area": int(np.count_nonzero(mask)),
-        "bbox": xyxy_to_xywh(box_xyxy).tolist(),
-        "segmentation": encode_rle(mask),
-    }
+def _place(entry: Instance) -> dict[str, int]:
+    return {} if entry.place is None else {"object": entry.place[0], "mask": entry.place[1]}
+
+
+def _origin(entry: Instance) -> dict[str, Any]:
+    if entry.place is not None:
+        return {}
+    record = _record(entry)
+    return {key: record[key] for key in ("stability_score", "point_coords", "crop_box")}
 
 
 def _describe_prompts(entry: ObjectPrompt) -> dict[str, Any]:
     return {
-        "points": [[_number(x), _number(y)] for x, y in entry.points],
+        "points": [[shortest_number(x), shortest_number(y)] for x, y in entry.points],
         "labels": entry.labels.tolist(),
-        "box": None if entry.box is None else [_number(side) for side in entry.box],
+        "box": None if entry.box is None else [shortest_number(side) for side in entry.box],
         "mask_input": entry.mask_input is not None,
     }
-
-
-def _number(value: NDArray[np.float32] | np.float32) -> float | None:
-    """Return the shortest decimal that reads back as the same float32; None for what JSON has no number for."""
-    return float(str(np.float32(value))) if np.isfinite(value) else None
-
-
-def _encode_json(document: dict[str, Any]) -> bytes:
-    return json.dumps(document, ensure_ascii=False, allow_nan=False).encode("utf-8") + b"\n"

@@ -12,10 +12,11 @@ from numpy.typing import NDArray
 
 if TYPE_CHECKING:
     from segship.prompts import ObjectPrompt
+    from segship.writers.instances import Source
 
 
 class Prediction(Protocol):
-    """What is read of a prediction; `segship.predictor.MaskPrediction` is one."""
+    """What is read of a prediction; `segship.prediction.MaskPrediction` is one."""
 
     @property
     def masks(self) -> NDArray[np.bool_] | NDArray[np.float32]:
@@ -78,9 +79,18 @@ class Result:
 
 
 class Writer(Protocol):
-    """A format. ``extension`` is what the names of its files end with; no extension is the end of another one."""
+    """A format."""
 
-    extension: str
+    @property
+    def extension(self) -> str:
+        """What the names of its files end with, or the name of its folder; none is the end of another one."""
 
-    def write(self, result: Result) -> dict[str, bytes]:
-        """Return the files of one result: name to bytes."""
+    @property
+    def loses(self) -> str:
+        """What the format cannot keep; the table of docs/files.md repeats it."""
+
+    def write(self, source: Source) -> dict[str, bytes]:
+        """Return the files of one image: name to bytes.
+
+        A name with one ``/`` is a file inside a folder, which is written whole or not at all.
+        """

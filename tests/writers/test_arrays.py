@@ -11,8 +11,10 @@ import numpy as np
 import pytest
 
 from segship.errors import InputError, PromptError
+from segship.masks.rle import runs_to_mask
 from segship.prompts import Prompts
-from segship.writers import Result, read_mask_input, write_result
+from segship.records import ImageRecords
+from segship.writers import Result, label_instances, read_mask_input, write_result
 from segship.writers.arrays import NpzWriter
 
 
@@ -128,3 +130,33 @@ def test_damaged_files_give_a_reason(result: Result, tmp_path: Path) -> None:
         except PromptError as error:
             outcomes.add(error.code)
     assert "bad_mask_input" in outcomes
+
+
+def test_arrays_of_records_round_trip_without_pickle(
+    records: ImageRecords, record_masks: np.ndarray, tmp_path: Path
+) -> None:
+    named = label_instances(records, ["cat", "dog", "cat", "dog", "dog", "cat"])
+    (path,) = write_result(named, tmp_path, ["npz"])
+    with np.load(path, allow_pickle=False) as file:
+        offsets, size = file["run_offsets"], tuple(file["original_size"].tolist())
+        for index, mask in enumerate(record_masks):
+            runs = file["runs"][offsets[index] : offsets[index + 1]]
+            assert np.array_equal(runs_to_mask(runs, size), mask)
+        for key in ("area", "bbox", "predicted_iou", "stability_score", "crop_box"):
+            assert file[key].tolist() == [record.to_dict()[key] for record in records.records]
+        assert file["point_coords"].tolist() == [list(record.point_coords[0]) for record in records.records]
+        assert file["point_records"].tolist() == [0, 1, 2, 3, 4, 5]
+        assert file["categories"][file["category"]].tolist() == ["cat", "dog", "cat", "dog", "dog", "cat"]
+
+
+def test_arrays_of_no_records_have_their_shapes(no_records: ImageRecords, tmp_path: Path) -> None:
+    (path,) = write_result(no_records, tmp_path, ["npz"])
+    with np.load(path, allow_pickle=False) as file:
+        assert file["bbox"].shape == file["crop_box"].shape == (0, 4) and file["run_offsets"].tolist() == [0]
+        assert file["point_coords"].shape == (0, 2) and file["runs"].size == 0
+
+
+def test_no_mask_input_is_read_from_records(records: ImageRecords, tmp_path: Path) -> None:
+    (path,) = write_result(records, tmp_path, ["npz"])
+    with pytest.raises(PromptError, match="not a whole npz file with low_res_masks"):
+        read_mask_input(path)

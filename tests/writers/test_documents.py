@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""COCO is read back with pycocotools, JSON with a strict parser."""
+"""COCO and SA-1B are read back with pycocotools, JSON with a strict parser."""
 
 from __future__ import annotations
 
@@ -7,16 +7,60 @@ import contextlib
 import io
 import json
 import warnings
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import jsonschema
 import numpy as np
+import pytest
+from PIL import Image
+from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
 from segship.masks.rle import decode_rle
-from segship.writers import Result, prediction_document, write_result
-from segship.writers.documents import CocoWriter, JsonWriter
+from segship.records import ImageRecords
+from segship.writers import Result, label_instances, prediction_document, write_result
+from segship.writers.documents import CocoWriter, JsonWriter, Sa1bWriter
+
+# The form of one file of SA-1B, from the description of the data set and its files.
+NUMBERS = {"type": "array", "items": {"type": "number"}}
+FOUR_NUMBERS = {**NUMBERS, "minItems": 4, "maxItems": 4}
+SA1B_ANNOTATION = {
+    "id": {"type": "integer"},
+    "segmentation": {
+        "type": "object",
+        "properties": {"size": {"type": "array", "items": {"type": "integer"}}, "counts": {"type": "string"}},
+        "required": ["size", "counts"],
+    },
+    "bbox": FOUR_NUMBERS,
+    "area": {"type": "integer"},
+    "predicted_iou": {"type": "number"},
+    "stability_score": {"type": "number"},
+    "crop_box": FOUR_NUMBERS,
+    "point_coords": {"type": "array", "items": {**NUMBERS, "minItems": 2, "maxItems": 2}},
+}
+SA1B_IMAGE = {
+    "image_id": {"type": "integer"},
+    "width": {"type": "integer"},
+    "height": {"type": "integer"},
+    "file_name": {"type": "string"},
+}
+SA1B = {
+    "properties": {
+        "image": {"properties": SA1B_IMAGE, "required": list(SA1B_IMAGE), "additionalProperties": False},
+        "annotations": {
+            "items": {
+                "properties": SA1B_ANNOTATION,
+                "required": list(SA1B_ANNOTATION),
+                "additionalProperties": False,
+            }
+        },
+    },
+    "required": ["image", "annotations"],
+    "additionalProperties": False,
+}
 
 
 def strict_json(data: bytes) -> Any:
@@ -24,6 +68,14 @@ def strict_json(data: bytes) -> Any:
         raise AssertionError(f"{constant} is not JSON")
 
     return json.loads(data, parse_constant=refuse)
+
+
+@contextlib.contextmanager
+def coco_and_numpy_2() -> Iterator[None]:
+    with warnings.catch_warnings():
+        # pycocotools has an __array__ of before numpy 2.
+        warnings.filterwarnings("ignore", message="__array__ implementation", category=DeprecationWarning)
+        yield
 
 
 def load_coco(path: Path) -> COCO:
@@ -39,9 +91,7 @@ def test_pycocotools_reads_every_mask_identically(result: Result, tmp_path: Path
     assert len(annotations) == 6
     for annotation in annotations:
         mask = result.masks[annotation["object"], annotation["mask"]]
-        with warnings.catch_warnings():
-            # pycocotools has an __array__ of before numpy 2.
-            warnings.filterwarnings("ignore", message="__array__ implementation", category=DeprecationWarning)
+        with coco_and_numpy_2():
             assert np.array_equal(coco.annToMask(annotation).astype(bool), mask)
         assert annotation["area"] == mask.sum() and annotation["iscrowd"] == 1
 
@@ -97,3 +147,67 @@ def test_names_are_kept_readable_and_made_safe(result: Result) -> None:
 def test_notes_are_said_once(result: Result) -> None:
     twice = replace(result, notes=("box_clipped", "box_clipped"))
     assert prediction_document(twice)["notes"] == ["box_clipped"]
+
+
+def test_pycocotools_reads_records_identically(records: ImageRecords, record_masks: np.ndarray, tmp_path: Path) -> None:
+    (path,) = write_result(records, tmp_path, ["coco"])
+    coco = load_coco(path)
+    annotations = coco.loadAnns(coco.getAnnIds(imgIds=[1]))
+    for annotation, record, mask in zip(annotations, records.records, record_masks, strict=True):
+        with coco_and_numpy_2():
+            assert np.array_equal(coco.annToMask(annotation).astype(bool), mask)
+        assert annotation["area"] == coco_mask.area(annotation["segmentation"])
+        assert annotation["bbox"] == coco_mask.toBbox(annotation["segmentation"]).tolist()
+        assert annotation["score"] == record.predicted_iou
+        assert annotation["stability_score"] == record.stability_score
+        assert "object" not in annotation and annotation["point_coords"] == [list(record.point_coords[0])]
+
+
+def test_coco_has_the_categories_that_were_given(records: ImageRecords, tmp_path: Path) -> None:
+    named = label_instances(records, ["cat", "dog", "cat", "dog", "dog", "cat"], ["bird", "cat", "dog"])
+    (path,) = write_result(named, tmp_path, ["coco"])
+    coco = load_coco(path)
+    assert [entry["name"] for entry in coco.loadCats(coco.getCatIds())] == ["bird", "cat", "dog"]
+    assert coco.getAnnIds(catIds=coco.getCatIds(catNms=["dog"])) == [2, 4, 5]
+    assert coco.getAnnIds(catIds=coco.getCatIds(catNms=["bird"])) == []
+
+
+def test_supervision_reads_the_data_set_identically(
+    records: ImageRecords, record_masks: np.ndarray, tmp_path: Path
+) -> None:
+    supervision = pytest.importorskip("supervision")
+    (path,) = write_result(records, tmp_path, ["coco"])
+    # The empty mask has no box, which supervision refuses.
+    document = json.loads(path.read_text(encoding="utf-8"))
+    document["annotations"].pop()
+    path.write_text(json.dumps(document), encoding="utf-8")
+    Image.fromarray(records.pixels).save(tmp_path / "my photo.jpg")
+    ((_, _, read),) = supervision.DetectionDataset.from_coco(str(tmp_path), str(path), force_masks=True)
+    # It leaves out a mask without pixels.
+    assert np.array_equal(read.mask, record_masks[:5])
+
+
+def test_sa1b_has_the_form_of_the_data_set(records: ImageRecords, record_masks: np.ndarray) -> None:
+    document = strict_json(Sa1bWriter().write(records)["my photo.sa1b.json"])
+    jsonschema.validate(document, SA1B)
+    assert document["image"] == {"image_id": 1, "width": 80, "height": 60, "file_name": "my photo.jpg"}
+    for annotation, record, mask in zip(document["annotations"], records.records, record_masks, strict=True):
+        with coco_and_numpy_2():
+            assert np.array_equal(coco_mask.decode(annotation["segmentation"]).astype(bool), mask)
+        expected = record.to_dict("coco_rle")
+        assert {key: annotation[key] for key in expected} == expected
+
+
+def test_sa1b_of_a_prediction_says_null_for_what_is_not_known(result: Result) -> None:
+    document = strict_json(Sa1bWriter().write(result)["my photo.sa1b.json"])
+    first, *_, last = document["annotations"]
+    assert first["stability_score"] is None and first["point_coords"] == [[10.1, 20.0], [30.0, 5.0]]
+    assert first["predicted_iou"] == 0.5 and first["crop_box"] == [0, 0, 53, 37]
+    assert last["area"] == 0 and last["bbox"] == [0, 0, 0, 0]
+
+
+def test_json_of_records_has_their_keys_and_their_category(records: ImageRecords) -> None:
+    document = strict_json(JsonWriter().write(records)["my photo.prediction.json"])
+    assert document["image"] == {"file_name": "my photo.jpg", "width": 80, "height": 60}
+    assert document["notes"] == ["deadline_reached"] and "objects" not in document
+    assert document["records"][0] == {**records.records[0].to_dict("coco_rle"), "category": "object"}

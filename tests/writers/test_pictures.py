@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import csv
 import io
 from dataclasses import replace
 
@@ -10,10 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segship.draw import draw_overlay
+from segship.draw import draw_masks, draw_overlay
 from segship.errors import OutputError
+from segship.records import ImageRecords
 from segship.writers import Result
-from segship.writers.pictures import OverlayWriter, PngWriter
+from segship.writers.pictures import FolderWriter, OverlayWriter, PngWriter
 
 
 def read(data: bytes) -> np.ndarray:
@@ -61,3 +63,46 @@ def test_image_too_large_for_jpeg_is_refused(result: Result, capfd: pytest.Captu
     assert caught.value.code == "cannot_encode"
     # OpenCV says so on its own, too.
     capfd.readouterr()
+
+
+def test_png_masks_of_records_are_exactly_the_masks(records: ImageRecords, record_masks: np.ndarray) -> None:
+    files = PngWriter().write(records)
+    assert list(files) == [f"my photo.mask{index}.png" for index in range(6)]
+    for data, mask in zip(files.values(), record_masks, strict=True):
+        assert np.array_equal(read(data), mask * 255)
+
+
+def test_overlay_of_records_shows_all_masks(records: ImageRecords, record_masks: np.ndarray) -> None:
+    overlay = read(OverlayWriter().write(records)["my photo.overlay.jpg"])
+    expected = draw_masks(records.pixels, record_masks)
+    # The pixels are noise, which JPEG keeps badly; another seed would differ by far more.
+    assert np.abs(overlay.astype(int) - expected).mean() < np.abs(draw_masks(records.pixels, []) - expected).mean()
+
+
+def test_folder_is_that_of_the_reference(records: ImageRecords, record_masks: np.ndarray) -> None:
+    files = FolderWriter().write(records)
+    assert list(files) == [*(f"my photo.masks/{index}.png" for index in range(6)), "my photo.masks/metadata.csv"]
+    for index, mask in enumerate(record_masks):
+        pixels = read(files[f"my photo.masks/{index}.png"])
+        assert pixels.dtype == np.uint8 and np.array_equal(pixels, mask * 255)
+    text = files["my photo.masks/metadata.csv"].decode()
+    # The first line of the reference's file, word for word, since programs look for it.
+    assert text.splitlines()[0] == (
+        "id,area,bbox_x0,bbox_y0,bbox_w,bbox_h,point_input_x,point_input_y,"
+        "predicted_iou,stability_score,crop_box_x0,crop_box_y0,crop_box_w,crop_box_h"
+    )
+    for index, (row, record) in enumerate(zip(csv.DictReader(io.StringIO(text)), records.records, strict=True)):
+        assert int(row["id"]) == index and int(row["area"]) == record.area
+        assert tuple(int(row[f"bbox_{side}"]) for side in ("x0", "y0", "w", "h")) == record.bbox
+        assert tuple(int(row[f"crop_box_{side}"]) for side in ("x0", "y0", "w", "h")) == record.crop_box
+        assert (float(row["point_input_x"]), float(row["point_input_y"])) == record.point_coords[0]
+        assert float(row["predicted_iou"]) == record.predicted_iou
+        assert float(row["stability_score"]) == record.stability_score
+
+
+def test_folder_of_a_prediction_leaves_cells_empty_for_what_is_not_known(result: Result) -> None:
+    text = FolderWriter().write(replace(result, objects=()))["my photo.masks/metadata.csv"].decode()
+    rows = list(csv.DictReader(io.StringIO(text)))
+    assert len(rows) == 6
+    assert {row["stability_score"] for row in rows} == {row["point_input_x"] for row in rows} == {""}
+    assert [float(row["predicted_iou"]) for row in rows] == pytest.approx([0.5, 0.9, 0.7, 0.8, 0.1, 0.8])

@@ -11,8 +11,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segship.errors import OutputError
-from segship.writers import WRITERS, Result, check_formats, write_result
+from segship.errors import BackendUnavailable, InputError, OutputError
+from segship.records import ImageRecords
+from segship.writers import WRITERS, Result, as_instances, check_formats, label_instances, tables, write_result
+
+DOCS = Path(__file__).parents[2] / "docs" / "files.md"
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -20,7 +23,10 @@ def test_every_format_names_its_files_by_stem_and_extension(name: str, result: R
     files = WRITERS[name].write(result)
     assert files
     for file, data in files.items():
-        assert file.startswith("my photo.") and file.endswith("." + WRITERS[name].extension) and data
+        # Of a file inside a folder, the name of the folder.
+        outer = file.split("/")[0]
+        assert outer.startswith("my photo.") and outer.endswith("." + WRITERS[name].extension)
+        assert data
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -38,11 +44,37 @@ def test_every_format_takes_logits_for_masks(name: str, result: Result) -> None:
 @pytest.mark.parametrize("name", WRITERS)
 def test_no_format_carries_metadata_or_directories_of_the_input(name: str, result: Result) -> None:
     elsewhere = replace(result, name="/home/someone/secret place/my photo.jpg")
-    for data in WRITERS[name].write(elsewhere).values():
+    for file, data in WRITERS[name].write(elsewhere).items():
         assert b"secret" not in data
-        if name in ("overlay", "png"):
+        if file.endswith((".jpg", ".png")):
             with Image.open(io.BytesIO(data)) as image:
                 assert not image.getexif() and not {"icc_profile", "exif", "xmp", "comment"} & set(image.info)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_format_takes_records_and_names_them_alike(name: str, records: ImageRecords, result: Result) -> None:
+    files = WRITERS[name].write(records)
+    assert files == WRITERS[name].write(records)
+    assert files == WRITERS[name].write(as_instances(records))
+    for file in files:
+        assert file.split("/")[0].endswith("." + WRITERS[name].extension)
+        assert b"dir" not in files[file][:60]
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_format_has_a_valid_file_for_an_image_without_records(
+    name: str, no_records: ImageRecords, tmp_path: Path
+) -> None:
+    paths = write_result(no_records, tmp_path, [name])
+    # One PNG a mask is none, and no label is an empty file.
+    assert len(paths) == (0 if name == "png" else 1)
+    assert all(path.exists() for path in paths)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_format_takes_masks_that_were_named(name: str, result: Result) -> None:
+    named = label_instances(result, ["cat", "dog", "cat", "dog", "dog", "cat"])
+    assert WRITERS[name].write(named)
 
 
 @pytest.mark.parametrize("name", WRITERS)
@@ -54,7 +86,8 @@ def test_no_extension_is_the_end_of_another() -> None:
     extensions = [writer.extension for writer in WRITERS.values()]
     # "png" is left out: its files are named .objectN.maskN.png.
     others = [extension for extension in extensions if extension != "png"]
-    assert not [(a, b) for a in others for b in extensions if a != b and a.endswith(b)]
+    assert not [(a, b) for a in others for b in others if a != b and a.endswith(b)]
+    assert len(set(extensions)) == len(extensions)
 
 
 def test_results_are_written_in_the_order_of_the_formats(result: Result, tmp_path: Path) -> None:
@@ -108,3 +141,79 @@ def test_unknown_format_lists_the_known_ones(result: Result, tmp_path: Path) -> 
 
 def test_formats_are_taken_once_each() -> None:
     assert check_formats(["npz", "json", "npz"]) == ("npz", "json")
+
+
+def test_anything_else_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="list cannot be written; accepted are Result, ImageRecords") as caught:
+        write_result([], tmp_path, ["coco"])
+    assert caught.value.code == "bad_source"
+
+
+def test_missing_extra_is_named_before_any_work(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tables.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(BackendUnavailable, match=r'pip install "segship\[parquet\]"') as caught:
+        check_formats(["overlay", "parquet"])
+    assert caught.value.code == "pyarrow_missing"
+    assert check_formats(["overlay"]) == ("overlay",)
+
+
+def test_folder_appears_whole_and_is_named_as_one(records: ImageRecords, tmp_path: Path) -> None:
+    paths = write_result(records, tmp_path, ["folder", "coco", "panoptic"])
+    assert [path.name for path in paths] == ["my photo.masks", "my photo.coco.json", "my photo.panoptic"]
+    assert sorted(paths) == sorted(tmp_path.iterdir())
+    assert {path.name for path in paths[0].iterdir()} == {"metadata.csv", *(f"{index}.png" for index in range(6))}
+
+
+def test_folder_is_replaced_with_all_that_was_in_it(
+    records: ImageRecords, no_records: ImageRecords, tmp_path: Path
+) -> None:
+    (folder,) = write_result(records, tmp_path, ["folder"])
+    with pytest.raises(OutputError, match="exists, and nothing was written"):
+        write_result(no_records, tmp_path, ["folder"])
+    write_result(no_records, tmp_path, ["folder"], overwrite=True)
+    assert [path.name for path in folder.iterdir()] == ["metadata.csv"]
+
+
+def plant_file(folder: Path) -> None:
+    (folder / "notes.txt").write_text("mine")
+
+
+def plant_link(folder: Path) -> None:
+    (folder / "7.png").symlink_to(folder / "0.png")
+
+
+def plant_folder(folder: Path) -> None:
+    (folder / "8.png").mkdir()
+
+
+@pytest.mark.parametrize("plant", [plant_file, plant_link, plant_folder])
+def test_folder_with_anything_of_somebody_else_is_never_replaced(plant, records: ImageRecords, tmp_path: Path) -> None:
+    (folder,) = write_result(records, tmp_path, ["folder"])
+    plant(folder)
+    before = sorted(folder.iterdir())
+    with pytest.raises(OutputError, match="which is not of this format, and is not replaced") as caught:
+        write_result(records, tmp_path, ["coco", "folder"], overwrite=True)
+    assert caught.value.code == "output_not_ours"
+    assert sorted(folder.iterdir()) == before and list(tmp_path.iterdir()) == [folder], "nothing was written"
+
+
+def test_link_to_a_folder_is_never_followed(records: ImageRecords, tmp_path: Path) -> None:
+    (folder,) = write_result(records, tmp_path, ["folder"])
+    elsewhere = tmp_path / "elsewhere"
+    folder.rename(elsewhere)
+    folder.symlink_to(elsewhere)
+    with pytest.raises(OutputError, match="is a link") as caught:
+        write_result(records, tmp_path, ["folder"], overwrite=True)
+    assert caught.value.code == "output_is_link" and (elsewhere / "0.png").exists()
+
+
+def test_file_in_the_place_of_a_folder_is_not_replaced(records: ImageRecords, tmp_path: Path) -> None:
+    (tmp_path / "my photo.masks").write_text("mine")
+    with pytest.raises(OutputError, match="cannot be replaced by this"):
+        write_result(records, tmp_path, ["folder"], overwrite=True)
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_docs_say_of_every_format_what_it_loses(name: str) -> None:
+    row = next(line for line in DOCS.read_text(encoding="utf-8").splitlines() if line.startswith(f"| `{name}` |"))
+    assert WRITERS[name].loses in row and f".{WRITERS[name].extension}" in row

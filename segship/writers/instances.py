@@ -1,0 +1,268 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One view of all that can be written: the masks of an image with what is known of each, as run lengths.
+
+On the use road between results and formats. `as_instances` makes `Instances` of a `Result` (prompted masks) and of
+`segship.records.ImageRecords` (everything in a picture), so that a format is written once for both. `label_instances`
+puts names on them.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segship.errors import InputError
+from segship.masks.rle import Rle, Runs, compress_runs, mask_to_runs, runs_to_mask
+from segship.masks.runs import runs_to_area, runs_to_box, runs_to_crop
+from segship.records import ImageRecords, MaskRecord
+from segship.writers.result import Result
+
+CATEGORY = "object"
+"""The only category of masks that nobody named: Segment Anything does not say what a thing is."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Instance:
+    """One mask and what is known of it.
+
+    Attributes
+    ----------
+    runs
+        (n,) int64 run lengths, column by column, beginning with zeros.
+    size
+        Height and width of the image.
+    score
+        Predicted IoU; None where the model gave no number.
+    category
+        Index into `Instances.categories`.
+    place
+        Object and mask in a prompted prediction; None for a record.
+    point_coords
+        The points that asked for it, x y in the image frame.
+    stability_score
+        As `segship.masks.scores` has it; None for a prompted mask, of which it is not known.
+    crop_box
+        x y width height of the part of the image that the model saw.
+    bbox_xywh
+        The box of a record as the reference counts it; None for a prompted mask.
+    """
+
+    runs: Runs
+    size: tuple[int, int]
+    score: float | None
+    category: int = 0
+    place: tuple[int, int] | None = None
+    point_coords: tuple[tuple[float, float], ...] = ()
+    stability_score: float | None = None
+    crop_box: tuple[int, int, int, int] = (0, 0, 0, 0)
+    bbox_xywh: tuple[float, float, float, float] | None = None
+
+    @property
+    def area(self) -> int:
+        """Number of pixels."""
+        return runs_to_area(self.runs)
+
+    @property
+    def box_xyxy(self) -> tuple[int, int, int, int]:
+        """The box around the mask, x0 y0 x1 y1 half-open; zeros for an empty mask."""
+        return runs_to_box(self.runs, self.size)
+
+    @property
+    def coco_bbox(self) -> list[int]:
+        """The box around the mask as COCO has it: x y width height."""
+        x0, y0, x1, y1 = self.box_xyxy
+        return [x0, y0, x1 - x0, y1 - y0]
+
+    @property
+    def sam_bbox(self) -> list[float]:
+        """The box around the mask as the reference and SA-1B have it: x y width height, to the last pixel itself."""
+        if self.bbox_xywh is not None:
+            return [float(side) for side in self.bbox_xywh]
+        x, y, width, height = self.coco_bbox
+        # The reference subtracts the first pixel from the last, so its sizes are one less than the count of pixels.
+        return [float(x), float(y), float(max(width - 1, 0)), float(max(height - 1, 0))]
+
+    @property
+    def rle(self) -> Rle:
+        """The mask as COCO's compressed run lengths."""
+        return Rle(size=list(self.size), counts=compress_runs(self.runs))
+
+    @property
+    def mask(self) -> NDArray[np.bool_]:
+        """(H, W) bool."""
+        return runs_to_mask(self.runs, self.size)
+
+    @property
+    def crop(self) -> tuple[NDArray[np.bool_], tuple[int, int]]:
+        """The part of the mask inside its box, (h, w) bool, and the x0 y0 of the box."""
+        return runs_to_crop(self.runs, self.size)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Instances:
+    """The masks of one image.
+
+    Attributes
+    ----------
+    stem, name, pixels, notes
+        As in `Result`.
+    entries
+        The masks.
+    categories
+        Their names, the first of which is number 0.
+    """
+
+    stem: str
+    name: str
+    pixels: NDArray[np.uint8]
+    entries: tuple[Instance, ...]
+    categories: tuple[str, ...] = (CATEGORY,)
+    notes: tuple[str, ...] = ()
+
+    @property
+    def size(self) -> tuple[int, int]:
+        """Height and width of the image."""
+        return (self.pixels.shape[0], self.pixels.shape[1])
+
+
+Source: TypeAlias = Result | ImageRecords | Instances
+"""What every format takes."""
+
+
+def as_instances(source: Source, *, best_only: bool = False) -> Instances:
+    """Return the masks of any result.
+
+    Parameters
+    ----------
+    source
+        A `Result`, `segship.records.ImageRecords`, or what this function returned.
+    best_only
+        Of every object of a prompted prediction only the mask with the highest predicted IoU, for formats in which
+        every mask is a thing of its own. Records are things already.
+
+    Raises
+    ------
+    InputError
+        ``bad_source``: it is something else, or its records are for an image of another size.
+    """
+    if isinstance(source, Instances):
+        return replace(source, entries=_best(source.entries)) if best_only else source
+    if isinstance(source, Result):
+        notes = tuple(dict.fromkeys([*source.prediction.notes, *source.notes]))
+        return Instances(source.stem, source.name, source.pixels, _of_result(source, best_only), notes=notes)
+    check_source(source)
+    entries = tuple(_of_record(record) for record in source.records)
+    view = Instances(source.stem, source.name, source.pixels, entries, notes=source.notes)
+    for entry in entries:
+        if entry.size != view.size:
+            message = f"a record is for an image of {entry.size} pixels, and the image has {view.size}; give the same"
+            raise InputError(message, code="bad_source")
+    return view
+
+
+def check_source(source: Source) -> None:
+    """Refuse what no format takes, as ``bad_source``."""
+    if not isinstance(source, Result | ImageRecords | Instances):
+        message = f"{type(source).__name__} cannot be written; accepted are Result, ImageRecords and Instances"
+        raise InputError(message, code="bad_source")
+
+
+def label_instances(source: Source, labels: Sequence[str], categories: Sequence[str] | None = None) -> Instances:
+    """Return the masks of a result with the names that a classifier or a person gave them.
+
+    Parameters
+    ----------
+    labels
+        One a mask, in the order of `as_instances`.
+    categories
+        All names there are, in the order of their numbers; the labels in the order of their first use when left out.
+        Give them if several images shall share their numbers.
+
+    Raises
+    ------
+    InputError
+        ``bad_labels``: not one a mask, or one that is no category.
+    """
+    instances = as_instances(source)
+    names = tuple(dict.fromkeys(labels)) if categories is None else tuple(categories)
+    if len(labels) != len(instances.entries):
+        message = f"there are {len(labels)} labels and {len(instances.entries)} masks; give one label a mask"
+        raise InputError(message, code="bad_labels")
+    unknown = [label for label in labels if label not in names]
+    if unknown:
+        message = f"{unknown[0]!r} is no category; accepted are {', '.join(names)}"
+        raise InputError(message, code="bad_labels")
+    numbers = {name: number for number, name in enumerate(names)}
+    entries = [replace(entry, category=numbers[label]) for entry, label in zip(instances.entries, labels, strict=True)]
+    return replace(instances, entries=tuple(entries), categories=names or (CATEGORY,))
+
+
+def shortest_number(value: NDArray[np.float32] | np.float32) -> float | None:
+    """Return the shortest decimal that reads back as the same float32; None for what JSON has no number for."""
+    return float(str(np.float32(value))) if np.isfinite(value) else None
+
+
+def _of_result(result: Result, best_only: bool) -> tuple[Instance, ...]:
+    masks, scores = result.masks, result.prediction.iou_predictions
+    height, width = result.prediction.original_size
+    if best_only:
+        places = list(enumerate(result.best_masks.tolist()))
+    else:
+        places = list(np.ndindex(scores.shape[:2]))
+    return tuple(
+        Instance(
+            runs=mask_to_runs(masks[entry, index]),
+            size=(height, width),
+            score=shortest_number(scores[entry, index]),
+            place=(entry, index),
+            point_coords=_points_of(result, entry),
+            crop_box=(0, 0, width, height),
+        )
+        for entry, index in places
+    )
+
+
+def _points_of(result: Result, entry: int) -> tuple[tuple[float, float], ...]:
+    if entry >= len(result.objects):
+        return ()
+    points = result.objects[entry].points
+    # Points of a prompt are finite; they are checked when it is made.
+    return tuple((float(str(x)), float(str(y))) for x, y in points)
+
+
+def _of_record(record: MaskRecord) -> Instance:
+    x, y, width, height = record.crop_box
+    return Instance(
+        runs=record.runs,
+        size=record.size,
+        score=_finite(record.predicted_iou),
+        point_coords=tuple((float(x), float(y)) for x, y in record.point_coords),
+        stability_score=_finite(record.stability_score),
+        crop_box=(int(x), int(y), int(width), int(height)),
+        bbox_xywh=record.bbox,
+    )
+
+
+def _best(entries: Sequence[Instance]) -> tuple[Instance, ...]:
+    """Keep of the masks of one object the first with the highest score; records all stay."""
+    best: dict[int, Instance] = {}
+    for entry in entries:
+        if entry.place is None:
+            continue
+        kept = best.get(entry.place[0])
+        if kept is None or _comparable(entry.score) > _comparable(kept.score):
+            best[entry.place[0]] = entry
+    return tuple(entry for entry in entries if entry.place is None or best[entry.place[0]] is entry)
+
+
+def _comparable(score: float | None) -> float:
+    return -math.inf if score is None else score
+
+
+def _finite(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
