@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError, Parameter
 
 import segship
+from segship.cli.everything import everything
 from segship.cli.output import errors_console, plain
 from segship.cli.reports import doctor, inspect, models
 from segship.cli.segmenting import STANDARD_INPUT, demo, segment
@@ -43,7 +44,7 @@ app = App(
     version=segship.__version__,
     default_parameter=Parameter(negative=()),
 )
-for command in (segment, demo, fetch, export, inspect, models, doctor):
+for command in (segment, everything, demo, fetch, export, inspect, models, doctor):
     app.command(command)
 
 

@@ -95,7 +95,7 @@ def segment(
     out
         Folder for the files.
     format
-        Comma-separated: overlay, png, coco, npz, json.
+        Comma-separated: overlay, png, coco, npz, json, sa1b, labelme, yolo, instances, panoptic, parquet, folder.
     overwrite
         Replace files that are there.
     max_pixels
@@ -204,7 +204,7 @@ def _report(
     for outcome in outcomes:
         if isinstance(outcome, FailedImage):
             failed.append(asdict(outcome))
-            _print_failure(outcome)
+            print_failure(outcome)
         elif as_json:
             documents.append(outcome.to_dict())
         else:
@@ -225,7 +225,8 @@ def _report(
     return EXIT_BAD_INPUT if failed else 0
 
 
-def _print_failure(failure: FailedImage) -> None:
+def print_failure(failure: FailedImage) -> None:
+    """Tell of an image that could not be used, on standard error."""
     line = f"[bold red]error[/] [dim]({failure.code})[/] {plain(failure.image)}: {plain(failure.message)}"
     errors_console().print(line, soft_wrap=True)
 

@@ -83,6 +83,9 @@ class ImageLimits:
 
 DEFAULT_LIMITS = ImageLimits()
 
+REDUCTIONS = (1, 2, 4, 8)
+"""How much smaller an image can be read: what a JPEG decoder does without effort."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoadedImage:
@@ -111,6 +114,7 @@ def read_image(
     limits: ImageLimits = DEFAULT_LIMITS,
     background: tuple[int, int, int] = (0, 0, 0),
     formats: Collection[str] = DEFAULT_FORMATS,
+    reduce: int = 1,
 ) -> LoadedImage:
     """Return the image that a source holds, upright and in RGB.
 
@@ -125,6 +129,9 @@ def read_image(
         RGB colour under transparent pixels, each 0 to 255.
     formats
         File formats to accept, out of ``jpeg``, ``png``, ``webp``, ``tiff``, ``gif`` and ``bmp``.
+    reduce
+        2, 4 or 8 returns the image at that part of its size, sides rounded up, for pictures so large that their masks
+        are wanted smaller. A JPEG is decoded at that size and never held at its own. Limits are those of the whole.
 
     Raises
     ------
@@ -135,16 +142,31 @@ def read_image(
         raise ImageError(
             f"The background is {background!r}; give three whole numbers from 0 to 255.", code="bad_background"
         )
+    if reduce not in REDUCTIONS:
+        message = f"reduce is {reduce!r}; accepted are {', '.join(map(str, REDUCTIONS))}"
+        raise ImageError(message, code="bad_reduction")
+    # A JPEG file comes back reduced as it was decoded; whatever does not is reduced here.
+    loaded, was_reduced = _read(source, limits, background, formats, reduce)
+    if reduce == 1:
+        return loaded
+    pixels = loaded.pixels if was_reduced else np.asarray(Image.fromarray(loaded.pixels).reduce(reduce))
+    return LoadedImage(pixels, (*loaded.notes, f"reduced_{reduce}"))
+
+
+def _read(
+    source: ImageSource, limits: ImageLimits, background: tuple[int, int, int], formats: Collection[str], reduce: int
+) -> tuple[LoadedImage, bool]:
+    """Return the image, and whether it is reduced already."""
     if isinstance(source, str | Path):
-        return _read_bytes(read_file(source, limits.bytes), limits, background, formats)
+        return _read_bytes(read_file(source, limits.bytes), limits, background, formats, reduce)
     if isinstance(source, bytes | bytearray | memoryview):
         check_byte_count(memoryview(source).nbytes, limits.bytes)
-        return _read_bytes(bytes(source), limits, background, formats)
+        return _read_bytes(bytes(source), limits, background, formats, reduce)
     if isinstance(source, Image.Image):
         _check_size(source.size[1], source.size[0], limits)
-        return _read_pillow(source, limits, background)
+        return _read_pillow(source, limits, background), False
     if hasattr(source, "__array__"):
-        return _read_array(np.asarray(source), limits)
+        return _read_array(np.asarray(source), limits), False
     raise ImageError(
         f"An image cannot be read from a {type(source).__name__}; "
         "give a path, bytes, a Pillow image or an (H, W, 3) uint8 RGB array.",
@@ -153,8 +175,8 @@ def read_image(
 
 
 def _read_bytes(
-    data: bytes, limits: ImageLimits, background: tuple[int, int, int], formats: Collection[str]
-) -> LoadedImage:
+    data: bytes, limits: ImageLimits, background: tuple[int, int, int], formats: Collection[str], reduce: int
+) -> tuple[LoadedImage, bool]:
     name = recognise_format(data, formats)
     if name == "webp" and (size := webp_size(data)) is not None:
         _check_size(*size, limits)
@@ -168,8 +190,18 @@ def _read_bytes(
     if end is None:
         raise truncated()
     notes = ("trailing_data",) if end < len(data) else ()
+    was_reduced = reduce > 1 and _reduce_while_decoding(opened, reduce)
     loaded = _read_pillow(opened, limits, background)
-    return LoadedImage(loaded.pixels, notes + loaded.notes)
+    return LoadedImage(loaded.pixels, notes + loaded.notes), was_reduced
+
+
+def _reduce_while_decoding(opened: ImageFile.ImageFile, reduce: int) -> bool:
+    """Ask the decoder for a smaller picture, and return whether it will give one; only JPEG's can."""
+    width, height = opened.size
+    if not isinstance(opened, JpegImagePlugin.JpegImageFile) or min(width, height) < reduce:
+        return False
+    opened.draft(None, (width // reduce, height // reduce))
+    return opened.size != (width, height)
 
 
 def _read_pillow(image: Image.Image, limits: ImageLimits, background: tuple[int, int, int]) -> LoadedImage:

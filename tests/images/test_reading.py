@@ -200,6 +200,36 @@ def test_a_damaged_exif_block_costs_neither_the_picture_nor_a_warning() -> None:
             assert read_image(encoded(name, exif=block)).size_hw == (30, 40)
 
 
+@pytest.mark.parametrize("name", ALL_FORMATS)
+@pytest.mark.parametrize("reduce", [2, 4, 8])
+def test_a_picture_is_read_at_a_part_of_its_size(name: str, reduce: int) -> None:
+    loaded = read_image(encoded(name, (45, 31)), formats=ALL_FORMATS, reduce=reduce)
+    assert loaded.size_hw == (-(-31 // reduce), -(-45 // reduce)) and f"reduced_{reduce}" in loaded.notes
+    assert np.abs(loaded.pixels.astype(int) - (200, 30, 90)).max() <= 6
+
+
+@pytest.mark.parametrize("size", [(w, h) for w in range(1, 36, 5) for h in (1, 7, 8, 33)])
+def test_every_source_is_reduced_to_the_same_size(size: tuple[int, int]) -> None:
+    image = Image.new("RGB", size)
+    for reduce in (2, 4, 8):
+        expected = (-(-size[1] // reduce), -(-size[0] // reduce))
+        sources = (encoded("jpeg", size), encoded("png", size), image, np.asarray(image))
+        assert {read_image(source, reduce=reduce).size_hw for source in sources} == {expected}
+
+
+def test_a_reduced_jpeg_is_upright_and_its_limits_are_those_of_the_whole() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    data = encoded("jpeg", (40, 30), exif=exif)
+    assert read_image(data, reduce=2).size_hw == (20, 15)
+    refusal(data, "too_many_pixels", reduce=8, limits=ImageLimits(pixels=1000))
+
+
+@pytest.mark.parametrize("reduce", [0, 3, 16, "2", None])
+def test_other_reductions_are_refused(reduce: object) -> None:
+    assert "accepted are 1, 2, 4, 8" in refusal(encoded("png"), "bad_reduction", reduce=reduce)
+
+
 @pytest.mark.skipif(not TRUCK.exists(), reason="the shared photographs are not beside the checkout")
 def test_a_photograph_has_the_pixels_that_pillow_gives() -> None:
     loaded = read_image(TRUCK)
