@@ -8,6 +8,7 @@
 (1, 3, 400, 600)
 """
 
+from segship.amg import AmgOptions, generate_masks, iter_masks
 from segship.catalog import ModelInfo, list_models, load
 from segship.errors import (
     BackendUnavailable,
@@ -25,12 +26,16 @@ from segship.errors import (
 )
 from segship.images import ImageLimits
 from segship.photograph import demo_photograph
-from segship.predictor import ImageEmbedding, MaskPrediction, Predictor, best_masks
+from segship.pipelines import pipeline
+from segship.prediction import ImageEmbedding, MaskPrediction, best_masks
+from segship.predictor import Predictor
 from segship.prompts import PromptLimits, Prompts
+from segship.records import MaskRecord
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 __all__ = [
+    "AmgOptions",
     "BackendUnavailable",
     "BundleError",
     "CheckpointError",
@@ -42,6 +47,7 @@ __all__ = [
     "ImageLimits",
     "InputError",
     "MaskPrediction",
+    "MaskRecord",
     "ModelInfo",
     "OutputError",
     "Predictor",
@@ -53,6 +59,9 @@ __all__ = [
     "__version__",
     "best_masks",
     "demo_photograph",
+    "generate_masks",
+    "iter_masks",
     "list_models",
     "load",
+    "pipeline",
 ]
