@@ -232,7 +232,7 @@ def test_predictor_holds_no_image(predictor):
 @pytest.fixture(scope="module")
 def cleaning(predictor):
     """The same model under a manifest that cleans."""
-    entry = MaskCleanUpEntry(keep_clicked_piece=True, smallest_hole=0.01, box_margin=0.0)
+    entry = MaskCleanUpEntry(keep_clicked_piece=True, smallest_piece=0.05, smallest_hole=0.01, box_margin=0.0)
     manifest = predictor.manifest.model_copy(update={"mask_clean_up": entry})
     return Predictor(manifest, predictor._encoder, predictor._decoder, encoder_sha256="0" * 64, backend="torch")
 

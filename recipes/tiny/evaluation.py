@@ -33,16 +33,17 @@ Mask = NDArray[np.bool_]
 Pixels = NDArray[np.uint8]
 SMALLEST, LARGEST = 0.01, 0.6
 SIZES = (0.01, 0.02, 0.05, 0.1, 0.2, 0.6)
+# Keeps the clicked piece, drops small pieces, fills small holes, clears outside the box: one at a time.
 CLEAN_UPS: dict[str, MaskCleanUp | None] = {
     "as decoded": None,
-    "clicked piece": MaskCleanUp(True, 0.0, None),
-    "holes to 0.1%": MaskCleanUp(False, 0.001, None),
-    "holes to 0.2%": MaskCleanUp(False, 0.002, None),
-    "holes to 0.5%": MaskCleanUp(False, 0.005, None),
-    "box + 0%": MaskCleanUp(False, 0.0, 0.0),
-    "box + 2%": MaskCleanUp(False, 0.0, 0.02),
-    "box + 5%": MaskCleanUp(False, 0.0, 0.05),
-    "box + 10%": MaskCleanUp(False, 0.0, 0.1),
+    "clicked piece": MaskCleanUp(True, 0.0, 0.0, None),
+    "pieces to 5%": MaskCleanUp(False, 0.05, 0.0, None),
+    "pieces to 20%": MaskCleanUp(False, 0.2, 0.0, None),
+    "holes to 0.2%": MaskCleanUp(False, 0.0, 0.002, None),
+    "holes to 0.5%": MaskCleanUp(False, 0.0, 0.005, None),
+    "box + 0%": MaskCleanUp(False, 0.0, 0.0, 0.0),
+    "box + 3%": MaskCleanUp(False, 0.0, 0.0, 0.03),
+    "box + 10%": MaskCleanUp(False, 0.0, 0.0, 0.1),
 }
 
 

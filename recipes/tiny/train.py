@@ -51,16 +51,16 @@ class TrainOptions:
     validation: Path
     out: Path
     init: Path | None = None
-    minutes: float = 74.0
+    minutes: float = 180.0
     steps: int = 0
     batch_size: int = 16
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
     warmup_steps: int = 150
     image_size: int = 256
-    final_image_size: int = 320
-    final_size_from: float = 0.8
-    iou_phase_from: float = 0.93
+    final_image_size: int = 384
+    final_size_from: float = 0.72
+    iou_phase_from: float = 0.96
     ema_decay: float = 0.998
     seed: int = 0
     device: str = "cpu"

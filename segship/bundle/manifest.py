@@ -107,6 +107,7 @@ class MaskCleanUpEntry(_Entry):
     """How prompted masks are cleaned; the fields are those of `segship.masks.cleanup.MaskCleanUp`."""
 
     keep_clicked_piece: bool
+    smallest_piece: Annotated[float, Field(ge=0, le=1)]
     smallest_hole: Annotated[float, Field(ge=0, le=1)]
     box_margin: Annotated[float, Field(ge=0, le=1)] | None
 

@@ -26,7 +26,9 @@ class MaskCleanUp:
     ----------
     keep_clicked_piece
         Drop every piece that no foreground point lies in, if an object has foreground points and no box. A mask that
-        none of them lies in stays as it is.
+        none of them lies in keeps its pieces.
+    smallest_piece
+        Drop pieces of less than this part of the largest one's area, unless a foreground point lies in them.
     smallest_hole
         Fill holes of less than this part of the image's area, unless a background point lies in them.
     box_margin
@@ -35,6 +37,7 @@ class MaskCleanUp:
     """
 
     keep_clicked_piece: bool = True
+    smallest_piece: float = 0.05
     smallest_hole: float = 0.002
     box_margin: float | None = 0.0
 
@@ -60,22 +63,27 @@ def clean_low_res(
         Whether the object has a box; its pieces are then left to the box.
     """
     cells = np.floor(points_xy).astype(int).clip(0, (logits.shape[1] - 1, logits.shape[0] - 1))
-    if clean_up.keep_clicked_piece and not has_box:
-        logits = _keep_clicked(logits, cells[labels == 1])
+    logits = _drop_pieces(logits, clean_up, cells[labels == 1], has_box)
     if clean_up.smallest_hole > 0:
         logits = _fill_holes(logits, clean_up.smallest_hole * logits.size, cells[labels == 0])
     return logits
 
 
-def _keep_clicked(logits: FloatArray, cells: NDArray[np.int_]) -> FloatArray:
-    count, pieces = cv2.connectedComponents((logits > 0).astype(np.uint8), connectivity=8)
-    if count <= 2 or not len(cells):
+def _drop_pieces(logits: FloatArray, clean_up: MaskCleanUp, cells: NDArray[np.int_], has_box: bool) -> FloatArray:
+    count, pieces, stats, _ = cv2.connectedComponentsWithStats((logits > 0).astype(np.uint8), connectivity=8)
+    if count <= 2:
         return logits
-    clicked = {int(pieces[y, x]) for x, y in cells} - {0}
-    if not clicked:
-        return logits
-    stray = (pieces > 0) & ~np.isin(pieces, list(clicked))
-    return np.where(stray, -np.abs(logits), logits)
+    areas = stats[:, cv2.CC_STAT_AREA].copy()
+    areas[0] = 0
+    clicked = np.zeros(count, np.bool_)
+    clicked[pieces[cells[:, 1], cells[:, 0]]] = True
+    clicked[0] = False
+    kept = clicked | (areas >= clean_up.smallest_piece * areas.max())
+    if clean_up.keep_clicked_piece and not has_box and clicked.any():
+        kept = clicked
+    # What is not in the mask is no piece.
+    kept[0] = True
+    return logits if kept.all() else np.where(kept[pieces], logits, -np.abs(logits))
 
 
 def _fill_holes(logits: FloatArray, smallest: float, cells: NDArray[np.int_]) -> FloatArray:

@@ -131,10 +131,11 @@ SAM_ARCHITECTURES: dict[str, SamConfig] = {
     "tiny": SamConfig(
         "tiny",
         HybridConfig(),
-        image_size=320,
+        image_size=384,
         embedding_channels=128,
         decoder_heads=4,
         decoder_mlp_dim=512,
         iou_head_hidden_dim=128,
+        mask_clean_up=MaskCleanUp(),
     ),
 }

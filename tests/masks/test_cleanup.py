@@ -54,6 +54,13 @@ def test_pieces_stay_where_no_click_decides(two_pieces, points, labels, has_box)
     assert (clean(two_pieces, points=points, labels=labels, has_box=has_box) == two_pieces).all()
 
 
+def test_specks_go_wherever_they_are_and_clicked_ones_stay(two_pieces):
+    speck = two_pieces.copy()
+    speck[2:4, 30:32] = True
+    assert (clean(speck, has_box=True) == two_pieces).all()
+    assert (clean(speck, points=[(31, 3)], labels=[1], has_box=True) == speck).all()
+
+
 def test_pieces_that_touch_at_a_corner_are_one():
     mask = np.zeros((SIDE, SIDE), bool)
     mask[5:10, 5:10] = mask[10:15, 10:15] = True
@@ -99,7 +106,7 @@ def test_dropped_pieces_move_no_edge(two_pieces):
 
 
 def test_nothing_is_done_when_all_is_off(two_pieces):
-    off = MaskCleanUp(keep_clicked_piece=False, smallest_hole=0, box_margin=None)
+    off = MaskCleanUp(keep_clicked_piece=False, smallest_piece=0, smallest_hole=0, box_margin=None)
     two_pieces[8, 8] = False
     assert (clean(two_pieces, points=[(10, 10)], labels=[1], clean_up=off) == two_pieces).all()
 
