@@ -203,7 +203,8 @@ def bilinear_taps(old: int, new: int) -> Taps:
 def _blend(corners: Sequence[FloatArray], y: Taps, x: Taps) -> FloatArray:
     """Return the bilinear values of four corners: upper left, upper right, lower left, lower right.
 
-    As torch 2.13 adds them for several channels: the upper right product is rounded, the others are fused into sums.
+    As torch 2.13 adds them for several channels on one thread: the upper right product is rounded, the others are fused
+    into sums. On several threads it takes another order, and the last bit may differ.
     """
     upper_left, upper_right, lower_left, lower_right = corners
     total = upper_right * (y.lower * x.upper)

@@ -86,7 +86,13 @@ def _roots(shapes: Mapping[str, tuple[int, ...]]) -> str:
 def _name(config: SamConfig) -> SamConfig:
     """Return the table's entry if it differs in nothing that shapes show, the configuration itself otherwise."""
     for entry in SAM_ARCHITECTURES.values():
-        like = replace(config, architecture=entry.architecture, decoder_heads=entry.decoder_heads)
+        like = replace(
+            config,
+            architecture=entry.architecture,
+            decoder_heads=entry.decoder_heads,
+            mask_clean_up=entry.mask_clean_up,
+            amg_thresholds=entry.amg_thresholds,
+        )
         if like == entry:
             return entry
         if replace(like, image_size=entry.image_size) == entry:

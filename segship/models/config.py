@@ -137,5 +137,6 @@ SAM_ARCHITECTURES: dict[str, SamConfig] = {
         decoder_mlp_dim=512,
         iou_head_hidden_dim=128,
         mask_clean_up=MaskCleanUp(),
+        amg_thresholds=AmgThresholds(pred_iou_thresh=0.45, stability_score_thresh=0.35),
     ),
 }

@@ -141,7 +141,9 @@ def test_vit_t_at_another_image_size_is_custom():
 def test_another_size_of_tiny_is_recognised():
     tiny = SAM_ARCHITECTURES["tiny"]
     encoder = HybridConfig((16, 32, 64), (1, 0, 2), embed_dim=96, depth=2, num_heads=3, mlp_ratio=2.0)
-    config = replace(tiny, architecture="custom", encoder=encoder, image_size=160)
+    # Clean-up and thresholds belong to the sizes of tiny itself, not to any encoder of its kind.
+    plain = replace(tiny, mask_clean_up=None, amg_thresholds=None)
+    config = replace(plain, architecture="custom", encoder=encoder, image_size=160)
     assert recognise_architecture(shapes_of(config)) == config
     resized = replace(tiny, architecture="custom", image_size=256)
     assert recognise_architecture(shapes_of(resized)) == resized

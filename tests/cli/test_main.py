@@ -8,7 +8,7 @@ from segship import errors
 from segship.cli.main import app, exit_code
 from segship.cli.output import plain
 
-COMMANDS = ("segment", "demo", "fetch", "export", "inspect", "models", "doctor")
+COMMANDS = ("segment", "everything", "demo", "fetch", "export", "inspect", "models", "doctor")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -170,7 +170,7 @@ def test_predictor_takes_whatever_makes_a_model():
     predictor.set_image(IMAGE)
     expected = inner.predict(IMAGE, Prompts(points=[[50, 40]]))
     assert np.array_equal(predictor.predict(*CLICK)[0], expected.masks[0])
-    assert compat.SamPredictor("tiny").transform.target_length == 320
+    assert compat.SamPredictor("tiny").transform.target_length == 384
 
 
 def test_facade_has_what_the_reference_has():
