@@ -21,6 +21,9 @@ slow: .stamps/dev
 bench: .stamps/dev
 	$(BIN)/python -m benchmarks.segment_cold
 	$(BIN)/python -m benchmarks.stages
+	$(BIN)/python -m benchmarks.everything
+	$(BIN)/python -m benchmarks.everything_recall
+	$(BIN)/python -m benchmarks.masks
 
 check: .stamps/dev
 	$(BIN)/ruff format --check .
