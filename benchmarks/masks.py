@@ -129,7 +129,7 @@ def measure_run_lengths(table: Table, masks: np.ndarray) -> None:
 
 
 def measure_shapes(table: Table, masks: np.ndarray) -> None:
-    """Areas, boxes, unions, regions, polygons."""
+    """Areas, boxes, unions, regions."""
     from segment_anything.utils import amg
 
     count, (height, width) = len(masks), masks.shape[1:]
@@ -168,6 +168,11 @@ def measure_shapes(table: Table, masks: np.ndarray) -> None:
             segship_from_runs=lambda mode=mode: [clean_runs(one, (height, width), SMALL_AREA, mode) for one in runs],
             reference=lambda mode=mode: [amg.remove_small_regions(mask, SMALL_AREA, mode) for mask in masks],
         )
+
+
+def measure_polygons(table: Table, masks: np.ndarray) -> None:
+    """Polygons from masks and back."""
+    count, size = len(masks), masks.shape[1:]
     polygons = [mask_to_polygons(mask) for mask in masks]
     assert all(
         np.array_equal(polygons_to_mask(one, mask.shape), mask) for one, mask in zip(polygons, masks, strict=True)
@@ -184,7 +189,7 @@ def measure_shapes(table: Table, masks: np.ndarray) -> None:
     table.add(
         "polygons to mask",
         count,
-        segship=lambda: [polygons_to_mask(one, (height, width)) for one in polygons],
+        segship=lambda: [polygons_to_mask(one, size) for one in polygons],
     )
 
 
@@ -258,6 +263,7 @@ def main() -> None:
     del logits
     measure_run_lengths(table, masks)
     measure_shapes(table, masks)
+    measure_polygons(table, masks)
     measure_overlaps(table, masks)
     figures = {
         "masks": arguments.masks,

@@ -63,6 +63,12 @@ class Predictor:
         return self._encoder_sha256
 
     @property
+    def mask_clean_up(self) -> MaskCleanUp | None:
+        """How prompted masks are cleaned, as the manifest says; None leaves them as the decoder gives them."""
+        entry = self.manifest.mask_clean_up
+        return None if entry is None else MaskCleanUp(**entry.model_dump())
+
+    @property
     def description(self) -> str:
         """What really runs the model: runtime, version, device, threads."""
         return self._encoder.description
@@ -248,11 +254,6 @@ class Predictor:
         return Preprocessing(image_size=self.image_size, pixel_mean=entry.pixel_mean, pixel_std=entry.pixel_std)
 
     @property
-    def _clean_up(self) -> MaskCleanUp | None:
-        entry = self.manifest.mask_clean_up
-        return None if entry is None else MaskCleanUp(**entry.model_dump())
-
-    @property
     def _prompt_rules(self) -> PromptRules:
         return PromptRules(padding_point=self.manifest.prompt_rules.padding_point)
 
@@ -287,7 +288,7 @@ class Predictor:
         clean_up: bool,
     ) -> NDArray[np.bool_] | NDArray[np.float32]:
         # One mask at a time: all of them in float at image size is what makes the reference run out of memory.
-        cleaning = self._clean_up if clean_up else None
+        cleaning = self.mask_clean_up if clean_up else None
         shape = (*low_res.shape[:2], *embedding.original_size)
         masks: NDArray[Any] = np.empty(shape, np.float32 if return_logits else np.bool_)
         for index in np.ndindex(shape[:2]):

@@ -21,11 +21,12 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from recipes.tiny.backgrounds import BACKGROUNDS, draw_outline
 from recipes.tiny.drawings import DrawingBank
 from recipes.tiny.figures import put_figure
 from recipes.tiny.painting import Canvas, Material
 from recipes.tiny.photograph import photograph
-from recipes.tiny.shapes import BODIES, SHAPES, Mask, Part, Placement, noise_blob, pick, quad, rasterise
+from recipes.tiny.shapes import BODIES, SHAPES, Mask, Part, Placement, pick, rasterise
 from recipes.tiny.textures import TextureBank
 
 SHARD_SCENES = 250
@@ -65,115 +66,17 @@ def make_scene(seed: int, size: int = 320, drawings: DrawingBank | None = None) 
     rng = np.random.default_rng([seed, 7])
     bank = _bank(BANK_SEED)
     canvas = Canvas(rng, bank, size)
-    ground = _BACKGROUNDS[str(rng.choice(list(_BACKGROUNDS), p=[0.36, 0.14, 0.16, 0.34]))](canvas)
+    ground = BACKGROUNDS[str(rng.choice(list(BACKGROUNDS), p=[0.36, 0.14, 0.16, 0.34]))](canvas)
     if rng.random() < 0.3:
         canvas.blur(rng.uniform(0.8, 3.5) * size / 256)
     _populate(canvas, ground, drawings)
     x, y = rng.uniform(0, size, 2)
-    patch = _outline(canvas, Placement(x, y, rng.uniform(40, 140) * size / 256))
+    patch = draw_outline(canvas, Placement(x, y, rng.uniform(40, 140) * size / 256))
     picture = photograph(canvas.image, patch, rng, bank)
     return Scene(picture, canvas.leaves, canvas.object_of_leaf, canvas.group_of_leaf)
 
 
-# Backgrounds: each returns the height, in pixels, from which things stand on the ground, or None
-
-
-def _whole(canvas: Canvas) -> Mask:
-    return np.full((canvas.size, canvas.size), 255, np.uint8)
-
-
-def _region(canvas: Canvas, mask: Mask, shaded: bool = False, tilt: float = 0.0) -> None:
-    canvas.put(mask, canvas.material(), (canvas.new_object(), 0), shaded=shaded, tilt=tilt)
-
-
-def _bands(canvas: Canvas) -> float | None:
-    """Sky, hills, shore, water."""
-    rng, size = canvas.rng, canvas.size
-    _region(canvas, _whole(canvas))
-    y = rng.uniform(0.1, 0.5) * size
-    first = y
-    for _ in range(int(rng.integers(1, 5))):
-        x = np.linspace(-5, size + 5, 48)
-        walk = np.cumsum(rng.normal(0, 1, 48))
-        walk -= np.linspace(walk[0], walk[-1], 48)
-        walk *= rng.choice([0, 2, 6, 14, 25]) * size / 256 / (walk.std() + 1e-3)
-        line = y + walk + (x - size / 2) * rng.normal(0, 0.06)
-        polygon = np.concatenate([np.stack([x, line], 1), [[size + 5, size + 5], [-5, size + 5]]])
-        tilt = rng.uniform(1, 6) if rng.random() < 0.3 else 0.0
-        _region(canvas, rasterise([polygon], Placement(0, 0, 1), size), rng.random() < 0.3, -tilt / (tilt + 1))
-        y += rng.uniform(0.08, 0.35) * size
-    return float(first) if rng.random() < 0.6 else None
-
-
-def _patches(canvas: Canvas) -> float | None:
-    """Stuff regions cut by level sets of noise: vegetation, rock, snow, reflections."""
-    rng, size = canvas.rng, canvas.size
-    _region(canvas, _whole(canvas))
-    for _ in range(int(rng.integers(1, 4))):
-        tile = canvas.bank.soft(int(rng.integers(canvas.bank.soft_count)))
-        crop = int(rng.uniform(100, 500))
-        y, x = rng.integers(0, len(tile) - crop, 2)
-        field = cv2.resize(tile[y : y + crop, x : x + crop], (size, size)).astype(np.float32)
-        # People draw such borders smoother than they are.
-        field = cv2.GaussianBlur(field, (0, 0), rng.uniform(1, 4) * size / 256)
-        level = np.percentile(field, rng.uniform(25, 80))
-        _region(canvas, np.clip((field - level) * 12 + 128, 0, 255).astype(np.uint8))
-    return None
-
-
-def _blobs(canvas: Canvas) -> float | None:
-    rng, size = canvas.rng, canvas.size
-    _region(canvas, _whole(canvas))
-    for _ in range(int(rng.integers(0, 7))):
-        x, y = rng.uniform(0, size, 2)
-        placement = Placement(x, y, rng.uniform(50, 150) * size / 256, rng.uniform(0, 6))
-        _region(canvas, _outline(canvas, placement), True)
-    return None
-
-
-def _room(canvas: Canvas) -> float | None:
-    """A wall, perhaps panels on it, and a floor or a table top that leans back."""
-    rng, size = canvas.rng, canvas.size
-    _region(canvas, _whole(canvas), True)
-    horizon = rng.uniform(0.2, 0.75) * size
-    lean = rng.normal() * 0.04 * size
-    for _ in range(int(rng.integers(0, 4)) if rng.random() < 0.6 else 0):
-        x, y = rng.uniform(0, size), rng.uniform(0, horizon)
-        w, h = rng.uniform(0.05, 0.3, 2) * size
-        _region(canvas, rasterise([quad(x, y - h, x + w, y + h * 0.2)], Placement(0, 0, 1), size), True)
-    inset = rng.uniform(-0.3, 0.25) * size
-    floor = np.array(
-        [[inset, horizon - lean], [size - inset, horizon + lean], [size * 1.3, size * 1.1], [-size * 0.3, size * 1.1]]
-    )
-    if inset > 0 and rng.random() < 0.5:
-        below = np.array([[-5, horizon], [size + 5, horizon], [size + 5, size + 5], [-5, size + 5]])
-        _region(canvas, rasterise([below], Placement(0, 0, 1), size), True)
-    _region(canvas, rasterise([floor], Placement(0, 0, 1), size), rng.random() < 0.5, -rng.uniform(0.2, 0.85))
-    return float(horizon)
-
-
-_BACKGROUNDS = {"bands": _bands, "patches": _patches, "blobs": _blobs, "room": _room}
-
-
 # Things
-
-
-def _outline(canvas: Canvas, placement: Placement, name: str | None = None) -> Mask:
-    """Return the coverage of one shape, of foliage-like noise in one case of six, with a hole in one of fourteen."""
-    rng = canvas.rng
-    if name is None:
-        name = "noise" if rng.random() < 0.16 else pick(rng, SHAPES)
-    if name == "noise":
-        tile = canvas.bank.soft(int(rng.integers(canvas.bank.soft_count)))
-        mask = noise_blob(rng, tile, placement, canvas.size)
-    else:
-        mask = rasterise(SHAPES[name][1](rng), placement, canvas.size)
-    if rng.random() < 0.07:
-        r = placement.radius
-        dx, dy = rng.normal(0, 0.3, 2) * r
-        hole = Placement(placement.x + dx, placement.y + dy, r * rng.uniform(0.2, 0.5), rng.uniform(0, 6))
-        mask = np.minimum(mask, 255 - rasterise(SHAPES["superellipse"][1](rng), hole, canvas.size))
-    return mask
 
 
 def _thing_material(canvas: Canvas) -> Material:
@@ -215,13 +118,13 @@ def _body_materials(canvas: Canvas) -> list[Material]:
 def _blob(canvas: Canvas, placement: Placement, group: int, material: Material, name: str | None, detail: bool) -> None:
     """Put down a thing of one outline, with attached pieces and things drawn on it when ``detail``."""
     rng, owner, r = canvas.rng, (canvas.new_object(), group), placement.radius
-    mask = _outline(canvas, placement, name)
+    mask = draw_outline(canvas, placement, name)
     extra: list[tuple[Mask, Material]] = []
     if detail and rng.random() < 0.4:
         for _ in range(int(rng.integers(1, 5))):
             angle, reach = rng.uniform(0, 2 * np.pi), r * rng.uniform(0.6, 1.1)
             x, y = placement.x + reach * np.cos(angle), placement.y + reach * np.sin(angle)
-            piece = _outline(canvas, Placement(x, y, r * rng.uniform(0.2, 0.6), rng.uniform(0, 6)))
+            piece = draw_outline(canvas, Placement(x, y, r * rng.uniform(0.2, 0.6), rng.uniform(0, 6)))
             extra.append((piece, material if rng.random() < 0.5 else _thing_material(canvas)))
     if rng.random() < 0.35:
         canvas.cast_shadow(np.maximum.reduce([mask, *(piece for piece, _ in extra)]))
@@ -251,7 +154,7 @@ def _decorate(canvas: Canvas, placement: Placement, owner: tuple[int, int], mask
     for _ in range(int(rng.integers(1, 5))):
         dx, dy = rng.normal(0, 0.5, 2) * r
         here = Placement(x + dx, y + dy, radius if alike else r * rng.uniform(0.12, 0.55), rng.uniform(0, 6))
-        piece = np.minimum(_outline(canvas, here, name if alike else None), mask)
+        piece = np.minimum(draw_outline(canvas, here, name if alike else None), mask)
         canvas.put(piece, its_material if alike else canvas.material(), owner, shaded=not alike)
 
 

@@ -19,19 +19,19 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
 
-import numpy as np
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.utils.data import DataLoader, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader
 
 from recipes.tiny import forward
+from recipes.tiny.batches import Batch, SampleStream
 from recipes.tiny.clicks import append_clicks, error_clicks
 from recipes.tiny.losses import ambiguous_loss, pair_losses, ranking_loss
-from recipes.tiny.samples import CLICKS, TWO_CLICKS, Sample, SampleBuilder, ScenePool, stream_samples
+from recipes.tiny.samples import CLICKS, TWO_CLICKS, Sample, ScenePool
 from recipes.tiny.validation import validate, validation_samples
 from segship.models.config import SAM_ARCHITECTURES
 from segship.models.hybrid_vit import StemBlock
@@ -69,28 +69,6 @@ class TrainOptions:
     save_every_minutes: float = 3.0
     validate_every_minutes: float = 8.0
     validation_scenes: int = 150
-
-
-class Batch(NamedTuple):
-    """The fields of `Sample` as tensors with a batch axis."""
-
-    image: Tensor
-    coords: Tensor
-    labels: Tensor
-    targets: Tensor
-    weights: Tensor
-
-
-class SampleStream(IterableDataset[Sample]):
-    """Samples without end, each worker from its own seed."""
-
-    def __init__(self, folder: Path, image_size: int, seed: tuple[int, ...]) -> None:
-        self.folder, self.image_size, self.seed = folder, image_size, seed
-
-    def __iter__(self) -> Iterator[Sample]:
-        worker = get_worker_info()
-        rng = np.random.default_rng([*self.seed, worker.id if worker else 0])
-        return stream_samples(ScenePool(self.folder), SampleBuilder(self.image_size), rng)
 
 
 def new_model(image_size: int) -> Sam:

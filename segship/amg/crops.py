@@ -115,8 +115,7 @@ class CropWork:
         self._embedding: ImageEmbedding = predictor.encode(pixels[top:bottom, left:right], limits=work.limits)
         low_res_size = predictor.manifest.geometry.low_res_size
         self._upscaler = Upscaler(low_res_size, predictor.image_size, self._embedding.input_size, crop.size_hw)
-        entry = predictor.manifest.mask_clean_up
-        self._clean_up = None if entry is None else MaskCleanUp(**entry.model_dump())
+        self._clean_up = predictor.mask_clean_up
         self._cover = np.zeros(self._upscaler.valid_cells, np.bool_)
         self._held = 0
 
