@@ -19,9 +19,10 @@ from segship.amg import AmgCost, AmgOptions
 from segship.amg import Progress as Tick
 from segship.amg.options import Mode, Nms
 from segship.catalog import load
+from segship.cli.outcomes import EXIT_BAD_INPUT, FailedImage, describe_run, print_failure, report_outcomes
 from segship.cli.output import errors_console, make_table, megabytes, plain, print_json, results_console
 from segship.cli.reports import Json
-from segship.cli.segmenting import EXIT_BAD_INPUT, STANDARD_INPUT, FailedImage, print_failure
+from segship.cli.segmenting import STANDARD_INPUT
 from segship.errors import InputError, SegshipError
 from segship.everything import EverythingImage, EverythingOptions, cost_of_everything, find_everything
 from segship.files import read_bytes
@@ -163,7 +164,8 @@ def everything(
     if dry_run:
         return _report_costs(predictor, model, images, options, as_json=json)
     out.mkdir(parents=True, exist_ok=True)
-    return _report(predictor, model, _find_all(predictor, images, out, options), as_json=json)
+    outcomes = _find_all(predictor, images, out, options)
+    return report_outcomes(predictor, model, outcomes, _print_image, as_json=json)
 
 
 def read_grids(path: Path) -> list[Any]:
@@ -238,27 +240,6 @@ def _progress(image: str) -> Iterator[Tick]:
         yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
-def _report(
-    predictor: Predictor, model: str, outcomes: Iterator[EverythingImage | FailedImage], *, as_json: bool
-) -> int:
-    """Print outcomes as they come, so that no picture is kept, and return the exit code."""
-    documents: list[dict[str, Any]] = []
-    failed: list[dict[str, str]] = []
-    for outcome in outcomes:
-        if isinstance(outcome, FailedImage):
-            failed.append(asdict(outcome))
-            print_failure(outcome)
-        elif as_json:
-            documents.append(outcome.to_dict())
-        else:
-            _print_image(outcome)
-    if as_json:
-        print_json({**_about(predictor, model), "images": documents, "failed": failed})
-    else:
-        results_console().print(f"[dim]{plain(model)} in {plain(predictor.description)}[/]")
-    return EXIT_BAD_INPUT if failed else 0
-
-
 def _report_costs(
     predictor: Predictor, model: str, images: Sequence[str], options: EverythingOptions, *, as_json: bool
 ) -> int:
@@ -275,7 +256,7 @@ def _report_costs(
     if as_json:
         entries = [{"image": image, **cost.to_dict()} for image, cost in costs]
         told = [asdict(failure) for failure in failed]
-        print_json({**_about(predictor, model), "dry_run": True, "images": entries, "failed": told})
+        print_json({**describe_run(predictor, model), "dry_run": True, "images": entries, "failed": told})
         return EXIT_BAD_INPUT if failed else 0
     console = results_console()
     for image, cost in costs:
@@ -294,15 +275,6 @@ def _cost_rows(cost: AmgCost) -> list[tuple[str, str]]:
         ("pred_iou_thresh", f"{cost.pred_iou_thresh:g}"),
         ("stability_score_thresh", f"{cost.stability_score_thresh:g}"),
     ]
-
-
-def _about(predictor: Predictor, model: str) -> dict[str, Any]:
-    return {
-        "model": model,
-        "architecture": predictor.manifest.architecture,
-        "backend": predictor.backend,
-        "runs_on": predictor.description,
-    }
 
 
 def _print_image(image: EverythingImage) -> None:

@@ -5,16 +5,16 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import numpy as np
 from cyclopts import Parameter
 from rich.progress import track
 
 from segship.catalog import load
-from segship.cli.output import errors_console, make_table, plain, print_json, results_console
+from segship.cli.outcomes import FailedImage, report_outcomes
+from segship.cli.output import errors_console, make_table, plain, results_console
 from segship.cli.reports import Json
 from segship.errors import InputError, PromptError, SegshipError
 from segship.files import read_bytes
@@ -28,18 +28,8 @@ from segship.writers import check_formats, read_mask_input
 from segship.writers.names import output_stems
 
 STANDARD_INPUT = "<standard input>"
-EXIT_BAD_INPUT = 3
 DEFAULT_FORMATS = "overlay,png"
 Values = Annotated[list[str] | None, Parameter(allow_leading_hyphen=True, negative=())]
-
-
-@dataclass(frozen=True, slots=True)
-class FailedImage:
-    """An image that could not be segmented, and why."""
-
-    image: str
-    code: str
-    message: str
 
 
 def segment(
@@ -114,7 +104,8 @@ def segment(
     given = gather_prompts(point or [], box or [], prompts, mask_input)
     predictor = load(model, backend=backend, device=device, precision=precision, threads=threads)
     out.mkdir(parents=True, exist_ok=True)
-    return _report(predictor, model, _segment_all(predictor, images, given, out, options), as_json=json)
+    outcomes = _segment_all(predictor, images, given, out, options)
+    return report_outcomes(predictor, model, outcomes, _print_image, as_json=json)
 
 
 def demo(*, out: Path = Path("segship-demo"), overwrite: bool = False, json: Json = False) -> int:
@@ -131,7 +122,7 @@ def demo(*, out: Path = Path("segship-demo"), overwrite: bool = False, json: Jso
     out.mkdir(parents=True, exist_ok=True)
     options = SegmentOptions(overwrite=overwrite)
     outcomes = _segment_all(predictor, [str(demo_photograph())], Prompts(points=[DEMO_POINT_XY]), out, options)
-    code = _report(predictor, "tiny", outcomes, as_json=json)
+    code = report_outcomes(predictor, "tiny", outcomes, _print_image, as_json=json)
     if not json:
         x, y = DEMO_POINT_XY
         results_console().print(f"that was one click at {x},{y}; look at {plain(str(out))}/coffee.overlay.jpg")
@@ -193,42 +184,6 @@ def _with_progress(images: Sequence[str]) -> Iterable[str]:
     if len(images) == 1:
         return images
     return track(images, description="segmenting", console=errors_console(), transient=True)
-
-
-def _report(
-    predictor: Predictor, model: str, outcomes: Iterable[SegmentedImage | FailedImage], *, as_json: bool
-) -> int:
-    """Print outcomes as they come, so that no picture is kept, and return the exit code."""
-    documents: list[dict[str, Any]] = []
-    failed: list[dict[str, str]] = []
-    for outcome in outcomes:
-        if isinstance(outcome, FailedImage):
-            failed.append(asdict(outcome))
-            print_failure(outcome)
-        elif as_json:
-            documents.append(outcome.to_dict())
-        else:
-            _print_image(outcome)
-    if as_json:
-        print_json(
-            {
-                "model": model,
-                "architecture": predictor.manifest.architecture,
-                "backend": predictor.backend,
-                "runs_on": predictor.description,
-                "images": documents,
-                "failed": failed,
-            }
-        )
-    else:
-        results_console().print(f"[dim]{plain(model)} in {plain(predictor.description)}[/]")
-    return EXIT_BAD_INPUT if failed else 0
-
-
-def print_failure(failure: FailedImage) -> None:
-    """Tell of an image that could not be used, on standard error."""
-    line = f"[bold red]error[/] [dim]({failure.code})[/] {plain(failure.image)}: {plain(failure.message)}"
-    errors_console().print(line, soft_wrap=True)
 
 
 def _print_image(image: SegmentedImage) -> None:
