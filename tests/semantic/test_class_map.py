@@ -1,0 +1,19 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a class map says."""
+
+import numpy as np
+
+from segship.datasets import CITYSCAPES
+from segship.semantic import ClassMap
+
+
+def test_areas_masks_and_colours():
+    array = np.array([[0, 0, 13], [10, 0, 255]], np.uint8)
+    class_map = ClassMap(array, CITYSCAPES)
+    assert class_map.areas() == {"road": 3, "sky": 1, "car": 1}
+    assert list(class_map.areas())[0] == "road"
+    assert np.array_equal(class_map.mask("car"), array == 13)
+    assert class_map.coloured()[0, 2].tolist() == [0, 0, 142]
+    assert class_map.coloured()[1, 2].tolist() == [0, 0, 0]
+    assert class_map.coverage == 5 / 6
+    assert class_map.classes[13] == "car" and class_map.palette[13] == (0, 0, 142)
