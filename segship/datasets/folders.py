@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The official folders of Cityscapes and ADE20K: which pictures a split has, and where the truth of each lies.
+
+ROOT/leftImg8bit/val/CITY/STEM_leftImg8bit.png             ROOT[/ADEChallengeData2016]/images/validation/STEM.jpg
+ROOT/gtFine/val/CITY/STEM_gtFine_polygons.json                          .../annotations/validation/STEM.png
+                         _gtFine_labelIds.png
+                         _gtFine_labelTrainIds.png
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segship.datasets.ade20k import ADE20K, annotation_to_classes
+from segship.datasets.cityscapes import CITYSCAPES, LABELS, label_ids_to_train_ids
+from segship.datasets.class_table import ClassTable
+from segship.errors import InputError
+
+TruthKind = Literal["labelTrainIds", "labelIds", "polygons", "annotation"]
+Truth = Literal["auto", "labelTrainIds", "labelIds", "polygons"]
+"""Which files of Cityscapes are the truth; ``auto`` takes for each picture the first of the others that is there."""
+
+TRUTH_FILES: dict[TruthKind, str] = {
+    "labelTrainIds": "_gtFine_labelTrainIds.png",
+    "labelIds": "_gtFine_labelIds.png",
+    "polygons": "_gtFine_polygons.json",
+}
+"""In the order of ``auto``: what was converted first. All three say the same."""
+
+IMAGE_SUFFIX = "_leftImg8bit.png"
+ADE20K_FOLDER = "ADEChallengeData2016"
+_ADE20K_SPLITS = {"train": "training", "val": "validation"}
+# How many names a message lists.
+_NAMES_SHOWN = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One picture of a data set and its truth.
+
+    Attributes
+    ----------
+    name
+        Its folder and stem, such as ``frankfurt/frankfurt_000000_000294``.
+    image
+        File of the picture; None when there is none.
+    truth
+        File of the truth; None when there is none.
+    truth_kind
+        What that file holds.
+    """
+
+    name: str
+    image: Path | None
+    truth: Path | None
+    truth_kind: TruthKind
+
+    @property
+    def stem(self) -> str:
+        """The part of the name that files share."""
+        return self.name.rpartition("/")[2]
+
+
+@dataclass(frozen=True, slots=True)
+class FailedSample:
+    """A sample that cannot be used, and why.
+
+    Attributes
+    ----------
+    name
+        Of the sample.
+    code, message
+        Of the error.
+    """
+
+    name: str
+    code: str
+    message: str
+
+
+Finder = Callable[[Path, str, Truth], list[Sample]]
+
+
+@dataclass(frozen=True, slots=True)
+class DataSet:
+    """A data set whose folders are known.
+
+    Attributes
+    ----------
+    table
+        Its classes.
+    find
+        Root, split and kind of truth to samples, sorted by name.
+    largest_label
+        Largest number in the files of its own numbering: ids of Cityscapes, annotations of ADE20K.
+    labels_to_classes
+        From that numbering to classes.
+    """
+
+    table: ClassTable
+    find: Finder
+    largest_label: int
+    labels_to_classes: Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
+
+
+def find_samples(data_set: str, root: str | Path, split: str = "val", truth: Truth = "auto") -> list[Sample]:
+    """Return the samples of a split, sorted by name; a picture without truth, or the reverse, is a sample too.
+
+    Parameters
+    ----------
+    data_set
+        ``cityscapes`` or ``ade20k``.
+    root
+        Folder that holds the official ones.
+    split
+        ``train``, ``val``, or another folder's name.
+    truth
+        Which files are the truth, of Cityscapes alone.
+
+    Raises
+    ------
+    InputError
+        ``unknown_data_set``, ``missing_folder`` or ``no_samples``, naming what is there instead.
+    """
+    if data_set not in DATA_SETS:
+        message = f"there is no data set {data_set!r}; known are {', '.join(DATA_SETS)}"
+        raise InputError(message, code="unknown_data_set")
+    samples = DATA_SETS[data_set].find(Path(root), split, truth)
+    if not samples:
+        message = f"the split {split!r} of {data_set} in {root} holds no picture and no truth; check the folders' names"
+        raise InputError(message, code="no_samples")
+    return samples
+
+
+def _find_cityscapes(root: Path, split: str, truth: Truth) -> list[Sample]:
+    names = TRUTH_FILES if truth == "auto" else {truth: TRUTH_FILES[truth]}
+    folders = [root / "leftImg8bit" / split, root / "gtFine" / split]
+    if not any(folder.is_dir() for folder in folders):
+        raise _missing(folders[1], root / "gtFine", "leftImg8bit/SPLIT and gtFine/SPLIT")
+    images = {name.removesuffix(IMAGE_SUFFIX): path for name, path in _files(folders[0], IMAGE_SUFFIX)}
+    truths: dict[str, tuple[TruthKind, Path]] = {}
+    found = dict(_files(folders[1], *names.values()))
+    # Backwards, so that the first kind stays.
+    for kind, ending in reversed(names.items()):
+        for name, path in found.items():
+            if name.endswith(ending):
+                truths[name.removesuffix(ending)] = kind, path
+    wanted = next(iter(names))
+    samples = []
+    for name in sorted(images.keys() | truths.keys()):
+        kind, file = truths.get(name, (wanted, None))
+        samples.append(Sample(name, images.get(name), file, kind))
+    return samples
+
+
+def _find_ade20k(root: Path, split: str, truth: Truth) -> list[Sample]:
+    if truth != "auto":
+        message = f"truth is {truth!r}; ade20k has annotations alone, so leave it at auto"
+        raise InputError(message, code="bad_option")
+    base = root / ADE20K_FOLDER if (root / ADE20K_FOLDER).is_dir() else root
+    folder = _ADE20K_SPLITS.get(split, split)
+    folders = [base / "images" / folder, base / "annotations" / folder]
+    if not any(path.is_dir() for path in folders):
+        raise _missing(folders[1], base / "annotations", "images/SPLIT and annotations/SPLIT")
+    images = {name.removesuffix(".jpg"): path for name, path in _files(folders[0], ".jpg")}
+    truths = {name.removesuffix(".png"): path for name, path in _files(folders[1], ".png")}
+    return [
+        Sample(name, images.get(name), truths.get(name), "annotation") for name in sorted(images.keys() | truths.keys())
+    ]
+
+
+def _files(folder: Path, *endings: str) -> Iterator[tuple[str, Path]]:
+    """Yield the files below a folder whose names end so, by their path inside it, written with slashes."""
+    # Data sets often lie elsewhere and are linked into place.
+    for parent, folders, names in os.walk(folder, followlinks=True):
+        folders.sort()
+        inside = Path(parent).relative_to(folder)
+        for name in names:
+            # Mac archives leave files with such names beside the real ones.
+            if name.endswith(endings) and not name.startswith("."):
+                yield (inside / name).as_posix(), Path(parent) / name
+
+
+def _missing(folder: Path, above: Path, wanted: str) -> InputError:
+    there = sorted(path.name for path in above.iterdir() if path.is_dir()) if above.is_dir() else []
+    if there:
+        instead = f"splits there are {', '.join(there[:_NAMES_SHOWN])}"
+    else:
+        instead = f"--data names the folder that holds {wanted}"
+    return InputError(f"there is no folder {folder}; {instead}", code="missing_folder")
+
+
+DATA_SETS: dict[str, DataSet] = {
+    "cityscapes": DataSet(CITYSCAPES, _find_cityscapes, max(label.id for label in LABELS), label_ids_to_train_ids),
+    "ade20k": DataSet(ADE20K, _find_ade20k, len(ADE20K.classes), annotation_to_classes),
+}

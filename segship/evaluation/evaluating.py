@@ -1,0 +1,233 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What ``segship evaluate`` does: from a data set and a model, or a folder of class maps, to a score and its file."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+import segship
+from segship.catalog import find_model
+from segship.datasets.class_table import ClassTable
+from segship.datasets.folders import DATA_SETS, Sample, Truth, find_samples
+from segship.errors import InputError, OutputError
+from segship.evaluation.report import Evaluation
+from segship.evaluation.scoring import Progress, digest_of_samples, score_samples
+from segship.evaluation.sources import ModelSource, Source, WrittenSource
+from segship.evaluation.state import StateFile
+from segship.evaluation.written import Ids, RawType, WrittenMaps, find_written_maps
+from segship.files import sha256_of, write_file
+from segship.semantic.class_map import ClassMap
+from segship.semantic.inference import SemanticOptions
+from segship.writers.names import safe_file_name
+
+MANIFEST_FILE = "manifest.json"
+
+
+class SemanticModel(Protocol):
+    """What an evaluation asks of a model; one that takes several pictures at once has ``segment_batch`` too."""
+
+    table: ClassTable
+    backend: str
+    precision: str
+
+    def segment(self, image: NDArray[np.uint8], options: SemanticOptions | None = None) -> ClassMap:
+        """Return the class map of a picture."""
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluateOptions:
+    """What is scored, and how.
+
+    Attributes
+    ----------
+    bundle
+        A semantic model as `segship.load` takes it; or ``predictions`` is given.
+    predictions
+        Folder of class maps that another program wrote.
+    split
+        ``train``, ``val``, or another folder's name.
+    truth
+        Which files of Cityscapes are the truth; ``auto`` takes the first that is there for each picture.
+    batch
+        Pictures that the model gets at once.
+    look
+        Windows, ratios and mirrors, see `segship.semantic.SemanticOptions`.
+    runtime
+        Keywords of `segship.load`: backend, device, precision, ...
+    ids, raw_type
+        What the class maps of another program hold, see `WrittenMaps`.
+    workers
+        Processes that read; see `segship.processes.count_workers`.
+    limit
+        Only so many samples, the first by name.
+    strict
+        A file that is damaged or missing is an error; else it is listed and counts for nothing.
+    out
+        Folder for the result's JSON document and, while the evaluation runs, its counts; None writes neither.
+    overwrite
+        Replace a result that is there.
+    fresh
+        Forget the counts of a run that stopped.
+    """
+
+    bundle: str | Path | None = None
+    predictions: Path | None = None
+    split: str = "val"
+    truth: Truth = "auto"
+    batch: int = 1
+    look: SemanticOptions = field(default_factory=SemanticOptions)
+    runtime: Mapping[str, Any] = field(default_factory=dict)
+    ids: Ids = "train"
+    raw_type: RawType = "auto"
+    workers: int | None = None
+    limit: int | None = None
+    strict: bool = False
+    out: Path | None = None
+    overwrite: bool = False
+    fresh: bool = False
+
+    def __post_init__(self) -> None:
+        if (self.bundle is None) == (self.predictions is None):
+            given = "both were given" if self.bundle is not None else "neither was given"
+            raise _bad(f"{given}: name either a bundle, to run it, or a folder of predictions, to score what is there")
+        if self.predictions is not None and (self.batch != 1 or self.look != SemanticOptions()):
+            raise _bad("batch, window, stride, ratios and flip belong to a bundle; leave them out with predictions")
+        if self.bundle is not None and (self.ids != "train" or self.raw_type != "auto"):
+            raise _bad("ids and raw_type belong to predictions; leave them out with a bundle")
+        if self.limit is not None and self.limit < 1:
+            raise _bad(f"limit is {self.limit}; accepted are 1 and more")
+
+
+def evaluate(
+    data_set: str, root: str | Path, options: EvaluateOptions, *, progress: Progress | None = None
+) -> Evaluation:
+    """Score a model or written class maps on a split of a data set, and go on where a run of the same has stopped.
+
+    Parameters
+    ----------
+    data_set
+        ``cityscapes`` or ``ade20k``.
+    root
+        Folder that holds the official folders.
+
+    Raises
+    ------
+    InputError
+        When folders, options or, with ``strict``, files cannot be used, or none could.
+    OutputError
+        ``output_exists`` before anything runs, or when the result cannot be written.
+    BundleError, BackendUnavailable
+        When the model cannot be loaded.
+    """
+    samples = find_samples(data_set, root, options.split, options.truth)[: options.limit]
+    result = _result_file(data_set, options)
+    if result is not None and result.exists() and not options.overwrite:
+        message = f"{result} exists; ask for it to be overwritten, or choose another --out"
+        raise OutputError(message, code="output_exists")
+    source, identity = _open_source(data_set, samples, options)
+    identity = {
+        "data_set": data_set,
+        "split": options.split,
+        "root": str(Path(root).resolve()),
+        "truth": options.truth,
+        "samples_digest": digest_of_samples(samples, Path(root)),
+        **identity,
+        "segship": segship.__version__,
+    }
+    state = None
+    if result is not None:
+        result.parent.mkdir(parents=True, exist_ok=True)
+        state = StateFile(result.with_suffix(".state"), identity)
+        if options.fresh:
+            state.remove()
+    evaluation = score_samples(
+        data_set,
+        samples,
+        source,
+        workers=options.workers,
+        strict=options.strict,
+        state=state,
+        progress=progress,
+    )
+    evaluation = replace(evaluation, identity=identity, file=result)
+    if result is not None and state is not None:
+        write_file(result, evaluation.encode(), overwrite=options.overwrite)
+        # Last, so that a result that could not be written costs no second run.
+        state.remove()
+    return evaluation
+
+
+def _result_file(data_set: str, options: EvaluateOptions) -> Path | None:
+    if options.out is None:
+        return None
+    subject = options.bundle if options.predictions is None else options.predictions
+    name = Path(subject or "").resolve().name
+    return options.out / safe_file_name(f"{data_set}.{options.split}.{name}.evaluation.json")
+
+
+def _open_source(data_set: str, samples: Sequence[Sample], options: EvaluateOptions) -> tuple[Source, dict[str, str]]:
+    """Return where predictions come from, and what tells this source from others."""
+    if options.predictions is not None:
+        written = WrittenMaps(options.predictions, options.ids, options.raw_type)
+        found = find_written_maps(written, samples)
+        identity = {
+            "predictions": str(options.predictions.resolve()),
+            "predictions_digest": found.digest,
+            "ids": options.ids,
+            "raw_type": options.raw_type,
+        }
+        return WrittenSource(written, found), identity
+    assert options.bundle is not None
+    path = find_model(options.bundle)
+    predictor = open_model(path, options.runtime)
+    if predictor.table.classes != DATA_SETS[data_set].table.classes:
+        message = (
+            f"{path} has the {len(predictor.table.classes)} classes of {predictor.table.name}, and {data_set} has "
+            "other ones; evaluate it on its own data set"
+        )
+        raise InputError(message, code="other_classes")
+    identity = {
+        "model": str(options.bundle),
+        "model_digest": sha256_of(path / MANIFEST_FILE if path.is_dir() else path),
+        # Neither the batch nor threads: they do not change class maps, and a run that stopped for lack of memory is
+        # best finished with a smaller batch.
+        "runs_on": f"{predictor.backend} {predictor.precision} {options.runtime.get('device', 'cpu')}",
+        "look": repr(options.look),
+    }
+    return _model_source(predictor, options), identity
+
+
+def open_model(path: Path, runtime: Mapping[str, Any]) -> SemanticModel:
+    """Open a semantic bundle.
+
+    Raises
+    ------
+    InputError
+        ``no_semantic_bundle``: this version exports none.
+    """
+    message = (
+        f"{path} cannot be evaluated: bundles of semantic models come with the next version of segship; score class "
+        "maps that another program wrote with --predictions DIR, or give a function to segship.evaluation.score_samples"
+    )
+    raise InputError(message, code="no_semantic_bundle")
+
+
+def _model_source(predictor: SemanticModel, options: EvaluateOptions) -> ModelSource:
+    if options.look != SemanticOptions():
+        return ModelSource(lambda pixels: predictor.segment(pixels, options.look).array, batch=options.batch)
+    batches = getattr(predictor, "segment_batch", None)
+    return ModelSource(
+        lambda pixels: predictor.segment(pixels).array,
+        None if batches is None else lambda pictures: [answer.array for answer in batches(list(pictures))],
+        options.batch,
+    )
+
+
+def _bad(message: str) -> InputError:
+    return InputError(message, code="bad_option")

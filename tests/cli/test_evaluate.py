@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: Apache-2.0
+"""segship evaluate and segship train-ids: what they print, write and refuse."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from segship.cli.evaluate import parse_look
+from segship.datasets.street_scenes import write_ade20k, write_cityscapes
+from segship.errors import InputError
+from segship.semantic.inference import MULTI_SCALE_RATIOS
+
+SIZE = (48, 96)
+
+
+@pytest.fixture
+def cities(tmp_path):
+    write_cityscapes(tmp_path / "cities", {"val": 3}, size_hw=SIZE)
+    return tmp_path / "cities"
+
+
+def arguments(cities, tmp_path, *more, data_set="cityscapes"):
+    given = ["evaluate", data_set, "--data", cities, "--workers", "0", "-o", tmp_path / "out"]
+    return [*given, "--predictions", cities / ("gtFine" if data_set == "cityscapes" else "annotations"), *more]
+
+
+def test_people_get_a_table_with_two_decimals_and_the_file(run, cities, tmp_path):
+    code, out, _ = run(*arguments(cities, tmp_path))
+    assert code == 0
+    for words in ("class", "traffic light", "100.00", "aAcc 100.00  mIoU 100.00  mAcc 100.00", "3 of 3 pictures"):
+        assert words in out
+    assert "cityscapes.val.gtFine.evaluation.json" in out.replace("\n", "")
+
+
+def test_programs_get_one_document_and_the_file_holds_the_same(run_json, cities, tmp_path):
+    code, document = run_json(*arguments(cities, tmp_path, "--ids", "label"))
+    assert code == 0 and document["mIoU"] == 100.0 and document["ids"] == "label"
+    with open(document.pop("file"), encoding="utf-8") as file:
+        written = json.load(file)
+    assert np.array(written.pop("confusion")).shape == (19, 20) and written == document
+
+
+def test_ade20k_is_scored(run_json, tmp_path):
+    write_ade20k(tmp_path / "ade", {"val": 2}, size_hw=SIZE)
+    code, document = run_json(*arguments(tmp_path / "ade", tmp_path, "--ids", "label", data_set="ade20k"))
+    assert code == 0 and document["mIoU"] == 100.0 and len(document["classes"]) == 150
+
+
+def test_a_missing_file_is_told_and_fatal_only_if_asked(run, run_json, cities, tmp_path):
+    next((cities / "gtFine").rglob("*000001*_labelTrainIds.png")).unlink()
+    code, out, err = run(*arguments(cities, tmp_path, "--truth", "polygons"))
+    assert code == 0 and "2 of 3 pictures" in out and "1 could not be used" in out and "missing_prediction" in err
+    code, document = run_json(*arguments(cities, tmp_path, "--strict", "--overwrite", "--truth", "polygons"))
+    assert code == 3 and document["error"]["code"] == "missing_prediction"
+
+
+@pytest.mark.parametrize(
+    ("more", "code", "error"),
+    [
+        (["--bundle", "x"], 3, "bad_option"),
+        (["--batch", "2"], 3, "bad_option"),
+        (["--split", "test"], 3, "missing_folder"),
+        (["--raw-type", "int7"], 2, "usage"),
+        (["--window", "3"], 3, "bad_option"),
+        (["--limit", "0"], 3, "bad_option"),
+    ],
+)
+def test_what_makes_no_sense_is_refused(run_json, cities, tmp_path, more, code, error):
+    answer, document = run_json(*arguments(cities, tmp_path, *more))
+    assert (answer, document["error"]["code"]) == (code, error)
+
+
+def test_a_result_is_not_overwritten_unasked(run_json, cities, tmp_path):
+    assert run_json(*arguments(cities, tmp_path))[0] == 0
+    code, document = run_json(*arguments(cities, tmp_path))
+    assert code == 6 and document["error"]["code"] == "output_exists"
+
+
+def test_looking_is_parsed():
+    assert parse_look("512,1024", "256,512", None, flip=True, multi_scale=False).window == (512, 1024)
+    assert parse_look(None, None, None, flip=False, multi_scale=True).ratios == MULTI_SCALE_RATIOS
+    for window, ratios, multi_scale in (("a,b", None, False), ("1,2,3", None, False), (None, "1;2", False)):
+        with pytest.raises(InputError):
+            parse_look(window, None, ratios, flip=False, multi_scale=multi_scale)
+    with pytest.raises(InputError, match="which it contains"):
+        parse_look(None, None, "1", flip=False, multi_scale=True)
+
+
+def test_train_ids_are_written_beside_the_polygons(run, run_json, tmp_path):
+    write_cityscapes(tmp_path, {"train": 1, "val": 2}, size_hw=SIZE, truths=("polygons",))
+    code, out, _ = run("train-ids", "--data", tmp_path, "--workers", "0", "--split", "val")
+    assert code == 0 and "2 written, 0 were there, 0 failed" in out
+    next((tmp_path / "gtFine" / "train").rglob("*.json")).write_text("{}")
+    code, document = run_json("train-ids", "--data", tmp_path, "--workers", "0")
+    assert code == 3 and (document["written"], document["kept"]) == (0, 2)
+    assert document["failed"][0]["code"] == "bad_annotation"
+    with Image.open(next(tmp_path.rglob("*_labelTrainIds.png"))) as image:
+        assert image.mode == "L" and image.size == SIZE[::-1]

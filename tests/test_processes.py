@@ -1,0 +1,51 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Worker processes: answers in order, bounded, and clear words when one dies."""
+
+import os
+
+import pytest
+
+from segship import processes
+from segship.errors import BackendUnavailable, InputError
+from segship.processes import count_workers, in_order
+
+
+def tell_process(item):
+    return item, os.getpid()
+
+
+def die(item):
+    os._exit(1)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_answers_come_in_order_and_from_as_many_processes_as_were_asked_for(workers):
+    answers = list(in_order(tell_process, range(9), workers))
+    assert [item for item, _ in answers] == list(range(9))
+    others = {process for _, process in answers} - {os.getpid()}
+    assert len(others) <= workers and bool(others) == bool(workers)
+
+
+def test_without_processes_nothing_is_done_ahead():
+    asked = []
+    answers = in_order(asked.append, range(9), 0)
+    next(answers)
+    assert asked == [0]
+
+
+def test_a_process_that_ends_is_named():
+    with pytest.raises(BackendUnavailable, match="fewer workers") as caught:
+        list(in_order(die, range(3), 1))
+    assert caught.value.code == "worker_died"
+
+
+def test_numbers_of_workers(monkeypatch):
+    monkeypatch.setattr(processes, "usable_cores", lambda: 4)
+    assert count_workers(None, 100) == 4 and count_workers(None, 40) == 0
+    assert count_workers(0, 100) == 0 and count_workers(6, 100) == 6 and count_workers(6, 2) == 2
+    for cores, expected in ((100, 8), (1, 0)):
+        monkeypatch.setattr(processes, "usable_cores", lambda cores=cores: cores)
+        assert count_workers(None, 1000) == expected
+    for asked in (-1, 65):
+        with pytest.raises(InputError, match=f"workers is {asked}"):
+            count_workers(asked, 10)
