@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from segship.errors import ExportError
+from segship.graph.gelu import regroup_gelu
 from segship.spec import GraphSpec, TensorSpec
 
 LOWEST_TRACED_OPSET = 18
@@ -72,6 +73,7 @@ def trace_graph(
     assert program is not None
     model = _to_proto(program)
     strip_metadata(model)
+    regroup_gelu(model)
     _set_output_shapes(model, spec)
     return model
 

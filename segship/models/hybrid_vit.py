@@ -12,12 +12,24 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from segship.models.config import HybridConfig
-from segship.models.layers import MlpBlock, build_neck
+from segship.models.layers import MlpBlock, build_neck, conv_with_norm
+from segship.models.variants import PLAIN, EncoderVariant
 
 
-def conv_norm(in_dim: int, out_dim: int, stride: int = 1) -> nn.Sequential:
-    """Return a 3x3 convolution without bias and its batch norm."""
-    return nn.Sequential(nn.Conv2d(in_dim, out_dim, 3, stride, 1, bias=False), nn.BatchNorm2d(out_dim))
+class ConvNorm(nn.Sequential):
+    """A 3x3 convolution without bias and its batch norm."""
+
+    def __init__(self, in_dim: int, out_dim: int, stride: int = 1) -> None:
+        super().__init__(nn.Conv2d(in_dim, out_dim, 3, stride, 1, bias=False), nn.BatchNorm2d(out_dim))
+        self.variant: EncoderVariant = PLAIN
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv, norm = self
+        assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+        if self.variant.fold_batch_norms and not self.training:
+            return conv_with_norm(x, conv, norm)
+        out: Tensor = norm(conv(x))
+        return out
 
 
 class StemBlock(nn.Module):
@@ -25,8 +37,8 @@ class StemBlock(nn.Module):
 
     def __init__(self, dim: int) -> None:
         super().__init__()
-        self.conv1 = conv_norm(dim, dim)
-        self.conv2 = conv_norm(dim, dim)
+        self.conv1 = ConvNorm(dim, dim)
+        self.conv2 = ConvNorm(dim, dim)
 
     def forward(self, x: Tensor) -> Tensor:
         return F.relu(x + self.conv2(F.relu(self.conv1(x))))
@@ -37,7 +49,7 @@ class StemStage(nn.Module):
 
     def __init__(self, in_dim: int, out_dim: int, depth: int) -> None:
         super().__init__()
-        self.down = conv_norm(in_dim, out_dim, stride=2)
+        self.down = ConvNorm(in_dim, out_dim, stride=2)
         self.blocks = nn.ModuleList(StemBlock(out_dim) for _ in range(depth))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -48,10 +60,15 @@ class StemStage(nn.Module):
 
 
 class Attention(nn.Module):
-    """Self-attention over all tokens; (B, N, C) in and out."""
+    """Self-attention over all tokens; (B, N, C) in and out.
+
+    The rows of `qkv` are those of queries, keys and values one after the other, so one product cut in three and three
+    products with the thirds of the matrix (``separate_projections``) are the same numbers.
+    """
 
     def __init__(self, dim: int, num_heads: int) -> None:
         super().__init__()
+        self.variant: EncoderVariant = PLAIN
         self.num_heads = num_heads
         self.scale = (dim // num_heads) ** -0.5
         self.qkv = nn.Linear(dim, 3 * dim)
@@ -59,18 +76,32 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         tokens, dim = x.shape[1], x.shape[2]
-        qkv = self.qkv(x).view(-1, tokens, 3, self.num_heads, dim // self.num_heads).permute(2, 0, 3, 1, 4)
-        query, key, value = qkv.unbind(0)
+        query, key, value = (part.transpose(1, 2) for part in self._project(x))
         weights = ((query * self.scale) @ key.transpose(-2, -1)).softmax(dim=-1).to(value.dtype)
         out: Tensor = self.proj((weights @ value).transpose(1, 2).reshape(-1, tokens, dim))
         return out
 
+    def _project(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return queries, keys and values, each (B, N, heads, head_dim)."""
+        tokens, heads, dim = x.shape[1], self.num_heads, x.shape[2]
+        if not self.variant.separate_projections:
+            together: Tensor = self.qkv(x)
+            return together.view(-1, tokens, 3, heads, dim // heads).unbind(2)
+        # Slices rather than `chunk`: the exporter folds those of constants away, and leaves a Split to run every time.
+        thirds = (slice(start, start + dim) for start in range(0, 3 * dim, dim))
+        products = (F.linear(x, self.qkv.weight[third], self.qkv.bias[third]) for third in thirds)
+        return tuple(product.view(-1, tokens, heads, dim // heads) for product in products)
+
 
 class HybridBlock(nn.Module):
-    """Depthwise convolution, attention and MLP, each with a residual; NHWC in and out."""
+    """Depthwise convolution, attention and MLP, each with a residual; NHWC in and out.
+
+    With ``flat_tokens``, norms, residuals and the MLP see the tokens as one row, see `segship.models.vit.Block`.
+    """
 
     def __init__(self, config: HybridConfig) -> None:
         super().__init__()
+        self.variant: EncoderVariant = PLAIN
         dim = config.embed_dim
         self.local_conv = nn.Conv2d(dim, dim, 3, padding=1, groups=dim)
         self.norm1 = nn.LayerNorm(dim)
@@ -79,12 +110,13 @@ class HybridBlock(nn.Module):
         self.mlp = MlpBlock(dim, int(dim * config.mlp_ratio))
 
     def forward(self, x: Tensor) -> Tensor:
-        height, width = x.shape[1], x.shape[2]
-        x = x + self.local_conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        mixed = self.attn(self.norm1(x).flatten(1, 2))
-        x = x + mixed.view(-1, height, width, mixed.shape[-1])
-        out: Tensor = x + self.mlp(self.norm2(x))
-        return out
+        height, width, dim = x.shape[1:]
+        local = self.local_conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
+        x = x.flatten(1, 2) + local.flatten(1, 2) if self.variant.flat_tokens else x + local
+        mixed = self.attn(self.norm1(x) if self.variant.flat_tokens else self.norm1(x).flatten(1, 2))
+        x = x + mixed.view(x.shape)
+        x = x + self.mlp(self.norm2(x))
+        return x.view(-1, height, width, dim)
 
 
 class HybridEncoder(nn.Module):
@@ -96,7 +128,7 @@ class HybridEncoder(nn.Module):
         dims = (3, *config.stem_dims)
         self.stem = nn.Sequential(
             *(StemStage(dims[i], dims[i + 1], depth) for i, depth in enumerate(config.stem_blocks)),
-            conv_norm(dims[-1], config.embed_dim, stride=2),
+            ConvNorm(dims[-1], config.embed_dim, stride=2),
         )
         self.pos_embed = nn.Parameter(torch.zeros(1, grid, grid, config.embed_dim))
         self.blocks = nn.ModuleList(HybridBlock(config) for _ in range(config.depth))

@@ -45,6 +45,20 @@ class MlpBlock(nn.Module):
         return out
 
 
+def conv_with_norm(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
+    """Apply a convolution and the batch norm behind it, in evaluation mode, as one convolution.
+
+    With its statistics fixed, a batch norm is y -> f (y - m) + b for each channel, where f = weight / sqrt(variance +
+    eps). For y = W * x this is (f W) * x + (b - f m): a convolution with scaled weights and a bias. The products f W
+    are made anew in every call, so that the parameters stay those of the checkpoint; they cost as much as the weights
+    are many, the norm they replace as much as the pixels.
+    """
+    assert norm.running_mean is not None and norm.running_var is not None, "a batch norm that keeps no statistics"
+    factor = norm.weight / torch.sqrt(norm.running_var + norm.eps)
+    weight, bias = conv.weight * factor[:, None, None, None], norm.bias - norm.running_mean * factor
+    return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+
+
 def build_neck(dim: int, out_channels: int) -> nn.Sequential:
     """Return the neck that every encoder ends with: NCHW ``dim`` channels to the embedding's channels."""
     return nn.Sequential(

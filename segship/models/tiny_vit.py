@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from segship.models.config import TinyVitConfig
-from segship.models.layers import build_neck, merge_windows, pad_to_windows, partition_windows
+from segship.models.layers import build_neck, conv_with_norm, merge_windows, pad_to_windows, partition_windows
+from segship.models.variants import PLAIN, EncoderVariant
 
 
 class ConvNorm(nn.Sequential):
@@ -24,6 +25,15 @@ class ConvNorm(nn.Sequential):
     def __init__(self, in_dim: int, out_dim: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> None:
         conv = nn.Conv2d(in_dim, out_dim, kernel, stride, kernel // 2, groups=groups, bias=False)
         super().__init__(OrderedDict(c=conv, bn=nn.BatchNorm2d(out_dim)))
+        self.variant: EncoderVariant = PLAIN
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv, norm = self
+        assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+        if self.variant.fold_batch_norms and not self.training:
+            return conv_with_norm(x, conv, norm)
+        out: Tensor = norm(conv(x))
+        return out
 
 
 class PatchEmbed(nn.Module):
@@ -70,10 +80,18 @@ class PatchMerging(nn.Module):
 
 
 class BiasAttention(nn.Module):
-    """Self-attention in one window, with a learned bias for every |dy|, |dx| and its norm inside."""
+    """Self-attention in one window, with a learned bias for every |dy|, |dx| and its norm inside.
+
+    `qkv` maps a token to heads x (q, k, v) x head_dim numbers. Rows of a matrix may be sorted before the product as
+    well as behind it: P (W x + b) = (P W) x + P b for any permutation P. With the rows sorted (q, k, v) x heads, the
+    matrix falls into three, whose products are queries, keys and values of all heads, (windows, tokens, heads,
+    head_dim), without a cut or a copy; engines merge the transposition that is left into the attention's products.
+    The sorted weights are constants of an exported graph.
+    """
 
     def __init__(self, dim: int, num_heads: int, window_size: int) -> None:
         super().__init__()
+        self.variant: EncoderVariant = PLAIN
         self.num_heads = num_heads
         self.window_size = window_size
         self.head_dim = dim // num_heads
@@ -84,14 +102,28 @@ class BiasAttention(nn.Module):
         self.attention_biases = nn.Parameter(torch.zeros(num_heads, window_size * window_size))
 
     def forward(self, x: Tensor) -> Tensor:
-        tokens, heads = self.window_size**2, self.num_heads
-        # The channels are ordered head by head, q, k and v inside each; SAM's own ViT has q, k and v outermost.
-        qkv = self.qkv(self.norm(x)).view(-1, tokens, heads, 3 * self.head_dim)
-        query, key, value = qkv.permute(0, 2, 1, 3).split(self.head_dim, dim=3)
-        scores = (query * self.scale) @ key.transpose(-2, -1) + self._bias()
-        mixed = (scores.softmax(dim=-1) @ value).transpose(1, 2).reshape(-1, tokens, heads * self.head_dim)
-        out: Tensor = self.proj(mixed)
+        out: Tensor = self.proj(self.mix(x))
         return out
+
+    def mix(self, x: Tensor) -> Tensor:
+        """Return the attended values of windows (B, tokens, C), before the output projection."""
+        tokens, heads = self.window_size**2, self.num_heads
+        query, key, value = (part.transpose(1, 2) for part in self._project(self.norm(x)))
+        scores = (query * self.scale) @ key.transpose(-2, -1) + self._bias()
+        mixed: Tensor = scores.softmax(dim=-1) @ value
+        return mixed.transpose(1, 2).reshape(-1, tokens, heads * self.head_dim)
+
+    def _project(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Return queries, keys and values, each (B, tokens, heads, head_dim)."""
+        tokens, heads, head_dim = self.window_size**2, self.num_heads, self.head_dim
+        # The channels are ordered head by head, q, k and v inside each; SAM's own ViT has q, k and v outermost.
+        if not self.variant.separate_projections:
+            together: Tensor = self.qkv(x)
+            return together.view(-1, tokens, heads, 3, head_dim).unbind(dim=3)
+        weights = self.qkv.weight.view(heads, 3, head_dim, -1)
+        biases = self.qkv.bias.view(heads, 3, head_dim)
+        products = (F.linear(x, weights[:, part].flatten(0, 1), biases[:, part].flatten()) for part in range(3))
+        return tuple(product.view(-1, tokens, heads, head_dim) for product in products)
 
     def _bias(self) -> Tensor:
         """Return the bias of every pair of places, (heads, tokens, tokens), read afresh from the table."""
@@ -117,29 +149,45 @@ class Mlp(nn.Module):
 
 
 class TinyVitBlock(nn.Module):
-    """Window attention, a depthwise convolution without residual, and an MLP; NHWC in and out."""
+    """Window attention, a depthwise convolution without residual, and an MLP; NHWC in and out.
+
+    Residuals, norms and the MLP act on each token alone, so they may see the tokens as one row (``flat_tokens``): a
+    change of shape, not of memory. OpenVINO gives four-dimensional tensors the layouts of images and then moves them
+    between layouts before and behind every convolution; with three dimensions only the convolution has one, and its
+    transpositions become changes of name. The output projection acts on each token alone too, so the padding may be cut
+    off before it. On the way in the padding stays: it comes before the norm.
+    """
 
     def __init__(self, dim: int, num_heads: int, window_size: int, mlp_ratio: float) -> None:
         super().__init__()
+        self.variant: EncoderVariant = PLAIN
         self.window_size = window_size
         self.attn = BiasAttention(dim, num_heads, window_size)
         self.mlp = Mlp(dim, int(dim * mlp_ratio))
         self.local_conv = ConvNorm(dim, dim, 3, groups=dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x + self._attend_in_windows(x)
+        height, width, dim = x.shape[1:]
+        flat = self.variant.flat_tokens
+        mixed = self._attend_in_windows(x)
+        x = (x.flatten(1, 2) + mixed.flatten(1, 2)).view(-1, height, width, dim) if flat else x + mixed
         x = self.local_conv(x.permute(0, 3, 1, 2)).permute(0, 2, 3, 1)
-        out: Tensor = x + self.mlp(x)
-        return out
+        tokens = x.flatten(1, 2) if flat else x
+        out: Tensor = tokens + self.mlp(tokens)
+        return out.view(-1, height, width, dim)
 
     def _attend_in_windows(self, x: Tensor) -> Tensor:
         # Padding comes before the norm, which lives in the attention: padded tokens become the norm's bias and take
         # part unmasked. SAM's ViT does the opposite.
         size, size_hw = self.window_size, (x.shape[1], x.shape[2])
         padded = pad_to_windows(x, size)
+        padded_hw = (padded.shape[1], padded.shape[2])
         windows = partition_windows(padded, size)
-        mixed = self.attn(windows.flatten(1, 2)).view(windows.shape)
-        return merge_windows(mixed, size, (padded.shape[1], padded.shape[2]), size_hw)
+        if self.variant.project_padding:
+            return merge_windows(self.attn(windows.flatten(1, 2)).view(windows.shape), size, padded_hw, size_hw)
+        mixed = merge_windows(self.attn.mix(windows.flatten(1, 2)).view(windows.shape), size, padded_hw, size_hw)
+        out: Tensor = self.attn.proj(mixed.flatten(1, 2) if self.variant.flat_tokens else mixed)
+        return out.view(mixed.shape)
 
 
 class ConvStage(nn.Module):
