@@ -104,3 +104,52 @@ def mask_decoder_spec(geometry: SamGeometry) -> GraphSpec:
             TensorSpec("low_res_masks", "float32", ("objects", MASK_TOKENS, low_res, low_res)),
         ),
     )
+
+
+def image_side_spec(geometry: SamGeometry) -> GraphSpec:
+    """Return the contract of ``image_side``: what every prompt of an image without a mask input shares."""
+    channels, grid = geometry.embedding_channels, geometry.embedding_size
+    return GraphSpec(
+        name="image_side",
+        inputs=(TensorSpec("image_embeddings", "float32", (1, channels, grid, grid)),),
+        outputs=_image_side_tensors(geometry),
+    )
+
+
+def shared_decoder_spec(geometry: SamGeometry) -> GraphSpec:
+    """Return the contract of ``shared_decoder``: objects of one image, none of which has a mask input."""
+    low_res = geometry.low_res_size
+    return GraphSpec(
+        name="shared_decoder",
+        inputs=(
+            *_image_side_tensors(geometry),
+            TensorSpec("point_coords", "float32", ("objects", "points", 2)),
+            TensorSpec("point_labels", "float32", ("objects", "points")),
+        ),
+        outputs=(
+            TensorSpec("iou_predictions", "float32", ("objects", MASK_TOKENS)),
+            TensorSpec("low_res_masks", "float32", ("objects", MASK_TOKENS, low_res, low_res)),
+        ),
+    )
+
+
+def _image_side_tensors(geometry: SamGeometry) -> tuple[TensorSpec, ...]:
+    # Half of the channels: every attention between tokens and image is that wide. What each is for stands in
+    # segship/models/shared_decoder.py; nothing else needs to know.
+    channels, cells = geometry.embedding_channels, geometry.embedding_size**2
+    rows = {
+        "first_keys": channels // 2,
+        "first_values": channels // 2,
+        "first_queries": channels // 2,
+        "first_outputs": channels // 2,
+        "first_energy": 1,
+        "second_keys": channels // 2,
+        "second_values": channels // 2,
+        "second_queries": channels // 2,
+        "second_outputs": channels,
+        "second_energy": 2,
+        "final_keys": channels // 2,
+        "final_values": channels // 2,
+    }
+    tensors = (TensorSpec(name, "float32", (1, count, cells)) for name, count in rows.items())
+    return (*tensors, TensorSpec("upscaled", "float32", (1, cells, channels)))
