@@ -16,9 +16,11 @@ import numpy.typing as npt
 from PIL import Image
 
 from segship.errors import ImageError
+from segship.masks.upscaling import Cells, upscaler
 
 Size = tuple[int, int]
 FloatArray = npt.NDArray[np.float32]
+Pixels = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,19 +60,23 @@ def resized_size(original_size_hw: Size, image_size: int) -> Size:
     return resized
 
 
-def resize_image(pixels: npt.NDArray[np.uint8], image_size: int) -> npt.NDArray[np.uint8]:
-    """Return (h, w, 3) uint8 RGB with the longer side ``image_size``, by Pillow's antialiased bilinear."""
-    height, width = resized_size((pixels.shape[0], pixels.shape[1]), image_size)
-    return np.asarray(Image.fromarray(pixels).resize((width, height), Image.Resampling.BILINEAR))
+def resize_image(image: Pixels | Image.Image, image_size: int) -> Pixels:
+    """Return (h, w, 3) uint8 RGB with the longer side ``image_size``, by Pillow's antialiased bilinear.
+
+    Takes (H, W, 3) uint8 RGB, or a Pillow image of mode RGB, which saves a copy.
+    """
+    picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    height, width = resized_size((picture.height, picture.width), image_size)
+    return np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR))
 
 
-def prepare_image(pixels: npt.NDArray[np.uint8], preprocessing: Preprocessing) -> FloatArray:
+def prepare_image(image: Pixels | Image.Image, preprocessing: Preprocessing) -> FloatArray:
     """Return the input of ``image_encoder`` for one image.
 
     Parameters
     ----------
-    pixels
-        (H, W, 3) uint8 RGB, upright.
+    image
+        (H, W, 3) uint8 RGB, upright, or a Pillow image of mode RGB.
     preprocessing
         Of the model that will take it.
 
@@ -80,14 +86,16 @@ def prepare_image(pixels: npt.NDArray[np.uint8], preprocessing: Preprocessing) -
         Resized by antialiased bilinear, normalised, then padded right and bottom with zero.
     """
     side = preprocessing.image_size
-    resized = resize_image(pixels, side)
+    resized = resize_image(image, side)
     height, width = resized.shape[:2]
-    frame = np.zeros((1, 3, side, side), np.float32)
-    for channel in range(3):
-        image = frame[0, channel, :height, :width]
-        # The dtype is spelled out because older numpy would subtract in half precision.
-        np.subtract(resized[:, :, channel], preprocessing.pixel_mean[channel], out=image, dtype=np.float32)
-        image /= np.float32(preprocessing.pixel_std[channel])
+    frame = np.empty((1, 3, side, side), np.float32)
+    frame[:, :, height:] = 0
+    frame[:, :, :height, width:] = 0
+    values = np.arange(256, dtype=np.float32)
+    for channel, (mean, std) in enumerate(zip(preprocessing.pixel_mean, preprocessing.pixel_std, strict=True)):
+        # Each of 256 values is normalised once, and looked up where it stands.
+        table = (values - np.float32(mean)) / np.float32(std)
+        cv2.LUT(cv2.extractChannel(resized, channel), table, dst=frame[0, channel, :height, :width])
     return frame
 
 
@@ -125,7 +133,8 @@ def upscale_mask(low_res: FloatArray, *, image_size: int, input_size: Size, orig
     """Return one low-resolution mask at the size of its image.
 
     Both steps are bilinear at half-pixel positions without antialiasing, which is what torch calls
-    ``interpolate(mode="bilinear", align_corners=False)``. One mask at a time, so that memory stays at one image.
+    ``interpolate(mode="bilinear", align_corners=False)``; `segship.masks.upscaling` says how. One mask at a time, so
+    that memory stays at one image.
 
     Parameters
     ----------
@@ -141,9 +150,7 @@ def upscale_mask(low_res: FloatArray, *, image_size: int, input_size: Size, orig
     Returns
     -------
     (H, W) float32
-        Logits in the image frame; a pixel belongs to the mask where they are above 0.
+        Logits in the image frame, to rounding; a pixel belongs to the mask where they are above 0, which is exactly
+        where torch's are.
     """
-    model_frame = cv2.resize(low_res, (image_size, image_size), interpolation=cv2.INTER_LINEAR)
-    valid = model_frame[: input_size[0], : input_size[1]]
-    upscaled = cv2.resize(valid, (original_size[1], original_size[0]), interpolation=cv2.INTER_LINEAR)
-    return np.asarray(upscaled, np.float32)
+    return upscaler(len(low_res), image_size, input_size, original_size).enlarge(Cells(low_res))

@@ -3,8 +3,8 @@
 
 On the use road behind the predictor. `AmgOptions` holds the reference's parameters and a few more; `generate_masks`
 returns records, `iter_masks` yields them crop by crop, `generate` says besides what it took and how much of the image
-is covered, and `estimate_cost` says what it will take. In reading order: options, grids, upscaling, encoding, filters,
-crops, duplicates, cleaning, partition, progressive, cost, generating.
+is covered, and `estimate_cost` says what it will take. In reading order: options, grids, filters, crops,
+duplicates, cleaning, partition, progressive, cost, generating.
 """
 
 from segship.amg.cost import AmgCost, estimate_cost

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """What a call for everything will cost, known before it begins: runs of the encoder, points, memory.
 
-On a CPU the decoder gains nothing from more than 8 points at a time and only takes more memory, so ``points_per_batch``
-is an upper bound; results do not depend on it.
+On a CPU the decoder gains nothing from more than a few points at a time and only takes more memory, so
+``points_per_batch`` is an upper bound (`segship.decoding.objects_per_call`); results do not depend on it.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from segship.amg.grids import crop_boxes, layer_grids
 from segship.amg.options import AmgOptions, thresholds_for
+from segship.decoding import bytes_per_object, image_side_bytes
 from segship.errors import InputError
 
 if TYPE_CHECKING:
@@ -19,13 +20,9 @@ if TYPE_CHECKING:
 
 MASKS_PER_POINT = 3
 
-_POINTS_PER_CPU_CALL = 8
 # Low-resolution logits that wait for the removal of duplicates; what is beyond becomes run lengths at once.
 _HELD_BYTES = 64 * 2**20
 _LEAST_HELD_BYTES = 2**20
-# Float tensors of the size of the embedding that a two-way decoder holds for each point; measured 45 to 52 MB a point
-# for SAM's 4 MiB embedding in ONNX Runtime.
-_EMBEDDINGS_PER_POINT = 13
 # The decoder's four masks, the copy of those that pass, their mask input, and what numpy holds while it filters.
 _LOW_RES_MASKS_PER_POINT = 16
 # A strip of columns: logits, their distances, and flags.
@@ -119,19 +116,18 @@ def _portions(
     geometry = predictor.manifest.geometry
     embedding = 4 * geometry.embedding_channels * geometry.embedding_size**2
     low_res = 4 * geometry.low_res_size**2
-    per_point = _EMBEDDINGS_PER_POINT * embedding + _LOW_RES_MASKS_PER_POINT * low_res
+    per_point = bytes_per_object(geometry) + _LOW_RES_MASKS_PER_POINT * low_res
     height, width = size_hw
     fixed = (
         2 * 3 * height * width
         + 3 * 4 * predictor.image_size**2
         + embedding
+        + (image_side_bytes(geometry) if predictor.holds_image_side else 0)
         + _BYTES_PER_STRIP_ROW * height
         + _KEPT_MASKS * _BYTES_PER_COLUMN * width // 4
         + (4 * height * width if options.partition else 0)
     )
-    points = min(options.points_per_batch, most_points)
-    if "cuda" not in predictor.description.lower():
-        points = min(points, _POINTS_PER_CPU_CALL)
+    points = min(options.points_per_batch, most_points, predictor.objects_per_call)
     held = min(_HELD_BYTES, MASKS_PER_POINT * most_points * low_res)
     bound = options.memory_bytes
     if bound is not None:

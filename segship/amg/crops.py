@@ -15,25 +15,20 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from segship.amg.encoding import EncodedMask, count_above, encode_logits
 from segship.amg.filters import estimate_boxes, estimate_stability, near_crop_edge, stability
 from segship.amg.grids import Crop, Points
 from segship.amg.options import AmgOptions, Thresholds
-from segship.amg.upscaling import FloatArray, Upscaler
 from segship.errors import BackendUnavailable
 from segship.images import ImageLimits
 from segship.masks.cleanup import MaskCleanUp, clean_low_res
+from segship.masks.encoding import EncodedMask, count_above, encode_logits
 from segship.masks.nms import box_nms, mask_nms
 from segship.masks.rle import mask_to_runs
+from segship.masks.upscaling import Cells, FloatArray, crop_cells, upscaler
 from segship.prediction import AMBIGUOUS_MASKS, ImageEmbedding
 from segship.predictor import Predictor
 from segship.prompts import PromptLimits, Prompts
 from segship.records import MaskRecord
-
-# What lies outside a held part of the logits; any negative number, since only the sign of it is ever looked at.
-_OUTSIDE = -1.0
-# An image pixel depends on at most three neighbouring cells, so all that a cell above 0 has part in is kept.
-_MARGIN = 2
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,30 +60,18 @@ class Work:
     tick: Callable[[int], None] = field(default=lambda points: None)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class HeldLogits:
-    """The part of a mask's logits (h, w) that its pixels depend on, and where it begins: row, column."""
-
-    logits: FloatArray
-    corner: tuple[int, int]
-
-    def whole(self, cells: tuple[int, int]) -> FloatArray:
-        """Return the logits at their place in (height, width) cells."""
-        whole = np.full(cells, _OUTSIDE, np.float32)
-        (top, left), (height, width) = self.corner, self.logits.shape
-        whole[top : top + height, left : left + width] = self.logits
-        return whole
-
-
 @dataclass(slots=True, eq=False)
 class Candidate:
-    """A mask that has passed the filters; boxes in the frame of the crop, ends inclusive."""
+    """A mask that has passed the filters; boxes in the frame of the crop, ends inclusive.
+
+    The mask is what its pixels depend on, or its run lengths once too much is held.
+    """
 
     predicted_iou: float
     stability_score: float
     box_xyxy: tuple[int, int, int, int]
     point_xy: tuple[float, float]
-    mask: EncodedMask | HeldLogits
+    mask: EncodedMask | Cells
 
 
 class CropWork:
@@ -114,7 +97,7 @@ class CropWork:
         self._work = work
         self._embedding: ImageEmbedding = predictor.encode(pixels[top:bottom, left:right], limits=work.limits)
         low_res_size = predictor.manifest.geometry.low_res_size
-        self._upscaler = Upscaler(low_res_size, predictor.image_size, self._embedding.input_size, crop.size_hw)
+        self._upscaler = upscaler(low_res_size, predictor.image_size, self._embedding.input_size, crop.size_hw)
         self._clean_up = predictor.mask_clean_up
         self._cover = np.zeros(self._upscaler.valid_cells, np.bool_)
         self._held = 0
@@ -184,10 +167,10 @@ class CropWork:
         threshold = self._work.thresholds.stability_score_thresh
         left, top, _, _ = self.crop.box_xyxy
         for point, iou, low_res in zip(points_xy, ious, logits, strict=True):
-            score = stability(*count_above(low_res, self._upscaler, self._work.options.stability_score_offset))
+            score = stability(*count_above(Cells(low_res), self._upscaler, self._work.options.stability_score_offset))
             if threshold > 0 and not np.float32(score) >= np.float32(threshold):
                 continue
-            mask = encode_logits(low_res, self._upscaler, corner_xy=(left, top), image_size_hw=self._work.size_hw)
+            mask = self._encode(Cells(low_res))
             x0, y0, x1, y1 = mask.box_xyxy
             # An empty mask has a box of zeros in the crop, as the reference has it.
             box = (x0 - left, y0 - top, x1 - left, y1 - top) if mask.area else (0, 0, 0, 0)
@@ -223,38 +206,33 @@ class CropWork:
         ]
         return np.stack(cleaned)
 
-    def _hold(self, low_res: FloatArray) -> EncodedMask | HeldLogits:
+    def _hold(self, low_res: FloatArray) -> EncodedMask | Cells:
         """Return the part of the logits that is needed later, or the mask itself once too much is held."""
-        rows, columns = (np.flatnonzero((low_res > 0).any(axis=axis)) for axis in (1, 0))
-        if not len(rows):
-            return HeldLogits(low_res[:0, :0].copy(), (0, 0))
-        top, left = max(int(rows[0]) - _MARGIN, 0), max(int(columns[0]) - _MARGIN, 0)
-        part = low_res[top : int(rows[-1]) + _MARGIN + 1, left : int(columns[-1]) + _MARGIN + 1].copy()
-        if self._held + part.nbytes > self._work.held_bytes:
-            return self._encode(low_res)
-        self._held += part.nbytes
-        return HeldLogits(part, (top, left))
+        cells = crop_cells(Cells(low_res))
+        if self._held + cells.logits.nbytes > self._work.held_bytes:
+            return self._encode(cells)
+        self._held += cells.logits.nbytes
+        return cells
 
-    def _encode(self, low_res: FloatArray) -> EncodedMask:
+    def _encode(self, cells: Cells) -> EncodedMask:
         left, top, _, _ = self.crop.box_xyxy
-        return encode_logits(low_res, self._upscaler, corner_xy=(left, top), image_size_hw=self._work.size_hw)
+        return encode_logits(cells, self._upscaler, corner_xy=(left, top), image_size_hw=self._work.size_hw)
 
     def _encoded(self, candidate: Candidate) -> EncodedMask:
-        if isinstance(candidate.mask, HeldLogits):
-            return self._encode(candidate.mask.whole(self._upscaler.valid_cells))
-        return candidate.mask
+        return self._encode(candidate.mask) if isinstance(candidate.mask, Cells) else candidate.mask
 
     def _comparable_runs(self, candidate: Candidate) -> NDArray[np.int64]:
         """Return run lengths for comparing masks with one another: of cells while all are held, else of pixels."""
         if self._work.options.mode == "fast" and self._all_held():
-            assert isinstance(candidate.mask, HeldLogits)
-            return mask_to_runs(candidate.mask.whole(self._upscaler.valid_cells) > 0)
-        if isinstance(candidate.mask, HeldLogits):
+            assert isinstance(candidate.mask, Cells)
+            logits, top, left = candidate.mask
+            return mask_to_runs(logits > 0, corner_xy=(left, top), size_hw=self._upscaler.valid_cells)
+        if isinstance(candidate.mask, Cells):
             candidate.mask = self._encoded(candidate)
         return candidate.mask.runs
 
     def _all_held(self) -> bool:
-        return all(isinstance(candidate.mask, HeldLogits) for candidate in self.candidates)
+        return all(isinstance(candidate.mask, Cells) for candidate in self.candidates)
 
     def _record(self, candidate: Candidate) -> MaskRecord:
         mask = self._encoded(candidate)

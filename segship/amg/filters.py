@@ -10,9 +10,9 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from segship.amg.encoding import count_above
 from segship.amg.grids import Crop
-from segship.amg.upscaling import FloatArray, Upscaler
+from segship.masks.encoding import count_above
+from segship.masks.upscaling import Cells, FloatArray, Upscaler
 
 Boxes = NDArray[np.int64]
 Flags = NDArray[np.bool_]
@@ -52,7 +52,7 @@ def estimate_stability(
     error = 2.0 * np.maximum(whole, 1.0) ** -0.75 + 0.002
     doubtful = (np.abs(scores - threshold) <= error) if threshold > 0 else np.zeros(len(cells), np.bool_)
     for index in np.flatnonzero(doubtful):
-        scores[index] = stability(*count_above(low_res[index], upscaler, offset))
+        scores[index] = stability(*count_above(Cells(low_res[index]), upscaler, offset))
     return scores
 
 

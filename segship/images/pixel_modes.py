@@ -63,7 +63,8 @@ def rgb_pixels(image: Image.Image, background: Color) -> tuple[RgbPixels, bool]:
         # Pillow undoes the premultiplication of gray only on the way to LA.
         return _composite((image.convert("LA") if mode == "La" else image).convert("RGBA"), background)
     if mode in _OPAQUE_MODES:
-        return np.array(image.convert("RGB")), False
+        # Pillow would copy what needs no conversion.
+        return np.array(image if mode == "RGB" else image.convert("RGB")), False
     raise ImageError(
         f"The image has the mode {mode}, which has no agreed conversion to RGB here; save it as RGB.",
         code="unsupported_mode",

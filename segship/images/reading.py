@@ -36,9 +36,6 @@ from segship.images.pixel_modes import exif_orientation, rgb_pixels, turn_uprigh
 
 Result = TypeVar("Result")
 
-ImageSource = str | Path | bytes | bytearray | memoryview | Image.Image | npt.NDArray[Any]
-"""A path, the bytes of a file, a Pillow image, or an array (H, W, 3) uint8 RGB or (H, W) uint8 gray."""
-
 
 class _JpegWithoutResolution(JpegImagePlugin.JpegImageFile):
     """Leaves EXIF alone: Pillow would read all of it for a print resolution, and warn of blocks that are damaged."""
@@ -87,25 +84,48 @@ REDUCTIONS = (1, 2, 4, 8)
 """How much smaller an image can be read: what a JPEG decoder does without effort."""
 
 
-@dataclass(frozen=True, slots=True, eq=False)
 class LoadedImage:
     """An image as the use road takes it.
 
-    Attributes
+    Parameters
     ----------
     pixels
-        (H, W, 3) uint8 RGB, upright, contiguous.
+        (H, W, 3) uint8 RGB, upright, contiguous; or the same as an RGB picture of Pillow's that nobody else changes.
     notes
         What was done that a user may want to know; see the module's list.
     """
 
-    pixels: npt.NDArray[np.uint8]
-    notes: tuple[str, ...] = ()
+    def __init__(self, pixels: npt.NDArray[np.uint8] | Image.Image, notes: tuple[str, ...] = ()) -> None:
+        self.notes = notes
+        self._held = pixels
+
+    @property
+    def pixels(self) -> npt.NDArray[np.uint8]:
+        """(H, W, 3) uint8 RGB, upright, contiguous: made of the picture at the first call, and kept."""
+        held = self._held
+        if isinstance(held, Image.Image):
+            # Two threads may both do this once, with the same result.
+            self._held = held = np.array(held)
+        return held
+
+    @property
+    def picture(self) -> npt.NDArray[np.uint8] | Image.Image:
+        """The pixels in the form that they are in: whoever goes on with Pillow need not have an array made."""
+        return self._held
 
     @property
     def size_hw(self) -> tuple[int, int]:
         """(height, width) of the upright image."""
-        return self.pixels.shape[0], self.pixels.shape[1]
+        held = self._held
+        return (held.height, held.width) if isinstance(held, Image.Image) else (held.shape[0], held.shape[1])
+
+    def with_notes(self, notes: tuple[str, ...]) -> LoadedImage:
+        """Return the same image with other notes."""
+        return LoadedImage(self._held, notes)
+
+
+ImageSource = str | Path | bytes | bytearray | memoryview | Image.Image | npt.NDArray[Any] | LoadedImage
+"""A path, the bytes of a file, a Pillow image, an array (H, W, 3) uint8 RGB or (H, W) uint8 gray, or what was read."""
 
 
 def read_image(
@@ -122,7 +142,7 @@ def read_image(
     ----------
     source
         Path of a file, its bytes, a Pillow image, or an array: (H, W, 3) uint8 RGB, which is taken as it is and not
-        copied, or (H, W) uint8 gray.
+        copied, or (H, W) uint8 gray. What was read already comes back as it is, if it is within the limits.
     limits
         The largest image to read.
     background
@@ -149,8 +169,10 @@ def read_image(
     loaded, was_reduced = _read(source, limits, background, formats, reduce)
     if reduce == 1:
         return loaded
-    pixels = loaded.pixels if was_reduced else np.asarray(Image.fromarray(loaded.pixels).reduce(reduce))
-    return LoadedImage(pixels, (*loaded.notes, f"reduced_{reduce}"))
+    notes = (*loaded.notes, f"reduced_{reduce}")
+    if was_reduced:
+        return loaded.with_notes(notes)
+    return LoadedImage(np.asarray(Image.fromarray(loaded.pixels).reduce(reduce)), notes)
 
 
 def _read(
@@ -163,8 +185,13 @@ def _read(
         check_byte_count(memoryview(source).nbytes, limits.bytes)
         return _read_bytes(bytes(source), limits, background, formats, reduce)
     if isinstance(source, Image.Image):
-        _check_size(source.size[1], source.size[0], limits)
-        return _read_pillow(source, limits, background), False
+        _check_size(source.height, source.width, limits)
+        # The caller's own picture may change after this.
+        loaded = _read_pillow(source, limits, background)
+        return LoadedImage(loaded.pixels, loaded.notes), False
+    if isinstance(source, LoadedImage):
+        _check_size(*source.size_hw, limits)
+        return source, False
     if hasattr(source, "__array__"):
         return _read_array(np.asarray(source), limits), False
     raise ImageError(
@@ -192,7 +219,7 @@ def _read_bytes(
     notes = ("trailing_data",) if end < len(data) else ()
     was_reduced = reduce > 1 and _reduce_while_decoding(opened, reduce)
     loaded = _read_pillow(opened, limits, background)
-    return LoadedImage(loaded.pixels, notes + loaded.notes), was_reduced
+    return loaded.with_notes(notes + loaded.notes), was_reduced
 
 
 def _reduce_while_decoding(opened: ImageFile.ImageFile, reduce: int) -> bool:
@@ -211,11 +238,14 @@ def _read_pillow(image: Image.Image, limits: ImageLimits, background: tuple[int,
     _decoded(image.load)
     # A GIF frame may be larger than the canvas its header states.
     _check_size(image.size[1], image.size[0], limits)
+    # Read after loading: PNG may store the block behind the pixels. TIFF files leave none, Pillow turns those itself.
+    orientation = exif_orientation(image.info.get("exif"))
+    if image.mode == "RGB" and "transparency" not in image.info and orientation == 1:
+        return LoadedImage(image, tuple(notes))
     pixels, was_transparent = _decoded(lambda: rgb_pixels(image, background))
     if was_transparent:
         notes.append("transparency_composited")
-    # Read after loading: PNG may store the block behind the pixels. TIFF files leave none, Pillow turns those itself.
-    return LoadedImage(turn_upright(pixels, exif_orientation(image.info.get("exif"))), tuple(notes))
+    return LoadedImage(turn_upright(pixels, orientation), tuple(notes))
 
 
 def _decoded(step: Callable[[], Result]) -> Result:

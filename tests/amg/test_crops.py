@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 
 from segship.amg import AmgOptions, generate, generate_masks
-from segship.amg.crops import HeldLogits
 from segship.backends.fake import Session
 from segship.bundle.manifest import MaskCleanUpEntry
 from segship.errors import BackendUnavailable
@@ -174,7 +173,7 @@ def test_a_model_that_wants_its_masks_cleaned_gets_them_cleaned_in_fast_mode_alo
     plain = world.predictor()
     clean_up = MaskCleanUpEntry(keep_clicked_piece=True, smallest_piece=0.0, smallest_hole=0.0, box_margin=None)
     manifest = plain.manifest.model_copy(update={"mask_clean_up": clean_up})
-    wanting = Predictor(manifest, plain._encoder, plain._decoder, encoder_sha256="0" * 64, backend="fake")
+    wanting = Predictor(manifest, plain._sessions, encoder_sha256="0" * 64, backend="fake")
 
     def scattered(predictor, mode):
         options = AmgOptions(points_per_side=12, mode=mode)
@@ -186,12 +185,6 @@ def test_a_model_that_wants_its_masks_cleaned_gets_them_cleaned_in_fast_mode_alo
     assert scattered(wanting, "fast") == 0
 
 
-def test_held_logits_keep_their_place():
-    held = HeldLogits(np.ones((2, 3), np.float32), (4, 5))
-    whole = held.whole((8, 9))
-    assert (whole[4:6, 5:8] == 1).all() and np.count_nonzero(whole == 1) == 6 and (whole[whole != 1] < 0).all()
-
-
 def test_logits_that_are_not_finite_are_refused():
     world = World((120, 180), objects=60)
     good = world.predictor()
@@ -201,8 +194,8 @@ def test_logits_that_are_not_finite_are_refused():
         masks[0, 1:, 3, 4] = np.nan
         return {"iou_predictions": np.ones_like(ious), "low_res_masks": masks}
 
-    decoder = Session(good._decoder.spec, decode)
-    bad = Predictor(good.manifest, good._encoder, decoder, encoder_sha256="0" * 64, backend="fake")
+    decoder = Session(good._sessions["mask_decoder"].spec, decode)
+    bad = Predictor(good.manifest, {**good._sessions, "mask_decoder": decoder}, encoder_sha256="0" * 64, backend="fake")
     with pytest.raises(BackendUnavailable, match="not finite") as caught:
         generate_masks(bad, world.image, AmgOptions(points_per_side=2))
     assert caught.value.code == "nonfinite_output"

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import torch
 
-from segship.amg.encoding import count_above, encode_logits
 from segship.amg.filters import estimate_boxes, estimate_stability, near_crop_edge, stability
 from segship.amg.grids import crop_boxes
-from segship.amg.upscaling import Upscaler
-from tests.amg.test_upscaling import draw
+from segship.masks.encoding import count_above, encode_logits
+from segship.masks.upscaling import Cells, Upscaler
+from tests.masks.test_upscaling import draw
 from tests.oracle import reference
 
 SIZE = (300, 450)
@@ -52,7 +52,7 @@ def test_twenty_pixels_are_near_and_twenty_one_are_not():
 def test_estimated_boxes_are_within_a_pixel(upscaler, logits):
     estimated = estimate_boxes(logits, upscaler)
     exact = np.array(
-        [encode_logits(entry, upscaler, corner_xy=(0, 0), image_size_hw=SIZE).box_xyxy for entry in logits]
+        [encode_logits(Cells(entry), upscaler, corner_xy=(0, 0), image_size_hw=SIZE).box_xyxy for entry in logits]
     )
     some = (logits > 0).any(axis=(1, 2))
     off = np.abs(estimated - exact)[some]
@@ -68,7 +68,7 @@ def test_a_box_of_nothing_is_zeros(upscaler):
 
 @pytest.mark.parametrize("threshold", [0.3, 0.6, 0.8, 0.9])
 def test_estimated_stability_falls_on_the_right_side(upscaler, logits, threshold):
-    exact = np.array([stability(*count_above(entry, upscaler, 1.0)) for entry in logits])
+    exact = np.array([stability(*count_above(Cells(entry), upscaler, 1.0)) for entry in logits])
     estimated = estimate_stability(logits, upscaler, offset=1.0, threshold=threshold)
     assert ((estimated >= threshold) == (exact >= threshold)).mean() >= 0.98
 

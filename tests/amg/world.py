@@ -142,7 +142,8 @@ class World:
         )
         encoder = Session(image_encoder_spec(geometry), encode)
         decoder = Session(mask_decoder_spec(geometry), decode)
-        return Predictor(manifest, encoder, decoder, encoder_sha256="0" * 64, backend="fake")
+        sessions = {"image_encoder": encoder, "mask_decoder": decoder}
+        return Predictor(manifest, sessions, encoder_sha256="0" * 64, backend="fake")
 
     def reference_records(self, **parameters):
         """Return what the reference's generator gives for this world."""

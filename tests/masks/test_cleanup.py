@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 
-from segship.masks.cleanup import MaskCleanUp, clean_low_res, clear_outside_box
+from segship.masks.cleanup import MaskCleanUp, box_window, clean_low_res, clear_outside_box
 
 SIDE = 40
 
@@ -111,27 +111,24 @@ def test_nothing_is_done_when_all_is_off(two_pieces):
     assert (clean(two_pieces, points=[(10, 10)], labels=[1], clean_up=off) == two_pieces).all()
 
 
-@pytest.mark.parametrize("margin", [0.0, 0.1])
-def test_outside_the_box_everything_is_cleared(margin):
-    mask = np.ones((30, 50), bool)
-    clear_outside_box(mask, np.array([10.2, 5, 30, 15.5], np.float32), margin)
-    expected = np.zeros_like(mask)
-    expected[5:16, 10:30] = True
-    if margin:
-        expected[3:17, 8:32] = True
-    np.testing.assert_array_equal(mask, expected)
+@pytest.mark.parametrize(("margin", "expected"), [(0.0, (5, 16, 10, 30)), (0.1, (3, 17, 8, 32))])
+def test_a_box_is_grown_to_the_pixels_that_it_touches(margin, expected):
+    assert box_window(np.array([10.2, 5, 30, 15.5], np.float32), margin, (30, 50)) == expected
 
 
 def test_logits_outside_the_box_are_negated():
     logits = np.random.default_rng(1).normal(size=(20, 20)).astype(np.float32)
     cleared = logits.copy()
-    clear_outside_box(cleared, np.array([5, 5, 15, 15], np.float32), 0.0)
+    clear_outside_box(cleared, box_window(np.array([5, 5, 15, 15], np.float32), 0.0, (20, 20)))
     np.testing.assert_array_equal(cleared[5:15, 5:15], logits[5:15, 5:15])
     assert not (cleared[:5] > 0).any() and not (cleared[:, 15:] > 0).any()
     np.testing.assert_array_equal(np.abs(cleared), np.abs(logits))
 
 
-def test_a_box_beyond_the_image_clears_nothing():
-    mask = np.ones((10, 10), bool)
-    clear_outside_box(mask, np.array([-5, -5, 30, 30], np.float32), 0.0)
-    assert mask.all()
+def test_a_box_beyond_the_image_is_the_image():
+    assert box_window(np.array([-5, -5, 30, 30], np.float32), 0.0, (10, 10)) == (0, 10, 0, 10)
+
+
+def test_a_box_beside_the_image_is_empty():
+    top, bottom, left, right = box_window(np.array([40, 5, 60, 15], np.float32), 0.0, (20, 30))
+    assert bottom - top == 10 and left == right == 30

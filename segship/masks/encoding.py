@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from segship.amg.upscaling import FloatArray, Upscaler
+from segship.masks.upscaling import Cells, Upscaler, Window
 
 IntArray = NDArray[np.int64]
 # Column, first row and length of spans of set pixels, in column-major order.
@@ -27,17 +27,22 @@ class EncodedMask(NamedTuple):
     """First and last set column and row of the image, as the reference's boxes are; zeros without a pixel."""
 
 
-def count_above(low_res: FloatArray, upscaler: Upscaler, offset: float) -> tuple[int, int]:
+def count_above(cells: Cells, upscaler: Upscaler, offset: float) -> tuple[int, int]:
     """Return how many pixels have a logit above ``offset``, and how many above ``-offset``."""
     core = whole = 0
-    for strip in upscaler.strips(low_res, (offset, -offset), upscaler.window(low_res, -offset)):
+    for strip in upscaler.strips(cells, (offset, -offset), upscaler.window(cells, -offset)):
         core += int(np.count_nonzero(strip.masks[0]))
         whole += int(np.count_nonzero(strip.masks[1]))
     return core, whole
 
 
 def encode_logits(
-    low_res: FloatArray, upscaler: Upscaler, *, corner_xy: tuple[int, int], image_size_hw: tuple[int, int]
+    cells: Cells,
+    upscaler: Upscaler,
+    *,
+    corner_xy: tuple[int, int],
+    image_size_hw: tuple[int, int],
+    window: Window | None = None,
 ) -> EncodedMask:
     """Return the mask of low-resolution logits, those above 0, in the image.
 
@@ -47,11 +52,14 @@ def encode_logits(
         Where the crop that the logits belong to begins in the image.
     image_size_hw
         Height and width of the image.
+    window
+        The part of the crop outside which nothing is set; found from the logits when left out.
     """
     left, top = corner_xy
-    window = upscaler.window(low_res, 0.0)
+    if window is None:
+        window = upscaler.window(cells)
     pieces = []
-    for strip in upscaler.strips(low_res, (0.0,), window):
+    for strip in upscaler.strips(cells, (0.0,), window):
         columns, rows, lengths = _find_spans(strip.masks[0])
         pieces.append((columns + strip.left + left, rows + window.top + top, lengths))
     return _encode(pieces, image_size_hw)

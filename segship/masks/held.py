@@ -1,0 +1,149 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The masks of one prediction, held small: pixels and run lengths are made when somebody asks for them.
+
+On the use road between the decoder and whoever takes its masks. A program that draws one mask of three, or that sends
+run lengths, never pays for the pixels of all of them. `HeldMasks` keeps of each mask the logits that its pixels depend
+on, `GivenMasks` an array that is there already. Threads may share either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from threading import Lock
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segship.masks.encoding import EncodedMask, encode_logits
+from segship.masks.rle import Runs, mask_to_runs
+from segship.masks.runs import runs_to_area, runs_to_box
+from segship.masks.upscaling import Cells, Upscaler, Window
+
+Flags = NDArray[np.bool_]
+
+
+class GivenMasks:
+    """Masks as an array.
+
+    Parameters
+    ----------
+    pixels
+        (objects, masks, H, W) bool, or float32 logits of which those above 0 are set.
+    """
+
+    def __init__(self, pixels: NDArray[np.bool_] | NDArray[np.float32]) -> None:
+        self.pixels = pixels
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(objects, masks)."""
+        return self.pixels.shape[0], self.pixels.shape[1]
+
+    def mask(self, entry: int, index: int) -> Flags:
+        """Return one mask (H, W) bool."""
+        pixels = self.pixels[entry, index]
+        return np.asarray(pixels if pixels.dtype == np.bool_ else pixels > 0, np.bool_)
+
+    def runs(self, entry: int, index: int) -> Runs:
+        """Return the run lengths (n,) int64 of one mask."""
+        return mask_to_runs(self.mask(entry, index))
+
+    def area(self, entry: int, index: int) -> int:
+        """Return the set pixels of one mask."""
+        return int(np.count_nonzero(self.mask(entry, index)))
+
+    def box(self, entry: int, index: int) -> tuple[int, int, int, int]:
+        """Return the box around one mask: x0 y0 x1 y1 half-open; zeros for a mask without a pixel."""
+        return runs_to_box(self.runs(entry, index), (self.pixels.shape[2], self.pixels.shape[3]))
+
+    def take(self, columns: NDArray[np.intp]) -> GivenMasks:
+        """Return of each object one mask alone, the one at its place in ``columns`` (objects,)."""
+        return GivenMasks(self.pixels[np.arange(len(columns)), columns][:, None])
+
+
+class HeldMasks:
+    """Masks as logits.
+
+    Parameters
+    ----------
+    cells
+        Of each object a list, of each mask the cells that its pixels depend on (`segship.masks.upscaling.crop_cells`).
+    upscaler
+        Of the image.
+    limits
+        Of each object the part of the image outside which its masks are empty.
+    """
+
+    def __init__(self, cells: Sequence[Sequence[Cells]], upscaler: Upscaler, limits: Sequence[Window]) -> None:
+        self._cells = cells
+        self._upscaler = upscaler
+        self._limits = limits
+        self._lock = Lock()
+        self._pixels: Flags | None = None
+        self._encoded: dict[tuple[int, int], EncodedMask] = {}
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(objects, masks)."""
+        return len(self._cells), len(self._cells[0]) if self._cells else 0
+
+    @property
+    def pixels(self) -> Flags:
+        """(objects, masks, H, W) bool, made at the first call and kept; what is changed in it is changed for good."""
+        with self._lock:
+            if self._pixels is None:
+                pixels = np.zeros((*self.shape, *self._upscaler.original_size), np.bool_)
+                self._paint(list(np.ndindex(self.shape)), pixels.reshape(-1, *self._upscaler.original_size))
+                self._pixels = pixels
+            return self._pixels
+
+    def mask(self, entry: int, index: int) -> Flags:
+        """Return one mask (H, W) bool."""
+        if self._pixels is not None:
+            return np.asarray(self._pixels[entry, index])
+        mask = np.zeros(self._upscaler.original_size, np.bool_)
+        self._paint([(entry, index)], [mask])
+        return mask
+
+    def runs(self, entry: int, index: int) -> Runs:
+        """Return the run lengths (n,) int64 of one mask."""
+        return self._encode(entry, index).runs if self._pixels is None else mask_to_runs(self._pixels[entry, index])
+
+    def area(self, entry: int, index: int) -> int:
+        """Return the set pixels of one mask."""
+        return self._encode(entry, index).area if self._pixels is None else runs_to_area(self.runs(entry, index))
+
+    def box(self, entry: int, index: int) -> tuple[int, int, int, int]:
+        """Return the box around one mask: x0 y0 x1 y1 half-open; zeros for a mask without a pixel."""
+        return runs_to_box(self.runs(entry, index), self._upscaler.original_size)
+
+    def take(self, columns: NDArray[np.intp]) -> HeldMasks | GivenMasks:
+        """Return of each object one mask alone, the one at its place in ``columns`` (objects,)."""
+        if self._pixels is not None:
+            return GivenMasks(self._pixels).take(columns)
+        cells = [[row[column]] for row, column in zip(self._cells, columns.tolist(), strict=True)]
+        return HeldMasks(cells, self._upscaler, self._limits)
+
+    def _window(self, entry: int, index: int) -> Window:
+        window, limit = self._upscaler.window(self._cells[entry][index]), self._limits[entry]
+        top, left = max(window.top, limit.top), max(window.left, limit.left)
+        return Window(top, max(min(window.bottom, limit.bottom), top), left, max(min(window.right, limit.right), left))
+
+    def _encode(self, entry: int, index: int) -> EncodedMask:
+        # Two threads may both do this once, with the same result.
+        found = self._encoded.get((entry, index))
+        if found is None:
+            found = encode_logits(
+                self._cells[entry][index],
+                self._upscaler,
+                corner_xy=(0, 0),
+                image_size_hw=self._upscaler.original_size,
+                window=self._window(entry, index),
+            )
+            self._encoded[entry, index] = found
+        return found
+
+    def _paint(self, places: Sequence[tuple[int, ...]], masks: Iterable[Flags]) -> None:
+        """Paint the masks at some places into empty masks, each (H, W)."""
+        for (entry, index), mask in zip(places, masks, strict=True):
+            self._upscaler.paint(self._cells[entry][index], self._window(entry, index), mask)
