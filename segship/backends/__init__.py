@@ -14,12 +14,17 @@ from segship.errors import BackendUnavailable
 
 BACKENDS: dict[str, str] = {
     "onnxruntime": "segship.backends.onnxruntime",
+    "openvino": "segship.backends.openvino",
     "torch": "segship.backends.torch",
 }
 """Name -> module."""
 
+GRAPH_BACKENDS = ("onnxruntime", "openvino")
+"""Those that run the graphs of a bundle; torch runs checkpoints."""
+
 EXTRAS: dict[str, str] = {
     "onnxruntime": "segship",
+    "openvino": "segship[openvino]",
     "torch": "segship[torch]",
 }
 """Name -> what pip installs so that the backend can be imported."""

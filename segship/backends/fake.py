@@ -17,8 +17,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from segship.backends.session import Session as BaseSession
-from segship.backends.session import check_arrays
-from segship.errors import BackendUnavailable
+from segship.backends.session import check_arrays, closed
 from segship.spec import GraphSpec
 
 Answer = Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[Any]]]
@@ -44,7 +43,7 @@ class Session(BaseSession):
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Return the function's answer."""
         if self._function is None:
-            raise BackendUnavailable("the session is closed; open another one", code="session_closed")
+            raise closed()
         check_arrays(inputs, self.spec.inputs, self.spec.name)
         outputs = self._function(inputs)
         check_arrays(outputs, self.spec.outputs, self.spec.name)

@@ -19,9 +19,16 @@ from typing import Any
 import onnxruntime
 from numpy.typing import NDArray
 
-from segship.backends import usable_cores
 from segship.backends.session import Session as BaseSession
-from segship.backends.session import SessionOptions, check_arrays, check_interface
+from segship.backends.session import (
+    SessionOptions,
+    check_arrays,
+    check_interface,
+    closed,
+    first_line,
+    refuse_options,
+    thread_count,
+)
 from segship.errors import BackendUnavailable, BundleError
 from segship.files import atomic_file, open_regular
 from segship.spec import GraphSpec, TensorSpec
@@ -37,6 +44,11 @@ PRECISIONS = ("fp32",)
 _CUDA_COMMAND = "pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
 
 _ELEMENT_TYPES = {"tensor(float)": "float32", "tensor(double)": "float64"}
+
+
+def precisions_here() -> tuple[str, ...]:
+    """Return the precisions that may be asked for on this chip."""
+    return PRECISIONS
 
 
 def compile(graph_path: Path, artifact_path: Path) -> None:
@@ -76,7 +88,8 @@ class Session(BaseSession):
     ) -> None:
         options = options or SessionOptions()
         self.spec = spec
-        threads = _threads(options)
+        threads = thread_count(options)
+        refuse_options(options, "onnxruntime")
         provider, settings = _provider(options)
         self._session: onnxruntime.InferenceSession | None = _load(graph, spec, threads, provider, settings)
         used = self._session.get_providers()
@@ -89,13 +102,13 @@ class Session(BaseSession):
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run the graph once; see `segship.backends.session.Session.run`."""
         if self._session is None:
-            raise BackendUnavailable("the session is closed; open another one", code="session_closed")
+            raise closed()
         check_arrays(inputs, self.spec.inputs, self.spec.name)
         try:
             answers = self._session.run(self._outputs, dict(inputs))
         # The runtime's exceptions share no narrower base.
         except Exception as error:
-            message = f"graph {self.spec.name!r} failed in {self.description}: {_first_line(error)}"
+            message = f"graph {self.spec.name!r} failed in {self.description}: {first_line(error)}"
             raise BackendUnavailable(message, code="run_failed") from error
         return dict(zip(self._outputs, answers, strict=True))
 
@@ -122,7 +135,7 @@ def _load(
         )
     # The runtime's exceptions share no narrower base.
     except Exception as error:
-        message = f"ONNX Runtime {onnxruntime.__version__} does not load graph {spec.name!r}: {_first_line(error)}"
+        message = f"ONNX Runtime {onnxruntime.__version__} does not load graph {spec.name!r}: {first_line(error)}"
         raise BundleError(message, code="graph_rejected") from error
     session.disable_fallback()
     # The wrapper keeps the bytes for the fallback that was just disabled: 0.36 GB of them with vit_b.
@@ -130,19 +143,12 @@ def _load(
     return session
 
 
-def _threads(options: SessionOptions) -> int:
-    threads = usable_cores() if options.threads is None else options.threads
-    if threads < 1:
-        raise BackendUnavailable(f"threads is {threads}; it must be 1 or more", code="bad_threads")
-    return threads
-
-
 def _provider(options: SessionOptions) -> tuple[str, dict[str, str]]:
     """Return the execution provider for a device, and its settings."""
     if options.precision not in PRECISIONS:
         message = (
             f"precision {options.precision!r} was asked for, and onnxruntime computes in the precision of the graph; "
-            "use fp32, or a bundle that was exported in the other precision"
+            "use fp32, or the backend openvino, which has others on many chips"
         )
         raise BackendUnavailable(message, code="precision_unavailable")
     if options.device == "cpu":
@@ -178,7 +184,3 @@ def _dtype(element_type: str) -> str:
 
 def _sizes(shape: Sequence[int | str | None]) -> tuple[int | str, ...]:
     return tuple("?" if size is None else size for size in shape)
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().split("\n", 1)[0][:500]

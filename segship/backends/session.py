@@ -15,7 +15,8 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from segship.errors import BundleError, InputError
+from segship.backends import usable_cores
+from segship.errors import BackendUnavailable, BundleError, InputError
 from segship.spec import Dimension, GraphSpec, TensorSpec
 
 
@@ -30,12 +31,19 @@ class SessionOptions:
     device
         ``cpu``, ``cuda`` or ``cuda:1``. A device that cannot be had is an error, never a fallback.
     precision
-        What the arithmetic is asked to be, such as ``fp32``; a backend that has no such mode refuses.
+        What the arithmetic is asked to be: ``fp32``, ``bf16`` or ``fp16``; a backend or a chip without it refuses.
+    streams
+        Calls that are worked on side by side, each with its part of the threads; for programs with several callers.
+        A backend without streams refuses more than one.
+    compile
+        Let torch compile the modules on CUDA, with CUDA graphs for the decoder; other backends refuse.
     """
 
     threads: int | None = None
     device: str = "cpu"
     precision: str = "fp32"
+    streams: int = 1
+    compile: bool = False
 
 
 class Session(ABC):
@@ -81,6 +89,51 @@ class Session(ABC):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+def thread_count(options: SessionOptions) -> int:
+    """Return how many threads work on one call.
+
+    Raises
+    ------
+    BackendUnavailable
+        ``bad_threads`` when fewer than one was asked for.
+    """
+    threads = usable_cores() if options.threads is None else options.threads
+    if threads < 1:
+        raise BackendUnavailable(f"threads is {threads}; it must be 1 or more", code="bad_threads")
+    return threads
+
+
+def refuse_options(options: SessionOptions, backend: str, *, streams: bool = False, compile: bool = False) -> None:
+    """Refuse options that a backend does not have; ``streams`` and ``compile`` say what it has.
+
+    Raises
+    ------
+    BackendUnavailable
+        ``streams_unavailable``, ``bad_streams`` or ``compile_unavailable``.
+    """
+    if options.streams < 1:
+        raise BackendUnavailable(f"streams is {options.streams}; it must be 1 or more", code="bad_streams")
+    if options.streams > 1 and not streams:
+        message = (
+            f"{options.streams} streams were asked for, and the {backend} backend has none: its calls share the "
+            "threads; leave the option out, or use the backend openvino"
+        )
+        raise BackendUnavailable(message, code="streams_unavailable")
+    if options.compile and not compile:
+        message = f"compile is an option of the torch backend on CUDA, and {backend} on {options.device} has none"
+        raise BackendUnavailable(message, code="compile_unavailable")
+
+
+def closed() -> BackendUnavailable:
+    """Return the error for a session that was closed."""
+    return BackendUnavailable("the session is closed; open another one", code="session_closed")
+
+
+def first_line(error: Exception) -> str:
+    """Return what a runtime says was wrong, in one line."""
+    return str(error).strip().split("\n", 1)[0][:500]
 
 
 def check_arrays(arrays: Mapping[str, NDArray[Any]], tensors: Sequence[TensorSpec], graph: str) -> None:

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from segship.backends import BACKENDS, EXTRAS, fake, load_backend, usable_cores
-from segship.backends.session import Session, SessionOptions, check_interface
+from segship.backends.session import Session, SessionOptions, check_interface, refuse_options
 from segship.errors import BackendUnavailable, BundleError, InputError
 from segship.spec import GraphSpec, TensorSpec, mask_decoder_spec
 from tests.small_bundle import GEOMETRY, decoder_inputs, decoder_model
@@ -32,6 +32,12 @@ def open_onnxruntime():
     return load_backend("onnxruntime").Session(decoder_model().SerializeToString(), SPEC, options)
 
 
+def open_openvino():
+    pytest.importorskip("openvino")
+    options = SessionOptions(threads=2)
+    return load_backend("openvino").Session(decoder_model().SerializeToString(), SPEC, options)
+
+
 def open_fake():
     return fake.Session(SPEC, expected_outputs)
 
@@ -48,8 +54,11 @@ def open_torch():
     return load_backend("torch").Session(Expected(), SPEC)
 
 
-@pytest.fixture(params=[open_onnxruntime, open_torch, open_fake], ids=["onnxruntime", "torch", "fake"])
-def session(request):
+@pytest.fixture(
+    params=[open_onnxruntime, open_openvino, open_torch, open_fake], ids=["onnxruntime", "openvino", "torch", "fake"]
+)
+def session(request, monkeypatch, tmp_path):
+    monkeypatch.setenv("SEGSHIP_CACHE", str(tmp_path / "cache"))
     with request.param() as opened:
         yield opened
 
@@ -156,8 +165,19 @@ def test_every_backend_has_an_extra_and_a_module():
     assert all(module.startswith("segship.backends.") for module in BACKENDS.values())
 
 
+def test_options_that_only_others_have_are_refused():
+    with pytest.raises(BackendUnavailable, match="2 streams were asked for, and the onnxruntime backend has none"):
+        refuse_options(SessionOptions(streams=2), "onnxruntime")
+    with pytest.raises(BackendUnavailable, match="compile is an option of the torch backend on CUDA") as caught:
+        refuse_options(SessionOptions(compile=True), "onnxruntime")
+    assert caught.value.code == "compile_unavailable"
+    refuse_options(SessionOptions(streams=2, compile=True), "both", streams=True, compile=True)
+
+
 def test_unknown_backend_lists_the_known():
-    with pytest.raises(BackendUnavailable, match="backend 'tpu' is unknown; known are onnxruntime, torch") as caught:
+    with pytest.raises(
+        BackendUnavailable, match="backend 'tpu' is unknown; known are onnxruntime, openvino, torch"
+    ) as caught:
         load_backend("tpu")
     assert caught.value.code == "unknown_backend"
 

@@ -18,12 +18,13 @@ def open_encoder(**options):
     return Session(ImageEncoderGraph(small_sam()), SPEC, SessionOptions(**options))
 
 
-def test_checkpoint_opens_as_two_sessions_and_a_manifest(tmp_path):
+def test_checkpoint_opens_as_sessions_and_a_manifest(tmp_path):
     opened = open_checkpoint(save_checkpoint(tmp_path / "small.pth"))
     assert opened.manifest.architecture == "custom"
     assert opened.manifest.image_size == SMALL_VIT.image_size
     assert opened.encoder_sha256 == opened.manifest.checkpoint.sha256
-    assert [opened.encoder.spec.name, opened.decoder.spec.name] == ["image_encoder", "mask_decoder"]
+    assert list(opened.sessions) == ["image_encoder", "mask_decoder", "image_side", "shared_decoder"]
+    assert all(session.spec.name == name for name, session in opened.sessions.items())
 
 
 def test_bf16_is_close_to_fp32_and_said():
@@ -40,6 +41,8 @@ def test_bf16_is_close_to_fp32_and_said():
     [
         ({"precision": "fp8"}, "precision 'fp8' is not supported by the torch backend; accepted are fp32, bf16"),
         ({"device": "meta"}, "device 'meta' is not supported"),
+        ({"compile": True}, "compile is an option of the torch backend on CUDA, and torch on cpu has none"),
+        ({"streams": 2}, "2 streams were asked for, and the torch backend has none"),
         ({"device": "abacus"}, "device 'abacus' is unknown to torch"),
     ],
 )
