@@ -4,34 +4,56 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
-from dataclasses import asdict
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from segship.doctor import examine
+import segship
+from segship.machine import describe_machine
 
 RESULTS = Path(__file__).parent / "results"
+OURS = ("numpy", "Pillow", "opencv-python-headless", "onnxruntime", "pydantic")
+PEERS = ("torch", "segment-anything", "onnx", "onnxscript", "onnxslim", "openvino", "MNN", "pycocotools")
 
 
 def describe_run() -> dict[str, Any]:
     """Return machine, versions, command and date of this run."""
-    report = examine()
     return {
         "date": datetime.now(UTC).date().isoformat(),
         # Names alone: where a file lay on the machine says nothing to others.
         "command": " ".join(["python", *(Path(part).name if part[0] == "/" else part for part in sys.orig_argv[1:])]),
-        "machine": {"cpu": report.cpu, "cores": report.usable_cores, "features": list(report.cpu_features)},
-        "python": report.python,
-        "versions": {package.name: package.version for package in report.packages},
-        "backends": [asdict(backend)["version"] for backend in report.backends],
+        "machine": describe_machine().to_dict(),
+        "load_at_the_end": round(os.getloadavg()[0], 1),
+        "python": ".".join(map(str, sys.version_info[:3])),
+        "versions": {"segship": segship.__version__, **versions(OURS)},
     }
 
 
-def save_result(name: str, figures: dict[str, Any]) -> Path:
+def peers() -> dict[str, str]:
+    """Return the versions of the packages that we compare ourselves with or export by."""
+    return versions(PEERS)
+
+
+def versions(names: tuple[str, ...]) -> dict[str, str]:
+    """Return the versions of those packages that are installed."""
+    found = {}
+    for name in names:
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return found
+
+
+def save_result(name: str, figures: dict[str, Any], *, versions: Mapping[str, str] | None = None) -> Path:
     """Write a result with its surroundings to ``benchmarks/results`` and return the path."""
     RESULTS.mkdir(exist_ok=True)
     path = RESULTS / f"{name}.json"
-    path.write_text(json.dumps({**describe_run(), "figures": figures}, indent=2) + "\n", encoding="utf-8")
+    run = describe_run()
+    run["versions"].update(versions or {})
+    path.write_text(json.dumps({**run, "figures": figures}, indent=2) + "\n", encoding="utf-8")
     return path

@@ -8,12 +8,18 @@ segship export vit_b.pth -o vit_b
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import torch
 
-from segship.models.config import SAM_ARCHITECTURES
+from segship.models.config import SAM_ARCHITECTURES, SamConfig
 from segship.models.sam import build_sam
 from tests.oracle import seeded_weights
+
+
+def write_checkpoint(config: SamConfig, path: Path) -> None:
+    """Write the seeded weights of a model of the given sizes."""
+    torch.save(seeded_weights(build_sam(config)), path)
 
 
 def main() -> None:
@@ -22,7 +28,7 @@ def main() -> None:
     parser.add_argument("architecture", choices=SAM_ARCHITECTURES)
     parser.add_argument("path")
     arguments = parser.parse_args()
-    torch.save(seeded_weights(build_sam(SAM_ARCHITECTURES[arguments.architecture])), arguments.path)
+    write_checkpoint(SAM_ARCHITECTURES[arguments.architecture], Path(arguments.path))
 
 
 if __name__ == "__main__":

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Everything in a picture on the replay workload, from JPEG bytes to COCO RLE records, by the reference and by us."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from benchmarks.prepared import PHOTO_SIZE, WorkFolder
+from benchmarks.replay import MASKS, Replay
+
+
+def make_replay(folder: WorkFolder, points_per_side: int) -> Replay:
+    """Return the workload for the photograph."""
+    geometry = folder.config.geometry
+    scale = geometry.image_size / max(PHOTO_SIZE)
+    width, height = (int(side * scale + 0.5) for side in PHOTO_SIZE)
+    return Replay(points_per_side, (height, width), geometry.image_size, geometry.low_res_size)
+
+
+def record_digests(records: list[dict[str, Any]]) -> NDArray[np.uint32]:
+    """Return a number for every record's mask, by which two sides' masks are compared bit for bit."""
+    return np.array([zlib.crc32(record["segmentation"]["counts"].encode()) for record in records], np.uint32)
+
+
+class _Everything:
+    """What both sides share: the bytes, the workload, and what is said of a run."""
+
+    described: dict[str, Any]
+
+    def __init__(self, work: str, model: str, points_per_side: int) -> None:
+        self.folder = WorkFolder(Path(work), model)
+        self.replay = make_replay(self.folder, points_per_side)
+        self.jpeg = self.folder.photo().read_bytes()
+        self.records: list[dict[str, Any]] = []
+
+    def call(self) -> None:
+        """Make the records of the photograph."""
+        self.replay.restart()
+        self.records = self.generate()
+
+    def generate(self) -> list[dict[str, Any]]:
+        """Return records with COCO RLE."""
+        raise NotImplementedError
+
+    def answer(self) -> dict[str, Any]:
+        """Return the masks' digests."""
+        return {"records_set": record_digests(self.records)}
+
+    def figures(self) -> dict[str, Any]:
+        """Return how many masks were found, and the seconds of drawing ellipses, which do not count."""
+        return {"excluded_s": self.replay.seconds, "points": self.replay.points, "records": len(self.records)}
+
+
+class Reference(_Everything):
+    """`SamAutomaticMaskGenerator` of the reference with its defaults, the photograph read as its notebook does.
+
+    It gets our box NMS in the place of torchvision's, which is not here; a Python loop there would be unfair to it.
+    """
+
+    def __init__(
+        self, work: str, model: str, precision: str, threads: int, points_per_side: int, device: str = "cpu"
+    ) -> None:
+        super().__init__(work, model, points_per_side)
+        import torch
+
+        from benchmarks.subjects.reference import build_model, described
+
+        self.described = described(model, precision, threads, device)
+        self._scope = torch.autocast(torch.device(device).type, torch.bfloat16, enabled=precision == "bf16")
+        self._generator = self._make_generator(build_model(Path(work), model).to(device), points_per_side)
+        # The first run of an encoder is slower than all others; it does not count on either side.
+        with self._scope:
+            self._generator.predictor.set_image(self._read())
+
+    def generate(self) -> list[dict[str, Any]]:
+        """Return the reference's own records."""
+        with self._scope:
+            records: list[dict[str, Any]] = self._generator.generate(self._read())
+        return records
+
+    def _read(self) -> Any:
+        import cv2
+
+        return cv2.cvtColor(cv2.imdecode(np.frombuffer(self.jpeg, np.uint8), cv2.IMREAD_COLOR), cv2.COLOR_BGR2RGB)
+
+    def _make_generator(self, sam: Any, points_per_side: int) -> Any:
+        import sys
+
+        import torch
+        from segment_anything import SamAutomaticMaskGenerator
+        from torch import nn
+
+        from segship.masks.nms import box_nms
+
+        replay = self.replay
+
+        class RecordedPrompts(nn.Module):
+            """The prompt encoder, which remembers what it was asked."""
+
+            def __init__(self, inner: Any) -> None:
+                super().__init__()
+                self.inner = inner
+                self.coords: Any = None
+
+            def forward(self, points: Any, boxes: Any, masks: Any) -> Any:
+                self.coords = points[0][:, 0].cpu().numpy()
+                return self.inner(points=points, boxes=boxes, masks=masks)
+
+            def get_dense_pe(self) -> Any:
+                return self.inner.get_dense_pe()
+
+        class ReplayedDecoder(nn.Module):
+            """The mask decoder, which runs and is not listened to."""
+
+            def __init__(self, inner: Any, prompts: RecordedPrompts) -> None:
+                super().__init__()
+                self.inner = inner
+                self.prompts = [prompts]
+
+            def forward(self, **inputs: Any) -> Any:
+                masks, _ = self.inner(**inputs)
+                ious, logits = replay.answer(self.prompts[0].coords)
+                assert masks.shape == logits.shape
+                return torch.from_numpy(logits).to(masks.device), torch.from_numpy(ious).to(masks.device)
+
+        sam.prompt_encoder = RecordedPrompts(sam.prompt_encoder)
+        sam.mask_decoder = ReplayedDecoder(sam.mask_decoder, sam.prompt_encoder)
+        vars(sys.modules["segment_anything.automatic_mask_generator"])["batched_nms"] = (
+            lambda boxes, scores, idxs, iou_threshold: torch.from_numpy(
+                box_nms(boxes.cpu().numpy(), scores.float().cpu().numpy(), iou_threshold)
+            ).to(boxes.device)
+        )
+        return SamAutomaticMaskGenerator(sam, points_per_side=points_per_side, output_mode="coco_rle")
+
+
+class Ours(_Everything):
+    """`segship.generate_masks` with its defaults."""
+
+    def __init__(
+        self,
+        work: str,
+        model: str,
+        engine: str,
+        precision: str,
+        threads: int,
+        points_per_side: int,
+        device: str = "cpu",
+    ) -> None:
+        super().__init__(work, model, points_per_side)
+        from benchmarks.subjects.ours import described, first_load, load_ours
+        from segship import AmgOptions
+
+        self._predictor = load_ours(work, model, engine, precision, threads, device)
+        self._options = AmgOptions(points_per_side=points_per_side)
+        self.described = described(self._predictor, precision, threads)
+        self._first = first_load(work, model, engine, precision)
+        replay_sessions(self._predictor, self.replay)
+
+    def figures(self) -> dict[str, Any]:
+        """Return what the first load took as well."""
+        return {**super().figures(), **self._first}
+
+    def generate(self) -> list[dict[str, Any]]:
+        """Return our records as the reference has them."""
+        from segship import generate_masks
+
+        return [record.to_dict("coco_rle") for record in generate_masks(self._predictor, self.jpeg, self._options)]
+
+
+def replay_sessions(predictor: Any, replay: Replay) -> None:
+    """Let every decoder of a predictor run for real and give the workload's answers."""
+    for name, session in predictor._sessions.items():
+        if {tensor.name for tensor in session.spec.outputs} >= {"iou_predictions", "low_res_masks"}:
+            predictor._sessions[name] = _ReplayedSession(session, replay)
+
+
+class _ReplayedSession:
+    """A decoder's session, which runs and is not listened to."""
+
+    def __init__(self, inner: Any, replay: Replay) -> None:
+        self._inner = inner
+        self._replay = replay
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run, then answer with ellipses; the single-mask token, which everything mode never takes, gets nothing."""
+        outputs = self._inner.run(inputs)
+        ious, logits = self._replay.answer(inputs["point_coords"][:, 0])
+        replaced = {"iou_predictions": np.zeros((len(ious), MASKS + 1), np.float32)}
+        replaced["iou_predictions"][:, 1:] = ious
+        replaced["low_res_masks"] = np.zeros((len(ious), MASKS + 1, *logits.shape[2:]), np.float32)
+        replaced["low_res_masks"][:, 1:] = logits
+        for name, array in replaced.items():
+            assert outputs[name].shape == array.shape, f"{name}: {outputs[name].shape} and not {array.shape}"
+        return {**outputs, **replaced}

@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Cold start and peak memory: processes that are started for one scenario, and tell when they had done what.
+
+The child is this module itself, run with ``-m``; it imports segship as a user's program does and holds nothing else.
+"""
+
+from __future__ import annotations
+
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from segship.benchmarking.report import FreshRow
+from segship.errors import BackendUnavailable, SegshipError
+
+Tell = Callable[[str], None]
+
+
+def run_fresh(scenario: str, parameters: Mapping[str, Any], *, threads: int, processes: int) -> list[FreshRow]:
+    """Start processes one after the other and return the median of each event.
+
+    Parameters
+    ----------
+    scenario
+        A key of `SCENARIOS`.
+    parameters
+        What the scenario takes, fit for JSON.
+    threads
+        Threads of the runtime.
+    processes
+        How many to start.
+
+    Raises
+    ------
+    BackendUnavailable
+        ``fresh_failed`` when a process does not finish; with its last words.
+    """
+    runs = [_run_once(scenario, {**parameters, "threads": threads}) for _ in range(processes)]
+    rows = []
+    for index, (event, _, _) in enumerate(runs[0]):
+        milliseconds = statistics.median(run[index][1] for run in runs)
+        peak = int(statistics.median(run[index][2] for run in runs))
+        rows.append(FreshRow(scenario, event, threads, milliseconds, peak, processes))
+    return rows
+
+
+def _run_once(scenario: str, parameters: Mapping[str, Any]) -> list[tuple[str, float, int]]:
+    command = [sys.executable, "-m", "segship.benchmarking.fresh", scenario, json.dumps(parameters)]
+    # One clock for all processes of the machine.
+    started = time.monotonic()
+    process = subprocess.run(command, capture_output=True, text=True, check=False)
+    if process.returncode:
+        words = (process.stderr.strip().splitlines() or ["no words"])[-1]
+        raise BackendUnavailable(f"a fresh process for {scenario!r} failed: {words}", code="fresh_failed")
+    events = [json.loads(line) for line in process.stdout.splitlines()]
+    return [(event["event"], 1e3 * (event["at"] - started), event["peak_bytes"]) for event in events]
+
+
+def _click(tell: Tell, model: str, photo: str, load: Mapping[str, Any], threads: int) -> None:
+    import segship
+
+    tell("segship imported")
+    predictor = segship.load(model, threads=threads, **load)
+    tell("model loaded")
+    embedding = predictor.encode(photo)
+    tell("first image encoded")
+    height, width = embedding.original_size
+    point = segship.Prompts(points=[[width / 2, height / 2]])
+    # Masks may be made when they are first looked at.
+    assert predictor.decode(embedding, point).masks.size
+    tell("first click decoded")
+    predictor.encode(photo)
+    tell("second image encoded")
+
+
+def _everything(
+    tell: Tell, model: str, photo: str, load: Mapping[str, Any], threads: int, points_per_side: int
+) -> None:
+    import segship
+
+    predictor = segship.load(model, threads=threads, **load)
+    tell("model loaded")
+    segship.generate_masks(predictor, photo, segship.AmgOptions(points_per_side=points_per_side))
+    tell("everything found")
+
+
+def _graph(
+    tell: Tell, graph: str, backend: str, session: Mapping[str, Any], shapes: Mapping[str, list[int]], threads: int
+) -> None:
+    from segship.backends import load_backend
+    from segship.backends.session import SessionOptions
+    from segship.benchmarking.graphs import graph_spec, make_inputs
+
+    path = Path(graph)
+    spec = graph_spec(path)
+    inputs = make_inputs(spec, {name: tuple(shape) for name, shape in shapes.items()})
+    tell("inputs made")
+    opened = load_backend(backend).Session(path, spec, SessionOptions(threads=threads, **session))
+    tell("graph loaded")
+    opened.run(inputs)
+    tell("first run")
+    opened.run(inputs)
+    tell("second run")
+
+
+SCENARIOS: dict[str, Callable[..., None]] = {"click": _click, "everything": _everything, "graph": _graph}
+"""Name -> what the process does; a family's scenarios begin where its user would."""
+
+
+def main(arguments: list[str]) -> int:
+    """Do one scenario and print what was done when, as JSON lines; the end of the command line is its parameters."""
+    from segship.benchmarking.memory import peak_resident_bytes
+
+    def tell(event: str) -> None:
+        entry = {"event": event, "at": time.monotonic(), "peak_bytes": peak_resident_bytes()}
+        print(json.dumps(entry), flush=True)
+
+    scenario, parameters = arguments
+    try:
+        SCENARIOS[scenario](tell, **json.loads(parameters))
+    except SegshipError as error:
+        print(error, file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main(sys.argv[1:]))

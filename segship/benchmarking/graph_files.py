@@ -1,0 +1,128 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Files through one graph: a folder of arrays in, a folder of arrays out, and a summary of which became which.
+
+What people score models with on devices: inputs are prepared by one program, run here, and scored by another. Names of
+outputs and the summary follow ais_bench: ``STEM_0.bin`` is the first output of ``STEM.bin``.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segship.benchmarking.graphs import Shapes
+from segship.benchmarking.options import ArrayFormat
+from segship.errors import InputError
+from segship.files import read_bytes, write_file
+from segship.spec import GraphSpec
+
+SUFFIXES = (".npy", ".bin")
+SUMMARY = "summary.json"
+_MAX_BYTES = 2**31
+
+Arrays = dict[str, NDArray[Any]]
+
+
+def find_samples(folder: Path, spec: GraphSpec) -> list[dict[str, Path]]:
+    """Return the files of every sample: of a folder for a graph with one input, of one folder for each input else.
+
+    Raises
+    ------
+    InputError
+        ``no_samples`` when there are none, or their numbers differ.
+    """
+    names = [tensor.name for tensor in spec.inputs]
+    folders = {name: folder if len(names) == 1 else folder / name for name in names}
+    files = {
+        name: sorted(path for path in place.glob("*") if path.suffix in SUFFIXES) for name, place in folders.items()
+    }
+    counts = {name: len(paths) for name, paths in files.items()}
+    if len(set(counts.values())) != 1 or not all(counts.values()):
+        wanted = f"{folder}" if len(names) == 1 else f"the folders {', '.join(names)} in {folder}"
+        message = f"{wanted} must hold as many {' or '.join(SUFFIXES)} files for each input, and holds {counts}"
+        raise InputError(message, code="no_samples")
+    return [dict(zip(names, paths, strict=True)) for paths in zip(*(files[name] for name in names), strict=True)]
+
+
+def batches(samples: Sequence[Mapping[str, Path]], spec: GraphSpec, shapes: Shapes) -> Iterator[tuple[int, Arrays]]:
+    """Yield batches of samples as the graph takes them, each with how many of its rows are samples.
+
+    A sample fills one row of the first axis; where the last batch is not full, its last sample stands for the rest.
+    """
+    size = min(shape[0] if shape else 1 for shape in shapes.values())
+    for begin in range(0, len(samples), size):
+        part = samples[begin : begin + size]
+        rows = [*part, *[part[-1]] * (size - len(part))]
+        arrays = {}
+        for tensor in spec.inputs:
+            shape, dtype = shapes[tensor.name], np.dtype(tensor.dtype)
+            arrays[tensor.name] = np.stack([_read(row[tensor.name], shape[1:], dtype) for row in rows])
+        yield len(part), arrays
+
+
+def write_outputs(
+    folder: Path, samples: Sequence[Mapping[str, Path]], outputs: Sequence[Sequence[NDArray[Any]]], kind: ArrayFormat
+) -> Path:
+    """Write the outputs of every sample and the summary, and return the summary's path."""
+    folder.mkdir(parents=True, exist_ok=True)
+    entries = {}
+    for number, (sample, arrays) in enumerate(zip(samples, outputs, strict=True)):
+        stem = next(iter(sample.values())).stem
+        paths = [folder / f"{stem}_{index}.{kind}" for index in range(len(arrays))]
+        for path, array in zip(paths, arrays, strict=True):
+            write_file(path, _WRITERS[kind](array), overwrite=True)
+        entries[str(number)] = {
+            "infiles": [str(path) for path in sample.values()],
+            "outfiles": [str(path) for path in paths],
+            "shapes": [list(array.shape) for array in arrays],
+            "dtypes": [str(array.dtype) for array in arrays],
+        }
+    summary = folder / SUMMARY
+    write_file(summary, json.dumps({"filemap": entries}, indent=2).encode(), overwrite=True)
+    return summary
+
+
+def _read(path: Path, shape: tuple[int, ...], dtype: np.dtype[Any]) -> NDArray[Any]:
+    """Return one sample without its first axis."""
+    data = read_bytes(path, limit=_MAX_BYTES)
+    if path.suffix == ".npy":
+        try:
+            array = np.load(io.BytesIO(data), allow_pickle=False)
+        except ValueError as error:
+            raise _unfit(path, f"it is no array ({error})") from error
+        if array.dtype != dtype:
+            raise _unfit(path, f"it holds {array.dtype}, and the graph takes {dtype}")
+    else:
+        if len(data) % dtype.itemsize:
+            raise _unfit(path, f"it has {len(data)} bytes, no whole number of {dtype}")
+        array = np.frombuffer(data, dtype)
+    if array.size != int(np.prod(shape)):
+        raise _unfit(path, f"it holds {array.size} numbers, and a sample has {int(np.prod(shape))}, {shape}")
+    return np.ascontiguousarray(array.reshape(shape))
+
+
+def _npy(array: NDArray[Any]) -> bytes:
+    stream = io.BytesIO()
+    np.save(stream, array)
+    return stream.getvalue()
+
+
+def _txt(array: NDArray[Any]) -> bytes:
+    return "".join(f"{value}\n" for value in array.ravel().tolist()).encode()
+
+
+_WRITERS: dict[ArrayFormat, Callable[[NDArray[Any]], bytes]] = {
+    "npy": _npy,
+    "bin": lambda array: array.tobytes(),
+    "txt": _txt,
+}
+
+
+def _unfit(path: Path, problem: str) -> InputError:
+    return InputError(f"{path} does not fit the graph: {problem}", code="bad_sample")

@@ -1,0 +1,112 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a measured number has to stand beside: the machine it was measured on.
+
+Reads what the system says and runs nothing, so that it costs no time and no memory in a process that is measured.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from segship.backends import usable_cores
+
+_CPUINFO = Path("/proc/cpuinfo")
+_INTERESTING_FEATURES = (
+    "avx2",
+    "fma",
+    "avx512f",
+    "avx512_vnni",
+    "avx_vnni",
+    "avx512_bf16",
+    "amx_bf16",
+    "amx_int8",
+    "asimddp",
+    "i8mm",
+    "bf16",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Machine:
+    """A machine as far as speed depends on it.
+
+    Attributes
+    ----------
+    cpu
+        Name of the processor. In virtual machines it is often a brand alone, so family and model stand beside it.
+    cpu_family, cpu_model
+        Numbers of the x86 design, such as 25 and 17; None elsewhere.
+    features
+        Instruction sets that fast arithmetic may use.
+    usable_cores
+        Cores that this process may use.
+    memory_bytes
+        Memory of the whole machine; None where the system does not say.
+    platform
+        System and kind of processor, such as ``Linux x86_64``.
+    """
+
+    cpu: str
+    cpu_family: int | None
+    cpu_model: int | None
+    features: tuple[str, ...]
+    usable_cores: int
+    memory_bytes: int | None
+    platform: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return plain values that JSON can carry."""
+        return {**asdict(self), "features": list(self.features)}
+
+    def __str__(self) -> str:
+        design = "" if self.cpu_family is None else f" (family {self.cpu_family}, model {self.cpu_model})"
+        memory = "" if self.memory_bytes is None else f", {self.memory_bytes / 2**30:.0f} GiB"
+        features = f", {' '.join(self.features)}" if self.features else ""
+        return f"{self.cpu}{design}, {self.usable_cores} cores{memory}{features}, {self.platform}"
+
+
+def describe_machine() -> Machine:
+    """Return this machine.
+
+    Examples
+    --------
+    >>> describe_machine().usable_cores >= 1
+    True
+    """
+    flags = (cpu_field("flags") or cpu_field("features") or "").split()
+    return Machine(
+        cpu=cpu_field("model name") or platform.processor() or platform.machine(),
+        cpu_family=_number(cpu_field("cpu family")),
+        cpu_model=_number(cpu_field("model")),
+        features=tuple(name for name in _INTERESTING_FEATURES if name in flags),
+        usable_cores=usable_cores(),
+        memory_bytes=_memory_bytes(),
+        platform=f"{platform.system()} {platform.machine()}",
+    )
+
+
+def cpu_field(name: str) -> str | None:
+    """Return a field of the first processor in Linux' own list; None where there is no such list or field."""
+    try:
+        text = _CPUINFO.read_text(encoding="utf-8", errors="replace")
+    except OSError:
+        return None
+    found = re.search(rf"^{name}\s*:\s*(.+)$", text, re.MULTILINE | re.IGNORECASE)
+    return found[1].strip() if found else None
+
+
+def _number(text: str | None) -> int | None:
+    return int(text) if text is not None and text.isascii() and text.isdigit() else None
+
+
+def _memory_bytes() -> int | None:
+    try:
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    # Windows has no sysconf, and some systems not these names.
+    except (AttributeError, ValueError, OSError):
+        return None
