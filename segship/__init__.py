@@ -32,7 +32,7 @@ from segship.predictor import Predictor
 from segship.prompts import PromptLimits, Prompts
 from segship.records import MaskRecord
 
-__version__ = "0.2.0"
+__version__ = "0.3.0"
 
 __all__ = [
     "AmgOptions",

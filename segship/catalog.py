@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from segship.bundle import Bundle
 
 EMBEDDED_MODELS = ("tiny",)
-DEFAULT_BACKEND = "onnxruntime"
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,6 +52,8 @@ def load(
     threads: int | None = None,
     device: str = "cpu",
     precision: str = "fp32",
+    streams: int = 1,
+    compile: bool = False,
 ) -> Predictor:
     """Make a predictor.
 
@@ -62,13 +63,19 @@ def load(
         ``tiny``, the model inside the package; the path of a bundle; the path of a checkpoint (backend ``torch``); or
         a known name such as ``vit_b``, whose bundle lies in the cache folder.
     backend
-        ``onnxruntime`` runs bundles, ``torch`` runs checkpoints; ``auto`` takes the one that fits ``model``.
+        ``onnxruntime`` and ``openvino`` run bundles, ``torch`` runs checkpoints. ``auto`` takes the fastest that the
+        bundle's manifest has found right (`segship.backend_choice`), ONNX Runtime where nothing was measured.
     threads
         Threads of the runtime; all usable cores when left out.
     device
         ``cpu`` or ``cuda``; a device that is not there is an error, never a silent fall back.
     precision
-        ``fp32``; ``bf16`` with the backend ``torch``.
+        ``fp32``; ``bf16`` and ``fp16`` with ``openvino`` where the chip has them; ``bf16`` with ``torch``. ``auto``
+        takes another than ``fp32`` only where it was measured on this processor, is faster and passed its bar.
+    streams
+        Calls that are worked on side by side, for programs with several callers; ``openvino`` alone has more than one.
+    compile
+        With ``torch`` on CUDA, compile the modules and run the decoder as CUDA graphs.
 
     Raises
     ------
@@ -81,16 +88,14 @@ def load(
     --------
     >>> import segship
     >>> predictor = segship.load("tiny", threads=1)
-    >>> predictor.backend
-    'onnxruntime'
+    >>> predictor.precision
+    'fp32'
     """
     from segship.backends.session import SessionOptions
 
-    options = SessionOptions(threads=threads, device=device, precision=precision)
+    options = SessionOptions(threads=threads, device=device, precision=precision, streams=streams, compile=compile)
     path = find_model(model)
-    if path.is_dir():
-        return _load_bundle(path, DEFAULT_BACKEND if backend == "auto" else backend, options)
-    return _load_checkpoint(path, "torch" if backend == "auto" else backend, options)
+    return _load_bundle(path, backend, options) if path.is_dir() else _load_checkpoint(path, backend, options)
 
 
 def find_model(model: str | Path) -> Path:
@@ -156,26 +161,33 @@ def _folder_bytes(folder: Path) -> int:
 
 
 def _load_bundle(path: Path, backend: str, options: SessionOptions) -> Predictor:
-    from segship.backends import load_backend
+    from segship.backend_choice import choose_backend
+    from segship.backends.opening import open_sessions
     from segship.bundle import Bundle
 
     # Opening checks the manifest and the list of files; each graph's bytes are checked as it is loaded.
     bundle = Bundle.open(path)
-    if backend == "torch":
+    manifest = bundle.manifest
+    if manifest.precision != "fp32" and options.precision not in (manifest.precision, "auto"):
         raise BackendUnavailable(
-            f"{path} is a bundle and the torch backend runs checkpoints; give the checkpoint's path, "
-            f"or use --backend {DEFAULT_BACKEND}"
+            f"precision {options.precision!r} was asked for and the bundle {path} holds {manifest.precision}",
+            code="precision_unavailable",
         )
-    if options.precision != bundle.manifest.precision:
-        raise BackendUnavailable(
-            f"precision {options.precision!r} was asked for and the bundle {path} holds {bundle.manifest.precision}"
-        )
-    runtime = load_backend(backend)
-    sessions = [
-        runtime.Session(bundle.verified_graph(name), bundle.manifest.graph_spec(name), options)
-        for name in ("image_encoder", "mask_decoder")
-    ]
-    return Predictor(bundle.manifest, *sessions, encoder_sha256=encoder_digest(bundle), backend=backend)
+    choice = choose_backend(
+        manifest.backends,
+        backend=backend,
+        precision=options.precision,
+        device=options.device,
+        streams=options.streams,
+    )
+    return Predictor(
+        manifest,
+        open_sessions(bundle, choice.backend, replace(options, precision=choice.precision)),
+        encoder_sha256=encoder_digest(bundle),
+        backend=choice.backend,
+        precision=choice.precision,
+        backend_reason=choice.reason,
+    )
 
 
 def encoder_digest(bundle: Bundle) -> str:
@@ -185,21 +197,31 @@ def encoder_digest(bundle: Bundle) -> str:
 
 
 def _load_checkpoint(path: Path, backend: str, options: SessionOptions) -> Predictor:
+    from segship.backends import load_backend
+
     if path.suffix not in CHECKPOINT_SUFFIXES:
         raise BundleError(
             f"{path} is a file; a model is a bundle folder or a checkpoint ({', '.join(CHECKPOINT_SUFFIXES)})",
             code="unknown_model",
         )
-    if backend != "torch":
+    if backend not in ("auto", "torch"):
         raise BackendUnavailable(
             f"{path} is a checkpoint and the backend {backend!r} runs bundles; export it first "
-            f"(`segship export {path} -o BUNDLE`), or use --backend torch"
+            f"(`segship export {path} -o BUNDLE`), or use --backend torch",
+            code="not_a_bundle",
         )
-    from segship.backends import load_backend
-
+    reason = "it was asked for" if backend == "torch" else "checkpoints run in torch alone"
+    if options.precision == "auto":
+        # A checkpoint has no manifest that could have measured another one.
+        options = replace(options, precision="fp32")
     load_backend("torch")
     # By name, so that the use road has no import of the ship road.
     opened = import_module("segship.backends.torch").open_checkpoint(path, options)
     return Predictor(
-        opened.manifest, opened.encoder, opened.decoder, encoder_sha256=opened.encoder_sha256, backend="torch"
+        opened.manifest,
+        opened.sessions,
+        encoder_sha256=opened.encoder_sha256,
+        backend="torch",
+        precision=options.precision,
+        backend_reason=reason,
     )

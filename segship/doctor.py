@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import os
 import platform
-import re
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import import_module, metadata
@@ -20,8 +19,9 @@ from types import ModuleType
 from typing import Any
 
 import segship
-from segship.backends import BACKENDS, EXTRAS, load_backend, usable_cores
+from segship.backends import BACKENDS, EXTRAS, load_backend
 from segship.errors import SegshipError
+from segship.machine import describe_machine
 from segship.spec import GraphSpec, TensorSpec
 
 CORE_PACKAGES = {
@@ -36,18 +36,6 @@ CORE_PACKAGES = {
 """What `pip install segship` brings: package -> the module that is imported."""
 
 EMBEDDED_BUNDLE = Path(__file__).parent / "bundles" / "tiny"
-_INTERESTING_FEATURES = (
-    "avx2",
-    "fma",
-    "avx512f",
-    "avx512_vnni",
-    "avx_vnni",
-    "avx512_bf16",
-    "amx_int8",
-    "asimddp",
-    "i8mm",
-)
-
 # y = Identity(x), one float32, opset 17: the smallest graph that shows that a device runs.
 _PROBE_GRAPH = bytes.fromhex(
     "080812003a3b0a100a017812017922084964656e74697479120570726f6265"
@@ -102,6 +90,26 @@ class FolderStatus:
 
 
 @dataclass(frozen=True, slots=True)
+class AutomaticChoice:
+    """What ``--backend auto`` takes for the bundle inside the package, and why.
+
+    Attributes
+    ----------
+    asked
+        The precision that is asked for: ``fp32``, which is the default, or ``auto``.
+    backend, precision
+        What runs then.
+    reason
+        In words.
+    """
+
+    asked: str
+    backend: str
+    precision: str
+    reason: str
+
+
+@dataclass(frozen=True, slots=True)
 class DoctorReport:
     """What `examine` found."""
 
@@ -115,6 +123,7 @@ class DoctorReport:
     backends: tuple[BackendStatus, ...]
     cache: FolderStatus
     embedded_bundle: FolderStatus
+    automatic: tuple[AutomaticChoice, ...]
 
     @property
     def healthy(self) -> bool:
@@ -130,33 +139,20 @@ class DoctorReport:
 
 def examine() -> DoctorReport:
     """Try everything that segship stands on and return what was found; never raises for a broken package."""
+    machine = describe_machine()
     return DoctorReport(
         segship=segship.__version__,
         python=platform.python_version(),
         platform=platform.platform(),
-        cpu=_cpu_field("model name") or platform.processor() or platform.machine(),
-        cpu_features=_cpu_features(),
-        usable_cores=usable_cores(),
+        cpu=machine.cpu,
+        cpu_features=machine.features,
+        usable_cores=machine.usable_cores,
         packages=tuple(_package(name, module) for name, module in CORE_PACKAGES.items()),
         backends=tuple(_backend(name) for name in BACKENDS),
         cache=_cache(),
         embedded_bundle=_embedded_bundle(),
+        automatic=_automatic(),
     )
-
-
-def _cpu_field(name: str) -> str | None:
-    # Only Linux has this file; elsewhere the platform module has to do.
-    try:
-        text = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:
-        return None
-    found = re.search(rf"^{name}\s*:\s*(.+)$", text, re.MULTILINE | re.IGNORECASE)
-    return found[1].strip() if found else None
-
-
-def _cpu_features() -> tuple[str, ...]:
-    flags = (_cpu_field("flags") or _cpu_field("features") or "").split()
-    return tuple(name for name in _INTERESTING_FEATURES if name in flags)
 
 
 def _version(name: str) -> str | None:
@@ -236,6 +232,16 @@ def _probe_onnxruntime(module: ModuleType) -> BackendStatus:
     )
 
 
+def _probe_openvino(module: ModuleType) -> BackendStatus:
+    import numpy as np
+
+    from segship.backends.session import SessionOptions
+
+    with module.Session(_PROBE_GRAPH, _PROBE_SPEC, SessionOptions(threads=1)) as session:
+        session.run({"x": np.zeros(1, np.float32)})
+    return BackendStatus("openvino", True, module.version(), ("cpu",), precisions=module.precisions_here())
+
+
 def _probe_torch(module: ModuleType) -> BackendStatus:
     torch = import_module("torch")
     devices, problem = ["cpu"], None
@@ -252,6 +258,7 @@ def _probe_torch(module: ModuleType) -> BackendStatus:
 
 _PROBES: dict[str, Callable[[ModuleType], BackendStatus]] = {
     "onnxruntime": _probe_onnxruntime,
+    "openvino": _probe_openvino,
     "torch": _probe_torch,
 }
 
@@ -281,3 +288,18 @@ def _embedded_bundle() -> FolderStatus:
     except Exception as error:
         return FolderStatus(str(EMBEDDED_BUNDLE), _reason(error), reinstall)
     return FolderStatus(str(EMBEDDED_BUNDLE))
+
+
+def _automatic() -> tuple[AutomaticChoice, ...]:
+    try:
+        from segship.backend_choice import choose_backend
+        from segship.bundle import Bundle
+
+        checks = Bundle.open(EMBEDDED_BUNDLE).manifest.backends
+        choices = {asked: choose_backend(checks, precision=asked) for asked in ("fp32", "auto")}
+    # Whatever is broken is told where it belongs: with the bundle or the packages.
+    except Exception:
+        return ()
+    return tuple(
+        AutomaticChoice(asked, choice.backend, choice.precision, choice.reason) for asked, choice in choices.items()
+    )

@@ -21,7 +21,6 @@ import numpy.typing as npt
 from numpy.typing import NDArray
 
 from segship.errors import InputError
-from segship.masks.boxes import masks_to_boxes
 from segship.masks.rle import Runs, mask_to_runs
 from segship.masks.runs import paint_order, runs_to_crop
 from segship.spec import LABEL_FOREGROUND
@@ -68,7 +67,7 @@ _LARGEST_COORDINATE = 1e6
 
 def draw_overlay(
     image: Pixels,
-    masks: NDArray[np.bool_],
+    masks: NDArray[np.bool_] | Sequence[Runs],
     *,
     objects: Sequence[ObjectPrompt] = (),
     points: npt.ArrayLike | None = None,
@@ -83,7 +82,8 @@ def draw_overlay(
     image
         (H, W, 3) uint8 RGB; stays as it is.
     masks
-        (objects, H, W) or (H, W) bool, one mask an object; each object has its own colour, see `PALETTE`.
+        (objects, H, W) or (H, W) bool, or run lengths of each mask (`segship.masks.rle`), one mask an object; each
+        object has its own colour, see `PALETTE`.
     objects
         Prompts whose points and boxes are drawn.
     points, labels
@@ -104,11 +104,17 @@ def draw_overlay(
     InputError
         ``bad_overlay``: an array has another shape or type.
     """
-    masks = _check_masks(image, masks)
+    size = (image.shape[0], image.shape[1])
+    crops = [runs_to_crop(runs, size) for runs in _gather_runs(image, masks)]
     all_points, all_labels = _gather_points(objects, points, labels)
     canvas = np.array(image, order="C")
-    for index, mask in enumerate(masks):
-        _blend_mask(canvas, mask, PALETTE[index % len(PALETTE)], contour)
+    for index, (crop, corner_xy) in enumerate(crops):
+        if crop.size:
+            inside = crop.view(np.uint8)
+            # Only the part of the image around the mask is touched.
+            _blend_crop(canvas, inside, corner_xy, _blending_table(PALETTE[index % len(PALETTE)], MASK_OPACITY))
+            if contour:
+                _draw_border(canvas, inside, corner_xy, WHITE)
     for box in _gather_boxes(objects, boxes):
         _draw_box(canvas, box)
     for point, label in zip(all_points, all_labels, strict=True):
@@ -239,17 +245,6 @@ def _read_rows(given: npt.ArrayLike, columns: int, name: str) -> NDArray[np.floa
     if not (np.abs(array) < _LARGEST_COORDINATE).all():
         raise _bad(f"{name} holds a number that is not finite or far outside", "pixels inside the image")
     return array.reshape(-1, columns).astype(np.float64)
-
-
-def _blend_mask(canvas: Pixels, mask: NDArray[np.bool_], color: Color, contour: bool) -> None:
-    x0, y0, x1, y1 = masks_to_boxes(mask)
-    if x0 == x1:
-        return
-    # Only the part of the image around the mask is touched.
-    inside = np.ascontiguousarray(mask[y0:y1, x0:x1]).view(np.uint8)
-    _blend_crop(canvas, inside, (int(x0), int(y0)), _blending_table(color, MASK_OPACITY))
-    if contour:
-        _draw_border(canvas, inside, (int(x0), int(y0)), WHITE)
 
 
 def _blend_crop(canvas: Pixels, inside: Pixels, corner_xy: tuple[int, int], table: Pixels) -> None:

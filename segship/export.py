@@ -19,7 +19,7 @@ from torch import nn
 from segship.backends.onnxruntime import Session
 from segship.backends.session import SessionOptions
 from segship.bundle import Bundle, write_bundle
-from segship.bundle.manifest import Comparison, ComparisonBar, ComparisonStep
+from segship.bundle.measured import Comparison, ComparisonBar, ComparisonStep
 from segship.errors import ExportError, OutputError
 from segship.graph.halve import halve_exact_weights
 from segship.graph.lower import LOWEST_OPSET, lower_opset
@@ -28,7 +28,10 @@ from segship.graph.simplify import simplify_graph
 from segship.graph.trace import LOWEST_TRACED_OPSET, trace_graph
 from segship.loading import SAM_PROMPT_RULES, describe_model, load_model
 from segship.models.sam import ImageEncoderGraph, MaskDecoderGraph
-from segship.spec import GraphSpec, image_encoder_spec, mask_decoder_spec
+from segship.models.shared_decoder import ImageSideGraph, SharedDecoderGraph
+from segship.models.variants import apply_variant, find_variant
+from segship.spec import GraphSpec, image_encoder_spec, image_side_spec, mask_decoder_spec, shared_decoder_spec
+from segship.tune import tune_bundle
 from segship.verify import compare_sam, require_passed, run_reference
 
 HIGHEST_OPSET = 24
@@ -56,6 +59,8 @@ class ExportOptions:
         For the other contracts: one mask an object, chosen by the reference's rule.
     image_size
         Another model frame than the checkpoint's; position tables are resized and the change is recorded.
+    target
+        The engine that the graphs shall suit best: one of `segship.models.variants.VARIANTS`; they run in all.
     licence
         Licence of the weights for the manifest, where they are not a published file whose licence is known.
     clean_masks
@@ -63,6 +68,8 @@ class ExportOptions:
         off for all but tiny.
     force
         Replace a bundle that is already there.
+    measure
+        Measure the bundle in every installed backend and write into its manifest what came out.
     bar
         How far a graph may differ from its model.
     largest_inline_bytes
@@ -74,9 +81,11 @@ class ExportOptions:
     simplify: bool = True
     single_mask: bool = False
     image_size: int | None = None
+    target: str = "onnxruntime"
     licence: str | None = None
     clean_masks: bool | None = None
     force: bool = False
+    measure: bool = True
     bar: ComparisonBar = field(default_factory=ComparisonBar)
     largest_inline_bytes: int = LARGEST_INLINE_BYTES
 
@@ -118,24 +127,24 @@ def export_bundle(
     refuse_taken(output, force=options.force)
     model = load_model(checkpoint_path, image_size=options.image_size)
     geometry = model.config.geometry
+    # The reference computes as the published code does; only the graphs follow the target's variant.
+    reference = run_reference(model.sam, SAM_PROMPT_RULES)
+    variant = find_variant(options.target)
+    apply_variant(model.sam, variant)
     parts: dict[str, tuple[nn.Module, GraphSpec]] = {
         "image_encoder": (ImageEncoderGraph(model.sam), image_encoder_spec(geometry)),
         "mask_decoder": (MaskDecoderGraph(model.sam), mask_decoder_spec(geometry)),
+        "image_side": (ImageSideGraph(model.sam), image_side_spec(geometry)),
+        "shared_decoder": (SharedDecoderGraph(model.sam), shared_decoder_spec(geometry)),
     }
-    reference = run_reference(model.sam, SAM_PROMPT_RULES)
     rows: list[ComparisonStep] = []
     with tempfile.TemporaryDirectory(prefix="segship-export-") as folder:
         for step, change in graph_steps(options, half_weights=model.half_weights):
             for name, (module, spec) in parts.items():
                 path = Path(folder) / f"{name}.onnx"
                 save_graph(change(module, spec, path), path, largest_inline_bytes=options.largest_inline_bytes)
-            compared = compare_sam(
-                step,
-                reference,
-                open_session(Path(folder) / "image_encoder.onnx", parts["image_encoder"][1]),
-                open_session(Path(folder) / "mask_decoder.onnx", parts["mask_decoder"][1]),
-                options.bar,
-            )
+            sessions = {name: open_session(Path(folder) / f"{name}.onnx", spec) for name, (_, spec) in parts.items()}
+            compared = compare_sam(step, reference, sessions, options.bar)
             rows.extend(compared)
             if report is not None:
                 report(step, compared)
@@ -148,7 +157,8 @@ def export_bundle(
             clean_masks=options.clean_masks,
         )
         graphs = {name: Path(folder) / f"{name}.onnx" for name in parts}
-        return write_bundle(output, manifest, graphs, force=options.force)
+        bundle = write_bundle(output, manifest, graphs, variants={"image_encoder": variant.name}, force=options.force)
+    return tune_bundle(bundle.path) if options.measure else bundle
 
 
 GraphChange = Callable[[nn.Module, GraphSpec, Path], onnx.ModelProto]

@@ -19,6 +19,7 @@ import numpy as np
 import onnx
 from torch import nn
 
+from segship.agreement import mask_step, require_passed, tensor_step
 from segship.bundle.manifest import ComparisonStep
 from segship.comparison_cases import comparison_images
 from segship.export import ExportOptions, Report, check_options, graph_steps, open_session, refuse_taken
@@ -38,7 +39,7 @@ from segship.masks.scores import mask_iou
 from segship.models.sam import ImageEncoderGraph
 from segship.spec import LABEL_EMPTY, GraphSpec
 from segship.transforms import Preprocessing, prepare_image, resize_image, resized_size, upscale_mask
-from segship.verify import Arrays, Runner, decoder_inputs, mask_step, require_passed, tensor_step, torch_runner
+from segship.verify import Arrays, Runner, decoder_inputs, torch_runner
 
 EXPORT_FILE = "export.json"
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segship.errors import PromptError
+from segship.masks.held import GivenMasks, HeldMasks
+from segship.masks.rle import Rle, Runs, compress_runs
 from segship.prompts import ObjectPrompt
 
 MaskChoice = bool | Literal["best", "auto"]
@@ -40,6 +42,10 @@ class ImageEmbedding:
         Digest of the encoder that made it; only the decoder of the same bundle accepts it.
     notes
         What was noticed while reading the image, such as ``animated_first_frame``.
+    image_side
+        What all prompts of the image share, by the names of the graph ``image_side`` (`segship.spec`): 27 MiB with SAM,
+        seven times the embedding itself. None if the bundle has no such graph, or to save that memory: then it is
+        made anew in every call, ``dataclasses.replace(embedding, image_side=None)``.
     """
 
     image_embeddings: NDArray[np.float32]
@@ -47,16 +53,19 @@ class ImageEmbedding:
     input_size: tuple[int, int]
     encoder_sha256: str
     notes: tuple[str, ...] = ()
+    image_side: Mapping[str, NDArray[np.float32]] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class MaskPrediction:
     """Masks for some objects of one image.
 
+    Pixels and run lengths are made when they are asked for; threads may share a prediction.
+
     Attributes
     ----------
-    masks
-        (objects, masks, H, W) bool in the image frame; float32 logits when they were asked for.
+    held
+        The masks themselves, as `segship.masks.held` keeps them.
     iou_predictions
         (objects, masks) float32, the model's own estimate of each mask's IoU.
     low_res_masks
@@ -69,7 +78,7 @@ class MaskPrediction:
         What was noticed, such as ``box_clipped`` or ``no_positive_prompt``.
     """
 
-    masks: NDArray[np.bool_] | NDArray[np.float32]
+    held: HeldMasks | GivenMasks
     iou_predictions: NDArray[np.float32]
     low_res_masks: NDArray[np.float32]
     original_size: tuple[int, int]
@@ -77,10 +86,51 @@ class MaskPrediction:
     notes: tuple[str, ...] = ()
 
     @property
+    def masks(self) -> NDArray[np.bool_] | NDArray[np.float32]:
+        """(objects, masks, H, W) bool in the image frame; float32 logits when they were asked for.
+
+        Made at the first call and kept. A mask or two cost less through `mask`, run lengths through `mask_runs`.
+        """
+        return self.held.pixels
+
+    @property
+    def areas(self) -> NDArray[np.int64]:
+        """(objects, masks) int64, the set pixels of each mask."""
+        areas = np.zeros(self.held.shape, np.int64)
+        for entry, index in np.ndindex(self.held.shape):
+            areas[entry, index] = self.held.area(entry, index)
+        return areas
+
+    @property
+    def boxes(self) -> NDArray[np.int64]:
+        """(objects, masks, 4) int64, the box around each mask: x0 y0 x1 y1 half-open; zeros without a pixel."""
+        boxes = np.zeros((*self.held.shape, 4), np.int64)
+        for entry, index in np.ndindex(self.held.shape):
+            boxes[entry, index] = self.held.box(entry, index)
+        return boxes
+
+    @property
+    def rles(self) -> list[list[Rle]]:
+        """Of each object a list, of each mask COCO's compressed run lengths."""
+        objects, masks = self.held.shape
+        return [[self.mask_rle(entry, index) for index in range(masks)] for entry in range(objects)]
+
+    def mask(self, entry: int, index: int) -> NDArray[np.bool_]:
+        """Return mask ``index`` of object ``entry``: (H, W) bool, also if logits were asked for."""
+        return self.held.mask(entry, index)
+
+    def mask_runs(self, entry: int, index: int) -> Runs:
+        """Return the run lengths (n,) int64 of one mask; see `segship.masks.rle.mask_to_runs`."""
+        return self.held.runs(entry, index)
+
+    def mask_rle(self, entry: int, index: int) -> Rle:
+        """Return one mask as COCO's compressed run lengths."""
+        return Rle(size=list(self.original_size), counts=compress_runs(self.mask_runs(entry, index)))
+
+    @property
     def empty(self) -> NDArray[np.bool_]:
         """(objects, masks) bool, True where a mask has no pixel."""
-        # Bool masks and logits alike: a pixel is set where it is above 0.
-        return np.asarray(~(self.masks > 0).any(axis=(2, 3)), np.bool_)
+        return np.asarray(self.areas == 0, np.bool_)
 
 
 def choose_masks(
@@ -116,7 +166,7 @@ def best_masks(prediction: MaskPrediction) -> MaskPrediction:
     rows = np.arange(len(best))
     return replace(
         prediction,
-        masks=prediction.masks[rows, best][:, None],
+        held=prediction.held.take(best),
         iou_predictions=prediction.iou_predictions[rows, best][:, None],
         low_res_masks=prediction.low_res_masks[rows, best][:, None],
     )

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Masks from prompts: `load` a model, `Predictor.encode` an image once, `Predictor.decode` prompts as often as wanted.
 
-The end of the use road for one image. A predictor holds two sessions and no image, so threads may share it: what
+The end of the use road for one image. A predictor holds sessions and no image, so threads may share it: what
 belongs to an image travels in the `ImageEmbedding` that `encode` returns.
 """
 
@@ -14,12 +14,15 @@ import numpy as np
 import numpy.typing as npt
 from numpy.typing import NDArray
 
+from segship.decoding import decode_arrays, objects_per_call
 from segship.errors import BackendUnavailable, PromptError
 from segship.images import ImageLimits, ImageSource, read_image
-from segship.masks.cleanup import MaskCleanUp, clean_low_res, clear_outside_box
+from segship.masks.cleanup import MaskCleanUp, box_window, clean_low_res, clear_outside_box
+from segship.masks.held import GivenMasks, HeldMasks
+from segship.masks.upscaling import Cells, Upscaler, crop_cells, upscaler
 from segship.prediction import ImageEmbedding, MaskChoice, MaskPrediction, choose_masks
 from segship.prompts import ObjectPrompt, PromptLimits, PromptRules, Prompts, encode_prompts, resolve_prompts
-from segship.transforms import Preprocessing, prepare_image, resized_size, to_model_frame, upscale_mask
+from segship.transforms import Preprocessing, prepare_image, resized_size, to_model_frame
 
 if TYPE_CHECKING:
     from segship.backends.session import Session
@@ -35,21 +38,34 @@ class Predictor:
     ----------
     manifest
         What the model is: sizes, preprocessing, prompt rules.
-    encoder, decoder
-        Sessions with the contracts of `segship.spec`.
+    sessions
+        Graph -> session with its contract of `segship.spec`: ``image_encoder`` and ``mask_decoder``, and ``image_side``
+        with ``shared_decoder`` where the bundle has them.
     encoder_sha256
         Digest that ties embeddings to this encoder.
     backend
-        Name of the backend that runs both.
+        Name of the backend that runs them.
+    precision
+        Precision that its arithmetic was asked for.
+    backend_reason
+        Why this backend was chosen, in words; empty if the caller named it.
     """
 
     def __init__(
-        self, manifest: Manifest, encoder: Session, decoder: Session, *, encoder_sha256: str, backend: str
+        self,
+        manifest: Manifest,
+        sessions: Mapping[str, Session],
+        *,
+        encoder_sha256: str,
+        backend: str,
+        precision: str = "fp32",
+        backend_reason: str = "",
     ) -> None:
         self.manifest = manifest
         self.backend = backend
-        self._encoder = encoder
-        self._decoder = decoder
+        self.precision = precision
+        self.backend_reason = backend_reason
+        self._sessions = dict(sessions)
         self._encoder_sha256 = encoder_sha256
 
     @property
@@ -71,7 +87,17 @@ class Predictor:
     @property
     def description(self) -> str:
         """What really runs the model: runtime, version, device, threads."""
-        return self._encoder.description
+        return self._sessions["image_encoder"].description
+
+    @property
+    def objects_per_call(self) -> int:
+        """How many objects the decoder takes at once; more of them are decoded in several calls."""
+        return objects_per_call(self.manifest.geometry, on_gpu="cuda" in self.description.lower())
+
+    @property
+    def holds_image_side(self) -> bool:
+        """Whether embeddings hold what all prompts of an image share, so that a click does not pay for it."""
+        return "image_side" in self._sessions
 
     def encode(self, image: ImageSource, *, limits: ImageLimits | None = None) -> ImageEmbedding:
         """Encode one image.
@@ -99,16 +125,18 @@ class Predictor:
         (400, 600)
         """
         loaded = read_image(image, limits=limits or ImageLimits())
-        height, width = loaded.pixels.shape[:2]
-        tensor = prepare_image(loaded.pixels, self._preprocessing)
-        outputs = self._encoder.run({"image": tensor})
+        height, width = loaded.size_hw
+        tensor = prepare_image(loaded.picture, self._preprocessing)
+        outputs = self._sessions["image_encoder"].run({"image": tensor})
         _require_finite(outputs, "image_embeddings", self.description)
+        side = self._sessions.get("image_side")
         return ImageEmbedding(
             image_embeddings=outputs["image_embeddings"],
             original_size=(height, width),
             input_size=resized_size((height, width), self.image_size),
             encoder_sha256=self._encoder_sha256,
             notes=loaded.notes,
+            image_side=None if side is None else side.run({"image_embeddings": outputs["image_embeddings"]}),
         )
 
     def decode(
@@ -122,7 +150,10 @@ class Predictor:
         outside: Literal["error", "clip"] = "error",
         limits: PromptLimits | None = None,
     ) -> MaskPrediction:
-        """Predict masks for any number of objects of one encoded image, in one call of the decoder.
+        """Predict masks for any number of objects of one encoded image.
+
+        Objects with a mask input and without, with few points and with many may stand beside each other; the decoder
+        gets `objects_per_call` of them at once.
 
         Parameters
         ----------
@@ -161,7 +192,7 @@ class Predictor:
         all_ious, all_low_res = self._run_decoder(embedding, resolved.objects)
         ious, low_res = choose_masks(all_ious, all_low_res, resolved.objects, multimask_output)
         return MaskPrediction(
-            masks=self._upscale_all(low_res, embedding, resolved.objects, return_logits, clean_up),
+            held=self._hold(low_res, embedding, resolved.objects, return_logits, clean_up),
             iou_predictions=ious,
             low_res_masks=low_res,
             original_size=embedding.original_size,
@@ -230,17 +261,12 @@ class Predictor:
 
     def upscale(self, low_res: NDArray[np.float32], embedding: ImageEmbedding) -> NDArray[np.float32]:
         """Return the (H, W) float32 logits, in the image frame, of one low-resolution mask (4h, 4w)."""
-        return upscale_mask(
-            low_res,
-            image_size=self.image_size,
-            input_size=embedding.input_size,
-            original_size=embedding.original_size,
-        )
+        return self._upscaler(embedding).enlarge(Cells(low_res))
 
     def close(self) -> None:
-        """Release both sessions; the predictor cannot be used afterwards."""
-        self._encoder.close()
-        self._decoder.close()
+        """Release the sessions; the predictor cannot be used afterwards."""
+        for session in self._sessions.values():
+            session.close()
 
     def __enter__(self) -> Self:
         return self
@@ -275,44 +301,55 @@ class Predictor:
             low_res_size=self.manifest.geometry.low_res_size,
             rules=self._prompt_rules,
         )
-        outputs = self._decoder.run({"image_embeddings": embedding.image_embeddings, **inputs})
-        _require_finite(outputs, "iou_predictions", self.description)
-        return outputs["iou_predictions"], outputs["low_res_masks"]
+        ious, low_res = decode_arrays(
+            self._sessions, embedding.image_embeddings, embedding.image_side, inputs, per_call=self.objects_per_call
+        )
+        _require_finite({"iou_predictions": ious}, "iou_predictions", self.description)
+        return ious, low_res
 
-    def _upscale_all(
+    def _upscaler(self, embedding: ImageEmbedding) -> Upscaler:
+        low_res_size = self.manifest.geometry.low_res_size
+        return upscaler(low_res_size, self.image_size, embedding.input_size, embedding.original_size)
+
+    def _hold(
         self,
         low_res: NDArray[np.float32],
         embedding: ImageEmbedding,
         objects: Sequence[ObjectPrompt],
         return_logits: bool,
         clean_up: bool,
-    ) -> NDArray[np.bool_] | NDArray[np.float32]:
-        # One mask at a time: all of them in float at image size is what makes the reference run out of memory.
+    ) -> HeldMasks | GivenMasks:
+        """Clean masks (N, k, h, w) if that is wanted, and keep what their pixels depend on."""
         cleaning = self.mask_clean_up if clean_up else None
-        shape = (*low_res.shape[:2], *embedding.original_size)
-        masks: NDArray[Any] = np.empty(shape, np.float32 if return_logits else np.bool_)
-        for index in np.ndindex(shape[:2]):
-            prompt, logits = objects[index[0]], low_res[index]
-            if cleaning is not None:
-                logits = self._cleaned(logits, prompt, embedding, cleaning)
-            upscaled = self.upscale(logits, embedding)
-            masks[index] = upscaled if return_logits else upscaled > 0.0
-            if cleaning is not None and cleaning.box_margin is not None and prompt.box is not None:
-                clear_outside_box(masks[index], prompt.box, cleaning.box_margin)
-        return masks
+        enlarging = self._upscaler(embedding)
+        masks = [[enlarging.valid(logits) for logits in entry] for entry in low_res]
+        limits = [enlarging.everything] * len(objects)
+        if cleaning is not None:
+            for index, prompt in enumerate(objects):
+                masks[index] = [self._cleaned(cells, prompt, embedding, cleaning) for cells in masks[index]]
+                if cleaning.box_margin is not None and prompt.box is not None:
+                    limits[index] = box_window(prompt.box, cleaning.box_margin, embedding.original_size)
+        if not return_logits:
+            return HeldMasks([[crop_cells(cells) for cells in entry] for entry in masks], enlarging, limits)
+        pixels = np.empty((*low_res.shape[:2], *embedding.original_size), np.float32)
+        for entry, index in np.ndindex(low_res.shape[:2]):
+            pixels[entry, index] = enlarging.enlarge(masks[entry][index])
+            clear_outside_box(pixels[entry, index], limits[entry])
+        return GivenMasks(pixels)
 
-    def _cleaned(
-        self, logits: NDArray[np.float32], prompt: ObjectPrompt, embedding: ImageEmbedding, cleaning: MaskCleanUp
-    ) -> NDArray[np.float32]:
+    def _cleaned(self, cells: Cells, prompt: ObjectPrompt, embedding: ImageEmbedding, cleaning: MaskCleanUp) -> Cells:
         """Clean the part of a low-resolution mask that is not padding."""
-        cell = self.image_size / len(logits)
+        cell = self.image_size / self.manifest.geometry.low_res_size
         height, width = (int(np.ceil(side / cell)) for side in embedding.input_size)
         points = to_model_frame(prompt.points, embedding.original_size, embedding.input_size) / np.float32(cell)
-        whole = logits.copy()
-        whole[:height, :width] = clean_low_res(
-            logits[:height, :width], cleaning, points_xy=points, labels=prompt.labels, has_box=prompt.box is not None
-        )
-        return whole
+        part = cells.logits[:height, :width]
+        cleaned = clean_low_res(part, cleaning, points_xy=points, labels=prompt.labels, has_box=prompt.box is not None)
+        if cleaned is part:
+            return cells
+        # A cell of padding may lie next to the image, and the image depends on it a little.
+        whole = cells.logits.copy()
+        whole[:height, :width] = cleaned
+        return cells._replace(logits=whole)
 
 
 def _require_finite(outputs: Mapping[str, NDArray[Any]], name: str, runs_on: str) -> None:

@@ -14,17 +14,25 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from segship.agreement import describe_step as describe_step
+from segship.agreement import mask_step, tensor_step
+from segship.agreement import require_passed as require_passed
 from segship.backends.session import Session
-from segship.bundle.manifest import ComparisonBar, ComparisonStep
+from segship.bundle.measured import ComparisonBar, ComparisonStep
 from segship.comparison_cases import comparison_images, prompt_mixes
-from segship.errors import ComparisonFailed
+from segship.decoding import decode_arrays
 from segship.masks.scores import mask_iou
 from segship.models.sam import ImageEncoderGraph, MaskDecoderGraph, Sam
+from segship.models.shared_decoder import ImageSideGraph
 from segship.prompts import PromptRules, encode_prompts, resolve_prompts
+from segship.spec import image_side_spec
 from segship.transforms import Preprocessing, prepare_image, resized_size, upscale_mask
 
 Arrays = dict[str, NDArray[Any]]
 Runner = Callable[[Mapping[str, NDArray[Any]]], Arrays]
+TensorPairs = list[tuple[NDArray[Any], NDArray[Any]]]
+Pairs = tuple[TensorPairs, TensorPairs]
+"""Logits and scores, each as (the model's, the graph's)."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -39,12 +47,13 @@ class DecoderCase:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImageCase:
-    """One image, its embedding by the model, and the decoder's cases on it."""
+    """One image, its embedding by the model, what all prompts share of it, and the decoder's cases on it."""
 
     image: NDArray[np.float32]
     original_size: tuple[int, int]
     input_size: tuple[int, int]
     image_embeddings: NDArray[np.float32]
+    image_side: Arrays
     decoder_cases: tuple[DecoderCase, ...]
 
 
@@ -66,15 +75,19 @@ def run_reference(sam: Sam, rules: PromptRules) -> Reference:
         ["image_embeddings", "point_coords", "point_labels", "mask_input", "has_mask_input"],
         ["iou_predictions", "low_res_masks"],
     )
+    share = torch_runner(
+        ImageSideGraph(sam), ["image_embeddings"], [tensor.name for tensor in image_side_spec(config.geometry).outputs]
+    )
     cases = []
     for pixels in comparison_images():
         size_hw = (pixels.shape[0], pixels.shape[1])
         image = prepare_image(pixels, preprocessing)
         embeddings = encode({"image": image})["image_embeddings"]
+        side = share({"image_embeddings": embeddings})
         low_res_size = config.geometry.low_res_size
         inputs = list(decoder_inputs(size_hw, config.image_size, low_res_size, rules))
         decoded = tuple(_decoder_case(decode, embeddings, name, tensors) for name, tensors in inputs)
-        cases.append(ImageCase(image, size_hw, resized_size(size_hw, config.image_size), embeddings, decoded))
+        cases.append(ImageCase(image, size_hw, resized_size(size_hw, config.image_size), embeddings, side, decoded))
     return Reference(config.image_size, tuple(cases))
 
 
@@ -109,86 +122,54 @@ def torch_runner(module: torch.nn.Module, inputs: Sequence[str], outputs: Sequen
 
 
 def compare_sam(
-    step: str, reference: Reference, encoder: Session, decoder: Session, bar: ComparisonBar
+    step: str, reference: Reference, sessions: Mapping[str, Session], bar: ComparisonBar
 ) -> tuple[ComparisonStep, ...]:
-    """Compare two sessions with the model; three rows: embedding, decoder alone, and masks end to end.
+    """Compare the graphs of a bundle with the model: each by itself, and masks end to end.
 
-    The decoder row feeds both sides the model's embedding; the row of masks runs the graphs behind each other and
-    compares what a user sees, at image size.
+    A graph's own rows feed it the model's embedding; the row of masks runs the graphs behind each other, as a predictor
+    does, and compares what a user sees, at image size.
+
+    Parameters
+    ----------
+    sessions
+        Graph -> session; the graphs that a bundle needs, or all.
     """
-    embeddings, logits, scores = [], [], []
+    embeddings: TensorPairs = []
+    sides: TensorPairs = []
+    found: dict[str, Pairs] = {"mask_decoder": ([], []), "shared_decoder": ([], [])}
     ious: list[float] = []
     for case in reference.images:
-        made = encoder.run({"image": case.image})["image_embeddings"]
+        made = sessions["image_encoder"].run({"image": case.image})["image_embeddings"]
         embeddings.append((case.image_embeddings, made))
+        if "image_side" in sessions:
+            side = sessions["image_side"].run({"image_embeddings": case.image_embeddings})
+            sides.extend((case.image_side[name], side[name]) for name in side)
         for decoded in case.decoder_cases:
-            answer = decoder.run({"image_embeddings": case.image_embeddings, **decoded.inputs})
-            logits.append((decoded.low_res_masks, answer["low_res_masks"]))
-            scores.append((decoded.iou_predictions, answer["iou_predictions"]))
-            chained = decoder.run({"image_embeddings": made, **decoded.inputs})["low_res_masks"]
+            answer = sessions["mask_decoder"].run({"image_embeddings": case.image_embeddings, **decoded.inputs})
+            _pair(found["mask_decoder"], decoded, answer)
+            chained = decode_arrays(sessions, made, None, decoded.inputs, per_call=len(decoded.iou_predictions))[1]
             ious.extend(_mask_ious(reference.image_size, case, decoded.low_res_masks, chained))
-    return (
-        tensor_step(step, "image_encoder", "image_embeddings", embeddings, bar),
-        tensor_step(step, "mask_decoder", "low_res_masks", logits, bar),
-        tensor_step(step, "mask_decoder", "iou_predictions", scores, bar),
-        mask_step(step, ious, bar),
-    )
+            rows = np.flatnonzero(decoded.inputs["has_mask_input"] == 0)
+            if "image_side" in sessions and len(rows):
+                prompts = {name: decoded.inputs[name][rows] for name in ("point_coords", "point_labels")}
+                _pair(found["shared_decoder"], decoded, sessions["shared_decoder"].run({**side, **prompts}), rows)
+    steps = [tensor_step(step, "image_encoder", "image_embeddings", embeddings, bar)]
+    if sides:
+        steps.append(tensor_step(step, "image_side", "all tensors", sides, bar))
+    for graph, (logits, scores) in found.items():
+        if logits:
+            steps.append(tensor_step(step, graph, "low_res_masks", logits, bar))
+            steps.append(tensor_step(step, graph, "iou_predictions", scores, bar))
+    return (*steps, mask_step(step, ious, bar))
 
 
-def tensor_step(
-    step: str,
-    graph: str,
-    tensor: str,
-    pairs: Sequence[tuple[NDArray[Any], NDArray[Any]]],
-    bar: ComparisonBar,
-) -> ComparisonStep:
-    """Measure pairs of (reference, candidate) tensors: the worst cosine and the largest difference against the scale.
-
-    The scale of a tensor is the largest magnitude of its reference.
-    """
-    # numpy's min and max pass a NaN on, Python's may drop it; a comparison with NaN is false and so fails the bar.
-    cosine = float(np.min([_cosine(expected, actual) for expected, actual in pairs]))
-    scale = float(np.max([np.abs(expected).max() for expected, _ in pairs]))
-    relative = float(np.max([_relative_difference(expected, actual) for expected, actual in pairs]))
-    passed = bool(cosine >= bar.cosine and relative <= bar.max_abs)
-    return ComparisonStep(
-        step=step, graph=graph, what=tensor, cases=len(pairs), cosine=cosine, max_abs=relative, scale=scale,
-        mask_iou_mean=None, mask_iou_min=None, passed=passed,
-    )  # fmt: skip
-
-
-def mask_step(step: str, ious: Sequence[float], bar: ComparisonBar) -> ComparisonStep:
-    """Hold the IoUs of masks at image size against the bar."""
-    mean, lowest = float(np.mean(ious)), float(np.min(ious))
-    return ComparisonStep(
-        step=step, graph="image_encoder, mask_decoder", what="masks", cases=len(ious), cosine=None, max_abs=None,
-        scale=None, mask_iou_mean=mean, mask_iou_min=lowest,
-        passed=bool(mean >= bar.mask_iou_mean and lowest >= bar.mask_iou_min),
-    )  # fmt: skip
-
-
-def require_passed(steps: Sequence[ComparisonStep]) -> None:
-    """Raise when a row is past the bar.
-
-    Raises
-    ------
-    ComparisonFailed
-        Naming every row that failed with its figures.
-    """
-    failed = [row for row in steps if not row.passed]
-    if failed:
-        rows = "; ".join(describe_step(row) for row in failed)
-        raise ComparisonFailed(
-            f"the graph differs from its model by more than the bar: {rows}. Nothing was written. "
-            "Try another opset or --no-simplify, and report the figures if it stays"
-        )
-
-
-def describe_step(row: ComparisonStep) -> str:
-    """Return one row as a short sentence."""
-    if row.mask_iou_mean is not None:
-        return f"{row.step}, {row.what}: IoU mean {row.mask_iou_mean:.6f}, min {row.mask_iou_min:.6f}"
-    return f"{row.step}, {row.what}: cosine {row.cosine:.9f}, max abs {row.max_abs:.2e} of scale {row.scale:.3g}"
+def _pair(
+    pairs: Pairs, decoded: DecoderCase, answer: Mapping[str, NDArray[Any]], rows: NDArray[np.int64] | None = None
+) -> None:
+    """Add a decoder's answer beside the model's, for all objects of a case or for some."""
+    chosen = slice(None) if rows is None else rows
+    pairs[0].append((decoded.low_res_masks[chosen], answer["low_res_masks"]))
+    pairs[1].append((decoded.iou_predictions[chosen], answer["iou_predictions"]))
 
 
 def _decoder_case(decode: Runner, embeddings: NDArray[np.float32], name: str, inputs: Arrays) -> DecoderCase:
@@ -211,14 +192,3 @@ def _mask_ious(
             for low_res in (expected, actual)
         ]
         yield mask_iou(*masks)
-
-
-def _cosine(expected: NDArray[Any], actual: NDArray[Any]) -> float:
-    a, b = expected.astype(np.float64).ravel(), actual.astype(np.float64).ravel()
-    norm = float(np.linalg.norm(a) * np.linalg.norm(b))
-    return float(a @ b) / norm if norm else float(np.array_equal(a, b))
-
-
-def _relative_difference(expected: NDArray[Any], actual: NDArray[Any]) -> float:
-    scale = float(np.abs(expected).max()) or 1.0
-    return float(np.abs(expected.astype(np.float64) - actual.astype(np.float64)).max()) / scale

@@ -10,6 +10,14 @@ from segship.export import ExportOptions, export_bundle
 from tests.small_models import save_checkpoint
 
 
+@pytest.fixture(scope="session", autouse=True)
+def cache_of_the_tests(tmp_path_factory):
+    """Keep what tests compile and fetch out of the user's own cache folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SEGSHIP_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
 @pytest.fixture(scope="session")
 def small_checkpoint(tmp_path_factory):
     """A checkpoint of the small seeded model."""
@@ -21,7 +29,9 @@ def small_export(small_checkpoint, tmp_path_factory):
     """A bundle exported from it: the bundle, and the rows that were reported on the way."""
     reported = []
     folder = tmp_path_factory.mktemp("export") / "bundle"
-    bundle = export_bundle(small_checkpoint, folder, ExportOptions(), lambda step, rows: reported.append((step, rows)))
+    bundle = export_bundle(
+        small_checkpoint, folder, ExportOptions(measure=False), lambda step, rows: reported.append((step, rows))
+    )
     return bundle, reported
 
 

@@ -7,8 +7,9 @@ import torch
 
 from segship.backends.torch import Session
 from segship.models.sam import ImageEncoderGraph, MaskDecoderGraph, build_sam
+from segship.models.shared_decoder import ImageSideGraph, SharedDecoderGraph
 from segship.predictor import Predictor
-from segship.spec import image_encoder_spec, mask_decoder_spec
+from segship.spec import image_encoder_spec, image_side_spec, mask_decoder_spec, shared_decoder_spec
 from tests.oracle import SMALL_VIT, build_reference, reference, seeded_weights
 from tests.small_bundle import small_manifest
 
@@ -32,9 +33,16 @@ def small_sam_manifest():
 def small_predictor():
     """A predictor over torch sessions, without any file."""
     sam, geometry = small_sam(), SMALL_VIT.geometry
-    encoder = Session(ImageEncoderGraph(sam), image_encoder_spec(geometry))
-    decoder = Session(MaskDecoderGraph(sam), mask_decoder_spec(geometry))
-    return Predictor(small_sam_manifest(), encoder, decoder, encoder_sha256="0" * 64, backend="torch")
+    sessions = {
+        spec.name: Session(module, spec)
+        for module, spec in (
+            (ImageEncoderGraph(sam), image_encoder_spec(geometry)),
+            (MaskDecoderGraph(sam), mask_decoder_spec(geometry)),
+            (ImageSideGraph(sam), image_side_spec(geometry)),
+            (SharedDecoderGraph(sam), shared_decoder_spec(geometry)),
+        )
+    }
+    return Predictor(small_sam_manifest(), sessions, encoder_sha256="0" * 64, backend="torch")
 
 
 def reference_predictor():

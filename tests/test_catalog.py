@@ -3,6 +3,7 @@
 
 import shutil
 
+import numpy as np
 import pytest
 
 import segship
@@ -16,7 +17,7 @@ def own_cache(monkeypatch, tmp_path):
 
 
 def test_embedded_model_loads_by_name():
-    predictor = segship.load("tiny", threads=1)
+    predictor = segship.load("tiny", backend="onnxruntime", threads=1)
     assert (predictor.backend, predictor.manifest.architecture) == ("onnxruntime", "tiny")
     assert "1 threads" in predictor.description
 
@@ -57,13 +58,34 @@ def test_bundle_does_not_run_on_the_torch_backend(small_export):
         segship.load(small_export[0].path, backend="torch")
 
 
-def test_precision_that_the_bundle_does_not_hold_is_refused(small_export):
-    with pytest.raises(BackendUnavailable, match="precision 'bf16' was asked for .* holds fp32"):
-        segship.load(small_export[0].path, precision="bf16")
+def test_precision_that_the_backend_does_not_have_is_refused(small_export):
+    with pytest.raises(BackendUnavailable, match="onnxruntime computes in the precision of the graph"):
+        segship.load(small_export[0].path, backend="onnxruntime", precision="bf16")
+
+
+def test_predictor_says_what_runs_and_why(small_export):
+    predictor = segship.load(small_export[0].path, backend="onnxruntime")
+    assert (predictor.precision, predictor.backend_reason) == ("fp32", "it was asked for")
+
+
+def test_openvino_runs_the_same_bundle(small_export):
+    pytest.importorskip("openvino")
+    path, image = small_export[0].path, segship.demo_photograph()
+    expected = segship.load(path, backend="onnxruntime").predict(image, points=[[365, 290]])
+    with segship.load(path, backend="openvino") as predictor:
+        found = predictor.predict(image, points=[[365, 290]])
+    assert predictor.backend == "openvino"
+    scale = np.abs(expected.low_res_masks).max()
+    assert np.abs(expected.low_res_masks - found.low_res_masks).max() <= 1e-4 * scale
+
+
+def test_checkpoint_in_auto_precision_is_fp32_and_says_why(small_checkpoint):
+    predictor = segship.load(small_checkpoint, precision="auto")
+    assert (predictor.precision, predictor.backend_reason) == ("fp32", "checkpoints run in torch alone")
 
 
 def test_unknown_backend_lists_the_known_ones(small_export):
-    with pytest.raises(BackendUnavailable, match="known are onnxruntime, torch"):
+    with pytest.raises(BackendUnavailable, match="known are onnxruntime, openvino, torch"):
         segship.load(small_export[0].path, backend="tensorflow")
 
 

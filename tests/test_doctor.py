@@ -109,7 +109,7 @@ def test_torch_is_not_imported_unless_installed(bundle, monkeypatch):
     monkeypatch.setattr(doctor, "find_spec", lambda name: None if name == "torch" else real(name))
     monkeypatch.setattr(doctor, "load_backend", lambda name: asked.append(name) or Exception)
     doctor.examine()
-    assert asked == ["onnxruntime"]
+    assert asked == [name for name in BACKENDS if name != "torch" and real(name) is not None]
 
 
 @pytest.mark.parametrize(
@@ -163,6 +163,20 @@ def test_torch_lists_the_devices_it_sees(monkeypatch, torch, devices, problem):
     status = doctor._probe_torch(SimpleNamespace(PRECISIONS={"fp32": 1, "bf16": 2}))
     assert (status.devices, status.precisions) == (devices, ("fp32", "bf16"))
     assert (status.problem or "").startswith(problem or "") and bool(status.problem) == bool(problem)
+
+
+def test_openvino_is_tried_and_says_the_precisions_of_the_chip(tmp_path, monkeypatch):
+    pytest.importorskip("openvino")
+    monkeypatch.setenv("SEGSHIP_CACHE", str(tmp_path))
+    status = doctor._backend("openvino")
+    assert (status.available, status.devices, status.problem) == (True, ("cpu",), None)
+    assert status.precisions[0] == "fp32"
+
+
+def test_choice_of_the_backend_is_told_with_its_reason(bundle, no_torch):
+    exact, free = doctor.examine().automatic
+    assert (exact.asked, exact.backend, exact.precision) == ("fp32", "onnxruntime", "fp32")
+    assert free.asked == "auto" and "nothing was measured" in free.reason
 
 
 def test_every_backend_has_a_probe():

@@ -148,7 +148,8 @@ def fake_predictor(scores):
         image_encoder_spec(geometry), lambda _: {"image_embeddings": np.zeros((1, 32, 8, 8), np.float32)}
     )
     decoder = FakeSession(mask_decoder_spec(geometry), decode)
-    return Predictor(small_sam_manifest(), encoder, decoder, encoder_sha256="f" * 64, backend="fake")
+    sessions = {"image_encoder": encoder, "mask_decoder": decoder}
+    return Predictor(small_sam_manifest(), sessions, encoder_sha256="f" * 64, backend="fake")
 
 
 CLICK, CLICKS, BOX = Prompts(points=[[5, 5]]), Prompts(points=[[5, 5], [6, 6]]), Prompts(boxes=[1, 1, 9, 9])
@@ -234,7 +235,7 @@ def cleaning(predictor):
     """The same model under a manifest that cleans."""
     entry = MaskCleanUpEntry(keep_clicked_piece=True, smallest_piece=0.05, smallest_hole=0.01, box_margin=0.0)
     manifest = predictor.manifest.model_copy(update={"mask_clean_up": entry})
-    return Predictor(manifest, predictor._encoder, predictor._decoder, encoder_sha256="0" * 64, backend="torch")
+    return Predictor(manifest, predictor._sessions, encoder_sha256="0" * 64, backend="torch")
 
 
 def test_masks_are_cleaned_only_if_the_manifest_says_so(predictor, cleaning, embedding):

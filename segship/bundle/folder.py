@@ -6,7 +6,7 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn, Self, cast
@@ -150,6 +150,7 @@ def write_bundle(
     manifest: Manifest,
     graph_files: Mapping[str, str | os.PathLike[str]],
     *,
+    variants: Mapping[str, str] | None = None,
     force: bool = False,
 ) -> Bundle:
     """Write a bundle, check it, and only then let it appear under its name.
@@ -161,8 +162,10 @@ def write_bundle(
     manifest
         Everything but ``graphs``, which is filled in from the files.
     graph_files
-        Graph -> ONNX file, for every graph of the family. Weights outside a file must lie beside it in a file named
-        like the bundle's, such as ``image_encoder.onnx.data``.
+        Graph -> ONNX file, for every graph that the family needs, and for all optional ones or none. Weights outside a
+        file must lie beside it in a file named like the bundle's, such as ``image_encoder.onnx.data``.
+    variants
+        Graph -> which of the equal ways of computing it, where one was chosen (`segship.models.variants`).
     force
         Replace a folder that is itself a bundle; another folder is never replaced.
 
@@ -174,16 +177,16 @@ def write_bundle(
         When the folder exists and ``force`` is off, or cannot be written.
     """
     target = Path(directory)
-    if graph_files.keys() != set(manifest.contracts):
-        message = f"a bundle needs the graphs {sorted(manifest.contracts)}, and {sorted(graph_files)} were given"
-        raise BundleError(message, code="missing_graph")
+    if not _is_whole_set(manifest, graph_files):
+        raise BundleError(f"{_wanted_graphs(manifest)}; {sorted(graph_files)} were given", code="missing_graph")
     if force:
         _refuse_stranger(target)
     finished: list[Bundle] = []
 
     def fill(folder: Path) -> None:
         graphs = {
-            name: _add_graph(folder, manifest, cast(GraphName, name), Path(file)) for name, file in graph_files.items()
+            name: _add_graph(folder, manifest, cast(GraphName, name), Path(file), (variants or {}).get(name, "plain"))
+            for name, file in graph_files.items()
         }
         # The manifest comes last: where it stands, the bundle is whole.
         write_file(folder / MANIFEST_FILE, manifest.model_copy(update={"graphs": graphs}).to_json())
@@ -193,7 +196,7 @@ def write_bundle(
     return Bundle(target, finished[0].manifest, finished[0].digest)
 
 
-def _add_graph(folder: Path, manifest: Manifest, name: GraphName, source: Path) -> GraphEntry:
+def _add_graph(folder: Path, manifest: Manifest, name: GraphName, source: Path, variant: str) -> GraphEntry:
     """Copy a graph and its sidecar into the bundle and return their entry."""
     file = GRAPH_FILES[name]
     write_file(folder / file, _pieces(source))
@@ -206,6 +209,7 @@ def _add_graph(folder: Path, manifest: Manifest, name: GraphName, source: Path) 
         bytes=(folder / file).stat().st_size,
         sha256=sha256_of(folder / file),
         external_data=external,
+        variant=variant,
         inputs=[_tensor_entry(tensor, graph.inputs) for tensor in contract.inputs],
         outputs=[_tensor_entry(tensor, graph.outputs) for tensor in contract.outputs],
     )
@@ -261,8 +265,8 @@ def _tensor_entry(tensor: TensorSpec, found: tuple[TensorSpec, ...]) -> TensorEn
 def _check_entries(manifest: Manifest) -> None:
     """Check that the manifest lists the family's graphs, under their fixed names and with their contracts."""
     contracts = manifest.contracts
-    if manifest.graphs.keys() != contracts.keys():
-        message = f"{MANIFEST_FILE} lists the graphs {sorted(manifest.graphs)}; expected {sorted(contracts)}; {_MEND}"
+    if not _is_whole_set(manifest, manifest.graphs):
+        message = f"{MANIFEST_FILE} lists the graphs {sorted(manifest.graphs)}; {_wanted_graphs(manifest)}; {_MEND}"
         raise BundleError(message, code="missing_graph")
     for name, entry in manifest.graphs.items():
         file = GRAPH_FILES[name]
@@ -274,6 +278,17 @@ def _check_entries(manifest: Manifest) -> None:
             )
             raise BundleError(message, code="file_name")
         _check_contract(manifest.graph_spec(name), contracts[name])
+
+
+def _is_whole_set(manifest: Manifest, graphs: Collection[str]) -> bool:
+    """Tell whether these are the graphs that a family needs, with all of the optional ones or none of them."""
+    required = set(manifest.required_graphs)
+    return set(graphs) in (required, required | set(manifest.optional_graphs))
+
+
+def _wanted_graphs(manifest: Manifest) -> str:
+    required, optional = sorted(manifest.required_graphs), sorted(manifest.optional_graphs)
+    return f"a bundle needs the graphs {required} and may add {optional}"
 
 
 def _check_contract(stated: GraphSpec, contract: GraphSpec) -> None:

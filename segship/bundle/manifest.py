@@ -17,8 +17,20 @@ from typing import Annotated, Any, Literal, cast
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
+from segship.bundle.measured import BackendCheck
+from segship.bundle.measured import Comparison as Comparison
+from segship.bundle.measured import ComparisonBar as ComparisonBar
+from segship.bundle.measured import ComparisonStep as ComparisonStep
 from segship.errors import BundleError
-from segship.spec import GraphSpec, SamGeometry, TensorSpec, image_encoder_spec, mask_decoder_spec
+from segship.spec import (
+    GraphSpec,
+    SamGeometry,
+    TensorSpec,
+    image_encoder_spec,
+    image_side_spec,
+    mask_decoder_spec,
+    shared_decoder_spec,
+)
 
 FORMAT_VERSION: Literal[1] = 1
 MANIFEST_FILE = "manifest.json"
@@ -26,9 +38,14 @@ MAX_MANIFEST_BYTES = 1 << 20
 _NO_DIGEST = "0" * 64
 _DIGEST_AT_THE_END = re.compile(rb'"manifest_sha256": "([0-9a-f]{64})"\n}\n\Z')
 
-GraphName = Literal["image_encoder", "mask_decoder"]
+GraphName = Literal["image_encoder", "mask_decoder", "image_side", "shared_decoder"]
 
-GRAPH_FILES: dict[GraphName, str] = {"image_encoder": "image_encoder.onnx", "mask_decoder": "mask_decoder.onnx"}
+GRAPH_FILES: dict[GraphName, str] = {
+    "image_encoder": "image_encoder.onnx",
+    "mask_decoder": "mask_decoder.onnx",
+    "image_side": "image_side.onnx",
+    "shared_decoder": "shared_decoder.onnx",
+}
 """Graph -> its file in the bundle; nothing else is ever looked up there."""
 
 _MAX_SIZE = 1 << 16
@@ -75,13 +92,14 @@ class ExternalData(_Entry):
 
 
 class GraphEntry(_Entry):
-    """One graph of the bundle."""
+    """One graph of the bundle; ``variant`` says which of the equal ways of computing it was chosen for its target."""
 
     file: Name
     # Protobuf's own limit; larger weights lie in a sidecar.
     bytes: Annotated[int, Field(ge=1, lt=1 << 31)]
     sha256: Sha256
     external_data: ExternalData | None = None
+    variant: Name = "plain"
     inputs: Annotated[list[TensorEntry], Field(min_length=1, max_length=16)]
     outputs: Annotated[list[TensorEntry], Field(min_length=1, max_length=16)]
 
@@ -129,44 +147,6 @@ class CheckpointEntry(_Entry):
     known: bool
 
 
-class ComparisonBar(_Entry):
-    """How far a graph may differ from the float32 model it was made from.
-
-    ``cosine`` and ``max_abs`` hold for tensors, the latter as a part of the tensor's largest magnitude; the others for
-    masks at image size.
-    """
-
-    cosine: float = 0.999999
-    max_abs: float = 1e-3
-    mask_iou_mean: float = 0.9995
-    mask_iou_min: float = 0.99
-
-
-class ComparisonStep(_Entry):
-    """What was measured after one step of the ship road; figures that do not apply are null."""
-
-    # A graph that answers NaN must be reportable; what is read from a file has no NaN in any case.
-    model_config = ConfigDict(allow_inf_nan=True)
-
-    step: Text
-    graph: Text
-    what: Text
-    cases: Annotated[int, Field(ge=0)]
-    cosine: float | None
-    max_abs: float | None
-    scale: float | None
-    mask_iou_mean: float | None
-    mask_iou_min: float | None
-    passed: bool
-
-
-class Comparison(_Entry):
-    """All measurements of an export, against one bar."""
-
-    bar: ComparisonBar
-    steps: list[ComparisonStep]
-
-
 class Manifest(_Entry):
     """The whole of ``manifest.json``."""
 
@@ -188,6 +168,7 @@ class Manifest(_Entry):
     changes: Annotated[list[Text], Field(max_length=1000)]
     tools: Annotated[dict[Name, Text], Field(max_length=100)]
     comparison: Comparison | None
+    backends: Annotated[list[BackendCheck], Field(max_length=64)] = []
     created: Annotated[str, Field(max_length=64)]
     manifest_sha256: Sha256 = _NO_DIGEST
 
@@ -198,11 +179,23 @@ class Manifest(_Entry):
 
     @property
     def contracts(self) -> dict[str, GraphSpec]:
-        """The contract of every graph that a bundle of this family has."""
+        """The contract of every graph that a bundle of this family may have."""
         return {
             "image_encoder": image_encoder_spec(self.geometry),
             "mask_decoder": mask_decoder_spec(self.geometry),
+            "image_side": image_side_spec(self.geometry),
+            "shared_decoder": shared_decoder_spec(self.geometry),
         }
+
+    @property
+    def required_graphs(self) -> tuple[str, ...]:
+        """The graphs without which a bundle of this family is none."""
+        return ("image_encoder", "mask_decoder")
+
+    @property
+    def optional_graphs(self) -> tuple[str, ...]:
+        """The graphs that a bundle has all of or none of; they make it faster and change no mask."""
+        return ("image_side", "shared_decoder")
 
     def graph_spec(self, graph: str) -> GraphSpec:
         """Return the contract of one graph as this bundle has it: with its fixed sizes, if it has any."""

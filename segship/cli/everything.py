@@ -20,9 +20,9 @@ from segship.amg import Progress as Tick
 from segship.amg.options import Mode, Nms
 from segship.catalog import load
 from segship.cli.outcomes import EXIT_BAD_INPUT, FailedImage, describe_run, print_failure, report_outcomes
-from segship.cli.output import errors_console, make_table, megabytes, plain, print_json, results_console
+from segship.cli.output import STANDARD_INPUT, errors_console, make_table, megabytes, plain, print_json, results_console
 from segship.cli.reports import Json
-from segship.cli.segmenting import STANDARD_INPUT
+from segship.cli.runtime import DEFAULT_RUNTIME, Runtime
 from segship.errors import InputError, SegshipError
 from segship.everything import EverythingImage, EverythingOptions, cost_of_everything, find_everything
 from segship.files import read_bytes
@@ -58,10 +58,7 @@ def everything(
     memory: str | None = None,
     dry_run: bool = False,
     model: str = "tiny",
-    backend: str = "auto",
-    device: str = "cpu",
-    precision: str = "fp32",
-    threads: int | None = None,
+    runtime: Runtime = DEFAULT_RUNTIME,
     out: Annotated[Path, Parameter(name=("--out", "-o"))] = Path("segship-output"),
     format: str = DEFAULT_FORMATS,
     overwrite: bool = False,
@@ -113,14 +110,6 @@ def everything(
         Say what it will cost, and do nothing.
     model
         tiny, a bundle, a checkpoint (torch backend), or a known name.
-    backend
-        onnxruntime or torch; auto takes the one that fits the model.
-    device
-        cpu or cuda.
-    precision
-        fp32, or bf16 with the torch backend.
-    threads
-        Threads of the runtime; all usable cores when left out.
     out
         Folder for the files.
     format
@@ -160,7 +149,7 @@ def everything(
         limits=ImageLimits() if max_pixels is None else ImageLimits(pixels=max_pixels),
         reduce=reduce,
     )
-    predictor = load(model, backend=backend, device=device, precision=precision, threads=threads)
+    predictor = load(model, **runtime.settings())
     if dry_run:
         return _report_costs(predictor, model, images, options, as_json=json)
     out.mkdir(parents=True, exist_ok=True)

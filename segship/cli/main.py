@@ -10,11 +10,7 @@ from collections.abc import Sequence
 from cyclopts import App, CycloptsError, Parameter
 
 import segship
-from segship.cli.everything import everything
-from segship.cli.output import errors_console, plain
-from segship.cli.reports import doctor, inspect, models
-from segship.cli.segmenting import STANDARD_INPUT, demo, segment
-from segship.cli.shipping import export, fetch
+from segship.cli.output import STANDARD_INPUT, errors_console, plain
 from segship.errors import (
     BackendUnavailable,
     BundleError,
@@ -44,8 +40,22 @@ app = App(
     version=segship.__version__,
     default_parameter=Parameter(negative=()),
 )
-for command in (segment, everything, demo, fetch, export, inspect, models, doctor):
-    app.command(command)
+# Each is imported when it is asked for, so that one command does not wait for what another needs.
+for command in (
+    "segmenting:segment",
+    "everything:everything",
+    "segmenting:demo",
+    "shipping:fetch",
+    "shipping:export",
+    "tuning:tune",
+    "reports:inspect",
+    "reports:models",
+    "reports:doctor",
+    "bench:bench",
+    "evaluate:evaluate",
+    "evaluate:train_ids",
+):
+    app.command(f"segship.cli.{command}")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

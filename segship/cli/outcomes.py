@@ -64,6 +64,8 @@ def describe_run(predictor: Predictor, model: str) -> dict[str, Any]:
         "model": model,
         "architecture": predictor.manifest.architecture,
         "backend": predictor.backend,
+        "precision": predictor.precision,
+        "backend_reason": predictor.backend_reason,
         "runs_on": predictor.description,
     }
 

@@ -14,6 +14,9 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+STANDARD_INPUT = "<standard input>"
+"""What stands for a lone dash among the arguments."""
+
 
 def results_console() -> Console:
     """Return the console for results; as wide as its tables need when it is no terminal."""

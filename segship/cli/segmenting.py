@@ -10,12 +10,12 @@ from typing import Annotated
 
 import numpy as np
 from cyclopts import Parameter
-from rich.progress import track
 
 from segship.catalog import load
 from segship.cli.outcomes import FailedImage, report_outcomes
-from segship.cli.output import errors_console, make_table, plain, results_console
+from segship.cli.output import STANDARD_INPUT, errors_console, make_table, plain, results_console
 from segship.cli.reports import Json
+from segship.cli.runtime import DEFAULT_RUNTIME, Runtime
 from segship.errors import InputError, PromptError, SegshipError
 from segship.files import read_bytes
 from segship.images import ImageLimits
@@ -27,7 +27,6 @@ from segship.segmenting import SegmentedImage, SegmentOptions, segment_image
 from segship.writers import check_formats, read_mask_input
 from segship.writers.names import output_stems
 
-STANDARD_INPUT = "<standard input>"
 DEFAULT_FORMATS = "overlay,png"
 Values = Annotated[list[str] | None, Parameter(allow_leading_hyphen=True, negative=())]
 
@@ -41,10 +40,7 @@ def segment(
     multimask: bool = False,
     clip: bool = False,
     model: str = "tiny",
-    backend: str = "auto",
-    device: str = "cpu",
-    precision: str = "fp32",
-    threads: int | None = None,
+    runtime: Runtime = DEFAULT_RUNTIME,
     out: Annotated[Path, Parameter(name=("--out", "-o"))] = Path("segship-output"),
     format: str = DEFAULT_FORMATS,
     overwrite: bool = False,
@@ -74,14 +70,6 @@ def segment(
         Move points outside the image to its edge instead of refusing them.
     model
         tiny, a bundle, a checkpoint (torch backend), or a known name.
-    backend
-        onnxruntime or torch; auto takes the one that fits the model.
-    device
-        cpu or cuda.
-    precision
-        fp32, or bf16 with the torch backend.
-    threads
-        Threads of the runtime; all usable cores when left out.
     out
         Folder for the files.
     format
@@ -102,7 +90,7 @@ def segment(
         limits=limits,
     )
     given = gather_prompts(point or [], box or [], prompts, mask_input)
-    predictor = load(model, backend=backend, device=device, precision=precision, threads=threads)
+    predictor = load(model, **runtime.settings())
     out.mkdir(parents=True, exist_ok=True)
     outcomes = _segment_all(predictor, images, given, out, options)
     return report_outcomes(predictor, model, outcomes, _print_image, as_json=json)
@@ -183,6 +171,9 @@ def _segment_all(
 def _with_progress(images: Sequence[str]) -> Iterable[str]:
     if len(images) == 1:
         return images
+    # Imported here, since one image needs no bar.
+    from rich.progress import track
+
     return track(images, description="segmenting", console=errors_console(), transient=True)
 
 
@@ -191,7 +182,7 @@ def _print_image(image: SegmentedImage) -> None:
     height, width = image.prediction.original_size
     times = ", ".join(f"{stage} {value:.0f} ms" for stage, value in image.milliseconds.items())
     console.print(f"[bold]{plain(image.result.name)}[/] {width} x {height}: {times}")
-    areas = image.result.masks.sum(axis=(2, 3))
+    areas = image.prediction.areas
     rows = [
         (
             entry,

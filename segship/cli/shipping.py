@@ -76,6 +76,8 @@ def export(
     image_size: int | None = None,
     licence: str | None = None,
     clean_masks: bool | None = None,
+    target: str = "onnxruntime",
+    measure: Annotated[bool, Parameter(negative="--no-measure")] = True,
     force: bool = False,
     json: Json = False,
 ) -> None:
@@ -104,11 +106,15 @@ def export(
     clean_masks
         Whether the bundle cleans prompted masks: keeps the clicked piece, fills small holes, clears outside the box.
         Off for all but tiny when left out.
+    target
+        The engine that the encoder is written for: onnxruntime, openvino, or plain; any engine runs each of them.
+    measure
+        Compare and time every installed backend on the finished bundle, for --backend auto; see `segship tune`.
     force
         Replace a bundle that is already there.
     """
     started = time.perf_counter()
-    source, target = _checkpoint_file(checkpoint), out or _default_bundle(checkpoint)
+    source, folder = _checkpoint_file(checkpoint), out or _default_bundle(checkpoint)
     # torch and onnx take seconds to import and are not installed everywhere.
     _require_exporter()
     from segship.export import ExportOptions, export_bundle
@@ -121,6 +127,8 @@ def export(
         image_size=image_size,
         licence=licence,
         clean_masks=clean_masks,
+        target=target,
+        measure=measure,
         force=force,
     )
     rows: list[ComparisonStep] = []
@@ -131,16 +139,16 @@ def export(
 
     with errors_console().status(f"exporting {plain(source.name)}"):
         if contract == "segship":
-            export_bundle(source, target, options, report)
+            export_bundle(source, folder, options, report)
         else:
             from segship.export_foreign import export_foreign
 
-            export_foreign(source, target, options, report)
+            export_foreign(source, folder, options, report)
     if json:
-        print_json({"path": str(target), "comparison": [row.model_dump() for row in rows]})
+        print_json({"path": str(folder), "comparison": [row.model_dump() for row in rows]})
         return
     results_console().print(_comparison_table(rows))
-    results_console().print(f"written to {plain(str(target))} in {time.perf_counter() - started:.0f} s")
+    results_console().print(f"written to {plain(str(folder))} in {time.perf_counter() - started:.0f} s")
 
 
 def _checkpoint_file(checkpoint: str) -> Path:

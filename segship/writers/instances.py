@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segship.errors import InputError
-from segship.masks.rle import Rle, Runs, compress_runs, mask_to_runs, runs_to_mask
+from segship.masks.rle import Rle, Runs, compress_runs, runs_to_mask
 from segship.masks.runs import runs_to_area, runs_to_box, runs_to_crop
 from segship.records import ImageRecords, MaskRecord
 from segship.writers.result import Result
@@ -208,7 +208,7 @@ def shortest_number(value: NDArray[np.float32] | np.float32) -> float | None:
 
 
 def _of_result(result: Result, best_only: bool) -> tuple[Instance, ...]:
-    masks, scores = result.masks, result.prediction.iou_predictions
+    scores = result.prediction.iou_predictions
     height, width = result.prediction.original_size
     if best_only:
         places = list(enumerate(result.best_masks.tolist()))
@@ -216,7 +216,7 @@ def _of_result(result: Result, best_only: bool) -> tuple[Instance, ...]:
         places = list(np.ndindex(scores.shape[:2]))
     return tuple(
         Instance(
-            runs=mask_to_runs(masks[entry, index]),
+            runs=result.prediction.mask_runs(entry, index),
             size=(height, width),
             score=shortest_number(scores[entry, index]),
             place=(entry, index),

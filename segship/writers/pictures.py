@@ -33,8 +33,7 @@ class OverlayWriter:
     def write(self, source: Source) -> dict[str, bytes]:
         """Return the files of one image: name to bytes."""
         if isinstance(source, Result):
-            masks = source.masks
-            best = masks[np.arange(len(masks)), source.best_masks]
+            best = [source.prediction.mask_runs(*place) for place in enumerate(source.best_masks.tolist())]
             overlay = draw_overlay(source.pixels, best, objects=source.objects)
         else:
             overlay = draw_masks(source.pixels, [entry.runs for entry in as_instances(source).entries])

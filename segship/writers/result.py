@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
+    from segship.masks.rle import Runs
     from segship.prompts import ObjectPrompt
     from segship.writers.instances import Source
 
@@ -25,6 +26,12 @@ class Prediction(Protocol):
     @property
     def iou_predictions(self) -> NDArray[np.float32]:
         """(objects, masks) float32."""
+
+    def mask(self, entry: int, index: int) -> NDArray[np.bool_]:
+        """Return one mask (H, W)."""
+
+    def mask_runs(self, entry: int, index: int) -> Runs:
+        """Return the run lengths (n,) int64 of one mask."""
 
     @property
     def low_res_masks(self) -> NDArray[np.float32]:

@@ -8,7 +8,8 @@ from segship import errors
 from segship.cli.main import app, exit_code
 from segship.cli.output import plain
 
-COMMANDS = ("segment", "everything", "demo", "fetch", "export", "inspect", "models", "doctor")
+COMMANDS = ("segment", "everything", "demo", "fetch", "export", "inspect", "models", "doctor", "bench")
+COMMANDS += ("tune", "evaluate", "train-ids")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

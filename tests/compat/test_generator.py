@@ -43,7 +43,8 @@ def facade_over_discs():
     features = np.zeros((1, 32, 8, 8), np.float32)
     encoder = FakeSession(image_encoder_spec(geometry), lambda _: {"image_embeddings": features})
     decoder = FakeSession(mask_decoder_spec(geometry), decode)
-    predictor = Predictor(small_sam_manifest(), encoder, decoder, encoder_sha256="f" * 64, backend="fake")
+    sessions = {"image_encoder": encoder, "mask_decoder": decoder}
+    predictor = Predictor(small_sam_manifest(), sessions, encoder_sha256="f" * 64, backend="fake")
     return compat.SamAutomaticMaskGenerator, compat.Sam(predictor)
 
 

@@ -12,8 +12,8 @@ PACKAGE = Path(__file__).parents[2] / "segship"
 SHIP_ROAD = ("models", "checkpoints", "graph", "loading", "export", "export_foreign", "verify", "comparison_cases")
 SHIP_ROAD += ("backends.torch",)
 # The command line and the two reporters stand at the end of both roads.
-EDGES = ("cli", "inspection", "doctor")
-HEAVY = ("torch", "onnx", "onnxscript", "onnxslim", "onnxruntime", "safetensors")
+EDGES = ("cli", "inspection", "doctor", "tune")
+HEAVY = ("torch", "onnx", "onnxscript", "onnxslim", "onnxruntime", "openvino", "safetensors")
 
 
 def module_name(path):
