@@ -40,7 +40,7 @@ from segship.models.sam import Sam, build_sam
 # The prompts of a picture that are decoded a second time, with corrective clicks: one click, two clicks, one box.
 REFINED = (0, CLICKS, CLICKS + TWO_CLICKS)
 MAX_EXTRA_CLICKS = 3
-SINGLE_MASK_WEIGHT, TOP_WEIGHT, CLEAR_WEIGHT, REFINE_WEIGHT, IOU_WEIGHT, RANKING_WEIGHT = 0.3, 0.2, 1.3, 0.7, 1.0, 2.0
+SINGLE_MASK_WEIGHT, TOP_WEIGHT, CLEAR_WEIGHT, REFINE_WEIGHT, IOU_WEIGHT, RANKING_WEIGHT = 0.3, 0.5, 1.3, 0.7, 1.0, 2.0
 
 
 @dataclass(frozen=True, slots=True)
