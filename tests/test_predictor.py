@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from segship.backends import usable_cores
 from segship.backends.fake import Session as FakeSession
 from segship.bundle.manifest import MaskCleanUpEntry
 from segship.comparison_cases import draw_scene
@@ -212,6 +213,16 @@ def test_notes_of_image_and_prompts_reach_the_prediction(predictor):
     assert prediction.objects[0].box.tolist() == [42, 60, 70, 87]
 
 
+@pytest.fixture
+def torch_on_all_cores():
+    """A number of threads that was set in one thread is not that of the first call in another, which then rounds."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(usable_cores())
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("torch_on_all_cores")
 def test_threads_may_share_a_predictor(predictor, embedding):
     prompts = [Prompts(points=[[x, 40]]) for x in range(20, 160, 10)]
     alone = [predictor.decode(embedding, prompt).low_res_masks for prompt in prompts]
