@@ -18,7 +18,17 @@ test: .stamps/dev
 slow: .stamps/dev
 	$(BIN)/python -m pytest -q -s -m slow
 
+# Exported graphs of the peers and of seeded vit_b and vit_t; about 2 GB, kept from run to run.
+WORK := benchmarks/work
 bench: .stamps/dev
+	$(BIN)/python -m benchmarks.prepared $(WORK) vit_b all
+	$(BIN)/python -m benchmarks.prepared $(WORK) vit_t all
+	$(BIN)/python -m benchmarks.encoders --model vit_b --work $(WORK)
+	$(BIN)/python -m benchmarks.encoders --model vit_t --work $(WORK)
+	$(BIN)/python -m benchmarks.decoders --work $(WORK)
+	$(BIN)/python -m benchmarks.click --work $(WORK)
+	$(BIN)/python -m benchmarks.everything_replay --work $(WORK)
+	$(BIN)/python -m benchmarks.preprocess --work $(WORK)
 	$(BIN)/python -m benchmarks.segment_cold
 	$(BIN)/python -m benchmarks.stages
 	$(BIN)/python -m benchmarks.everything
