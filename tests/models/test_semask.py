@@ -208,7 +208,8 @@ def test_graph_answers_class_maps_of_the_images_size():
     assert torch.equal(class_map.long(), logits.argmax(1))
 
 
-@pytest.mark.parametrize("semantic_window", [pytest.param("all", marks=pytest.mark.slow), "first-two"])
+@pytest.mark.slow
+@pytest.mark.parametrize("semantic_window", ["all", "first-two"])
 def test_one_traced_graph_takes_every_size_and_batch(semantic_window, monkeypatch):
     monkeypatch.setattr(trace, "EXAMPLE_SIZES", {"batch": 2, "height": 91, "width": 134})
     model = small_model(semantic_window=semantic_window)
