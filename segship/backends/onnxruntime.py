@@ -128,6 +128,8 @@ def _load(
     choices.enable_cpu_mem_arena = _ENABLE_CPU_MEM_ARENA
     choices.enable_mem_pattern = _ENABLE_MEM_PATTERN
     choices.use_deterministic_compute = True
+    # Idle threads spin for a while after a run, and would take the cores from the next graph of the same model.
+    choices.add_session_config_entry("session.force_spinning_stop", "1")
     source = graph if isinstance(graph, bytes) else os.fspath(graph)
     try:
         session = onnxruntime.InferenceSession(
