@@ -12,24 +12,15 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from segship.models.config import HybridConfig
-from segship.models.layers import MlpBlock, build_neck, conv_with_norm
+from segship.models.layers import FoldableNorm, MlpBlock, build_neck
 from segship.models.variants import PLAIN, EncoderVariant
 
 
-class ConvNorm(nn.Sequential):
+class ConvNorm(FoldableNorm):
     """A 3x3 convolution without bias and its batch norm."""
 
     def __init__(self, in_dim: int, out_dim: int, stride: int = 1) -> None:
         super().__init__(nn.Conv2d(in_dim, out_dim, 3, stride, 1, bias=False), nn.BatchNorm2d(out_dim))
-        self.variant: EncoderVariant = PLAIN
-
-    def forward(self, x: Tensor) -> Tensor:
-        conv, norm = self
-        assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
-        if self.variant.fold_batch_norms and not self.training:
-            return conv_with_norm(x, conv, norm)
-        out: Tensor = norm(conv(x))
-        return out
 
 
 class StemBlock(nn.Module):

@@ -6,9 +6,13 @@ Names of parameters are those of the published state dicts, so that checkpoints 
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from segship.models.variants import PLAIN, EncoderVariant
 
 
 class LayerNorm2d(nn.Module):
@@ -57,6 +61,22 @@ def conv_with_norm(x: Tensor, conv: nn.Conv2d, norm: nn.BatchNorm2d) -> Tensor:
     factor = norm.weight / torch.sqrt(norm.running_var + norm.eps)
     weight, bias = conv.weight * factor[:, None, None, None], norm.bias - norm.running_mean * factor
     return F.conv2d(x, weight, bias, conv.stride, conv.padding, conv.dilation, conv.groups)
+
+
+class FoldableNorm(nn.Sequential):
+    """A convolution without bias and the batch norm behind it; a variant may make one convolution of both."""
+
+    def __init__(self, *parts: Any) -> None:
+        super().__init__(*parts)
+        self.variant: EncoderVariant = PLAIN
+
+    def forward(self, x: Tensor) -> Tensor:
+        conv, norm = self
+        assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
+        if self.variant.fold_batch_norms and not self.training:
+            return conv_with_norm(x, conv, norm)
+        out: Tensor = norm(conv(x))
+        return out
 
 
 def build_neck(dim: int, out_channels: int) -> nn.Sequential:

@@ -15,25 +15,16 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from segship.models.config import TinyVitConfig
-from segship.models.layers import build_neck, conv_with_norm, merge_windows, pad_to_windows, partition_windows
+from segship.models.layers import FoldableNorm, build_neck, merge_windows, pad_to_windows, partition_windows
 from segship.models.variants import PLAIN, EncoderVariant
 
 
-class ConvNorm(nn.Sequential):
+class ConvNorm(FoldableNorm):
     """A convolution without bias and its batch norm, named ``c`` and ``bn`` as in the checkpoint."""
 
     def __init__(self, in_dim: int, out_dim: int, kernel: int = 1, stride: int = 1, groups: int = 1) -> None:
         conv = nn.Conv2d(in_dim, out_dim, kernel, stride, kernel // 2, groups=groups, bias=False)
         super().__init__(OrderedDict(c=conv, bn=nn.BatchNorm2d(out_dim)))
-        self.variant: EncoderVariant = PLAIN
-
-    def forward(self, x: Tensor) -> Tensor:
-        conv, norm = self
-        assert isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d)
-        if self.variant.fold_batch_norms and not self.training:
-            return conv_with_norm(x, conv, norm)
-        out: Tensor = norm(conv(x))
-        return out
 
 
 class PatchEmbed(nn.Module):
