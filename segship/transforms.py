@@ -8,6 +8,7 @@ and bottom. Follows segment_anything/utils/transforms.py ResizeLongestSide and s
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import cv2
@@ -16,11 +17,15 @@ import numpy.typing as npt
 from PIL import Image
 
 from segship.errors import ImageError
+from segship.images.resizing import Band, plan_bands, resize_band, work_on_bands
 from segship.masks.upscaling import Cells, upscaler
 
 Size = tuple[int, int]
 FloatArray = npt.NDArray[np.float32]
 Pixels = npt.NDArray[np.uint8]
+
+# Below 2**18, above which OpenCV calls its own threads; the parts then stay in the cache as well.
+_LOOK_UP_PIXELS = 2**17
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,17 +65,33 @@ def resized_size(original_size_hw: Size, image_size: int) -> Size:
     return resized
 
 
-def resize_image(image: Pixels | Image.Image, image_size: int) -> Pixels:
+def resize_image(image: Pixels | Image.Image, image_size: int, *, threads: int | None = None) -> Pixels:
     """Return (h, w, 3) uint8 RGB with the longer side ``image_size``, by Pillow's antialiased bilinear.
 
-    Takes (H, W, 3) uint8 RGB, or a Pillow image of mode RGB, which saves a copy.
+    Takes (H, W, 3) uint8 RGB, or a Pillow image of mode RGB, which saves a copy. The pixels are the same whatever the
+    number of ``threads``, which is that of the usable cores when None.
     """
-    picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
-    height, width = resized_size((picture.height, picture.width), image_size)
-    return np.asarray(picture.resize((width, height), Image.Resampling.BILINEAR))
+    picture = _loaded_picture(image)
+    size = resized_size((picture.height, picture.width), image_size)
+    bands = plan_bands((picture.height, picture.width), size, threads)
+    if len(bands) == 1:
+        return resize_band(picture, size, bands[0])
+    resized = np.empty((*size, 3), np.uint8)
+
+    def resize(band: Band) -> None:
+        resized[band.top : band.bottom, band.left : band.right] = resize_band(picture, size, band)
+
+    work_on_bands(resize, bands, threads)
+    return resized
 
 
-def prepare_image(image: Pixels | Image.Image, preprocessing: Preprocessing) -> FloatArray:
+def prepare_image(
+    image: Pixels | Image.Image,
+    preprocessing: Preprocessing,
+    *,
+    threads: int | None = None,
+    out: FloatArray | None = None,
+) -> FloatArray:
     """Return the input of ``image_encoder`` for one image.
 
     Parameters
@@ -79,24 +100,71 @@ def prepare_image(image: Pixels | Image.Image, preprocessing: Preprocessing) -> 
         (H, W, 3) uint8 RGB, upright, or a Pillow image of mode RGB.
     preprocessing
         Of the model that will take it.
+    threads
+        How many work on it; all usable cores when None. The result is the same.
+    out
+        (1, 3, S, S) float32, written and returned, for callers who use one again: memory that the system hands out
+        anew for every image can cost more time than all arithmetic on it.
 
     Returns
     -------
     (1, 3, S, S) float32
         Resized by antialiased bilinear, normalised, then padded right and bottom with zero.
+
+    Raises
+    ------
+    ImageError
+        ``aspect_ratio`` if the shorter side would come to nothing; ``bad_out`` if ``out`` is another array.
     """
-    side = preprocessing.image_size
-    resized = resize_image(image, side)
-    height, width = resized.shape[:2]
-    frame = np.empty((1, 3, side, side), np.float32)
-    frame[:, :, height:] = 0
-    frame[:, :, :height, width:] = 0
-    values = np.arange(256, dtype=np.float32)
-    for channel, (mean, std) in enumerate(zip(preprocessing.pixel_mean, preprocessing.pixel_std, strict=True)):
-        # Each of 256 values is normalised once, and looked up where it stands.
-        table = (values - np.float32(mean)) / np.float32(std)
-        cv2.LUT(cv2.extractChannel(resized, channel), table, dst=frame[0, channel, :height, :width])
+    picture, side = _loaded_picture(image), preprocessing.image_size
+    size = resized_size((picture.height, picture.width), side)
+    frame = np.empty((1, 3, side, side), np.float32) if out is None else _checked_out(out, side)
+    planes = frame[0]
+    tables = _tables(preprocessing)
+
+    def prepare(band: Band) -> None:
+        _look_up(resize_band(picture, size, band), tables, planes, band)
+        # Each band clears the padding behind it: the resized picture fills one side of the frame.
+        for plane in planes:
+            plane[size[0] :, band.left : band.right] = 0
+            plane[band.top : band.bottom, size[1] :] = 0
+
+    work_on_bands(prepare, plan_bands((picture.height, picture.width), size, threads), threads)
     return frame
+
+
+def _checked_out(out: FloatArray, side: int) -> FloatArray:
+    expected = (1, 3, side, side)
+    if out.shape != expected or out.dtype != np.float32 or not out.flags.c_contiguous or not out.flags.writeable:
+        found = f"out has the shape {out.shape} and type {out.dtype}"
+        raise ImageError(f"{found}; accepted is {expected} float32, contiguous and writeable", code="bad_out")
+    return out
+
+
+def _loaded_picture(image: Pixels | Image.Image) -> Image.Image:
+    picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
+    # Pillow reads files late; two threads must not do it at once.
+    picture.load()
+    return picture
+
+
+def _tables(preprocessing: Preprocessing) -> list[FloatArray]:
+    """Return for each channel what becomes of the values 0 to 255, (256,) float32 each."""
+    values = np.arange(256, dtype=np.float32)
+    return [
+        (values - np.float32(mean)) / np.float32(std)
+        for mean, std in zip(preprocessing.pixel_mean, preprocessing.pixel_std, strict=True)
+    ]
+
+
+def _look_up(pixels: Pixels, tables: Sequence[FloatArray], planes: FloatArray, band: Band) -> None:
+    """Write a band's pixels (h, w, 3) normalised into planes (3, S, S): each value looked up where it stands."""
+    rows = max(1, _LOOK_UP_PIXELS // pixels.shape[1])
+    for top in range(0, len(pixels), rows):
+        part = pixels[top : top + rows]
+        place = slice(band.top + top, band.top + top + len(part))
+        for plane, channel, table in zip(planes, cv2.split(part), tables, strict=True):
+            cv2.LUT(channel, table, dst=plane[place, band.left : band.right])
 
 
 def to_model_frame(points_xy: npt.ArrayLike, original_size: Size, input_size: Size) -> FloatArray:

@@ -208,6 +208,28 @@ def test_masks_and_their_run_lengths_are_drawn_alike() -> None:
         assert np.array_equal(draw_masks(GRAY, masks, borders=borders), draw_masks(GRAY, runs, borders=borders))
 
 
+@pytest.mark.parametrize("contour", [False, True])
+def test_an_overlay_of_run_lengths_is_that_of_the_masks(contour: bool) -> None:
+    rng = np.random.default_rng(1)
+    masks = rng.random((4, 200, 300)) < np.array([0.01, 0.5, 0, 1.1])[:, None, None]
+    runs = [mask_to_runs(mask) for mask in masks]
+    prompts = {"points": [[50, 80]], "boxes": [40, 50, 140, 150], "contour": contour}
+    assert np.array_equal(draw_overlay(GRAY, runs, **prompts), draw_overlay(GRAY, masks, **prompts))
+    assert np.array_equal(draw_overlay(GRAY, [], **prompts), draw_overlay(GRAY, masks[2:3], **prompts))
+
+
+@pytest.mark.parametrize("draw", [draw_overlay, draw_masks])
+@pytest.mark.parametrize(
+    "runs",
+    [np.array([3, 4]), np.array([-1, 60_001]), np.array([60_000.0]), np.array([[60_000]]), np.array([60_001])],
+)
+def test_run_lengths_that_do_not_fill_the_image_are_refused(draw, runs: np.ndarray) -> None:
+    full = mask_to_runs(np.ones((200, 300), bool))
+    with pytest.raises(InputError, match="mask 1 has the shape .* with the sum 60000") as caught:
+        draw(GRAY, [full, runs])
+    assert caught.value.code == "bad_overlay"
+
+
 def test_opacity_is_the_share_of_the_colour() -> None:
     mask = square(20, 60, 30, 90)
     overlay = draw_masks(GRAY, mask, opacity=0.25, borders=False)

@@ -91,7 +91,7 @@ class Reference(_Preprocess):
 
 
 class Ours(_Preprocess):
-    """`segship.images.read_image` and `segship.transforms.prepare_image`."""
+    """`segship.images.read_image` and `segship.transforms.prepare_image`, as `Predictor.encode` calls them."""
 
     def __init__(self, work: str, model: str, threads: int) -> None:
         super().__init__(work, model, threads)
@@ -99,6 +99,7 @@ class Ours(_Preprocess):
         from segship.transforms import Preprocessing
 
         config = self.config
+        self._threads = threads
         self._settings = Preprocessing(config.image_size, config.pixel_mean, config.pixel_std)
         self.described = {"engine": f"segship {segship.__version__}", "precision": "fp32", "threads": threads}
 
@@ -108,7 +109,13 @@ class Ours(_Preprocess):
         from segship.transforms import prepare_image
 
         self.watch = Stopwatch()
-        self.pixels = read_image(self.jpeg).pixels
+        loaded = read_image(self.jpeg)
         self.watch.lap("decode")
-        self.tensor = prepare_image(self.pixels, self._settings)
+        self.tensor = prepare_image(loaded.picture, self._settings, threads=self._threads, out=self.tensor)
         self.watch.lap("resize and normalise")
+        self._loaded = loaded
+
+    def figures(self) -> dict[str, Any]:
+        """Return the same, after the array that the check needs has been made of the picture."""
+        self.pixels = self._loaded.pixels
+        return super().figures()

@@ -1,21 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Limits, arrays and hostile files; files and formats are in test_image_bytes, pixels in test_pixel_modes."""
+"""Limits, arrays and hostile files; files and formats are in test_file_bytes, pixels in test_pixel_modes."""
 
 from __future__ import annotations
 
 import io
 import random
 import struct
+import threading
 import time
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
 from segship.errors import ImageError
-from segship.images import ImageLimits, read_image
+from segship.images import ImageLimits, LoadedImage, read_image
+from segship.transforms import Preprocessing, prepare_image
 
 ALL_FORMATS = ("jpeg", "png", "webp", "tiff", "gif", "bmp")
 TRUCK = Path(__file__).parents[2] / "../shared/images/truck.jpg"
@@ -235,3 +239,101 @@ def test_a_photograph_has_the_pixels_that_pillow_gives() -> None:
     loaded = read_image(TRUCK)
     assert loaded.size_hw == (1200, 1800) and loaded.notes == ()
     assert (loaded.pixels == np.asarray(Image.open(TRUCK).convert("RGB"))).all()
+
+
+def photograph(width: int, height: int) -> Image.Image:
+    coarse = np.random.default_rng(width).integers(0, 256, (height // 4 + 2, width // 4 + 2, 3), dtype=np.uint8)
+    return Image.fromarray(coarse).resize((width, height), Image.Resampling.BICUBIC)
+
+
+def jpeg_bytes(image: Image.Image, **options: object) -> bytes:
+    file = io.BytesIO()
+    image.save(file, "JPEG", **options)
+    return file.getvalue()
+
+
+def opencv_pixels(data: bytes) -> np.ndarray:
+    # The reader of the reference's notebooks: another libjpeg-turbo, with its own conversion and its own turning.
+    return cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_COLOR_RGB)
+
+
+@pytest.mark.parametrize("size", [(64, 48), (1, 1), (7, 5), (33, 17), (301, 227)])
+@pytest.mark.parametrize(
+    "options",
+    [{"subsampling": subsampling} for subsampling in ("4:4:4", "4:2:2", "4:2:0")]
+    + [{"quality": 30}, {"quality": 100}, {"progressive": True}, {"optimize": True}]
+    + [{"restart_marker_blocks": 3}, {"keep_rgb": True}],
+)
+def test_every_kind_of_jpeg_has_the_pixels_that_opencv_gives(size: tuple[int, int], options: dict[str, object]) -> None:
+    kinds = {"RGB": 0} if options.keys() & {"subsampling", "keep_rgb"} else {"RGB": 0, "L": 0, "CMYK": 1}
+    for mode, largest in kinds.items():
+        data = jpeg_bytes(photograph(*size).convert(mode), **options)
+        pixels, expected = read_image(data).pixels, opencv_pixels(data)
+        assert pixels.shape == expected.shape
+        # The two round the product of ink and black differently.
+        assert np.abs(pixels.astype(int) - expected).max() <= largest
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_turned_jpeg_has_the_pixels_that_opencv_gives(orientation: int) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = jpeg_bytes(photograph(45, 31), exif=exif)
+    assert np.array_equal(read_image(data).pixels, opencv_pixels(data))
+
+
+def test_what_was_read_is_taken_as_it_is() -> None:
+    loaded = read_image(encoded("jpeg") + b"junk")
+    assert read_image(loaded) is loaded and loaded.notes == ("trailing_data",)
+    # Its own limits are those of whoever takes it now.
+    refusal(loaded, "too_many_pixels", limits=ImageLimits(pixels=1199))
+    reduced = read_image(loaded, reduce=2)
+    assert reduced.size_hw == (15, 20) and reduced.notes == ("trailing_data", "reduced_2")
+    assert loaded.size_hw == (30, 40)
+
+
+def test_pixels_are_made_when_asked_for_and_kept() -> None:
+    loaded = read_image(jpeg_bytes(photograph(45, 31)))
+    assert isinstance(loaded.picture, Image.Image) and loaded.size_hw == (31, 45)
+    expected = np.asarray(loaded.picture)
+    pixels = loaded.pixels
+    assert np.array_equal(pixels, expected) and pixels.dtype == np.uint8
+    assert pixels.flags.c_contiguous and pixels.flags.writeable
+    assert loaded.pixels is pixels and loaded.picture is pixels
+    assert loaded.with_notes(("reduced_2",)).pixels is pixels
+
+
+def test_a_picture_is_prepared_like_its_pixels() -> None:
+    preprocessing = Preprocessing(128, (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))
+    loaded = read_image(jpeg_bytes(photograph(301, 227)))
+    by_picture = prepare_image(loaded.picture, preprocessing)
+    assert np.array_equal(by_picture, prepare_image(loaded.pixels, preprocessing))
+
+
+def test_threads_that_ask_for_pixels_at_once_get_the_same() -> None:
+    expected = np.asarray(photograph(301, 227))
+    for _ in range(20):
+        loaded = read_image(photograph(301, 227))
+        loaded_late = read_image(encoded_png(expected))
+        start = threading.Barrier(4)
+
+        def ask(image: LoadedImage, start: threading.Barrier = start) -> np.ndarray:
+            start.wait(20)
+            return image.pixels
+
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(ask, [loaded, loaded_late, loaded_late, loaded_late]))
+        assert all(np.array_equal(pixels, expected) for pixels in found)
+
+
+def encoded_png(pixels: np.ndarray) -> bytes:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "png", compress_level=1)
+    return file.getvalue()
+
+
+def test_a_picture_that_the_caller_changes_later_was_copied() -> None:
+    picture = photograph(45, 31)
+    loaded, before = read_image(picture), np.array(picture)
+    picture.paste((0, 0, 0), (0, 0, 45, 31))
+    assert np.array_equal(loaded.pixels, before)
