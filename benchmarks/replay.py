@@ -10,6 +10,8 @@ spent on drawing them are known, so that they can be taken off.
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -20,6 +22,8 @@ RADII = (6.0, 80.0)
 """Of 256 low-resolution pixels."""
 IOUS = (0.71, 0.953)
 """Uniform, so that (0.953 - 0.88) / (0.953 - 0.71) = 30% are above 0.88."""
+PASSES = 0.88
+"""The reference's default threshold."""
 STEEPNESS = 20.0
 _DRAWN_TOGETHER = 64
 
@@ -42,6 +46,8 @@ class Replay:
     def __init__(self, points_per_side: int, input_size: tuple[int, int], image_size: int, low_res_size: int) -> None:
         self.seconds = 0.0
         self.points = 0
+        # Objects that were upscaled and masks that were made, of a side that says so.
+        self.made: tuple[int, int] | None = None
         self._per_side = points_per_side
         self._input_wh = np.array(input_size[::-1], np.float64)
         self._pixels_per_cell = image_size / low_res_size
@@ -58,7 +64,23 @@ class Replay:
 
     def restart(self) -> None:
         """Begin another run: no time spent, no points asked."""
-        self.seconds, self.points = 0.0, 0
+        self.seconds, self.points, self.made = 0.0, 0, None
+
+    @contextmanager
+    def uncounted(self) -> Iterator[None]:
+        """Add the seconds of a block to those that are taken off."""
+        started = time.perf_counter()
+        yield
+        self.seconds += time.perf_counter() - started
+
+    def count_made(self, objects: int, masks: int) -> None:
+        """Remember how many objects were upscaled in a call, and how many masks were made."""
+        before = self.made or (0, 0)
+        self.made = (before[0] + objects, before[1] + masks)
+
+    def passing_part(self) -> float:
+        """Return the part of all masks whose predicted IoU is above the default threshold."""
+        return float((self._ious > np.float32(PASSES)).mean())
 
     def answer(self, point_coords: NDArray[Any]) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
         """Return predicted IoUs (N, 3) and logits (N, 3, 4h, 4w) at points (N, 2) of the model frame."""

@@ -14,25 +14,27 @@ import numpy as np
 import numpy.typing as npt
 from numpy.typing import NDArray
 
-from segship.decoding import decode_arrays, objects_per_call
+from segship.decoding import PassingMasks, decode_arrays, decode_passing, objects_per_call
 from segship.errors import BackendUnavailable, PromptError
+from segship.holding import hold_masks
 from segship.images import ImageLimits, ImageSource, read_image
-from segship.masks.cleanup import MaskCleanUp, box_window, clean_low_res, clear_outside_box
-from segship.masks.held import GivenMasks, HeldMasks
-from segship.masks.upscaling import Cells, Upscaler, crop_cells, upscaler
-from segship.prediction import ImageEmbedding, MaskChoice, MaskPrediction, choose_masks
+from segship.masks.cleanup import MaskCleanUp
+from segship.masks.upscaling import Cells, Upscaler, upscaler
+from segship.prediction import AMBIGUOUS_MASKS, ImageEmbedding, MaskChoice, MaskPrediction, choose_masks
 from segship.prompts import ObjectPrompt, PromptLimits, PromptRules, Prompts, encode_prompts, resolve_prompts
-from segship.transforms import Preprocessing, prepare_image, resized_size, to_model_frame
+from segship.spec import MASK_TOKENS
+from segship.transforms import Preprocessing, prepare_image, resized_size
 
 if TYPE_CHECKING:
     from segship.backends.session import Session
-    from segship.bundle.manifest import Manifest
+    from segship.bundle.manifest import SamManifest
 
 
 class Predictor:
     """A promptable model that is ready to run.
 
-    Use `load` to make one. Calls may come from several threads at once; nothing of a call stays in the predictor.
+    Use `load` to make one. Calls may come from several threads at once; nothing of a call stays in the predictor
+    but memory that the next call writes over.
 
     Parameters
     ----------
@@ -40,7 +42,7 @@ class Predictor:
         What the model is: sizes, preprocessing, prompt rules.
     sessions
         Graph -> session with its contract of `segship.spec`: ``image_encoder`` and ``mask_decoder``, and ``image_side``
-        with ``shared_decoder`` where the bundle has them.
+        with ``selective_decoder`` (older bundles: ``shared_decoder``) where the bundle has them.
     encoder_sha256
         Digest that ties embeddings to this encoder.
     backend
@@ -49,17 +51,20 @@ class Predictor:
         Precision that its arithmetic was asked for.
     backend_reason
         Why this backend was chosen, in words; empty if the caller named it.
+    threads
+        How many prepare an image; all usable cores when None.
     """
 
     def __init__(
         self,
-        manifest: Manifest,
+        manifest: SamManifest,
         sessions: Mapping[str, Session],
         *,
         encoder_sha256: str,
         backend: str,
         precision: str = "fp32",
         backend_reason: str = "",
+        threads: int | None = None,
     ) -> None:
         self.manifest = manifest
         self.backend = backend
@@ -67,6 +72,9 @@ class Predictor:
         self.backend_reason = backend_reason
         self._sessions = dict(sessions)
         self._encoder_sha256 = encoder_sha256
+        self._threads = threads
+        # Inputs of calls that have ended, for the next ones: as many as there ever were calls at once.
+        self._spare_frames: list[NDArray[np.float32]] = []
 
     @property
     def image_size(self) -> int:
@@ -126,8 +134,11 @@ class Predictor:
         """
         loaded = read_image(image, limits=limits or ImageLimits())
         height, width = loaded.size_hw
-        tensor = prepare_image(loaded.picture, self._preprocessing)
+        frame = self._spare_frame()
+        tensor = prepare_image(loaded.picture, self._preprocessing, threads=self._threads, out=frame)
         outputs = self._sessions["image_encoder"].run({"image": tensor})
+        if not any(np.may_share_memory(tensor, output) for output in outputs.values()):
+            self._spare_frames.append(tensor)
         _require_finite(outputs, "image_embeddings", self.description)
         side = self._sessions.get("image_side")
         return ImageEmbedding(
@@ -138,6 +149,12 @@ class Predictor:
             notes=loaded.notes,
             image_side=None if side is None else side.run({"image_embeddings": outputs["image_embeddings"]}),
         )
+
+    def _spare_frame(self) -> NDArray[np.float32] | None:
+        try:
+            return self._spare_frames.pop()
+        except IndexError:
+            return None
 
     def decode(
         self,
@@ -192,7 +209,15 @@ class Predictor:
         all_ious, all_low_res = self._run_decoder(embedding, resolved.objects)
         ious, low_res = choose_masks(all_ious, all_low_res, resolved.objects, multimask_output)
         return MaskPrediction(
-            held=self._hold(low_res, embedding, resolved.objects, return_logits, clean_up),
+            held=hold_masks(
+                low_res,
+                embedding,
+                resolved.objects,
+                self._upscaler(embedding),
+                self.mask_clean_up if clean_up else None,
+                pixels_per_cell=self.image_size / self.manifest.geometry.low_res_size,
+                return_logits=return_logits,
+            ),
             iou_predictions=ious,
             low_res_masks=low_res,
             original_size=embedding.original_size,
@@ -259,6 +284,49 @@ class Predictor:
         resolved = resolve_prompts(prompts, embedding.original_size, limits=limits or PromptLimits())
         return self._run_decoder(embedding, resolved.objects)
 
+    def decode_passing(
+        self,
+        embedding: ImageEmbedding,
+        prompts: Prompts | Sequence[Prompts],
+        *,
+        min_iou: float = -np.inf,
+        limits: PromptLimits | None = None,
+    ) -> PassingMasks:
+        """Return the ambiguous masks whose predicted IoU is above a bound, as the decoder itself gives them.
+
+        They are those of `decode_low_res`, cut to the part that is not padding; a bundle with ``selective_decoder``
+        does not compute the others.
+
+        Parameters
+        ----------
+        embedding, prompts, limits
+            As `decode` takes them.
+        min_iou
+            The bound, compared in float32; all masks pass when it is left out.
+
+        Raises
+        ------
+        PromptError
+            As `decode` does.
+        BackendUnavailable
+            ``nonfinite_output`` when a score is not finite.
+        """
+        self._check_embedding(embedding)
+        resolved = resolve_prompts(prompts, embedding.original_size, limits=limits or PromptLimits())
+        thresholds = np.full(MASK_TOKENS, np.inf, np.float32)
+        thresholds[AMBIGUOUS_MASKS] = min_iou
+        found = decode_passing(
+            self._sessions,
+            embedding.image_embeddings,
+            embedding.image_side,
+            self._prompt_tensors(embedding, resolved.objects),
+            min_iou=thresholds,
+            size_hw=self._upscaler(embedding).valid_cells,
+            per_call=self.objects_per_call,
+        )
+        _require_finite({"iou_predictions": found.iou_predictions}, "iou_predictions", self.description)
+        return found
+
     def upscale(self, low_res: NDArray[np.float32], embedding: ImageEmbedding) -> NDArray[np.float32]:
         """Return the (H, W) float32 logits, in the image frame, of one low-resolution mask (4h, 4w)."""
         return self._upscaler(embedding).enlarge(Cells(low_res))
@@ -294,62 +362,27 @@ class Predictor:
     def _run_decoder(
         self, embedding: ImageEmbedding, objects: Sequence[ObjectPrompt]
     ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        inputs = encode_prompts(
-            objects,
-            original_size=embedding.original_size,
-            input_size=embedding.input_size,
-            low_res_size=self.manifest.geometry.low_res_size,
-            rules=self._prompt_rules,
-        )
+        inputs = self._prompt_tensors(embedding, objects)
         ious, low_res = decode_arrays(
             self._sessions, embedding.image_embeddings, embedding.image_side, inputs, per_call=self.objects_per_call
         )
         _require_finite({"iou_predictions": ious}, "iou_predictions", self.description)
         return ious, low_res
 
+    def _prompt_tensors(
+        self, embedding: ImageEmbedding, objects: Sequence[ObjectPrompt]
+    ) -> dict[str, NDArray[np.float32]]:
+        return encode_prompts(
+            objects,
+            original_size=embedding.original_size,
+            input_size=embedding.input_size,
+            low_res_size=self.manifest.geometry.low_res_size,
+            rules=self._prompt_rules,
+        )
+
     def _upscaler(self, embedding: ImageEmbedding) -> Upscaler:
         low_res_size = self.manifest.geometry.low_res_size
         return upscaler(low_res_size, self.image_size, embedding.input_size, embedding.original_size)
-
-    def _hold(
-        self,
-        low_res: NDArray[np.float32],
-        embedding: ImageEmbedding,
-        objects: Sequence[ObjectPrompt],
-        return_logits: bool,
-        clean_up: bool,
-    ) -> HeldMasks | GivenMasks:
-        """Clean masks (N, k, h, w) if that is wanted, and keep what their pixels depend on."""
-        cleaning = self.mask_clean_up if clean_up else None
-        enlarging = self._upscaler(embedding)
-        masks = [[enlarging.valid(logits) for logits in entry] for entry in low_res]
-        limits = [enlarging.everything] * len(objects)
-        if cleaning is not None:
-            for index, prompt in enumerate(objects):
-                masks[index] = [self._cleaned(cells, prompt, embedding, cleaning) for cells in masks[index]]
-                if cleaning.box_margin is not None and prompt.box is not None:
-                    limits[index] = box_window(prompt.box, cleaning.box_margin, embedding.original_size)
-        if not return_logits:
-            return HeldMasks([[crop_cells(cells) for cells in entry] for entry in masks], enlarging, limits)
-        pixels = np.empty((*low_res.shape[:2], *embedding.original_size), np.float32)
-        for entry, index in np.ndindex(low_res.shape[:2]):
-            pixels[entry, index] = enlarging.enlarge(masks[entry][index])
-            clear_outside_box(pixels[entry, index], limits[entry])
-        return GivenMasks(pixels)
-
-    def _cleaned(self, cells: Cells, prompt: ObjectPrompt, embedding: ImageEmbedding, cleaning: MaskCleanUp) -> Cells:
-        """Clean the part of a low-resolution mask that is not padding."""
-        cell = self.image_size / self.manifest.geometry.low_res_size
-        height, width = (int(np.ceil(side / cell)) for side in embedding.input_size)
-        points = to_model_frame(prompt.points, embedding.original_size, embedding.input_size) / np.float32(cell)
-        part = cells.logits[:height, :width]
-        cleaned = clean_low_res(part, cleaning, points_xy=points, labels=prompt.labels, has_box=prompt.box is not None)
-        if cleaned is part:
-            return cells
-        # A cell of padding may lie next to the image, and the image depends on it a little.
-        whole = cells.logits.copy()
-        whole[:height, :width] = cleaned
-        return cells._replace(logits=whole)
 
 
 def _require_finite(outputs: Mapping[str, NDArray[Any]], name: str, runs_on: str) -> None:

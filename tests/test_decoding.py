@@ -11,14 +11,15 @@ from segship.decoding import (
     MOST_SHARED_PLACES,
     bytes_per_object,
     decode_arrays,
+    decode_passing,
     image_side_bytes,
     objects_per_call,
 )
 from segship.models.sam import MaskDecoderGraph
-from segship.models.shared_decoder import ImageSideGraph, SharedDecoderGraph
+from segship.models.shared_decoder import ImageSideGraph, SelectiveDecoderGraph, SharedDecoderGraph
 from segship.predictor import Predictor
 from segship.prompts import Prompts
-from segship.spec import SamGeometry, image_side_spec, mask_decoder_spec, shared_decoder_spec
+from segship.spec import SamGeometry, image_side_spec, mask_decoder_spec, selective_decoder_spec, shared_decoder_spec
 from tests.oracle import SMALL_VIT
 from tests.small_models import small_predictor, small_sam
 from tests.test_predictor import IMAGE
@@ -38,13 +39,23 @@ class Counting(Session):
         return super().run(inputs)
 
 
+@pytest.fixture(params=["selective_decoder", "shared_decoder"])
+def sharing(request):
+    """The graph of new bundles for objects without a mask, and that of older ones."""
+    return request.param
+
+
 @pytest.fixture
-def sessions():
+def sessions(sharing):
     sam, geometry = small_sam(), SMALL_VIT.geometry
+    module, spec = {
+        "selective_decoder": (SelectiveDecoderGraph(sam), selective_decoder_spec(geometry)),
+        "shared_decoder": (SharedDecoderGraph(sam), shared_decoder_spec(geometry)),
+    }[sharing]
     return {
         "mask_decoder": Counting(MaskDecoderGraph(sam), mask_decoder_spec(geometry)),
         "image_side": Counting(ImageSideGraph(sam), image_side_spec(geometry)),
-        "shared_decoder": Counting(SharedDecoderGraph(sam), shared_decoder_spec(geometry)),
+        sharing: Counting(module, spec),
     }
 
 
@@ -73,13 +84,13 @@ def assert_close(expected, actual):
 
 @pytest.mark.parametrize("masked", [(), (0,), (2, 5), (1, 3, 6), range(7)])
 @pytest.mark.parametrize("per_call", [1, 3, 8])
-def test_objects_with_and_without_masks_come_back_in_order(sessions, embeddings, masked, per_call):
+def test_objects_with_and_without_masks_come_back_in_order(sessions, sharing, embeddings, masked, per_call):
     prompts = make_prompts(7, masked=masked)
     plain = sessions["mask_decoder"].run({"image_embeddings": embeddings, **prompts})
     sessions["mask_decoder"].calls.clear()
     found = decode_arrays(sessions, embeddings, None, prompts, per_call=per_call)
     assert_close((plain["iou_predictions"], plain["low_res_masks"]), found)
-    for name, objects in (("mask_decoder", len(masked)), ("shared_decoder", 7 - len(masked))):
+    for name, objects in (("mask_decoder", len(masked)), (sharing, 7 - len(masked))):
         assert sum(shape[0] for shape in sessions[name].calls) == objects
         assert all(shape[0] <= per_call for shape in sessions[name].calls)
 
@@ -95,6 +106,95 @@ def test_any_number_of_objects_equals_one_at_a_time(sessions, embeddings, object
     assert_close([np.concatenate(part) for part in zip(*alone, strict=True)], together)
 
 
+def thresholds(*values):
+    return np.array(values, np.float32)
+
+
+INF = float("inf")
+
+
+@pytest.mark.parametrize("size_hw", [(32, 32), (21, 32), (32, 10), (17, 3)])
+@pytest.mark.parametrize("per_call", [3, 8])
+@pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
+def test_passing_masks_are_those_that_a_filter_leaves(sessions, sharing, embeddings, share, per_call, size_hw):
+    prompts = make_prompts(7)
+    ious, masks = decode_arrays(sessions, embeddings, None, prompts, per_call=per_call)
+    middle = np.sort(ious[:, 1:], axis=None)
+    bound = {0.0: INF, 0.4: middle[[11, 12]].mean(), 1.0: -INF}[share]
+    minimum = thresholds(INF, bound, bound, bound)
+    found = decode_passing(sessions, embeddings, None, prompts, min_iou=minimum, size_hw=size_hw, per_call=per_call)
+    objects, tokens = np.nonzero(ious > minimum)
+    assert len(objects) == {0.0: 0, 0.4: 9, 1.0: 21}[share]
+    np.testing.assert_array_equal(found.objects, objects)
+    np.testing.assert_array_equal(found.tokens, tokens)
+    np.testing.assert_array_equal(found.iou_predictions, ious)
+    np.testing.assert_array_equal(found.scores, ious[objects, tokens])
+    assert found.low_res_masks.shape == (len(objects), *size_hw)
+    wanted = masks[objects, tokens, : size_hw[0], : size_hw[1]]
+    assert not len(wanted) or np.abs(wanted - found.low_res_masks).max() <= 1e-5 * np.abs(masks).max()
+
+
+def test_a_score_that_equals_its_threshold_does_not_pass(sessions, embeddings):
+    prompts = make_prompts(2)
+    ious = decode_arrays(sessions, embeddings, None, prompts, per_call=8)[0]
+    settings = {"size_hw": (32, 32), "per_call": 8}
+    for minimum, passes in ((ious[1, 2], False), (np.nextafter(ious[1, 2], np.float32(-INF)), True)):
+        found = decode_passing(
+            sessions, embeddings, None, prompts, min_iou=thresholds(INF, INF, minimum, INF), **settings
+        )
+        assert (1 in found.objects) == passes
+
+
+def test_objects_with_a_mask_input_are_filtered_too(sessions, embeddings):
+    prompts = make_prompts(4, masked=(1, 2))
+    ious, masks = decode_arrays(sessions, embeddings, None, prompts, per_call=8)
+    minimum = thresholds(*[np.median(ious)] * 4)
+    found = decode_passing(sessions, embeddings, None, prompts, min_iou=minimum, size_hw=(20, 30), per_call=8)
+    np.testing.assert_array_equal(np.argwhere(ious > minimum), np.stack([found.objects, found.tokens], axis=1))
+    assert_close((masks[found.objects, found.tokens, :20, :30],), (found.low_res_masks,))
+
+
+def test_masks_that_nobody_wants_are_not_made(embeddings):
+    sam, geometry = small_sam(), SMALL_VIT.geometry
+    made = []
+
+    class Watching(Counting):
+        def run(self, inputs):
+            answer = super().run(inputs)
+            made.append(answer["low_res_masks"].shape)
+            return answer
+
+    graphs = {
+        "image_side": Counting(ImageSideGraph(sam), image_side_spec(geometry)),
+        "selective_decoder": Watching(SelectiveDecoderGraph(sam), selective_decoder_spec(geometry)),
+    }
+    for minimum in (INF, -INF):
+        decode_passing(
+            graphs,
+            embeddings,
+            None,
+            make_prompts(3),
+            min_iou=thresholds(INF, minimum, INF, INF),
+            size_hw=(9, 32),
+            per_call=8,
+        )
+    assert made == [(0, 12, 32), (3, 12, 32)]
+
+
+def test_scores_that_are_not_numbers_leave_masks_that_are_none(embeddings):
+    sam, geometry = small_sam(), SMALL_VIT.geometry
+    graphs = {
+        "image_side": Session(ImageSideGraph(sam), image_side_spec(geometry)),
+        "selective_decoder": Session(SelectiveDecoderGraph(sam), selective_decoder_spec(geometry)),
+    }
+    prompts = make_prompts(3)
+    prompts["point_coords"][1] = np.nan
+    ious, masks = decode_arrays(graphs, embeddings, None, prompts, per_call=8)
+    assert masks.shape == (3, 4, 32, 32)
+    assert np.isnan(ious[1]).all() and np.isnan(masks[1]).all()
+    assert np.isfinite(ious[[0, 2]]).all() and np.isfinite(masks[[0, 2]]).all()
+
+
 def test_what_the_embedding_holds_is_not_made_again(sessions, embeddings):
     side = sessions["image_side"].run({"image_embeddings": embeddings})
     sessions["image_side"].calls.clear()
@@ -107,21 +207,21 @@ def test_what_the_embedding_holds_is_not_made_again(sessions, embeddings):
         np.testing.assert_array_equal(expected, actual)
 
 
-def test_objects_with_many_points_take_the_general_decoder(sessions, embeddings):
+def test_objects_with_many_points_take_the_general_decoder(sessions, sharing, embeddings):
     decode_arrays(sessions, embeddings, None, make_prompts(2, places=MOST_SHARED_PLACES), per_call=8)
     assert not sessions["mask_decoder"].calls
-    sessions["shared_decoder"].calls.clear()
+    sessions[sharing].calls.clear()
     decode_arrays(sessions, embeddings, None, make_prompts(2, places=MOST_SHARED_PLACES + 1), per_call=8)
-    assert sessions["mask_decoder"].calls and not sessions["shared_decoder"].calls
+    assert sessions["mask_decoder"].calls and not sessions[sharing].calls
 
 
-def test_one_long_object_does_not_pad_the_others(sessions, embeddings):
+def test_one_long_object_does_not_pad_the_others(sessions, sharing, embeddings):
     prompts = make_prompts(3, places=MOST_SHARED_PLACES + 4)
     prompts["point_labels"][:2, 2:] = -2
     plain = sessions["mask_decoder"].run({"image_embeddings": embeddings, **prompts})
     found = decode_arrays(sessions, embeddings, None, prompts, per_call=8)
     assert_close((plain["iou_predictions"], plain["low_res_masks"]), found)
-    assert sessions["shared_decoder"].calls == [(2, 2)]
+    assert sessions[sharing].calls == [(2, 2)]
 
 
 def test_bundles_without_the_new_graphs_decode_as_before(sessions, embeddings):

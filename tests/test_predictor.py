@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prompts in, masks out, against the reference's own predictor on the same weights."""
 
+import threading
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -236,6 +237,49 @@ def test_predictor_holds_no_image(predictor):
     before = predictor.predict(IMAGE, CLICK).masks
     predictor.predict(other, CLICK)
     assert np.array_equal(predictor.predict(IMAGE, CLICK).masks, before)
+
+
+def test_memory_that_is_used_again_changes_no_embedding(predictor):
+    pictures = [draw_scene(size, seed=7) for size in ((120, 180), (180, 120), (40, 50), (128, 128), (90, 60))]
+    fresh = [
+        Predictor(predictor.manifest, predictor._sessions, encoder_sha256="0" * 64, backend="torch") for _ in pictures
+    ]
+    alone = [one.encode(picture).image_embeddings for one, picture in zip(fresh, pictures, strict=True)]
+    shared = Predictor(predictor.manifest, predictor._sessions, encoder_sha256="0" * 64, backend="torch", threads=1)
+    for picture, expected in zip(pictures * 2, alone * 2, strict=True):
+        assert np.array_equal(shared.encode(picture).image_embeddings, expected)
+    assert len(shared._spare_frames) == 1
+
+
+def encoder_that(answer):
+    encoder = FakeSession(image_encoder_spec(SMALL_VIT.geometry), answer)
+    return Predictor(small_sam_manifest(), {"image_encoder": encoder}, encoder_sha256="f" * 64, backend="fake")
+
+
+def test_calls_at_once_write_into_memory_of_their_own():
+    both_in, inside = threading.Barrier(2), []
+
+    def answer(inputs):
+        before = inputs["image"].copy()
+        both_in.wait(20)
+        both_in.wait(20)
+        inside.append(np.array_equal(inputs["image"], before))
+        return {"image_embeddings": np.zeros((1, 32, 8, 8), np.float32)}
+
+    predictor = encoder_that(answer)
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(4):
+            list(pool.map(predictor.encode, [IMAGE, 255 - IMAGE]))
+    assert inside == [True] * 8
+    assert 1 <= len(predictor._spare_frames) <= 2
+
+
+def test_an_embedding_that_lies_in_the_input_is_not_written_over():
+    predictor = encoder_that(lambda inputs: {"image_embeddings": inputs["image"].reshape(1, -1, 8, 8)[:, :32]})
+    first = predictor.encode(IMAGE).image_embeddings
+    before = first.copy()
+    predictor.encode(255 - IMAGE)
+    assert np.array_equal(first, before)
 
 
 # Clean-up, which a manifest turns on

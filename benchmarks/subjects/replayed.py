@@ -53,8 +53,21 @@ class _Everything:
         return {"records_set": record_digests(self.records)}
 
     def figures(self) -> dict[str, Any]:
-        """Return how many masks were found, and the seconds of drawing ellipses, which do not count."""
-        return {"excluded_s": self.replay.seconds, "points": self.replay.points, "records": len(self.records)}
+        """Return how many masks were found and made, and the seconds of drawing ellipses, which do not count.
+
+        ``passing_part`` is the part of the workload's masks that pass the predicted IoU's threshold; the others say
+        which part of its objects was upscaled at all, and which part of its masks was made (four an object, one of
+        which everything mode never takes).
+        """
+        replay = self.replay
+        return {
+            "excluded_s": replay.seconds,
+            "points": replay.points,
+            "records": len(self.records),
+            "passing_part": round(replay.passing_part(), 4),
+            **({} if replay.made is None else {"objects_upscaled_part": round(replay.made[0] / replay.points, 4)}),
+            **({} if replay.made is None else {"masks_made_part": round(replay.made[1] / replay.points / 4, 4)}),
+        }
 
 
 class Reference(_Everything):
@@ -176,8 +189,10 @@ class Ours(_Everything):
 def replay_sessions(predictor: Any, replay: Replay) -> None:
     """Let every decoder of a predictor run for real and give the workload's answers."""
     for name, session in predictor._sessions.items():
-        if {tensor.name for tensor in session.spec.outputs} >= {"iou_predictions", "low_res_masks"}:
-            predictor._sessions[name] = _ReplayedSession(session, replay)
+        outputs = {tensor.name for tensor in session.spec.outputs}
+        if outputs >= {"iou_predictions", "low_res_masks"}:
+            kind = _ReplayedSelection if "kept" in outputs else _ReplayedSession
+            predictor._sessions[name] = kind(session, replay)
 
 
 class _ReplayedSession:
@@ -194,10 +209,38 @@ class _ReplayedSession:
         """Run, then answer with ellipses; the single-mask token, which everything mode never takes, gets nothing."""
         outputs = self._inner.run(inputs)
         ious, logits = self._replay.answer(inputs["point_coords"][:, 0])
-        replaced = {"iou_predictions": np.zeros((len(ious), MASKS + 1), np.float32)}
-        replaced["iou_predictions"][:, 1:] = ious
-        replaced["low_res_masks"] = np.zeros((len(ious), MASKS + 1, *logits.shape[2:]), np.float32)
-        replaced["low_res_masks"][:, 1:] = logits
-        for name, array in replaced.items():
-            assert outputs[name].shape == array.shape, f"{name}: {outputs[name].shape} and not {array.shape}"
-        return {**outputs, **replaced}
+        with self._replay.uncounted():
+            masks = np.zeros((len(ious), MASKS + 1, *logits.shape[2:]), np.float32)
+            masks[:, 1:] = logits
+        assert outputs["low_res_masks"].shape == masks.shape, f"{outputs['low_res_masks'].shape} and not {masks.shape}"
+        self._replay.count_made(len(ious), masks.shape[0] * masks.shape[1])
+        return {**outputs, "iou_predictions": _with_single(ious), "low_res_masks": masks}
+
+
+class _ReplayedSelection(_ReplayedSession):
+    """A decoder that makes only masks that pass: it makes as many as, and for the objects that, the workload says.
+
+    Its thresholds become minus infinity where the workload's score passes the threshold that was asked for, and
+    infinity elsewhere. So it does the work of the recorded scores, whatever its random weights think.
+    """
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run for the masks that pass, then answer with their ellipses."""
+        ious, logits = self._replay.answer(inputs["point_coords"][:, 0])
+        with self._replay.uncounted():
+            scores = _with_single(ious)
+            passes = scores > inputs["min_iou"]
+            forced = np.where(passes, np.float32(-np.inf), np.float32(np.inf))
+            _, rows, columns, _ = inputs["upscaled"].shape
+            kept = np.argwhere(passes)
+            masks = logits[kept[:, 0], kept[:, 1] - 1, : 4 * rows, : 4 * columns]
+        outputs = self._inner.run({**inputs, "min_iou": forced})
+        assert np.array_equal(outputs["kept"], kept), "other masks were kept than passed"
+        assert outputs["low_res_masks"].shape == masks.shape, f"{outputs['low_res_masks'].shape} and not {masks.shape}"
+        self._replay.count_made(len(np.unique(kept[:, 0])), len(kept))
+        return {**outputs, "iou_predictions": scores, "low_res_masks": masks}
+
+
+def _with_single(ious: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Put a score of 0 for the single-mask token, which everything mode never takes, before those of the workload."""
+    return np.pad(ious, ((0, 0), (1, 0)))

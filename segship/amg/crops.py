@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from segship.amg.filters import estimate_boxes, estimate_stability, near_crop_edge, stability
 from segship.amg.grids import Crop, Points
 from segship.amg.options import AmgOptions, Thresholds
+from segship.decoding import PassingMasks
 from segship.errors import BackendUnavailable
 from segship.images import ImageLimits
 from segship.masks.cleanup import MaskCleanUp, clean_low_res
@@ -25,7 +26,7 @@ from segship.masks.encoding import EncodedMask, count_above, encode_logits
 from segship.masks.nms import box_nms, mask_nms
 from segship.masks.rle import mask_to_runs
 from segship.masks.upscaling import Cells, FloatArray, crop_cells, upscaler
-from segship.prediction import AMBIGUOUS_MASKS, ImageEmbedding
+from segship.prediction import ImageEmbedding
 from segship.predictor import Predictor
 from segship.prompts import PromptLimits, Prompts
 from segship.records import MaskRecord
@@ -117,11 +118,14 @@ class CropWork:
         """Ask the decoder at points (n, 2), pixels of the crop, and keep what passes the filters."""
         size = self._work.points_per_call
         limits = PromptLimits(objects=max(size, PromptLimits().objects))
+        threshold = self._work.thresholds.pred_iou_thresh
+        # A threshold of 0 is none, as the reference has it: scores may lie below 0.
+        bound = threshold if threshold > 0 else -np.inf
         for begin in range(0, len(points_xy), size):
             batch = points_xy[begin : begin + size]
             prompts = Prompts(points=batch[:, None, :])
-            ious, low_res = self._predictor.decode_low_res(self._embedding, prompts, limits=limits)
-            self._take(batch, ious[:, AMBIGUOUS_MASKS], low_res[:, AMBIGUOUS_MASKS])
+            found = self._predictor.decode_passing(self._embedding, prompts, min_iou=bound, limits=limits)
+            self._take(batch, found)
             self._work.tick(len(batch))
 
     def records(self) -> list[MaskRecord]:
@@ -142,26 +146,21 @@ class CropWork:
         # Only with thresholds of 0 can there be any.
         return [record for record in records if record.area]
 
-    def _take(self, points_xy: Points, ious: FloatArray, low_res: FloatArray) -> None:
-        masks_per_point = ious.shape[1]
-        flat = ious.reshape(-1)
-        threshold = self._work.thresholds.pred_iou_thresh
-        chosen = np.flatnonzero(flat > np.float32(threshold)) if threshold > 0 else np.arange(len(flat))
-        if not len(chosen):
+    def _take(self, points_xy: Points, found: PassingMasks) -> None:
+        logits = found.low_res_masks
+        if not len(logits):
             return
-        height, width = self._upscaler.valid_cells
-        logits = low_res.reshape(-1, *low_res.shape[2:])[chosen, :height, :width]
         if not np.isfinite(logits).all():
             raise BackendUnavailable(
                 f"low_res_masks holds values that are not finite (NaN or infinity) in {self._predictor.description}; "
                 "try precision fp32 or another backend, and `segship doctor`",
                 code="nonfinite_output",
             )
-        points = points_xy[chosen // masks_per_point]
+        points = points_xy[found.objects]
         if self._work.options.mode == "reference":
-            self._filter_at_image_size(points, flat[chosen], logits)
+            self._filter_at_image_size(points, found.scores, logits)
         else:
-            self._filter_at_low_resolution(points, flat[chosen], logits)
+            self._filter_at_low_resolution(points, found.scores, logits)
 
     def _filter_at_image_size(self, points_xy: Points, ious: FloatArray, logits: FloatArray) -> None:
         threshold = self._work.thresholds.stability_score_thresh

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from segship.models.layers import LayerNorm2d, MlpBlock
+from segship.models.variants import PLAIN, EncoderVariant
 from segship.spec import MASK_TOKENS
 
 # Added to the scores of masked keys. exp() of it is exactly zero in float32 and it is still a finite float16, so a
@@ -132,6 +133,8 @@ class MaskDecoder(nn.Module):
 
     def __init__(self, dim: int, depth: int, num_heads: int, mlp_dim: int, iou_head_hidden_dim: int) -> None:
         super().__init__()
+        # For segship.models.shared_decoder; what is here is computed in one way.
+        self.variant: EncoderVariant = PLAIN
         self.transformer = TwoWayTransformer(dim, depth, num_heads, mlp_dim)
         self.iou_token = nn.Embedding(1, dim)
         self.mask_tokens = nn.Embedding(MASK_TOKENS, dim)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How the image encoders are computed for each engine: the same function of the same weights, in another order.
+"""How the networks are computed for each engine: the same function of the same weights, in another order.
 
 Every architecture is written down once, and an `EncoderVariant` says which of a few exact rearrangements its forward
 pass uses. Nothing is learned or stored: a variant is an attribute of the modules, so state dicts do not know of it and
@@ -19,7 +19,7 @@ from segship.errors import ExportError
 
 @dataclass(frozen=True, slots=True)
 class EncoderVariant:
-    """A choice among equal ways of computing an image encoder.
+    """A choice among equal ways of computing an image encoder, and one of the shared decoder's.
 
     Attributes
     ----------
@@ -43,6 +43,9 @@ class EncoderVariant:
         Batch norms become part of their convolutions, for an engine that does not do this by itself.
     fused_attention
         SAM's ViT: attention is torch's own fused kernel, with the relative terms as its mask.
+    heads_outermost
+        Shared decoder: a product of tokens with the shared image is one product a head for all objects, and the
+        softmax over tokens is the engine's own.
     """
 
     name: str
@@ -54,6 +57,7 @@ class EncoderVariant:
     flat_tokens: bool = False
     fold_batch_norms: bool = False
     fused_attention: bool = False
+    heads_outermost: bool = False
 
 
 PLAIN = EncoderVariant("plain")
@@ -79,6 +83,7 @@ VARIANTS: Mapping[str, EncoderVariant] = {
         project_padding=False,
         separate_projections=True,
         flat_tokens=True,
+        heads_outermost=True,
     ),
     "torch": EncoderVariant(
         "torch",

@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 
 from benchmarks.replay import Replay
+from benchmarks.subjects.replayed import _ReplayedSelection
+from segship.spec import SamGeometry, selective_decoder_spec
 
 SIZES = {"input_size": (683, 1024), "image_size": 1024, "low_res_size": 256}
 
@@ -50,3 +52,37 @@ def test_masks_are_ellipses_around_their_point():
 def test_a_point_outside_the_grid_is_noticed():
     with pytest.raises(AssertionError, match="none of the grid"):
         Replay(8, **SIZES).answer(grid(8)[:1] + 20)
+
+
+class Selective:
+    """A decoder that makes zeros for the masks that it is asked for, and remembers what was asked."""
+
+    def __init__(self):
+        self.spec = selective_decoder_spec(SamGeometry(1024, 256, 64))
+        self.asked = []
+
+    def run(self, inputs):
+        self.asked.append(inputs["min_iou"])
+        # Scores of random weights, of which none would pass.
+        kept = np.argwhere(np.zeros_like(inputs["min_iou"]) > inputs["min_iou"])
+        _, rows, columns, _ = inputs["upscaled"].shape
+        masks = np.zeros((len(kept), 4 * rows, 4 * columns), np.float32)
+        return {"iou_predictions": np.zeros_like(inputs["min_iou"]), "kept": kept, "low_res_masks": masks}
+
+
+def test_a_selective_decoder_makes_the_masks_of_the_recorded_scores_and_no_others():
+    points = grid(8)[20:31]
+    ious, masks = Replay(8, **SIZES).answer(points)
+    replay, inner = Replay(8, **SIZES), Selective()
+    session = _ReplayedSelection(inner, replay)
+    wanted = np.tile(np.float32([np.inf, 0.88, 0.88, 0.88]), (11, 1))
+    inputs = {"point_coords": points[:, None], "min_iou": wanted, "upscaled": np.zeros((1, 43, 64, 1), np.float32)}
+    answer = session.run(inputs)
+    objects, tokens = np.nonzero(ious > 0.88)
+    assert 0 < len(objects) < 33
+    assert np.array_equal(answer["kept"], np.stack([objects, tokens + 1], axis=1))
+    assert np.array_equal(answer["low_res_masks"], masks[objects, tokens, :172])
+    assert np.array_equal(answer["iou_predictions"][:, 1:], ious) and not answer["iou_predictions"][:, 0].any()
+    assert np.isinf(inner.asked[0]).all() and (inner.asked[0] < 0).sum() == len(objects)
+    assert replay.made == (len(np.unique(objects)), len(objects))
+    assert replay.passing_part() == pytest.approx(0.3, abs=0.1)

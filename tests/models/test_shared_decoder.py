@@ -8,8 +8,9 @@ import torch
 
 from segship.models.config import SAM_ARCHITECTURES, VitConfig
 from segship.models.sam import MaskDecoderGraph, build_sam
-from segship.models.shared_decoder import ImageSideGraph, SharedDecoderGraph
-from segship.spec import image_side_spec, shared_decoder_spec
+from segship.models.shared_decoder import ImageSideGraph, SelectiveDecoderGraph, SharedDecoderGraph
+from segship.models.variants import PLAIN, VARIANTS, apply_variant
+from segship.spec import image_side_spec, selective_decoder_spec, shared_decoder_spec
 from tests.oracle import SMALL_VIT, seeded_weights, with_image_size
 
 # Decoders of the published width, of tiny's, and with narrow heads; grids of 8, 16, 24 and 6 cells.
@@ -57,6 +58,13 @@ def shared_decode(sam, embedding, coords, codes):
     return SharedDecoderGraph(sam)(*ImageSideGraph(sam)(embedding), coords, codes)
 
 
+def selective_decode(sam, embedding, coords, codes, thresholds, rows=None, columns=None):
+    """Decode with a threshold for each score, and masks of the first rows and columns of the grid."""
+    *side, upscaled = ImageSideGraph(sam)(embedding)
+    cells = upscaled.unflatten(1, tuple(embedding.shape[2:]))[:, :rows, :columns]
+    return SelectiveDecoderGraph(sam)(*side, cells, coords, codes, thresholds)
+
+
 def difference(expected, actual):
     """Largest difference as a share of the expected tensor's largest magnitude."""
     assert expected.shape == actual.shape
@@ -69,8 +77,51 @@ def difference(expected, actual):
 @torch.inference_mode()
 def test_equals_the_plain_decoder(name, labels, dtype, bar):
     call = make_call(name, LABELS[labels], dtype)
-    for expected, actual in zip(plain_decode(*call), shared_decode(*call), strict=True):
-        assert difference(expected, actual) <= bar
+    plain = plain_decode(*call)
+    # A variant for each, since they differ in nothing else.
+    for variant in (PLAIN, VARIANTS["openvino"]) if name in ("small", "odd grid") else (VARIANTS["openvino"],):
+        apply_variant(call[0], variant)
+        for expected, actual in zip(plain, shared_decode(*call), strict=True):
+            assert difference(expected, actual) <= bar
+
+
+@pytest.mark.parametrize(("dtype", "bar"), [(torch.float64, 1e-12), (torch.float32, 2e-5)], ids=["float64", "float32"])
+@pytest.mark.parametrize("kept", ["all", "some", "one", "none", "equal to a score"])
+@pytest.mark.parametrize("name", ["small", "odd grid"])
+@torch.inference_mode()
+def test_selected_masks_are_those_of_the_plain_decoder(name, kept, dtype, bar):
+    call = make_call(name, LABELS["ragged"], dtype)
+    scores, masks = plain_decode(*call)
+    own = shared_decode(*call)[0]
+    infinity = torch.tensor(torch.inf, dtype=dtype)
+    thresholds = {
+        "all": torch.full_like(own, -torch.inf),
+        # Between two scores, so that rounding decides nothing.
+        "some": own.flatten().sort().values[9:11].mean().expand_as(own),
+        "one": torch.where(own == own[3].max(), -infinity, infinity),
+        "none": torch.full_like(own, torch.inf),
+        # What equals its threshold does not pass.
+        "equal to a score": own,
+    }[kept]
+    ious, pairs, found = selective_decode(*call, thresholds)
+    assert difference(scores, ious) <= bar
+    assert pairs.tolist() == (own > thresholds).nonzero().tolist()
+    assert len(pairs) == {"all": 20, "some": 10, "one": 1, "none": 0, "equal to a score": 0}[kept]
+    assert found.shape == (len(pairs), *masks.shape[2:])
+    if len(pairs):
+        assert (masks[pairs[:, 0], pairs[:, 1]] - found).abs().max() <= bar * masks.abs().max()
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(5, None), (None, 3), (4, 6), (1, 1)])
+@torch.inference_mode()
+def test_cells_that_were_left_out_change_no_other(rows, columns):
+    call = make_call("small", LABELS["ragged"], torch.float64)
+    whole = shared_decode(*call)[1]
+    _, pairs, found = selective_decode(*call, torch.full((5, 4), -torch.inf), rows, columns)
+    height, width = 4 * (rows or 8), 4 * (columns or 8)
+    assert found.shape[1:] == (height, width)
+    expected = whole[pairs[:, 0], pairs[:, 1], :height, :width]
+    assert (expected - found).abs().max() <= 1e-12 * whole.abs().max()
 
 
 @torch.inference_mode()
@@ -102,6 +153,7 @@ def test_tensors_have_the_shapes_of_the_contract(name):
     side = ImageSideGraph(sam)(embedding)
     assert [tuple(tensor.shape) for tensor in side] == [tensor.shape for tensor in image_side_spec(geometry).outputs]
     assert len(shared_decoder_spec(geometry).inputs) == len(side) + 2
+    assert len(selective_decoder_spec(geometry).inputs) == len(side) + 3
 
 
 @torch.inference_mode()
