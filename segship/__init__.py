@@ -31,14 +31,21 @@ from segship.prediction import ImageEmbedding, MaskPrediction, best_masks
 from segship.predictor import Predictor
 from segship.prompts import PromptLimits, Prompts
 from segship.records import MaskRecord
+from segship.semantic.class_map import ClassMap
+from segship.semantic.inference import SemanticOptions
+from segship.semantic.predictor import SemanticPredictor
+from segship.semantic.predictor import open_semantic as load_semantic
+from segship.semantic.voting import ClassVote, label_masks
 
-__version__ = "0.3.0"
+__version__ = "0.4.0"
 
 __all__ = [
     "AmgOptions",
     "BackendUnavailable",
     "BundleError",
     "CheckpointError",
+    "ClassMap",
+    "ClassVote",
     "ComparisonFailed",
     "ExportError",
     "FetchError",
@@ -55,13 +62,17 @@ __all__ = [
     "PromptLimits",
     "Prompts",
     "SegshipError",
+    "SemanticOptions",
+    "SemanticPredictor",
     "UnsafeCheckpoint",
     "__version__",
     "best_masks",
     "demo_photograph",
     "generate_masks",
     "iter_masks",
+    "label_masks",
     "list_models",
     "load",
+    "load_semantic",
     "pipeline",
 ]

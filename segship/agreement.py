@@ -2,7 +2,8 @@
 """Measure how far two sets of results agree, and hold the differences against a bar.
 
 Arrays in, rows of a manifest out; no runtime and no torch. `segship.verify` holds graphs against the torch model with
-it, `segship.tune` holds backends against each other.
+it, `segship.verify_semantic` does so for class maps, `segship.tune` and `segship.tune_semantic` hold backends against
+each other.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segship.bundle.measured import ComparisonBar, ComparisonStep
+from segship.bundle.measured import AnyStep, ComparisonBar, ComparisonStep, SemanticBar, SemanticStep
 from segship.errors import ComparisonFailed
 
 
@@ -49,7 +50,25 @@ def mask_step(step: str, ious: Sequence[float], bar: ComparisonBar) -> Compariso
     )  # fmt: skip
 
 
-def require_passed(steps: Sequence[ComparisonStep]) -> None:
+def logits_step(step: str, pairs: Sequence[tuple[NDArray[Any], NDArray[Any]]], bar: SemanticBar) -> SemanticStep:
+    """Measure logits of a semantic graph as `tensor_step` does."""
+    row = tensor_step(step, "semantic", "logits", pairs, ComparisonBar(cosine=bar.cosine, max_abs=bar.max_abs))
+    return SemanticStep(
+        step=step, graph=row.graph, what=row.what, cases=row.cases, cosine=row.cosine, max_abs=row.max_abs,
+        scale=row.scale, pixels_equal=None, passed=row.passed,
+    )  # fmt: skip
+
+
+def class_map_step(step: str, pairs: Sequence[tuple[NDArray[Any], NDArray[Any]]], bar: SemanticBar) -> SemanticStep:
+    """Count the pixels of pairs of class maps that agree, the worst pair deciding."""
+    equal = float(np.min([np.mean(expected == actual) for expected, actual in pairs]))
+    return SemanticStep(
+        step=step, graph="semantic", what="class_map", cases=len(pairs), cosine=None, max_abs=None, scale=None,
+        pixels_equal=equal, passed=bool(equal >= bar.pixels_equal),
+    )  # fmt: skip
+
+
+def require_passed(steps: Sequence[AnyStep]) -> None:
     """Raise when a row is past the bar.
 
     Raises
@@ -66,9 +85,12 @@ def require_passed(steps: Sequence[ComparisonStep]) -> None:
         )
 
 
-def describe_step(row: ComparisonStep) -> str:
+def describe_step(row: AnyStep) -> str:
     """Return one row as a short sentence."""
-    if row.mask_iou_mean is not None:
+    if isinstance(row, SemanticStep):
+        if row.pixels_equal is not None:
+            return f"{row.step}, {row.what}: {100 * row.pixels_equal:.4f} % of the pixels equal"
+    elif row.mask_iou_mean is not None:
         return f"{row.step}, {row.what}: IoU mean {row.mask_iou_mean:.6f}, min {row.mask_iou_min:.6f}"
     return f"{row.step}, {row.what}: cosine {row.cosine:.9f}, max abs {row.max_abs:.2e} of scale {row.scale:.3g}"
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Decide which backend runs a bundle, in which precision, and say why.
 
-The manifest holds what was measured (`segship.bundle.measured.BackendCheck`); nothing is timed and no runtime is
-imported here. The rules:
+The manifest holds what was measured (`segship.bundle.measured.BackendCheck`, or `SemanticCheck`); nothing is timed and
+no runtime is imported here. The rules:
 
 - A backend or precision that was named is taken, whatever was measured.
 - ``auto`` takes the fastest installed backend whose comparison passed. Checks made on a processor of this name with
@@ -21,7 +21,7 @@ from importlib import metadata
 from importlib.util import find_spec
 
 from segship.backends import GRAPH_BACKENDS
-from segship.bundle.measured import BackendCheck
+from segship.bundle.measured import AnyCheck
 from segship.errors import BackendUnavailable
 from segship.machine import describe_machine
 
@@ -51,7 +51,7 @@ class BackendChoice:
 
 
 def choose_backend(
-    checks: Sequence[BackendCheck],
+    checks: Sequence[AnyCheck],
     *,
     backend: str = AUTO,
     precision: str = EXACT,
@@ -120,7 +120,7 @@ def _is_installed(backend: str) -> bool:
         return False
 
 
-def _fastest(wanted: Sequence[BackendCheck]) -> BackendChoice | None:
+def _fastest(wanted: Sequence[AnyCheck]) -> BackendChoice | None:
     versions = {name: installed_version(name) for name in {check.backend for check in wanted}}
     passed = [check for check in wanted if check.passed and versions[check.backend] is not None]
     here = [check for check in passed if check.cpu == processor_name() and check.version == versions[check.backend]]
@@ -134,13 +134,13 @@ def _fastest(wanted: Sequence[BackendCheck]) -> BackendChoice | None:
     others = sorted((check for check in counted if check is not best), key=lambda check: check.milliseconds)
     against = ", ".join(f"{check.backend} {check.precision} {check.milliseconds:.0f} ms" for check in others[:3])
     reason = (
-        f"fastest of {len(counted)} that passed their comparison: {best.milliseconds:.0f} ms for an image and eight "
-        f"clicks{f' against {against}' if against else ''}, measured on {where}"
+        f"fastest of {len(counted)} that passed their comparison: {best.milliseconds:.0f} ms for {best.timed}"
+        f"{f' against {against}' if against else ''}, measured on {where}"
     )
     return BackendChoice(best.backend, best.precision, reason)
 
 
-def _unmeasured(wanted: Sequence[BackendCheck], backend: str, precision: str, streams: int) -> BackendChoice:
+def _unmeasured(wanted: Sequence[AnyCheck], backend: str, precision: str, streams: int) -> BackendChoice:
     """Return what is taken where no check decides."""
     exact = EXACT if precision == AUTO else precision
     if backend != AUTO:

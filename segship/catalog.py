@@ -1,21 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names of models, where each of them lies on this machine, and `load`, which makes a predictor of one."""
+"""Names of models, where each of them lies on this machine, and `load`, which makes a predictor of one.
+
+`open_model` opens models of both families. `load` is the same with the types of what it most often opens;
+`load_promptable` refuses the other family where only prompts make sense.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, overload
 
 from segship.cache import cache_folder
-from segship.errors import BackendUnavailable, BundleError
+from segship.errors import BackendUnavailable, BundleError, InputError
 from segship.known import CHECKPOINT_SUFFIXES, KNOWN_CHECKPOINTS
+from segship.known_semantic import LICENCE, SEMANTIC_CHECKPOINTS, SemanticName
 from segship.predictor import Predictor
 
 if TYPE_CHECKING:
-    from segship.backends.session import SessionOptions
+    from collections.abc import Mapping
+
+    from segship.backend_choice import BackendChoice
+    from segship.backends.session import Session, SessionOptions
     from segship.bundle import Bundle
+    from segship.bundle.manifest import Manifest
+    from segship.semantic.predictor import SemanticPredictor
 
 EMBEDDED_MODELS = ("tiny",)
 
@@ -29,20 +39,51 @@ class ModelInfo:
     name
         What `load`, ``segship fetch`` and ``segship export`` take.
     status
-        ``in the package``, ``bundle ready``, ``checkpoint fetched`` or ``not fetched``.
+        ``in the package``, ``bundle ready``, ``checkpoint fetched``, ``not fetched``, or ``get by hand`` for a file
+        that is not here and that its publisher lets nobody but browsers download.
     bytes
         Size of the bundle or checkpoint.
     licence
         SPDX name of the weights' licence.
     location
         Where it lies on this machine, or the address it is fetched from.
+    published
+        What its publisher measured: mIoU in percent at one scale, and at six scales and mirrored; empty where there is
+        nothing to say.
     """
 
     name: str
-    status: Literal["in the package", "bundle ready", "checkpoint fetched", "not fetched"]
+    status: Literal["in the package", "bundle ready", "checkpoint fetched", "not fetched", "get by hand"]
     bytes: int
     licence: str
     location: str
+    published: str = ""
+
+
+@overload
+def load(  # type: ignore[overload-overlap]  # The names of semantic models are strings, too.
+    model: SemanticName,
+    *,
+    backend: str = ...,
+    threads: int | None = ...,
+    device: str = ...,
+    precision: str = ...,
+    streams: int = ...,
+    compile: bool = ...,
+) -> SemanticPredictor: ...
+
+
+@overload
+def load(
+    model: str | Path = ...,
+    *,
+    backend: str = ...,
+    threads: int | None = ...,
+    device: str = ...,
+    precision: str = ...,
+    streams: int = ...,
+    compile: bool = ...,
+) -> Predictor: ...
 
 
 def load(
@@ -54,14 +95,18 @@ def load(
     precision: str = "fp32",
     streams: int = 1,
     compile: bool = False,
-) -> Predictor:
+) -> Predictor | SemanticPredictor:
     """Make a predictor.
+
+    What is in a bundle or checkpoint decides its class: a promptable model gives a `Predictor`, a semantic one a
+    `segship.SemanticPredictor`. Type checkers know it by the names of published models, and take a path for promptable;
+    `segship.load_semantic` says the other.
 
     Parameters
     ----------
     model
         ``tiny``, the model inside the package; the path of a bundle; the path of a checkpoint (backend ``torch``); or
-        a known name such as ``vit_b``, whose bundle lies in the cache folder.
+        a known name such as ``vit_b`` or ``semask_s_cityscapes``, whose bundle lies in the cache folder.
     backend
         ``onnxruntime`` and ``openvino`` run bundles, ``torch`` runs checkpoints. ``auto`` takes the fastest that the
         bundle's manifest has found right (`segship.backend_choice`), ONNX Runtime where nothing was measured.
@@ -91,6 +136,52 @@ def load(
     >>> predictor.precision
     'fp32'
     """
+    return open_model(
+        model, backend=backend, threads=threads, device=device, precision=precision, streams=streams, compile=compile
+    )
+
+
+def load_promptable(
+    model: str | Path = "tiny",
+    *,
+    backend: str = "auto",
+    threads: int | None = None,
+    device: str = "cpu",
+    precision: str = "fp32",
+    streams: int = 1,
+    compile: bool = False,
+) -> Predictor:
+    """Make a predictor of a promptable model; arguments and errors are those of `load`.
+
+    Raises
+    ------
+    InputError
+        ``other_family`` when it is a semantic model.
+    """
+    opened = open_model(
+        model, backend=backend, threads=threads, device=device, precision=precision, streams=streams, compile=compile
+    )
+    if not isinstance(opened, Predictor):
+        opened.close()
+        message = (
+            f"{model} is a semantic model ({opened.manifest.architecture}), which takes no prompts; use "
+            "`segship semantic`, or segship.load_semantic(...).segment(image)"
+        )
+        raise InputError(message, code="other_family")
+    return opened
+
+
+def open_model(
+    model: str | Path,
+    *,
+    backend: str = "auto",
+    threads: int | None = None,
+    device: str = "cpu",
+    precision: str = "fp32",
+    streams: int = 1,
+    compile: bool = False,
+) -> Predictor | SemanticPredictor:
+    """Open a model of either family; arguments and errors are those of `load`."""
     from segship.backends.session import SessionOptions
 
     options = SessionOptions(threads=threads, device=device, precision=precision, streams=streams, compile=compile)
@@ -120,7 +211,16 @@ def find_model(model: str | Path) -> Path:
             f"`segship export {model}` (it will be written to {bundle})",
             code="no_bundle",
         )
-    names = ", ".join((*EMBEDDED_MODELS, *KNOWN_CHECKPOINTS))
+    if model in SEMANTIC_CHECKPOINTS:
+        bundle = bundle_folder(str(model))
+        if bundle.is_dir():
+            return bundle
+        raise BundleError(
+            f"there is no bundle of {model!r} on this machine yet; `segship fetch {model}` says how to get its "
+            f"checkpoint, and `segship export {model}` makes the bundle (it will be written to {bundle})",
+            code="no_bundle",
+        )
+    names = ", ".join((*EMBEDDED_MODELS, *KNOWN_CHECKPOINTS, *SEMANTIC_CHECKPOINTS))
     raise BundleError(f"no model {str(model)!r}: it is no path here and no known name ({names})", code="unknown_model")
 
 
@@ -142,7 +242,11 @@ def list_models() -> tuple[ModelInfo, ...]:
         )
         for name in EMBEDDED_MODELS
     )
-    return (*embedded, *(_known_model(name) for name in KNOWN_CHECKPOINTS))
+    return (
+        *embedded,
+        *(_known_model(name) for name in KNOWN_CHECKPOINTS),
+        *(_semantic_model(name) for name in SEMANTIC_CHECKPOINTS),
+    )
 
 
 def _known_model(name: str) -> ModelInfo:
@@ -156,11 +260,24 @@ def _known_model(name: str) -> ModelInfo:
     return ModelInfo(name, "not fetched", known.bytes, known.licence, known.url)
 
 
+def _semantic_model(name: str) -> ModelInfo:
+    from segship.fetch import checkpoint_path
+
+    known, bundle, checkpoint = SEMANTIC_CHECKPOINTS[name], bundle_folder(name), checkpoint_path(name)
+    published = f"mIoU {known.miou:.2f} / {known.miou_multi_scale:.2f}"
+    if bundle.is_dir():
+        return ModelInfo(name, "bundle ready", _folder_bytes(bundle), LICENCE, str(bundle), published)
+    if checkpoint.is_file():
+        size = checkpoint.stat().st_size
+        return ModelInfo(name, "checkpoint fetched", size, LICENCE, str(checkpoint), published)
+    return ModelInfo(name, "get by hand", known.bytes, LICENCE, known.url, published)
+
+
 def _folder_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in folder.glob("*") if path.is_file())
 
 
-def _load_bundle(path: Path, backend: str, options: SessionOptions) -> Predictor:
+def _load_bundle(path: Path, backend: str, options: SessionOptions) -> Predictor | SemanticPredictor:
     from segship.backend_choice import choose_backend
     from segship.backends.opening import open_sessions
     from segship.bundle import Bundle
@@ -180,23 +297,42 @@ def _load_bundle(path: Path, backend: str, options: SessionOptions) -> Predictor
         device=options.device,
         streams=options.streams,
     )
+    sessions = open_sessions(bundle, choice.backend, replace(options, precision=choice.precision))
+    return _predictor(manifest, sessions, graph_digest(bundle), choice, options.threads)
+
+
+def _predictor(
+    manifest: Manifest, sessions: Mapping[str, Session], digest: str, choice: BackendChoice, threads: int | None
+) -> Predictor | SemanticPredictor:
+    if manifest.family == "semantic":
+        from segship.semantic.predictor import SemanticPredictor
+
+        return SemanticPredictor(
+            manifest,
+            sessions["semantic"],
+            backend=choice.backend,
+            precision=choice.precision,
+            backend_reason=choice.reason,
+        )
     return Predictor(
         manifest,
-        open_sessions(bundle, choice.backend, replace(options, precision=choice.precision)),
-        encoder_sha256=encoder_digest(bundle),
+        sessions,
+        encoder_sha256=digest,
         backend=choice.backend,
         precision=choice.precision,
         backend_reason=choice.reason,
+        threads=threads,
     )
 
 
-def encoder_digest(bundle: Bundle) -> str:
-    """Return the digest that ties embeddings to a bundle's encoder, weights included."""
-    entry = bundle.manifest.graphs["image_encoder"]
+def graph_digest(bundle: Bundle) -> str:
+    """Return the digest of a bundle's first graph, weights included: what ties embeddings to their encoder."""
+    entry = bundle.manifest.graphs["semantic" if bundle.manifest.family == "semantic" else "image_encoder"]
     return entry.sha256 if entry.external_data is None else f"{entry.sha256}{entry.external_data.sha256}"
 
 
-def _load_checkpoint(path: Path, backend: str, options: SessionOptions) -> Predictor:
+def _load_checkpoint(path: Path, backend: str, options: SessionOptions) -> Predictor | SemanticPredictor:
+    from segship.backend_choice import BackendChoice
     from segship.backends import load_backend
 
     if path.suffix not in CHECKPOINT_SUFFIXES:
@@ -217,11 +353,5 @@ def _load_checkpoint(path: Path, backend: str, options: SessionOptions) -> Predi
     load_backend("torch")
     # By name, so that the use road has no import of the ship road.
     opened = import_module("segship.backends.torch").open_checkpoint(path, options)
-    return Predictor(
-        opened.manifest,
-        opened.sessions,
-        encoder_sha256=opened.encoder_sha256,
-        backend="torch",
-        precision=options.precision,
-        backend_reason=reason,
-    )
+    choice = BackendChoice("torch", options.precision, reason)
+    return _predictor(opened.manifest, opened.sessions, opened.encoder_sha256, choice, options.threads)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Images and prompt mixes on which a graph is compared with its model.
+"""Images and prompt mixes on which a graph is compared with its model, or a backend with the graph.
 
 Three images of different shapes, one of them a photograph, and for each the forms of prompt that exist: clicks, boxes,
 both, mask inputs, and objects with different numbers of points in one call. Everything is seeded.
@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from segship.images import read_image
 from segship.photograph import demo_photograph
 from segship.prompts import Prompts
+from segship.semantic.preprocessing import ScaleLimits, SemanticPreprocessing, resize_pixels, to_tensor
 
 SCENE_SIZES_HW = ((240, 320), (300, 200))
 SHAPES_PER_SCENE = 12
@@ -35,6 +36,15 @@ def comparison_images() -> tuple[NDArray[np.uint8], ...]:
     photograph = read_image(demo_photograph()).pixels
     scenes = (draw_scene(size_hw, seed) for seed, size_hw in enumerate(SCENE_SIZES_HW))
     return (photograph, *scenes)
+
+
+def comparison_tensors(
+    size_hw: tuple[int, int], pixel_mean: tuple[float, float, float], pixel_std: tuple[float, float, float]
+) -> tuple[NDArray[np.float32], ...]:
+    """Return the comparison images as inputs of a semantic graph: (1, 3, H, W) float32, stretched to a size."""
+    # The scale is not used: neither the ratio of sides nor antialiasing matters to a comparison.
+    settings = SemanticPreprocessing(ScaleLimits(1, 1), pixel_mean, pixel_std)
+    return tuple(to_tensor(resize_pixels(picture, size_hw), settings) for picture in comparison_images())
 
 
 def draw_scene(size_hw: tuple[int, int], seed: int) -> NDArray[np.uint8]:

@@ -129,6 +129,7 @@ def draw_masks(
     seed: int = 0,
     opacity: float = EVERYTHING_OPACITY,
     borders: bool = True,
+    colors: Sequence[Color] | None = None,
 ) -> Pixels:
     """Return a copy of an image with all masks of it drawn on it, the largest first, so that small ones stay visible.
 
@@ -147,6 +148,8 @@ def draw_masks(
         How much of a mask's colour is seen, from 0 to 1.
     borders
         Draw the border of every mask, in its colour at full strength.
+    colors
+        RGB of every mask, instead of seeded ones.
 
     Returns
     -------
@@ -162,7 +165,9 @@ def draw_masks(
     if not 0 <= opacity <= 1:
         raise _bad(f"opacity is {opacity}", "a number from 0 to 1")
     canvas = np.array(image, order="C")
-    colors = seeded_colors(len(runs), seed)
+    colors = seeded_colors(len(runs), seed) if colors is None else colors
+    if len(colors) != len(runs):
+        raise _bad(f"there are {len(colors)} colours and {len(runs)} masks", "one colour a mask")
     size = (image.shape[0], image.shape[1])
     for index in paint_order(runs):
         crop, (x0, y0) = runs_to_crop(runs[index], size)

@@ -11,7 +11,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol
 
 import onnx
 from torch import nn
@@ -28,9 +28,9 @@ from segship.graph.simplify import simplify_graph
 from segship.graph.trace import LOWEST_TRACED_OPSET, trace_graph
 from segship.loading import SAM_PROMPT_RULES, describe_model, load_model
 from segship.models.sam import ImageEncoderGraph, MaskDecoderGraph
-from segship.models.shared_decoder import ImageSideGraph, SharedDecoderGraph
+from segship.models.shared_decoder import ImageSideGraph, SelectiveDecoderGraph
 from segship.models.variants import apply_variant, find_variant
-from segship.spec import GraphSpec, image_encoder_spec, image_side_spec, mask_decoder_spec, shared_decoder_spec
+from segship.spec import GraphSpec, image_encoder_spec, image_side_spec, mask_decoder_spec, selective_decoder_spec
 from segship.tune import tune_bundle
 from segship.verify import compare_sam, require_passed, run_reference
 
@@ -38,6 +38,11 @@ HIGHEST_OPSET = 24
 Contract = Literal["segship", "official", "ascend", "samexporter"]
 # What the readers of each contract were written against.
 DEFAULT_OPSETS: dict[Contract, int] = {"segship": 18, "official": 17, "ascend": 14, "samexporter": 17}
+
+# Graphs that differ between targets.
+VARIED_GRAPHS = ("image_encoder", "selective_decoder")
+# The exporter must know some bound of each axis; nobody comes near these.
+MOST_PROMPTS = {"objects": 1 << 16, "points": 1 << 16}
 
 Report = Callable[[str, Sequence[ComparisonStep]], None]
 """Called after every step with its name and the rows of its comparison."""
@@ -135,11 +140,12 @@ def export_bundle(
         "image_encoder": (ImageEncoderGraph(model.sam), image_encoder_spec(geometry)),
         "mask_decoder": (MaskDecoderGraph(model.sam), mask_decoder_spec(geometry)),
         "image_side": (ImageSideGraph(model.sam), image_side_spec(geometry)),
-        "shared_decoder": (SharedDecoderGraph(model.sam), shared_decoder_spec(geometry)),
+        "selective_decoder": (SelectiveDecoderGraph(model.sam), selective_decoder_spec(geometry)),
     }
     rows: list[ComparisonStep] = []
     with tempfile.TemporaryDirectory(prefix="segship-export-") as folder:
-        for step, change in graph_steps(options, half_weights=model.half_weights):
+        largest = {"rows": geometry.embedding_size, "columns": geometry.embedding_size, **MOST_PROMPTS}
+        for step, change in graph_steps(options, half_weights=model.half_weights, largest_sizes=largest):
             for name, (module, spec) in parts.items():
                 path = Path(folder) / f"{name}.onnx"
                 save_graph(change(module, spec, path), path, largest_inline_bytes=options.largest_inline_bytes)
@@ -157,15 +163,29 @@ def export_bundle(
             clean_masks=options.clean_masks,
         )
         graphs = {name: Path(folder) / f"{name}.onnx" for name in parts}
-        bundle = write_bundle(output, manifest, graphs, variants={"image_encoder": variant.name}, force=options.force)
+        bundle = write_bundle(
+            output, manifest, graphs, variants=dict.fromkeys(VARIED_GRAPHS, variant.name), force=options.force
+        )
     return tune_bundle(bundle.path) if options.measure else bundle
+
+
+class GraphOptions(Protocol):
+    """What options of any family say about the steps."""
+
+    @property
+    def simplify(self) -> bool:
+        """Whether there is a step for onnxslim."""
+
+    @property
+    def graph_opset(self) -> int:
+        """The opset that graphs will have."""
 
 
 GraphChange = Callable[[nn.Module, GraphSpec, Path], onnx.ModelProto]
 
 
 def graph_steps(
-    options: ExportOptions,
+    options: GraphOptions,
     *,
     half_weights: bool = False,
     largest_sizes: Mapping[str, int] | None = None,

@@ -15,11 +15,11 @@ from segship.bundle.manifest import (
     AmgDefaultsEntry,
     CheckpointEntry,
     Comparison,
-    Manifest,
     MaskCleanUpEntry,
     Precision,
     PreprocessingEntry,
     PromptRulesEntry,
+    SamManifest,
 )
 from segship.checkpoints import Checkpoint, load_state, read_checkpoint, recognise_architecture
 from segship.masks.cleanup import MaskCleanUp
@@ -75,7 +75,7 @@ def describe_model(
     precision: Precision = "fp32",
     licence: str | None = None,
     clean_masks: bool | None = None,
-) -> Manifest:
+) -> SamManifest:
     """Write down everything about a model except its files, which `segship.bundle.write_bundle` adds.
 
     ``clean_masks`` turns the clean-up of prompted masks on or off; None leaves it as the architecture has it.
@@ -85,7 +85,7 @@ def describe_model(
     if clean_masks is not None:
         clean_up = (clean_up or MaskCleanUp()) if clean_masks else None
     known = checkpoint.known
-    return Manifest(
+    return SamManifest(
         architecture=config.architecture,
         image_size=config.image_size,
         embedding_channels=config.embedding_channels,

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segship.amg import AmgOptions, generate_masks
-from segship.catalog import load
+from segship.catalog import load_promptable
 from segship.errors import InputError, PromptError
 from segship.images import ImageSource
 from segship.prediction import ImageEmbedding, MaskPrediction
@@ -76,7 +76,7 @@ def pipeline(
         raise InputError(f"there is no task {task!r}; known are {', '.join(TASKS)}", code="unknown_task")
     if not isinstance(model, Predictor):
         name = MODEL_NAMES.get(str(model), model)
-        model = load(name, backend=backend, threads=threads, device=device, precision=precision)
+        model = load_promptable(name, backend=backend, threads=threads, device=device, precision=precision)
     return SegmentAnythingPipeline(model)
 
 

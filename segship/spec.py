@@ -8,6 +8,7 @@ Sizes come from `SamGeometry`; no constant for 1024 stands anywhere else.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 Dimension = int | str
 """A fixed size, or the name of one that may differ from call to call."""
@@ -129,6 +130,53 @@ def shared_decoder_spec(geometry: SamGeometry) -> GraphSpec:
         outputs=(
             TensorSpec("iou_predictions", "float32", ("objects", MASK_TOKENS)),
             TensorSpec("low_res_masks", "float32", ("objects", MASK_TOKENS, low_res, low_res)),
+        ),
+    )
+
+
+SemanticOutput = Literal["class_map", "logits"]
+
+
+def semantic_spec(classes: int, output: SemanticOutput, size_hw: tuple[int, int] | None = None) -> GraphSpec:
+    """Return the contract of ``semantic``: pictures to class maps, or to logits, of their size.
+
+    Parameters
+    ----------
+    classes
+        Channels of the logits.
+    output
+        What comes out: the number of every pixel's class, or the logits of all.
+    size_hw
+        Height and width of the only pictures that the graph takes; None takes any.
+    """
+    height, width = size_hw or ("height", "width")
+    answer = (
+        TensorSpec("class_map", "uint8", ("batch", height, width))
+        if output == "class_map"
+        else TensorSpec("logits", "float32", ("batch", classes, height, width))
+    )
+    image = TensorSpec("image", "float32", ("batch", 3, height, width))
+    return GraphSpec("semantic", (image,), (answer,))
+
+
+def selective_decoder_spec(geometry: SamGeometry) -> GraphSpec:
+    """Return the contract of ``selective_decoder``: as ``shared_decoder``, with masks only of scores that pass.
+
+    A mask is made where its predicted IoU is above its entry of ``min_iou``; ``kept`` (kept, 2) says of which object
+    and mask token each is, in order. ``upscaled`` holds the first rows and columns of the grid, and so do the masks.
+    """
+    shared = shared_decoder_spec(geometry)
+    cells = TensorSpec("upscaled", "float32", (1, "rows", "columns", geometry.embedding_channels))
+    return GraphSpec(
+        name="selective_decoder",
+        inputs=(
+            *(cells if tensor.name == "upscaled" else tensor for tensor in shared.inputs),
+            TensorSpec("min_iou", "float32", ("objects", MASK_TOKENS)),
+        ),
+        outputs=(
+            TensorSpec("iou_predictions", "float32", ("objects", MASK_TOKENS)),
+            TensorSpec("kept", "int64", ("kept", 2)),
+            TensorSpec("low_res_masks", "float32", ("kept", "height", "width")),
         ),
     )
 

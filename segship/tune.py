@@ -24,8 +24,9 @@ from segship.backends import GRAPH_BACKENDS, load_backend
 from segship.backends.session import SessionOptions, thread_count
 from segship.bundle import Bundle
 from segship.bundle.manifest import MANIFEST_FILE
-from segship.bundle.measured import BackendCheck, ComparisonBar, ComparisonStep
-from segship.catalog import EMBEDDED_MODELS, embedded_bundle, find_model, load
+from segship.bundle.measured import AnyCheck, BackendCheck, ComparisonBar, ComparisonStep
+from segship.catalog import EMBEDDED_MODELS, embedded_bundle, find_model
+from segship.catalog import load_promptable as load
 from segship.comparison_cases import comparison_images, prompt_mixes
 from segship.errors import BackendUnavailable, InputError, SegshipError
 from segship.files import write_directory, write_file
@@ -53,7 +54,8 @@ ROUNDS = 2
 """Times that every backend has its turn. Whatever else a machine does only ever adds time, and comes and goes; so the
 fastest run counts, and of two turns some minutes apart."""
 
-Report = Callable[[BackendCheck], None]
+Report = Callable[[AnyCheck], None]
+"""Called with every check when it is done."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +117,12 @@ def tune_bundle(
         message = f"{path} lies inside the package, whose files are not changed; write a copy: --out FOLDER"
         raise InputError(message, code="bundle_in_package")
     bundle = Bundle.read(path)
-    checks = measure_backends(bundle, options, report)
+    if bundle.manifest.family == "semantic":
+        from segship.tune_semantic import measure_semantic
+
+        checks: tuple[AnyCheck, ...] = measure_semantic(bundle, options, report)
+    else:
+        checks = measure_backends(bundle, options, report)
     manifest = bundle.manifest.model_copy(update={"backends": list(checks)}).to_json()
     if out is None:
         write_file(path / MANIFEST_FILE, manifest, overwrite=True)
@@ -135,6 +142,8 @@ def measure_backends(
     bundle: Bundle, options: TuneOptions | None = None, report: Report | None = None
 ) -> tuple[BackendCheck, ...]:
     """Compare and time every installed backend that runs graphs, in every precision that this chip has.
+
+    For bundles of promptable models; `segship.tune_semantic.measure_semantic` is that of the others.
 
     Each is loaded alone, so that idle threads of one do not slow the next.
     """

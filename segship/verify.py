@@ -20,7 +20,7 @@ from segship.agreement import require_passed as require_passed
 from segship.backends.session import Session
 from segship.bundle.measured import ComparisonBar, ComparisonStep
 from segship.comparison_cases import comparison_images, prompt_mixes
-from segship.decoding import decode_arrays
+from segship.decoding import SHARED_GRAPHS, decode_arrays, decode_shared
 from segship.masks.scores import mask_iou
 from segship.models.sam import ImageEncoderGraph, MaskDecoderGraph, Sam
 from segship.models.shared_decoder import ImageSideGraph
@@ -136,7 +136,8 @@ def compare_sam(
     """
     embeddings: TensorPairs = []
     sides: TensorPairs = []
-    found: dict[str, Pairs] = {"mask_decoder": ([], []), "shared_decoder": ([], [])}
+    sharing = next((graph for graph in SHARED_GRAPHS if graph in sessions), SHARED_GRAPHS[0])
+    found: dict[str, Pairs] = {"mask_decoder": ([], []), sharing: ([], [])}
     ious: list[float] = []
     for case in reference.images:
         made = sessions["image_encoder"].run({"image": case.image})["image_embeddings"]
@@ -152,7 +153,8 @@ def compare_sam(
             rows = np.flatnonzero(decoded.inputs["has_mask_input"] == 0)
             if "image_side" in sessions and len(rows):
                 prompts = {name: decoded.inputs[name][rows] for name in ("point_coords", "point_labels")}
-                _pair(found["shared_decoder"], decoded, sessions["shared_decoder"].run({**side, **prompts}), rows)
+                own = decode_shared(sessions, case.image_embeddings.shape[2:], side, prompts)
+                _pair(found[sharing], decoded, dict(zip(("iou_predictions", "low_res_masks"), own, strict=True)), rows)
     steps = [tensor_step(step, "image_encoder", "image_embeddings", embeddings, bar)]
     if sides:
         steps.append(tensor_step(step, "image_side", "all tensors", sides, bar))

@@ -7,6 +7,8 @@ import pytest
 
 from segship import export
 from segship.export import ExportOptions, export_bundle
+from segship.export_semantic import SemanticExportOptions, export_semantic
+from tests import small_semask
 from tests.small_models import save_checkpoint
 
 
@@ -36,6 +38,41 @@ def small_export(small_checkpoint, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def small_semask_checkpoint(tmp_path_factory):
+    """A checkpoint of the small seeded SeMask-FPN, as mmcv writes them."""
+    return small_semask.save_checkpoint(tmp_path_factory.mktemp("semask") / "small_semask.pth")
+
+
+@pytest.fixture(scope="session")
+def small_semantic_export(small_semask_checkpoint, tmp_path_factory, traced_graphs):
+    """A bundle of it that gives class maps, of one size and any batch, and the rows that were reported on the way."""
+    reported = []
+    options = SemanticExportOptions(size=small_semask.SIZE_HW, measure=False)
+    folder = tmp_path_factory.mktemp("semantic") / "class_map"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(export, "trace_graph", remembering(export.trace_graph, traced_graphs))
+        bundle = export_semantic(
+            small_semask_checkpoint, folder, options, lambda step, rows: reported.append((step, rows))
+        )
+    return bundle, reported
+
+
+@pytest.fixture(scope="session")
+def small_semantic_bundle(small_semantic_export):
+    """A bundle of the small SeMask-FPN that gives class maps, of one size and any batch."""
+    return small_semantic_export[0]
+
+
+@pytest.fixture(scope="session")
+def small_semantic_logits(small_semask_checkpoint, tmp_path_factory):
+    """A bundle with the same weights that gives logits, of an odd size, one picture at a time."""
+    options = SemanticExportOptions(
+        size=small_semask.ODD_SIZE_HW, batch=1, output="logits", simplify=False, measure=False
+    )
+    return export_semantic(small_semask_checkpoint, tmp_path_factory.mktemp("semantic") / "logits", options)
+
+
+@pytest.fixture(scope="session")
 def traced_graphs():
     """Traced graphs by what they were traced from; tracing is the slow part of an export."""
     return {}
@@ -43,13 +80,17 @@ def traced_graphs():
 
 @pytest.fixture
 def traced_once(monkeypatch, traced_graphs):
-    """Trace each graph of the small model once for all tests that export it."""
-    trace = export.trace_graph
+    """Trace each graph of the small models once for all tests that export it."""
+    monkeypatch.setattr(export, "trace_graph", remembering(export.trace_graph, traced_graphs))
+
+
+def remembering(trace, graphs):
+    """A ``trace`` that takes graphs from those that were traced before, by module, contract and opset."""
 
     def trace_or_copy(module, spec, *, opset, **options):
-        key = (spec, opset)
-        if key not in traced_graphs:
-            traced_graphs[key] = trace(module, spec, opset=opset, **options)
-        return copy.deepcopy(traced_graphs[key])
+        key = (type(module), spec, opset)
+        if key not in graphs:
+            graphs[key] = trace(module, spec, opset=opset, **options)
+        return copy.deepcopy(graphs[key])
 
-    monkeypatch.setattr(export, "trace_graph", trace_or_copy)
+    return trace_or_copy

@@ -6,7 +6,7 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from segship.bundle import write_bundle
-from segship.bundle.manifest import CheckpointEntry, Manifest, PreprocessingEntry, PromptRulesEntry
+from segship.bundle.manifest import CheckpointEntry, PreprocessingEntry, PromptRulesEntry, SamManifest
 from segship.spec import SamGeometry, image_encoder_spec, mask_decoder_spec
 
 GEOMETRY = SamGeometry(image_size=32, embedding_channels=4, embedding_size=2)
@@ -77,7 +77,7 @@ def small_manifest(**changes):
         "comparison": None,
         "created": "2026-11-21T00:00:00+00:00",
     }
-    return Manifest(**{**fields, **changes})
+    return SamManifest(**{**fields, **changes})
 
 
 def save_models(folder, *, external=False, encoder=None, decoder=None):

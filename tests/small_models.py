@@ -7,9 +7,9 @@ import torch
 
 from segship.backends.torch import Session
 from segship.models.sam import ImageEncoderGraph, MaskDecoderGraph, build_sam
-from segship.models.shared_decoder import ImageSideGraph, SharedDecoderGraph
+from segship.models.shared_decoder import ImageSideGraph, SelectiveDecoderGraph
 from segship.predictor import Predictor
-from segship.spec import image_encoder_spec, image_side_spec, mask_decoder_spec, shared_decoder_spec
+from segship.spec import image_encoder_spec, image_side_spec, mask_decoder_spec, selective_decoder_spec
 from tests.oracle import SMALL_VIT, build_reference, reference, seeded_weights
 from tests.small_bundle import small_manifest
 
@@ -39,7 +39,7 @@ def small_predictor():
             (ImageEncoderGraph(sam), image_encoder_spec(geometry)),
             (MaskDecoderGraph(sam), mask_decoder_spec(geometry)),
             (ImageSideGraph(sam), image_side_spec(geometry)),
-            (SharedDecoderGraph(sam), shared_decoder_spec(geometry)),
+            (SelectiveDecoderGraph(sam), selective_decoder_spec(geometry)),
         )
     }
     return Predictor(small_sam_manifest(), sessions, encoder_sha256="0" * 64, backend="torch")

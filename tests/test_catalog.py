@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 
 import segship
-from segship.catalog import bundle_folder, find_model
-from segship.errors import BackendUnavailable, BundleError
+from segship.catalog import bundle_folder, find_model, load_promptable, open_model
+from segship.errors import BackendUnavailable, BundleError, InputError
+from segship.fetch import checkpoint_path
 
 
 @pytest.fixture(autouse=True)
@@ -32,6 +33,30 @@ def test_known_name_without_a_bundle_says_the_two_commands():
     with pytest.raises(BundleError, match="`segship fetch vit_l` and `segship export vit_l`") as caught:
         segship.load("vit_l")
     assert caught.value.code == "no_bundle"
+
+
+def test_semantic_name_without_a_bundle_says_the_two_commands():
+    with pytest.raises(BundleError, match="`segship fetch semask_l_ade20k` says how .*`segship export semask_l"):
+        segship.load("semask_l_ade20k")
+
+
+def test_semantic_name_bundle_and_checkpoint_give_a_semantic_predictor(small_semantic_bundle, small_semask_checkpoint):
+    bundle_folder("semask_s_cityscapes").parent.mkdir(parents=True)
+    shutil.copytree(small_semantic_bundle.path, bundle_folder("semask_s_cityscapes"))
+    by_name = segship.load("semask_s_cityscapes")
+    assert isinstance(by_name, segship.SemanticPredictor) and by_name.manifest == small_semantic_bundle.manifest
+    by_path, checkpoint = open_model(small_semantic_bundle.path), open_model(small_semask_checkpoint)
+    assert (by_path.backend, checkpoint.backend) == ("onnxruntime", "torch")
+    picture = np.random.default_rng(0).integers(0, 256, (96, 160, 3), np.uint8)
+    expected = by_path.segment(picture)
+    assert np.array_equal(by_name.segment(picture).array, expected.array) and expected.array.shape == (96, 160)
+
+
+def test_a_semantic_model_takes_no_prompts(small_semantic_bundle):
+    with pytest.raises(InputError, match="takes no prompts; use `segship semantic`") as caught:
+        load_promptable(small_semantic_bundle.path)
+    assert caught.value.code == "other_family"
+    assert load_promptable("tiny").manifest.architecture == "tiny"
 
 
 def test_unknown_name_lists_the_known_ones():
@@ -95,3 +120,17 @@ def test_models_say_where_they_stand():
     assert found["vit_t"].status == "not fetched" and found["vit_t"].location.startswith("https://")
     bundle_folder("vit_t").mkdir(parents=True)
     assert next(model for model in segship.list_models() if model.name == "vit_t").status == "bundle ready"
+
+
+def test_semantic_models_say_where_they_stand(small_semask_checkpoint):
+    def found():
+        return next(model for model in segship.list_models() if model.name == "semask_s_cityscapes")
+
+    assert found().status == "get by hand" and "drive.google.com" in found().location
+    assert found().published == "mIoU 77.13 / 79.14"
+    place = checkpoint_path("semask_s_cityscapes")
+    place.parent.mkdir(parents=True)
+    shutil.copyfile(small_semask_checkpoint, place)
+    assert (found().status, found().bytes) == ("checkpoint fetched", place.stat().st_size)
+    bundle_folder("semask_s_cityscapes").mkdir(parents=True)
+    assert found().status == "bundle ready"

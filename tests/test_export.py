@@ -38,8 +38,8 @@ def test_every_step_is_compared_and_written_down(small_export):
         ("image_side", "all tensors"),
         ("mask_decoder", "low_res_masks"),
         ("mask_decoder", "iou_predictions"),
-        ("shared_decoder", "low_res_masks"),
-        ("shared_decoder", "iou_predictions"),
+        ("selective_decoder", "low_res_masks"),
+        ("selective_decoder", "iou_predictions"),
         ("image_encoder, mask_decoder", "masks"),
     }
     assert all(row.passed for row in steps)

@@ -190,7 +190,9 @@ def test_task_and_model_by_name(predictor):
 @pytest.mark.parametrize("size", "blh")
 def test_names_of_mindformers_mean_ours(monkeypatch, predictor, size):
     asked = []
-    monkeypatch.setattr("segship.pipelines.load", lambda name, **options: asked.append((name, options)) or predictor)
+    monkeypatch.setattr(
+        "segship.pipelines.load_promptable", lambda name, **options: asked.append((name, options)) or predictor
+    )
     pipeline("segment_anything", model=f"sam_vit_{size}", device="cuda", threads=2)
     options = {"backend": "auto", "threads": 2, "device": "cuda", "precision": "fp32"}
     assert asked == [(f"vit_{size}", options)]

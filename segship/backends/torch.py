@@ -24,10 +24,13 @@ from torch import nn
 from segship.backends.session import Session as BaseSession
 from segship.backends.session import SessionOptions, check_arrays, closed, refuse_options, thread_count
 from segship.bundle.manifest import Manifest, Precision
+from segship.checkpoints import is_semask, list_shapes
 from segship.errors import BackendUnavailable
 from segship.loading import LoadedModel, describe_model, load_model
+from segship.loading_semantic import choose_settings, describe_semask, load_semask
 from segship.models.sam import ImageEncoderGraph, MaskDecoderGraph, Sam
-from segship.models.shared_decoder import ImageSideGraph, SharedDecoderGraph
+from segship.models.semask import SemanticGraph
+from segship.models.shared_decoder import ImageSideGraph, SelectiveDecoderGraph, SharedDecoderGraph
 from segship.models.variants import VARIANTS, apply_variant
 from segship.spec import (
     GraphSpec,
@@ -35,6 +38,8 @@ from segship.spec import (
     image_encoder_spec,
     image_side_spec,
     mask_decoder_spec,
+    selective_decoder_spec,
+    semantic_spec,
     shared_decoder_spec,
 )
 
@@ -77,7 +82,7 @@ class Session(BaseSession):
         self.description = f"torch {torch.__version__} {self._device}, {options.precision}, {threads}{compiled}"
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-        """Run the module once; inputs and outputs are float32 arrays whatever the precision inside."""
+        """Run the module once; numbers go in and out as float32 whatever the precision inside."""
         module = self._module
         if module is None:
             raise closed()
@@ -86,7 +91,7 @@ class Session(BaseSession):
         with self._one_at_a_time, torch.inference_mode(), self._full_precision_scope(), self._precision_scope():
             answer = module(*(tensor.to(self._device) for tensor in tensors))
             outputs: Sequence[torch.Tensor] = answer if isinstance(answer, tuple) else (answer,)
-            arrays = [output.float().cpu().numpy() for output in outputs]
+            arrays = [(output.float() if output.is_floating_point() else output).cpu().numpy() for output in outputs]
         return {tensor.name: array for tensor, array in zip(self.spec.outputs, arrays, strict=True)}
 
     def close(self) -> None:
@@ -120,7 +125,9 @@ class OpenedCheckpoint(NamedTuple):
 
 
 def open_checkpoint(path: Path, options: SessionOptions | None = None) -> OpenedCheckpoint:
-    """Open a checkpoint as sessions that a predictor runs.
+    """Open a checkpoint of either family as sessions that a predictor runs.
+
+    A semantic one gives logits and takes pictures of any size, as many at once as wanted.
 
     Raises
     ------
@@ -132,22 +139,45 @@ def open_checkpoint(path: Path, options: SessionOptions | None = None) -> Opened
     options = options or SessionOptions()
     device = _device(options.device)
     precision = _precision(options.precision, device)
+    if is_semask(list_shapes(path)):
+        return _open_semask(path, options, precision)
     model: LoadedModel = load_model(path)
     manifest = describe_model(model, opset=0, comparison=None, precision=precision)
     apply_variant(model.sam, VARIANTS["torch-cuda" if device.type == "cuda" else "torch"])
     sessions: dict[str, BaseSession] = {
-        spec.name: Session(module, spec, options) for module, spec in graph_modules(model.sam, model.config.geometry)
+        spec.name: Session(module, spec, options)
+        for module, spec in graph_modules(model.sam, model.config.geometry, device)
     }
     return OpenedCheckpoint(manifest, sessions, model.checkpoint.sha256)
 
 
-def graph_modules(sam: Sam, geometry: SamGeometry) -> tuple[tuple[nn.Module, GraphSpec], ...]:
-    """Return every graph of a promptable model as a module, with its contract."""
+def _open_semask(path: Path, options: SessionOptions, precision: Precision) -> OpenedCheckpoint:
+    model = load_semask(path)
+    settings = choose_settings(model)
+    manifest = describe_semask(
+        model, settings, output="logits", size=None, opset=0, comparison=None, precision=precision
+    )
+    spec = semantic_spec(model.config.classes, "logits")
+    session = Session(SemanticGraph(model.semask, "logits"), spec, options)
+    return OpenedCheckpoint(manifest, {"semantic": session}, model.checkpoint.sha256)
+
+
+def graph_modules(
+    sam: Sam, geometry: SamGeometry, device: torch.device | None = None
+) -> tuple[tuple[nn.Module, GraphSpec], ...]:
+    """Return every graph of a promptable model as a module, with its contract.
+
+    On CUDA the shared decoder makes all masks: which of them pass would have to be known on the CPU before the rest
+    could be launched, and a recorded CUDA graph cannot wait for that.
+    """
+    on_gpu = device is not None and device.type == "cuda"
     return (
         (ImageEncoderGraph(sam), image_encoder_spec(geometry)),
         (MaskDecoderGraph(sam), mask_decoder_spec(geometry)),
         (ImageSideGraph(sam), image_side_spec(geometry)),
-        (SharedDecoderGraph(sam), shared_decoder_spec(geometry)),
+        (SharedDecoderGraph(sam), shared_decoder_spec(geometry))
+        if on_gpu
+        else (SelectiveDecoderGraph(sam), selective_decoder_spec(geometry)),
     )
 
 

@@ -23,10 +23,10 @@ from segship.benchmarking.graph_files import batches, find_samples, write_output
 from segship.benchmarking.graphs import Shapes, graph_spec, make_inputs, shape_sets
 from segship.benchmarking.options import BenchmarkOptions
 from segship.benchmarking.report import BenchmarkReport, BenchmarkRow, FreshRow
-from segship.benchmarking.stages import FRESH_SCENARIOS, photo_bytes, stages_of
+from segship.benchmarking.stages import FRESH_SCENARIOS, photo_bytes, scenario_parameters, stages_of
 from segship.benchmarking.timing import Timing, measure
 from segship.bundle import Bundle
-from segship.catalog import find_model
+from segship.catalog import find_model, open_model
 from segship.machine import Machine, describe_machine
 from segship.spec import GraphSpec
 
@@ -101,10 +101,11 @@ def _measure_model(work: _Work) -> BenchmarkReport:
     fresh: list[FreshRow] = []
     for threads in work.threads:
         work.tell(f"load {work.target}, {threads} threads")
-        with segship.load(work.target, threads=threads, **settings) as predictor:
+        with open_model(work.target, threads=threads, **settings) as predictor:
             runs_on, backend, family = predictor.description, predictor.backend, predictor.manifest.family
             precision = predictor.precision
-            chosen = replace(options, stages=tuple(name for name in options.stages if name != GRAPH_STAGE))
+            stages = tuple(name for name in options.stages if name != GRAPH_STAGE)
+            chosen = replace(options, stages=stages, threads=(threads,))
             if chosen.stages or not options.stages:
                 for stage in stages_of(predictor, data, chosen):
                     work.tell(f"{stage.name}, {threads} threads")
@@ -122,6 +123,10 @@ def _bundle_graphs(bundle: Bundle, backend: str, precision: str, threads: int, w
     """Yield the pure loops of every graph of a bundle, at the sizes of its dynamic axes that were asked for."""
     options = work.options
     asked = {"batch": options.batch_sizes, "objects": options.objects, "points": (options.points + 1,)}
+    if bundle.manifest.family == "semantic":
+        long_side, short_side = bundle.manifest.scale
+        asked |= {"height": (short_side,), "width": (long_side,)}
+    asked |= options.sizes
     for name in bundle.manifest.graphs:
         spec = bundle.manifest.graph_spec(name)
         axes = {size for tensor in spec.inputs for size in tensor.shape if isinstance(size, str)}
@@ -226,11 +231,11 @@ def _fresh_model(
         for scenario in scenarios:
             if scenario == "everything" and not work.wants("everything"):
                 continue
-            work.tell(f"fresh processes: {scenario}, {threads} threads")
-            extra = {"points_per_side": options.points_per_side} if scenario == "everything" else {}
             # A call for everything takes long enough to be steady.
             processes = 1 if scenario == "everything" else options.fresh_repeats
-            yield from run_fresh(scenario, {**shared, **extra}, threads=threads, processes=processes)
+            for extra in scenario_parameters(scenario, options):
+                work.tell(f"fresh processes: {scenario} {extra or ''}, {threads} threads")
+                yield from run_fresh(scenario, {**shared, **extra}, threads=threads, processes=processes)
 
 
 def _report(

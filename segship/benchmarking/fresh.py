@@ -89,6 +89,17 @@ def _everything(
     tell("everything found")
 
 
+def _segment(tell: Tell, model: str, photo: str, load: Mapping[str, Any], threads: int, batch: int) -> None:
+    import segship
+
+    predictor = segship.load_semantic(model, threads=threads, **load)
+    tell(f"model loaded, batch {batch}")
+    predictor.segment_batch([photo] * batch)
+    tell(f"first call of {batch}")
+    predictor.segment_batch([photo] * batch)
+    tell(f"second call of {batch}")
+
+
 def _graph(
     tell: Tell, graph: str, backend: str, session: Mapping[str, Any], shapes: Mapping[str, list[int]], threads: int
 ) -> None:
@@ -108,7 +119,12 @@ def _graph(
     tell("second run")
 
 
-SCENARIOS: dict[str, Callable[..., None]] = {"click": _click, "everything": _everything, "graph": _graph}
+SCENARIOS: dict[str, Callable[..., None]] = {
+    "click": _click,
+    "everything": _everything,
+    "segment": _segment,
+    "graph": _graph,
+}
 """Name -> what the process does; a family's scenarios begin where its user would."""
 
 

@@ -32,7 +32,7 @@ class BenchmarkOptions:
     points
         Points of each object.
     batch_sizes
-        Images that the encoder's graph takes at once.
+        Images that the graph of an encoder or of a semantic model takes at once.
     points_per_side
         Of the grid of the stage ``everything``.
     warm_up, repeats
@@ -46,7 +46,8 @@ class BenchmarkOptions:
     shapes
         For a single graph: one shape set, or gear, a row: input name -> shape. Inputs that are left out take ``sizes``.
     sizes
-        For a single graph: named dynamic axis -> the sizes to measure; axes that are left out are 1.
+        For a graph: named dynamic axis -> the sizes to measure. Axes of a single graph that are left out are 1; the
+        height and width of a semantic bundle are the longest sides of its test scale.
     inputs
         For a single graph: a folder of ``.npy`` or raw ``.bin`` files that are run through it, once each.
     outputs

@@ -23,6 +23,9 @@ from segship.images import ImageLimits, read_image
 from segship.photograph import demo_photograph
 from segship.predictor import Predictor
 from segship.prompts import PromptLimits, Prompts
+from segship.semantic import SemanticOptions, SemanticPredictor
+from segship.semantic.inference import view_size
+from segship.semantic.preprocessing import resize_pixels, to_tensor
 from segship.transforms import Preprocessing, prepare_image
 
 PHOTO_SIZE = (1800, 1200)
@@ -85,7 +88,9 @@ def promptable_stages(predictor: Predictor, data: bytes, options: BenchmarkOptio
     entry = predictor.manifest.preprocessing
     settings = Preprocessing(predictor.image_size, entry.pixel_mean, entry.pixel_std)
     yield Stage("decode image", lambda: read_image(data), detail={**picture, "bytes": len(data)})
-    yield Stage("preprocess", lambda: prepare_image(pixels, settings), detail=picture)
+    opened = read_image(data).picture
+    threads = next(iter(options.threads), None)
+    yield Stage("preprocess", lambda: prepare_image(opened, settings, threads=threads), detail=picture)
     # A predictor takes pixels, so this has the preprocessing in it; the row of the graph has not.
     yield Stage("encode with preprocess", lambda: predictor.encode(pixels), detail=picture)
     embedding = predictor.encode(pixels)
@@ -104,16 +109,46 @@ def promptable_stages(predictor: Predictor, data: bytes, options: BenchmarkOptio
     yield Stage("everything", lambda: generate(predictor, data, amg), detail=detail)
 
 
-Stages = Callable[[Predictor, bytes, BenchmarkOptions], Iterator[Stage]]
+def semantic_stages(predictor: SemanticPredictor, data: bytes, options: BenchmarkOptions) -> Iterator[Stage]:
+    """Yield the stages of a semantic model: read, preprocess, segment, segment several pictures in one call."""
+    pixels = read_image(data).pixels
+    picture = {"image": f"{pixels.shape[1]} x {pixels.shape[0]}"}
+    settings = predictor.preprocessing
+    size_hw = view_size((pixels.shape[0], pixels.shape[1]), settings, SemanticOptions())
+    resized = {**picture, "resized": f"{size_hw[1]} x {size_hw[0]}"}
+    yield Stage("decode image", lambda: read_image(data), detail={**picture, "bytes": len(data)})
+    yield Stage("preprocess", lambda: to_tensor(resize_pixels(pixels, size_hw), settings), detail=resized)
+    for batch in options.batch_sizes:
+        # A predictor takes pixels, so this has the preprocessing in it; the rows of the graph have not.
+        yield Stage(
+            f"segment {batch} picture{'s' if batch > 1 else ''}",
+            lambda batch=batch: predictor.segment_batch([pixels] * batch),  # type: ignore[misc]
+            batch,
+            {**resized, "batch": batch},
+        )
 
-STAGES: Mapping[str, Stages] = {"sam": promptable_stages}
-"""Family of the manifest -> its stages."""
 
-FRESH_SCENARIOS: Mapping[str, tuple[str, ...]] = {"sam": ("click", "everything")}
+STAGES: Mapping[str, Callable[[Any, bytes, BenchmarkOptions], Iterator[Stage]]] = {
+    "sam": promptable_stages,
+    "semantic": semantic_stages,
+}
+"""Family of the manifest -> its stages, a function of that family's predictor."""
+
+FRESH_SCENARIOS: Mapping[str, tuple[str, ...]] = {"sam": ("click", "everything"), "semantic": ("segment",)}
 """Family of the manifest -> what fresh processes do with it; keys of `segship.benchmarking.fresh.SCENARIOS`."""
 
 
-def stages_of(predictor: Predictor, data: bytes, options: BenchmarkOptions) -> Iterator[Stage]:
+def scenario_parameters(scenario: str, options: BenchmarkOptions) -> tuple[dict[str, int], ...]:
+    """Return what a scenario is run with besides the model and the picture: one set for each of its rows."""
+    match scenario:
+        case "everything":
+            return ({"points_per_side": options.points_per_side},)
+        case "segment":
+            return tuple({"batch": batch} for batch in options.batch_sizes)
+    return ({},)
+
+
+def stages_of(predictor: Predictor | SemanticPredictor, data: bytes, options: BenchmarkOptions) -> Iterator[Stage]:
     """Yield the stages of a model that were asked for.
 
     Raises

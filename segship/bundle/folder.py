@@ -281,14 +281,15 @@ def _check_entries(manifest: Manifest) -> None:
 
 
 def _is_whole_set(manifest: Manifest, graphs: Collection[str]) -> bool:
-    """Tell whether these are the graphs that a family needs, with all of the optional ones or none of them."""
+    """Tell whether these are the graphs that a family needs, with one of the optional sets or none of them."""
     required = set(manifest.required_graphs)
-    return set(graphs) in (required, required | set(manifest.optional_graphs))
+    return set(graphs) in [required, *(required.union(chosen) for chosen in manifest.optional_graphs)]
 
 
 def _wanted_graphs(manifest: Manifest) -> str:
-    required, optional = sorted(manifest.required_graphs), sorted(manifest.optional_graphs)
-    return f"a bundle needs the graphs {required} and may add {optional}"
+    needed = f"a bundle needs the graphs {sorted(manifest.required_graphs)}"
+    optional = " or ".join(str(sorted(chosen)) for chosen in manifest.optional_graphs)
+    return f"{needed} and may add {optional}" if optional else f"{needed} and no other"
 
 
 def _check_contract(stated: GraphSpec, contract: GraphSpec) -> None:

@@ -4,16 +4,24 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from segship.checkpoints.recognise import recognise_architecture
+from segship.checkpoints.recognise import recognise_model
 from segship.checkpoints.survey import survey_checkpoint
 from segship.errors import CheckpointError
+from segship.models.config import SamConfig
 
 # Fixed tensors that a state dict carries beside the trained parameters.
-BUFFER_NAMES = ("running_mean", "running_var", "num_batches_tracked", "positional_encoding_gaussian_matrix")
+BUFFER_NAMES = (
+    "running_mean",
+    "running_var",
+    "num_batches_tracked",
+    "positional_encoding_gaussian_matrix",
+    "relative_position_index",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,8 +40,14 @@ class CheckpointDescription:
         SPDX name of the published weights' licence, or ``unknown``.
     architecture
         A name in the table of architectures, ``custom``, or None when it was not recognised; a note says why.
+    family
+        ``sam`` or ``semantic``, or None when it was not recognised.
     image_size
-        Side of the model frame in pixels, or None.
+        Side of a promptable model's frame in pixels, or None.
+    classes, semantic_classes
+        Of a semantic model: classes of its head and of its semantic layers; None for others.
+    semantic_window
+        Of a semantic model: stages whose semantic layer works in windows by the published rule; no tensor shows it.
     parameters
         Number of trained values; buffers are not counted.
     keys
@@ -55,6 +69,10 @@ class CheckpointDescription:
     keys: int
     dtypes: dict[str, int]
     notes: tuple[str, ...]
+    family: str | None = None
+    classes: int | None = None
+    semantic_classes: int | None = None
+    semantic_window: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the description as JSON takes it."""
@@ -72,10 +90,10 @@ def describe_checkpoint(path: str | Path) -> CheckpointDescription:
         When it cannot be read. A file of an unknown architecture can be described.
     """
     survey = survey_checkpoint(path)
-    architecture, image_size, notes = None, None, survey.notes
+    found: dict[str, Any] = {"architecture": None, "image_size": None}
+    notes = survey.notes
     try:
-        config = recognise_architecture(survey.shapes)
-        architecture, image_size = config.architecture, config.image_size
+        found |= _describe_model(survey.shapes)
     except CheckpointError as error:
         notes += (str(error),)
     trained = (info.elements for name, info in survey.tensors.items() if not name.endswith(BUFFER_NAMES))
@@ -85,10 +103,22 @@ def describe_checkpoint(path: str | Path) -> CheckpointDescription:
         sha256=survey.sha256,
         known=survey.known.architecture if survey.known else None,
         licence=survey.known.licence if survey.known else "unknown",
-        architecture=architecture,
-        image_size=image_size,
+        **found,
         parameters=sum(trained),
         keys=len(survey.tensors),
         dtypes=dict(sorted(Counter(info.dtype for info in survey.tensors.values()).items())),
         notes=notes,
     )
+
+
+def _describe_model(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
+    config = recognise_model(shapes)
+    if isinstance(config, SamConfig):
+        return {"family": "sam", "architecture": config.architecture, "image_size": config.image_size}
+    return {
+        "family": "semantic",
+        "architecture": config.architecture,
+        "classes": config.classes,
+        "semantic_classes": config.semantic_classes,
+        "semantic_window": config.semantic_window,
+    }

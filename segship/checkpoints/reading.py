@@ -13,6 +13,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from segship.checkpoints.labels import Labels
 from segship.checkpoints.survey import Survey, stamp_of, survey_checkpoint
 from segship.checkpoints.unwrapping import unwrap_state_dict
 from segship.errors import BackendUnavailable, CheckpointError
@@ -50,6 +51,8 @@ class Checkpoint:
         The dtypes that the tensors have in the file, sorted.
     notes
         A sentence for everything that was taken off, left out or converted.
+    labels
+        Names of classes that a training program wrote beside the weights, or None.
     """
 
     path: Path
@@ -59,6 +62,7 @@ class Checkpoint:
     state_dict: dict[str, torch.Tensor]
     stored_dtypes: tuple[str, ...]
     notes: tuple[str, ...]
+    labels: Labels | None = None
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
@@ -81,7 +85,9 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     state = _to_float32(tensors, notes)
     _require_finite(survey.path, state)
     dtypes = tuple(sorted({info.dtype for info in survey.tensors.values()}))
-    return Checkpoint(survey.path, survey.sha256, survey.bytes, survey.known, state, dtypes, tuple(notes))
+    return Checkpoint(
+        survey.path, survey.sha256, survey.bytes, survey.known, state, dtypes, tuple(notes), survey.labels
+    )
 
 
 def _load_tensors(survey: Survey) -> dict[str, torch.Tensor]:

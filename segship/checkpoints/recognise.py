@@ -12,9 +12,19 @@ from collections.abc import Mapping
 from dataclasses import replace
 from math import isqrt
 
-from segship.checkpoints.shapes import Shapes, unrecognised
+from segship.checkpoints.recognise_semask import is_semask, recognise_semask
+from segship.checkpoints.shapes import Shapes, divide, hidden_ratio, unrecognised
 from segship.errors import CheckpointError
-from segship.models.config import SAM_ARCHITECTURES, EncoderConfig, HybridConfig, SamConfig, TinyVitConfig, VitConfig
+from segship.models.config import (
+    SAM_ARCHITECTURES,
+    EncoderConfig,
+    HybridConfig,
+    SamConfig,
+    SemanticWindow,
+    SemaskConfig,
+    TinyVitConfig,
+    VitConfig,
+)
 
 DEFAULT_IMAGE_SIZE = 1024
 _SHOWN = 6
@@ -25,9 +35,10 @@ _UNSUPPORTED = {
     "memory_attention.": "SAM 2",
     "mask_decoder.hf_": "HQ-SAM",
     "vision_encoder.": "SAM in the layout of Transformers",
-    "backbone.layers.": "a Swin backbone",
+    "backbone.layers.": "a Swin backbone without semantic layers",
     "decode_head.": "a semantic segmentation head",
 }
+_ACCEPTED = "SAM (vit_b, vit_l, vit_h), MobileSAM (vit_t), SeMask-FPN (semask_t, s, b, l) and segship's own tiny"
 
 
 def recognise_architecture(shapes: Mapping[str, tuple[int, ...]], *, image_size: int | None = None) -> SamConfig:
@@ -65,17 +76,47 @@ def recognise_architecture(shapes: Mapping[str, tuple[int, ...]], *, image_size:
     return _name(_read_config(tree, found, size))
 
 
+def recognise_model(
+    shapes: Mapping[str, tuple[int, ...]], *, semantic_window: SemanticWindow | None = None
+) -> SamConfig | SemaskConfig:
+    """Return the configuration of the model of either family that a state dict belongs to.
+
+    Parameters
+    ----------
+    shapes
+        Shape of every tensor by its name, wrappers and prefixes taken off.
+    semantic_window
+        See `segship.checkpoints.recognise_semask.recognise_semask`.
+
+    Raises
+    ------
+    CheckpointError
+        As `recognise_architecture` and `recognise_semask`; ``not_semantic`` when ``semantic_window`` was given for a
+        promptable model.
+    """
+    if is_semask(shapes):
+        return recognise_semask(shapes, semantic_window=semantic_window)
+    found = recognise_architecture(shapes)
+    if semantic_window is not None:
+        message = f"a semantic window was given, and the checkpoint is of {found.architecture}, which has none"
+        raise CheckpointError(message, code="not_semantic")
+    return found
+
+
 def _refuse_unsupported(shapes: Mapping[str, tuple[int, ...]]) -> None:
+    if is_semask(shapes):
+        message = (
+            "the checkpoint is of SeMask-FPN, a semantic model, and a promptable one is needed here: "
+            "SAM (vit_b, vit_l, vit_h), MobileSAM (vit_t) or segship's own tiny"
+        )
+        raise CheckpointError(message, code="other_family")
     seen = [words for start, words in _UNSUPPORTED.items() if any(name.startswith(start) for name in shapes)]
-    if not seen:
-        return
-    swin_with_head = any(name.startswith("backbone.layers.") for name in shapes) and len(seen) > 1
-    what = "SeMask-FPN" if swin_with_head else seen[0]
-    message = (
-        f"the checkpoint is of {what}, which is not supported yet; accepted are SAM (vit_b, vit_l, vit_h), MobileSAM "
-        "(vit_t) and segship's own tiny, with their published key names"
-    )
-    raise CheckpointError(message, code="unsupported_architecture")
+    if seen:
+        message = (
+            f"the checkpoint is of {seen[0]}, which is not supported yet; accepted are {_ACCEPTED}, with their "
+            "published key names"
+        )
+        raise CheckpointError(message, code="unsupported_architecture")
 
 
 def _roots(shapes: Mapping[str, tuple[int, ...]]) -> str:
@@ -135,10 +176,10 @@ def _read_vit(encoder: Shapes) -> tuple[VitConfig, int]:
     config = VitConfig(
         embed_dim=dim,
         depth=depth,
-        num_heads=_divide(dim, tables[0][1]),
+        num_heads=divide(dim, tables[0][1]),
         global_attention_blocks=tuple(index for index, side in enumerate(sides) if side == grid),
         patch_size=patch_size,
-        mlp_ratio=_ratio(encoder.of("blocks.0.mlp.lin1.weight", 2)[0], dim),
+        mlp_ratio=hidden_ratio(encoder.of("blocks.0.mlp.lin1.weight", 2)[0], dim),
     )
     if windows:
         config = replace(config, window_size=windows[0])
@@ -177,8 +218,8 @@ def _read_tiny_vit(encoder: Shapes) -> TinyVitConfig:
         depths=tuple(stage.count("blocks") for stage in stages),
         num_heads=tuple(heads),
         window_sizes=tuple(windows),
-        mlp_ratio=_ratio(hidden, width),
-        mbconv_expand_ratio=_ratio(expanded, first),
+        mlp_ratio=hidden_ratio(hidden, width),
+        mbconv_expand_ratio=hidden_ratio(expanded, first),
         num_classes=encoder.of("head.weight", 2)[0] if encoder.has("head.weight") else table.num_classes,
     )
 
@@ -194,19 +235,7 @@ def _read_hybrid(encoder: Shapes) -> tuple[HybridConfig, int]:
         stem_blocks=tuple(stage.count("blocks") for stage in stages),
         embed_dim=dim,
         depth=encoder.count("blocks"),
-        num_heads=_divide(dim, table.embed_dim // table.num_heads),
-        mlp_ratio=_ratio(encoder.of("blocks.0.mlp.lin1.weight", 2)[0], dim),
+        num_heads=divide(dim, table.embed_dim // table.num_heads),
+        mlp_ratio=hidden_ratio(encoder.of("blocks.0.mlp.lin1.weight", 2)[0], dim),
     )
     return config, grid * config.stride
-
-
-def _divide(dim: int, head_dim: int) -> int:
-    if dim % head_dim:
-        raise unrecognised(f"a width of {dim} is no multiple of a head's width of {head_dim}")
-    return dim // head_dim
-
-
-def _ratio(hidden: int, dim: int) -> float:
-    """Return the ratio from which the modules get ``hidden`` again by int(dim * ratio)."""
-    exact = hidden / dim
-    return exact if int(dim * exact) == hidden else (hidden + 0.5) / dim

@@ -52,6 +52,20 @@ def unrecognised(what: str) -> CheckpointError:
     """Return the error for shapes that fit no architecture."""
     message = (
         f"the architecture is not recognised: {what}; accepted are SAM (vit_b, vit_l, vit_h and other sizes of it), "
-        "MobileSAM (vit_t) and segship's own tiny, with their published key names"
+        "MobileSAM (vit_t), SeMask-FPN (semask_t, s, b, l and other sizes of it) and segship's own tiny, with their "
+        "published key names"
     )
     return CheckpointError(message, code="unknown_architecture")
+
+
+def divide(dim: int, head_dim: int) -> int:
+    """Return the number of heads of a width."""
+    if dim % head_dim:
+        raise unrecognised(f"a width of {dim} is no multiple of a head's width of {head_dim}")
+    return dim // head_dim
+
+
+def hidden_ratio(hidden: int, dim: int) -> float:
+    """Return the ratio from which the modules get ``hidden`` again by int(dim * ratio)."""
+    exact = hidden / dim
+    return exact if int(dim * exact) == hidden else (hidden + 0.5) / dim

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import BinaryIO, Literal
 
 from segship.checkpoints.archive import check_crc, read_archive, read_pickle, require_little_endian
+from segship.checkpoints.labels import Labels, find_labels
 from segship.checkpoints.pickle_scan import scan_pickle
 from segship.checkpoints.safetensors_header import read_safetensors_header
 from segship.checkpoints.tensor_info import DTYPE_BYTES, StoredTensor, TensorInfo
@@ -51,6 +52,8 @@ class Survey:
         The state dict's tensors by name, wrappers and prefixes taken off.
     stamp
         Identity, size and time of the file, to notice that it was changed meanwhile.
+    labels
+        Names of classes that a training program wrote beside the weights, or None.
     """
 
     path: Path
@@ -61,6 +64,7 @@ class Survey:
     tensors: dict[str, TensorInfo]
     notes: tuple[str, ...]
     stamp: tuple[int, ...]
+    labels: Labels | None = None
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -79,13 +83,7 @@ def survey_checkpoint(path: str | os.PathLike[str]) -> Survey:
         When it is missing, of another format, damaged or crafted.
     """
     given = Path(path)
-    kind: Format = "safetensors" if given.suffix == ".safetensors" else "torch"
-    if given.suffix not in SUFFIXES:
-        message = f"{given} does not end in {', '.join(SUFFIXES)}; give a checkpoint of torch or safetensors"
-        raise CheckpointError(message, code="not_a_checkpoint")
-    with _named(given), _opened(given) as stream:
-        size = os.fstat(stream.fileno()).st_size
-        _refuse_other_kinds(kind, stream.read(512), size)
+    with _named(given), _opened_checkpoint(given) as (kind, stream, size):
         # The checks that a hostile file fails come before the digest, which takes as long as the file is large.
         if kind == "safetensors":
             contents: object = read_safetensors_header(stream, size)
@@ -93,13 +91,47 @@ def survey_checkpoint(path: str | os.PathLike[str]) -> Survey:
         else:
             contents, sha256 = _survey_archive(stream, size)
         tensors, notes = unwrap_state_dict(contents, TensorInfo)
-        return Survey(given.resolve(), kind, size, sha256, identify(sha256), tensors, notes, stamp_of(stream.fileno()))
+        stamp, labels = stamp_of(stream.fileno()), find_labels(contents)
+        return Survey(given.resolve(), kind, size, sha256, identify(sha256), tensors, notes, stamp, labels)
+
+
+def list_shapes(path: str | os.PathLike[str]) -> dict[str, tuple[int, ...]]:
+    """Return the shape of every tensor of a checkpoint file by name, without reading its weights.
+
+    Enough to tell families apart; whoever uses the tensors calls `survey_checkpoint`, which checks the whole file.
+
+    Raises
+    ------
+    UnsafeCheckpoint, CheckpointError
+        As `survey_checkpoint`.
+    """
+    given = Path(path)
+    with _named(given), _opened_checkpoint(given) as (kind, stream, size):
+        if kind == "safetensors":
+            contents: object = read_safetensors_header(stream, size)
+        else:
+            contents = scan_pickle(read_pickle(stream, read_archive(stream, size))).value
+        tensors, _ = unwrap_state_dict(contents, TensorInfo)
+        return {name: info.shape for name, info in tensors.items()}
 
 
 def stamp_of(file: int | Path) -> tuple[int, ...]:
     """Return what tells one state of a file from another."""
     found = os.stat(file)
     return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+
+
+@contextmanager
+def _opened_checkpoint(path: Path) -> Iterator[tuple[Format, BinaryIO, int]]:
+    """Open a file that may be a checkpoint: its format, the file, its size."""
+    kind: Format = "safetensors" if path.suffix == ".safetensors" else "torch"
+    if path.suffix not in SUFFIXES:
+        message = f"{path} does not end in {', '.join(SUFFIXES)}; give a checkpoint of torch or safetensors"
+        raise CheckpointError(message, code="not_a_checkpoint")
+    with _opened(path) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        _refuse_other_kinds(kind, stream.read(512), size)
+        yield kind, stream, size
 
 
 @contextmanager

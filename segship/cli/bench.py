@@ -71,7 +71,8 @@ def bench(
     threads
         Threads of the runtime, several comma-separated to compare them; all usable cores when left out.
     stage
-        Only stages that begin so: decode image, preprocess, encode, decode, everything, graph; may be repeated.
+        Only stages that begin so: decode image, preprocess, encode, decode, everything, graph; of a semantic model
+        decode image, preprocess, segment, graph; may be repeated.
     image
         Picture to measure on; a photograph of 1800 x 1200 when left out.
     objects
@@ -79,7 +80,7 @@ def bench(
     points
         Points of each object.
     batch
-        Images that the encoder's graph takes at once, comma-separated.
+        Images that the graph of an encoder or of a semantic model takes at once, comma-separated.
     points_per_side
         Points along one side of the grid of everything.
     warm_up
@@ -95,7 +96,7 @@ def bench(
     shape
         For a graph: shapes of one row or gear, as in "point_coords:1,4,2;point_labels:1,4"; may be repeated.
     size
-        For a graph: sizes of a named dynamic axis, as in objects=1,8,64; may be repeated.
+        For a graph: sizes of a named dynamic axis, as in objects=1,8,64 or height=512; may be repeated.
     input
         For a graph: folder of .npy or .bin files to run through it; one folder for each input if it has several.
     output

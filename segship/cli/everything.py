@@ -18,9 +18,11 @@ from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, T
 from segship.amg import AmgCost, AmgOptions
 from segship.amg import Progress as Tick
 from segship.amg.options import Mode, Nms
-from segship.catalog import load
+from segship.catalog import load_promptable
+from segship.cli.labels import NO_LABELLING, Labelling
 from segship.cli.outcomes import EXIT_BAD_INPUT, FailedImage, describe_run, print_failure, report_outcomes
 from segship.cli.output import STANDARD_INPUT, errors_console, make_table, megabytes, plain, print_json, results_console
+from segship.cli.pictures import expand_pictures
 from segship.cli.reports import Json
 from segship.cli.runtime import DEFAULT_RUNTIME, Runtime
 from segship.errors import InputError, SegshipError
@@ -28,6 +30,8 @@ from segship.everything import EverythingImage, EverythingOptions, cost_of_every
 from segship.files import read_bytes
 from segship.images import ImageLimits
 from segship.predictor import Predictor
+from segship.semantic.labelling import count_labels
+from segship.semantic.predictor import NOTES, SemanticPredictor
 from segship.writers import check_formats
 from segship.writers.names import output_stems
 
@@ -57,6 +61,7 @@ def everything(
     deadline: float | None = None,
     memory: str | None = None,
     dry_run: bool = False,
+    labelling: Labelling = NO_LABELLING,
     model: str = "tiny",
     runtime: Runtime = DEFAULT_RUNTIME,
     out: Annotated[Path, Parameter(name=("--out", "-o"))] = Path("segship-output"),
@@ -71,7 +76,7 @@ def everything(
     Parameters
     ----------
     images
-        Image files; - is standard input.
+        Image files, folders of them, patterns; - is standard input.
     points_per_side
         Points along one side of the grid that is asked; 32 when left out.
     point_grids
@@ -121,8 +126,8 @@ def everything(
     reduce
         2, 4 or 8 reads images at that part of their size, and masks are of that size.
     """
-    if not images:
-        raise InputError("no image was given; name one or more files, or - for standard input", code="no_images")
+    pictures = expand_pictures(images)
+    labelling.check()
     amg = AmgOptions(
         points_per_side=_points_per_side(points_per_side, point_grids),
         points_per_batch=points_per_batch,
@@ -148,13 +153,16 @@ def everything(
         overwrite=overwrite,
         limits=ImageLimits() if max_pixels is None else ImageLimits(pixels=max_pixels),
         reduce=reduce,
+        things=labelling.thing_names,
     )
-    predictor = load(model, **runtime.settings())
+    predictor = load_promptable(model, **runtime.settings())
     if dry_run:
-        return _report_costs(predictor, model, images, options, as_json=json)
+        return _report_costs(predictor, model, pictures, options, as_json=json)
+    labels = labelling.open(runtime)
     out.mkdir(parents=True, exist_ok=True)
-    outcomes = _find_all(predictor, images, out, options)
-    return report_outcomes(predictor, model, outcomes, _print_image, as_json=json)
+    outcomes = _find_all(predictor, pictures, out, options, labels)
+    more = {} if labels is None else {"labels_by": describe_run(labels, str(labelling.labels))}
+    return report_outcomes(predictor, model, outcomes, _print_image, as_json=json, more=more)
 
 
 def read_grids(path: Path) -> list[Any]:
@@ -200,7 +208,11 @@ def _points_per_side(given: int | None, point_grids: Path | None) -> int | None:
 
 
 def _find_all(
-    predictor: Predictor, images: Sequence[str], out: Path, options: EverythingOptions
+    predictor: Predictor,
+    images: Sequence[str],
+    out: Path,
+    options: EverythingOptions,
+    labels: SemanticPredictor | None = None,
 ) -> Iterator[EverythingImage | FailedImage]:
     """Take one image after the other; one that cannot be used is told and does not stop the others."""
     stems = output_stems("-" if image == STANDARD_INPUT else image for image in images)
@@ -208,7 +220,9 @@ def _find_all(
         try:
             source = _source(image, options)
             with _progress(image) as tick:
-                yield find_everything(predictor, source, out, options, stem=stem, name=image, progress=tick)
+                yield find_everything(
+                    predictor, source, out, options, stem=stem, name=image, progress=tick, labels=labels
+                )
         except SegshipError as error:
             if len(images) == 1:
                 raise
@@ -277,7 +291,10 @@ def _print_image(image: EverythingImage) -> None:
         f"{cost.points:,} points; predicted IoU above {cost.pred_iou_thresh:g}, stability from "
         f"{cost.stability_score_thresh:g}"
     )
+    if image.labelled is not None:
+        counts = ", ".join(f"{count} {plain(name)}" for name, count in count_labels(image.labelled).items())
+        console.print(f"labels: {counts or 'none'}")
     for note in image.result.notes:
-        console.print(f"note: {plain(note)}")
+        console.print(f"note: {plain(note)}" + (f": {plain(NOTES[note])}" if note in NOTES else ""))
     for path in image.files:
         console.print(f"  {plain(str(path))}")

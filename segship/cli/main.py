@@ -44,6 +44,7 @@ app = App(
 for command in (
     "segmenting:segment",
     "everything:everything",
+    "semantic:semantic",
     "segmenting:demo",
     "shipping:fetch",
     "shipping:export",

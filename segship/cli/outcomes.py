@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import asdict, dataclass
-from typing import Any, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from segship.cli.output import errors_console, plain, print_json, results_console
 from segship.predictor import Predictor
+
+if TYPE_CHECKING:
+    from segship.semantic.predictor import SemanticPredictor
 
 EXIT_BAD_INPUT = 3
 
@@ -33,14 +36,18 @@ class FailedImage:
 
 
 def report_outcomes(
-    predictor: Predictor,
+    predictor: Predictor | SemanticPredictor,
     model: str,
     outcomes: Iterable[Done | FailedImage],
     print_image: Callable[[Done], None],
     *,
     as_json: bool,
+    more: Mapping[str, Any] | None = None,
 ) -> int:
-    """Print outcomes as they come, so that no picture is kept, and return the exit code."""
+    """Print outcomes as they come, so that no picture is kept, and return the exit code.
+
+    ``more`` is what else a JSON document says of the run.
+    """
     documents: list[dict[str, Any]] = []
     failed: list[dict[str, str]] = []
     for outcome in outcomes:
@@ -52,13 +59,13 @@ def report_outcomes(
         else:
             print_image(outcome)
     if as_json:
-        print_json({**describe_run(predictor, model), "images": documents, "failed": failed})
+        print_json({**describe_run(predictor, model), **(more or {}), "images": documents, "failed": failed})
     else:
         results_console().print(f"[dim]{plain(model)} in {plain(predictor.description)}[/]")
     return EXIT_BAD_INPUT if failed else 0
 
 
-def describe_run(predictor: Predictor, model: str) -> dict[str, Any]:
+def describe_run(predictor: Predictor | SemanticPredictor, model: str) -> dict[str, Any]:
     """Return what a JSON document says of the model and of what ran it."""
     return {
         "model": model,

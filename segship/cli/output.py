@@ -8,7 +8,7 @@ import shutil
 import sys
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.markup import escape
@@ -44,7 +44,9 @@ def make_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Tabl
     """Return a table of plain text; columns named with a leading ``>`` are aligned right."""
     table = Table(box=None, pad_edge=False, header_style="bold")
     for column in columns:
-        table.add_column(column.removeprefix(">"), justify="right" if column.startswith(">") else "left")
+        justify: Literal["left", "right"] = "right" if column.startswith(">") else "left"
+        # What is too long is folded; an address or a path cut short would be of no use.
+        table.add_column(column.removeprefix(">"), justify=justify, overflow="fold")
     for row in rows:
         table.add_row(*(plain(str(cell)) for cell in row))
     return table

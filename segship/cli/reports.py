@@ -39,8 +39,11 @@ def models(*, json: Json = False) -> None:
     if json:
         print_json({"models": [asdict(model) for model in found]})
         return
-    rows = [(model.name, model.status, megabytes(model.bytes), model.licence, model.location) for model in found]
-    results_console().print(make_table(("name", "status", ">size", "licence", "location"), rows))
+    rows = [
+        (model.name, model.status, megabytes(model.bytes), model.licence, model.published, model.location)
+        for model in found
+    ]
+    results_console().print(make_table(("name", "status", ">size", "licence", "published", "location"), rows))
 
 
 def doctor(*, json: Json = False) -> None:

@@ -11,12 +11,13 @@ from typing import Annotated
 import numpy as np
 from cyclopts import Parameter
 
-from segship.catalog import load
+from segship.catalog import load_promptable
 from segship.cli.outcomes import FailedImage, report_outcomes
 from segship.cli.output import STANDARD_INPUT, errors_console, make_table, plain, results_console
+from segship.cli.pictures import expand_pictures
 from segship.cli.reports import Json
 from segship.cli.runtime import DEFAULT_RUNTIME, Runtime
-from segship.errors import InputError, PromptError, SegshipError
+from segship.errors import PromptError, SegshipError
 from segship.files import read_bytes
 from segship.images import ImageLimits
 from segship.photograph import DEMO_POINT_XY, demo_photograph
@@ -55,7 +56,7 @@ def segment(
     Parameters
     ----------
     images
-        Image files; - is standard input.
+        Image files, folders of them, patterns; - is standard input.
     point
         X,Y or X,Y,LABEL in pixels of the upright image; label 1 foreground, 0 background. May be given again.
     box
@@ -79,8 +80,7 @@ def segment(
     max_pixels
         Take images of up to this many pixels; 50,000,000 when left out.
     """
-    if not images:
-        raise InputError("no image was given; name one or more files, or - for standard input", code="no_images")
+    pictures = expand_pictures(images)
     limits = ImageLimits() if max_pixels is None else ImageLimits(pixels=max_pixels)
     options = SegmentOptions(
         multimask_output=True if multimask else "auto",
@@ -90,9 +90,9 @@ def segment(
         limits=limits,
     )
     given = gather_prompts(point or [], box or [], prompts, mask_input)
-    predictor = load(model, **runtime.settings())
+    predictor = load_promptable(model, **runtime.settings())
     out.mkdir(parents=True, exist_ok=True)
-    outcomes = _segment_all(predictor, images, given, out, options)
+    outcomes = _segment_all(predictor, pictures, given, out, options)
     return report_outcomes(predictor, model, outcomes, _print_image, as_json=json)
 
 
@@ -106,7 +106,7 @@ def demo(*, out: Path = Path("segship-demo"), overwrite: bool = False, json: Jso
     overwrite
         Replace files that are there.
     """
-    predictor = load("tiny")
+    predictor = load_promptable("tiny")
     out.mkdir(parents=True, exist_ok=True)
     options = SegmentOptions(overwrite=overwrite)
     outcomes = _segment_all(predictor, [str(demo_photograph())], Prompts(points=[DEMO_POINT_XY]), out, options)

@@ -3,24 +3,21 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Sequence
+from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
-from rich.table import Table
 
-from segship.cli.output import errors_console, make_table, megabytes, plain, print_json, results_console
+from segship.cli.output import errors_console, megabytes, plain, print_json, results_console
 from segship.cli.reports import Json
-from segship.errors import BackendUnavailable, ExportError
+from segship.errors import BackendUnavailable, ExportError, FetchError
 from segship.known import KNOWN_CHECKPOINTS
+from segship.known_semantic import LICENCE, SEMANTIC_CHECKPOINTS
 
-if TYPE_CHECKING:
-    from segship.bundle.manifest import ComparisonStep
-
+Contract = Literal["segship", "official", "ascend", "samexporter"]
 EXPORT_PACKAGES = ("torch", "onnx", "onnxscript", "onnxslim", "safetensors")
 
 
@@ -35,10 +32,12 @@ def fetch(
 ) -> None:
     """Fetch a published checkpoint and check it by its SHA-256; an interrupted download goes on where it stopped.
 
+    The semantic models (semask_...) can only be downloaded by a browser: the command says where, and checks the file.
+
     Parameters
     ----------
     name
-        vit_b, vit_l, vit_h or vit_t.
+        vit_b, vit_l, vit_h or vit_t; or semask_s_cityscapes and its like, see `segship models`.
     from_file
         Take this file, fetched by hand, instead of downloading.
     mirror
@@ -48,6 +47,9 @@ def fetch(
     """
     from segship.fetch import fetch_checkpoint
 
+    if name in SEMANTIC_CHECKPOINTS:
+        _take_by_hand(name, from_file, mirror, out, json=json)
+        return
     with _download_progress() as progress:
         task = progress.add_task(name, total=None)
         path = fetch_checkpoint(
@@ -64,19 +66,42 @@ def fetch(
     results_console().print(f"{plain(str(path))}  {megabytes(known.bytes)}, sha256 {known.sha256[:12]} checked")
 
 
+def _take_by_hand(name: str, from_file: Path | None, mirror: str | None, out: Path | None, *, json: bool) -> None:
+    from segship.checkpoints.by_hand import take_by_hand
+
+    if mirror is not None:
+        raise FetchError(
+            f"no digest of {name} is published, so what a mirror gives could not be checked; download the file "
+            "yourself and name it with --from",
+            code="no_published_digest",
+        )
+    found = take_by_hand(name, from_file=from_file, destination=out)
+    if json:
+        document = {"name": name, "path": str(found.path), "bytes": found.bytes, "sha256": found.sha256}
+        print_json({**document, "checked": found.checked})
+        return
+    results_console().print(f"{plain(str(found.path))}  {megabytes(found.bytes)}, {plain(found.checked)}")
+
+
 def export(
     checkpoint: str,
     /,
     *,
     out: Annotated[Path | None, Parameter(name=("--out", "-o"))] = None,
-    contract: Literal["segship", "official", "ascend", "samexporter"] = "segship",
+    contract: Contract = "segship",
     opset: int | None = None,
     simplify: Annotated[bool, Parameter(negative="--no-simplify")] = True,
-    single_mask: bool = False,
+    single_mask: bool | None = None,
     image_size: int | None = None,
     licence: str | None = None,
     clean_masks: bool | None = None,
-    target: str = "onnxruntime",
+    target: str | None = None,
+    size: str | None = None,
+    batch: str | None = None,
+    output: Literal["class_map", "logits"] | None = None,
+    classes: Path | None = None,
+    scale: str | None = None,
+    semantic_window: Literal["all", "first-two"] | None = None,
     measure: Annotated[bool, Parameter(negative="--no-measure")] = True,
     force: bool = False,
     json: Json = False,
@@ -88,71 +113,84 @@ def export(
     Parameters
     ----------
     checkpoint
-        A .pth, .pt or .safetensors file, or a known name that was fetched (vit_b, vit_l, vit_h, vit_t).
+        A .pth, .pt or .safetensors file, or a known name that was fetched (vit_b, semask_s_cityscapes, ...).
     out
         Folder to make; for a known name the bundle goes to the cache folder when left out.
     contract
-        segship: a bundle. official: the reference's decoder. ascend: the Ascend guide's pair. samexporter: its pair.
+        segship: a bundle. official: the reference's decoder. ascend: the Ascend guides' graphs. samexporter: its pair.
     opset
         ONNX opset, 14 to 24; the contract's own when left out (segship 18, official and samexporter 17, ascend 14).
     simplify
         Run onnxslim on the traced graph.
     single_mask
-        For the other contracts: one mask, chosen by the reference's rule.
+        Promptable models, the other contracts: one mask, chosen by the reference's rule.
     image_size
-        Export for another model frame; position tables are resized and the change is recorded.
+        Promptable models: export for another model frame; position tables are resized and the change is recorded.
     licence
         Licence of the weights, for the manifest of a checkpoint that is not a published one.
     clean_masks
-        Whether the bundle cleans prompted masks: keeps the clicked piece, fills small holes, clears outside the box.
-        Off for all but tiny when left out.
+        Promptable models: whether the bundle cleans masks: keeps the clicked piece, fills small holes, clears outside
+        the box. Off for all but tiny when left out.
     target
-        The engine that the encoder is written for: onnxruntime, openvino, or plain; any engine runs each of them.
+        Promptable models: the engine that the encoder is written for: onnxruntime (when left out), openvino, or plain;
+        any engine runs each of them.
+    size
+        Semantic models: HEIGHT,WIDTH of the only pictures that the graph takes, or dynamic; dynamic when left out.
+    batch
+        Semantic models: dynamic (when left out) or 1; with --contract ascend any number.
+    output
+        Semantic models: class_map (when left out), or logits, which windows and several scales need.
+    classes
+        Semantic models: JSON file with the names of the classes, where they are none of a known data set's.
+    scale
+        Semantic models: LONG,SHORT, the most that the longer and the shorter side of a picture become; what the model
+        was published with when left out.
+    semantic_window
+        Semantic models: stages whose semantic layer works in windows. No weight shows it, and a wrong choice gives
+        wrong class maps without complaint; the published rule when left out.
     measure
         Compare and time every installed backend on the finished bundle, for --backend auto; see `segship tune`.
     force
         Replace a bundle that is already there.
     """
-    started = time.perf_counter()
     source, folder = _checkpoint_file(checkpoint), out or _default_bundle(checkpoint)
     # torch and onnx take seconds to import and are not installed everywhere.
     _require_exporter()
-    from segship.export import ExportOptions, export_bundle
+    from segship.checkpoints import is_semask, list_shapes
+    from segship.cli.exporting import export_promptable, export_semantic_model
 
-    options = ExportOptions(
-        contract=contract,
-        opset=opset,
-        simplify=simplify,
-        single_mask=single_mask,
-        image_size=image_size,
-        licence=licence,
-        clean_masks=clean_masks,
-        target=target,
-        measure=measure,
-        force=force,
-    )
-    rows: list[ComparisonStep] = []
+    shared: dict[str, Any] = {
+        "contract": contract, "opset": opset, "simplify": simplify, "licence": licence or _known_licence(checkpoint),
+        "measure": measure, "force": force,
+    }  # fmt: skip
+    promptable = {"single_mask": single_mask, "image_size": image_size, "clean_masks": clean_masks, "target": target}
+    semantic = {
+        "size": size, "batch": batch, "output": output, "classes": classes, "scale": scale,
+        "semantic_window": semantic_window,
+    }  # fmt: skip
+    is_semantic = is_semask(list_shapes(source))
+    _refuse_other_family(source, promptable if is_semantic else semantic, is_semantic=is_semantic)
+    if is_semantic:
+        export_semantic_model(source, folder, {**shared, **semantic}, json=json)
+    else:
+        export_promptable(source, folder, {**shared, **promptable}, json=json)
 
-    def report(step: str, steps: Sequence[ComparisonStep]) -> None:
-        rows.extend(steps)
-        errors_console().print(f"{plain(step)}: compared, {time.perf_counter() - started:.0f} s")
 
-    with errors_console().status(f"exporting {plain(source.name)}"):
-        if contract == "segship":
-            export_bundle(source, folder, options, report)
-        else:
-            from segship.export_foreign import export_foreign
+def _refuse_other_family(source: Path, options: Mapping[str, object], *, is_semantic: bool) -> None:
+    """Refuse options that belong to the family that the checkpoint is not of."""
+    given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None]
+    if given:
+        kind, other = ("semantic", "promptable") if is_semantic else ("promptable", "semantic")
+        message = f"{source} is a {kind} model, and {', '.join(given)} belong to {other} ones; leave them out"
+        raise ExportError(message, code="other_family")
 
-            export_foreign(source, folder, options, report)
-    if json:
-        print_json({"path": str(folder), "comparison": [row.model_dump() for row in rows]})
-        return
-    results_console().print(_comparison_table(rows))
-    results_console().print(f"written to {plain(str(folder))} in {time.perf_counter() - started:.0f} s")
+
+def _known_licence(checkpoint: str) -> str | None:
+    return LICENCE if checkpoint in SEMANTIC_CHECKPOINTS and not Path(checkpoint).exists() else None
 
 
 def _checkpoint_file(checkpoint: str) -> Path:
-    if checkpoint in KNOWN_CHECKPOINTS and not Path(checkpoint).exists():
+    if _is_known(checkpoint) and not Path(checkpoint).exists():
         from segship.fetch import checkpoint_path
 
         path = checkpoint_path(checkpoint)
@@ -165,8 +203,12 @@ def _checkpoint_file(checkpoint: str) -> Path:
     return Path(checkpoint)
 
 
+def _is_known(checkpoint: str) -> bool:
+    return checkpoint in KNOWN_CHECKPOINTS or checkpoint in SEMANTIC_CHECKPOINTS
+
+
 def _default_bundle(checkpoint: str) -> Path:
-    if checkpoint in KNOWN_CHECKPOINTS:
+    if _is_known(checkpoint):
         from segship.catalog import bundle_folder
 
         folder = bundle_folder(checkpoint)
@@ -182,17 +224,6 @@ def _require_exporter() -> None:
             f'exporting needs {", ".join(missing)}, not installed here; run: pip install "segship[export]"',
             code="export_packages_missing",
         )
-
-
-def _comparison_table(rows: Sequence[ComparisonStep]) -> Table:
-    cells = [(row.step, row.what, row.cases, _agreement(row), "passed" if row.passed else "FAILED") for row in rows]
-    return make_table(("step", "compared", ">cases", "agreement with the model", "bar"), cells)
-
-
-def _agreement(row: ComparisonStep) -> str:
-    if row.mask_iou_mean is not None:
-        return f"IoU {row.mask_iou_mean:.6f}, min {row.mask_iou_min:.6f}"
-    return f"cos {row.cosine:.9f}, max {row.max_abs:.0e}"
 
 
 def _download_progress() -> Progress:

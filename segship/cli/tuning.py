@@ -4,12 +4,17 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
+from rich.table import Table
 
 from segship.cli.output import errors_console, make_table, plain, print_json, results_console
 from segship.cli.reports import Json
+
+if TYPE_CHECKING:
+    from segship.bundle.manifest import Manifest
+    from segship.bundle.measured import AnyCheck
 
 
 def tune(
@@ -56,23 +61,32 @@ def tune(
         }
         print_json(document)
         return
-    columns = ("backend", "version", "precision", ">threads", ">load ms", ">encode ms", ">8 clicks ms", "comparison")
-    rows = [
-        (
-            check.backend, check.version, check.precision, check.threads, _number(check.load_ms),
-            _number(check.encode_ms), _number(check.decode_ms), "passed" if check.passed else check.problem or "FAILED",
-        )
-        for check in checks
-    ]  # fmt: skip
     console = results_console()
-    console.print(make_table(columns, rows))
+    console.print(_checks_table(bundle.manifest))
     for precision, choice in choices.items():
         chosen = f"{choice.backend} {choice.precision}"
         console.print(f"--backend auto --precision {precision}: [bold]{plain(chosen)}[/], {plain(choice.reason)}")
     console.print(f"written to {plain(str(bundle.path))}")
 
 
-def _report(check: Any) -> None:
+def _checks_table(manifest: Manifest) -> Table:
+    times: tuple[str, ...]
+    if manifest.family == "semantic":
+        times = (">segment ms",)
+        rows = [_check_cells(check, check.segment_ms) for check in manifest.backends]
+    else:
+        times = (">encode ms", ">8 clicks ms")
+        rows = [_check_cells(check, check.encode_ms, check.decode_ms) for check in manifest.backends]
+    return make_table(("backend", "version", "precision", ">threads", ">load ms", *times, "comparison"), rows)
+
+
+def _check_cells(check: AnyCheck, *milliseconds: float | None) -> tuple[object, ...]:
+    numbers = map(_number, (check.load_ms, *milliseconds))
+    passed = "passed" if check.passed else check.problem or "FAILED"
+    return (check.backend, check.version, check.precision, check.threads, *numbers, passed)
+
+
+def _report(check: AnyCheck) -> None:
     passed = "passed" if check.passed else "FAILED"
     errors_console().print(f"{plain(check.backend)} {plain(check.precision)}: {passed}")
 

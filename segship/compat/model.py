@@ -12,7 +12,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
-from segship.catalog import EMBEDDED_MODELS, load
+from segship.catalog import EMBEDDED_MODELS, load_promptable
 from segship.compat.arrays import TensorArray
 from segship.errors import InputError
 from segship.known import KNOWN_CHECKPOINTS
@@ -77,7 +77,9 @@ class Sam:
         if isinstance(model, Predictor):
             self.predictor = model
         else:
-            self._load = lambda where: load(model, backend=backend, threads=threads, device=where, precision=precision)
+            self._load = lambda where: load_promptable(
+                model, backend=backend, threads=threads, device=where, precision=precision
+            )
             self.predictor = self._load(device)
         geometry = self.predictor.manifest.geometry
         side, grid, low_res = geometry.image_size, geometry.embedding_size, geometry.low_res_size

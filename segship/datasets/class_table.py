@@ -10,6 +10,10 @@ from numpy.typing import NDArray
 
 IGNORED = 255
 """What maps of classes hold where no class is known; such pixels count for nothing."""
+OWN_CLASSES = "own"
+"""Name of a table that is none of the known data sets'."""
+MOST_CLASSES = IGNORED
+"""A class map is uint8, and one of its numbers is `IGNORED`."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -30,7 +30,11 @@ MANIFEST_FILE = "manifest.json"
 
 
 class SemanticModel(Protocol):
-    """What an evaluation asks of a model; one that takes several pictures at once has ``segment_batch`` too."""
+    """What an evaluation asks of a model.
+
+    One that takes several pictures at once has ``segment_batch`` too, and one that may refuse a way of looking
+    ``check_options``, so that it does so before anything runs.
+    """
 
     table: ClassTable
     backend: str
@@ -192,6 +196,9 @@ def _open_source(data_set: str, samples: Sequence[Sample], options: EvaluateOpti
             "other ones; evaluate it on its own data set"
         )
         raise InputError(message, code="other_classes")
+    check_options = getattr(predictor, "check_options", None)
+    if check_options is not None:
+        check_options(options.look)
     identity = {
         "model": str(options.bundle),
         "model_digest": sha256_of(path / MANIFEST_FILE if path.is_dir() else path),
@@ -204,18 +211,17 @@ def _open_source(data_set: str, samples: Sequence[Sample], options: EvaluateOpti
 
 
 def open_model(path: Path, runtime: Mapping[str, Any]) -> SemanticModel:
-    """Open a semantic bundle.
+    """Open a semantic bundle or checkpoint.
 
     Raises
     ------
     InputError
-        ``no_semantic_bundle``: this version exports none.
+        ``other_family``: it is a promptable model.
     """
-    message = (
-        f"{path} cannot be evaluated: bundles of semantic models come with the next version of segship; score class "
-        "maps that another program wrote with --predictions DIR, or give a function to segship.evaluation.score_samples"
-    )
-    raise InputError(message, code="no_semantic_bundle")
+    # Imported here, since scores of class maps made elsewhere need no model.
+    from segship.semantic.predictor import open_semantic
+
+    return open_semantic(path, **runtime)
 
 
 def _model_source(predictor: SemanticModel, options: EvaluateOptions) -> ModelSource:

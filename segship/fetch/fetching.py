@@ -17,6 +17,7 @@ from segship.fetch.download import Download, Progress, download
 from segship.fetch.file_lock import exclusive_lock
 from segship.files import CHUNK_BYTES, atomic_file, open_regular, sha256_of
 from segship.known import KNOWN_CHECKPOINTS, KnownCheckpoint
+from segship.known_semantic import SEMANTIC_CHECKPOINTS
 
 MIRROR_VARIABLE = "SEGSHIP_MIRROR"
 # Seconds without a byte after which a connection counts as lost.
@@ -31,7 +32,9 @@ def checkpoint_path(name: str, destination: Path | None = None) -> Path:
     FetchError
         When the name is unknown; the message lists the known ones.
     """
-    return (destination if destination is not None else checkpoint_folder()) / _known(name).file
+    semantic = SEMANTIC_CHECKPOINTS.get(name)
+    file = _known(name).file if semantic is None else semantic.file
+    return (destination if destination is not None else checkpoint_folder()) / file
 
 
 def fetch_checkpoint(
@@ -67,7 +70,8 @@ def fetch_checkpoint(
     Raises
     ------
     FetchError
-        When the file cannot be had or is not the published one; ``code`` tells the reasons apart.
+        When the file cannot be had or is not the published one; ``code`` tells the reasons apart. ``fetch_by_hand`` for
+        the semantic models, whose message says how; `segship.checkpoints.by_hand` takes the file then.
     """
     known = _known(name)
     target = checkpoint_path(name, destination)
@@ -84,10 +88,24 @@ def fetch_checkpoint(
 
 def _known(name: str) -> KnownCheckpoint:
     known = KNOWN_CHECKPOINTS.get(name)
+    if name in SEMANTIC_CHECKPOINTS:
+        raise FetchError(how_to_fetch(name), code="fetch_by_hand")
     if known is None:
-        message = f"no published checkpoint is named {name!r}; known are {', '.join(KNOWN_CHECKPOINTS)}"
+        names = ", ".join((*KNOWN_CHECKPOINTS, *SEMANTIC_CHECKPOINTS))
+        message = f"no published checkpoint is named {name!r}; known are {names}"
         raise FetchError(message, code="unknown_checkpoint")
     return known
+
+
+def how_to_fetch(name: str) -> str:
+    """Return how to get the checkpoint of a semantic model, which cannot be downloaded by a program."""
+    known = SEMANTIC_CHECKPOINTS[name]
+    return (
+        f"{name} lies on Google Drive, which gives it to browsers alone, and its publisher gives no digest: download "
+        f"{known.url} (about {known.bytes / 1e6:.0f} MB or more), then run `segship fetch {name} --from FILE`, which "
+        f"checks what can be checked and puts it at {checkpoint_path(name)}; or put it there yourself and run "
+        f"`segship fetch {name}` again"
+    )
 
 
 def _ignore(done: int, total: int) -> None:

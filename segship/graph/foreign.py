@@ -2,7 +2,8 @@
 """Graphs in the contracts of other people's programs: official, ascend, samexporter.
 
 `official` is the decoder of segment_anything/utils/onnx.py SamOnnxModel as scripts/export_onnx_model.py writes it.
-`ascend` is the encoder and decoder of the Ascend ModelZoo guide: input ``x``, no ``orig_im_size``, outputs IoU first.
+`ascend` is the encoder and decoder of the Ascend ModelZoo guide: input ``x``, no ``orig_im_size``, outputs IoU first;
+and for SeMask-FPN the guide's one graph, ``image`` to the int64 numbers of classes, ``output``.
 `samexporter` is the pair that the package samexporter documents: an encoder that takes raw RGB pixels of any size up to
 the model frame (its ``--use-preprocess``) and the official decoder.
 """
@@ -13,7 +14,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from segship.models.fpn import resize_bilinear
 from segship.models.sam import Sam, decode_prompts
+from segship.models.semask import Semask
 from segship.spec import MASK_TOKENS, GraphSpec, SamGeometry, TensorSpec
 
 # The reference's weight of the prompt count when it chooses between the single mask and the ambiguous three.
@@ -42,6 +45,20 @@ class OneObjectDecoder(nn.Module):
         if self.single_mask:
             masks, scores = select_single_mask(masks, scores, point_coords.shape[1])
         return scores, masks
+
+
+class SemanticIndices(nn.Module):
+    """Image (B, 3, H, W) to the numbers of classes (B, H, W) int64: the Ascend guide's SeMask graph.
+
+    Its second resize and its softmax are left out: they change no answer.
+    """
+
+    def __init__(self, semask: Semask) -> None:
+        super().__init__()
+        self.semask = semask
+
+    def forward(self, image: Tensor) -> Tensor:
+        return resize_bilinear(self.semask(image), image.shape[2:]).argmax(dim=1)
 
 
 class PixelEncoder(nn.Module):
@@ -119,6 +136,15 @@ def ascend_encoder_spec(geometry: SamGeometry) -> GraphSpec:
         name="encoder",
         inputs=(TensorSpec("x", "float32", ("batch", 3, side, side)),),
         outputs=(TensorSpec("image_embeddings", "float32", ("batch", channels, grid, grid)),),
+    )
+
+
+def ascend_semantic_spec(batch: int, size_hw: tuple[int, int]) -> GraphSpec:
+    """Return the contract of the Ascend guide's SeMask graph: everything fixed, NCHW, RGB, normalised."""
+    return GraphSpec(
+        name="semantic",
+        inputs=(TensorSpec("image", "float32", (batch, 3, *size_hw)),),
+        outputs=(TensorSpec("output", "int64", (batch, *size_hw)),),
     )
 
 

@@ -1,10 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 """Lower a graph from opset 18 to 14..17 for consumers that need it.
 
-The exporter starts at 18 and the converters at hand stop at nodes that our graphs contain. Four things changed between
+The exporter starts at 18 and the converters at hand stop at nodes that our graphs contain. Five things changed between
 14 and 18 for the operators used here: reductions and Pad take their axes differently since 18, Split names its number
-of outputs since 18, LayerNormalization exists since 17 and Shape has bounds since 15. Everything else is the same node
-in both opsets; an operator that is not on the list below is refused by name instead of being passed on unchecked.
+of outputs since 18, Resize can keep ratios and antialias since 18, LayerNormalization exists since 17 and Shape has
+bounds since 15. Everything else is the same node in both opsets; an operator that is not on the list below is refused
+by name instead of being passed on unchecked.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ UNCHANGED_SINCE_14 = {
     "Div", "Einsum", "Equal", "Erf", "Expand", "Flatten", "Floor", "Gather", "GatherElements", "GatherND", "Gemm",
     "Greater", "Identity", "Less", "MatMul", "Max", "Min", "Mul", "Neg", "Not", "Or", "Pow", "Range", "Reciprocal",
     "ReduceSum", "Relu", "Reshape", "Shape", "Sigmoid", "Sin", "Slice", "Softmax", "Sqrt", "Squeeze", "Sub", "Tile",
-    "Transpose", "Unsqueeze", "Where", "GreaterOrEqual", "LessOrEqual", "Resize",
+    "Transpose", "Unsqueeze", "Where", "GreaterOrEqual", "LessOrEqual",
 }  # fmt: skip
 
 
@@ -73,6 +74,7 @@ def _rewrites(opset: int) -> dict[str, Rewrite]:
     rewrites: dict[str, Rewrite] = dict.fromkeys(REDUCTIONS_WITH_AXES_INPUT_SINCE_18, _axes_to_attribute)
     rewrites["Pad"] = _pad_all_axes
     rewrites["Split"] = _split_without_count
+    rewrites["Resize"] = _resize_plainly
     if opset < 17:
         rewrites["LayerNormalization"] = _expand_layer_norm
     if opset < 15:
@@ -99,6 +101,18 @@ def _pad_all_axes(node: onnx.NodeProto, _: dict[str, onnx.TensorProto]) -> Itera
 
 def _split_without_count(node: onnx.NodeProto, _: dict[str, onnx.TensorProto]) -> Iterator[onnx.NodeProto]:
     kept = [attribute for attribute in node.attribute if attribute.name != "num_outputs"]
+    del node.attribute[:]
+    node.attribute.extend(kept)
+    yield node
+
+
+def _resize_plainly(node: onnx.NodeProto, _: dict[str, onnx.TensorProto]) -> Iterator[onnx.NodeProto]:
+    """Take off what Resize has since 18, where it says nothing else than what was understood before."""
+    attributes = {attribute.name: helper.get_attribute_value(attribute) for attribute in node.attribute}
+    policy = attributes.get("keep_aspect_ratio_policy", b"stretch")
+    if attributes.get("antialias", 0) or policy != b"stretch" or "axes" in attributes:
+        raise ExportError(f"node {node.name!r} resizes in a way that needs opset 18; export at opset 18 or above")
+    kept = [entry for entry in node.attribute if entry.name not in ("antialias", "keep_aspect_ratio_policy")]
     del node.attribute[:]
     node.attribute.extend(kept)
     yield node

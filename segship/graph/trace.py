@@ -25,7 +25,16 @@ from segship.spec import GraphSpec, TensorSpec
 
 LOWEST_TRACED_OPSET = 18
 # torch treats sizes 0 and 1 as constants while it traces, so every dynamic axis gets a size of its own above that.
-EXAMPLE_SIZES: Mapping[str, int] = {"batch": 2, "objects": 3, "points": 4, "num_points": 5}
+EXAMPLE_SIZES: Mapping[str, int] = {
+    "batch": 2,
+    "objects": 3,
+    "points": 4,
+    "num_points": 5,
+    "rows": 5,
+    "columns": 6,
+    "height": 451,
+    "width": 614,
+}
 
 
 def trace_graph(

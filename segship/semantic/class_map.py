@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The answer of a semantic model: which class every pixel belongs to."""
+"""The answer of a semantic model: which class every pixel belongs to, as an array with the names and colours for it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segship.datasets.class_table import IGNORED, ClassTable
+from segship.errors import InputError
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -23,11 +24,14 @@ class ClassMap:
         Names and colours of the classes.
     notes
         What was noticed while reading the image or on the way to the map.
+    probability
+        (H, W) float32, 0 to 1: how probable the model finds each pixel's class; None unless it was asked for.
     """
 
     array: NDArray[np.uint8]
     table: ClassTable
     notes: tuple[str, ...] = ()
+    probability: NDArray[np.float32] | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -45,8 +49,21 @@ class ClassMap:
         order = np.argsort(-counts, kind="stable")
         return {self.classes[index]: int(counts[index]) for index in order.tolist() if counts[index]}
 
+    def shares(self) -> dict[str, float]:
+        """Return which part of all pixels every class that occurs has, 0 to 1, largest first."""
+        return {name: count / self.array.size for name, count in self.areas().items()}
+
     def mask(self, name: str) -> NDArray[np.bool_]:
-        """Return (H, W) bool: the pixels of a class, by its name."""
+        """Return (H, W) bool: the pixels of a class, by its name.
+
+        Raises
+        ------
+        InputError
+            ``unknown_class``.
+        """
+        if name not in self.classes:
+            message = f"{name!r} is no class of {self.table.name}; accepted are {', '.join(self.classes)}"
+            raise InputError(message, code="unknown_class")
         return np.asarray(self.array == self.classes.index(name))
 
     def coloured(self) -> NDArray[np.uint8]:

@@ -15,7 +15,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segship.errors import InputError
-from segship.semantic.preprocessing import SemanticPreprocessing, Size, resize_pixels, scaled_size, to_tensor
+from segship.semantic.preprocessing import (
+    SemanticPreprocessing,
+    Size,
+    resize_pixels,
+    scaled_size,
+    size_in_frame,
+    to_tensor,
+)
 
 Logits = Callable[[NDArray[np.float32]], NDArray[np.float32]]
 """(1, 3, H, W) float32 to (1, K, H, W) float32."""
@@ -38,12 +45,15 @@ class SemanticOptions:
         Factors of the test scale; the answers are averaged.
     flip
         Whether each ratio is looked at mirrored too.
+    probability
+        Whether the answer says how probable each pixel's class is.
     """
 
     window: tuple[int, int] | None = None
     stride: tuple[int, int] | None = None
     ratios: tuple[float, ...] = (1.0,)
     flip: bool = False
+    probability: bool = False
 
     def __post_init__(self) -> None:
         pairs = {"window": self.window, "stride": self.stride}
@@ -60,6 +70,11 @@ class SemanticOptions:
                 raise InputError(message, code="bad_option")
         if not self.ratios or not all(0 < ratio <= 8 for ratio in self.ratios):
             raise InputError(f"ratios are {self.ratios}; give at least one, above 0 and up to 8", code="bad_option")
+
+    @property
+    def views(self) -> int:
+        """How often the image is looked at: ratios, twice if mirrored too."""
+        return len(self.ratios) * (2 if self.flip else 1)
 
     @property
     def steps(self) -> tuple[int, int]:
@@ -102,14 +117,38 @@ def resized_logits(
     mirrored: bool = False,
 ) -> NDArray[np.float32]:
     """Return the logits (K, H, W) float32 of one view, in the image frame."""
-    size_hw: Size = (pixels.shape[0], pixels.shape[1])
-    resized = resize_pixels(pixels, scaled_size(size_hw, preprocessing.scale, ratio))
+    logits = view_logits(pixels, run, preprocessing, options, ratio=ratio, mirrored=mirrored)
+    logits = resize_planes(logits, (pixels.shape[0], pixels.shape[1]))
+    if mirrored:
+        for plane in logits:
+            # Plane by plane, so that no second array of all classes is made.
+            plane[...] = plane[:, ::-1].copy()
+    return logits
+
+
+def view_logits(
+    pixels: NDArray[np.uint8],
+    run: Logits,
+    preprocessing: SemanticPreprocessing,
+    options: SemanticOptions,
+    *,
+    ratio: float = 1.0,
+    mirrored: bool = False,
+) -> NDArray[np.float32]:
+    """Return the logits (K, h, w) float32 of one view as the graph saw it: at its size, and mirrored if it was."""
+    resized = resize_pixels(pixels, view_size((pixels.shape[0], pixels.shape[1]), preprocessing, options, ratio))
     if mirrored:
         resized = resized[:, ::-1]
     tensor = to_tensor(resized, preprocessing)
-    logits = run(tensor)[0] if options.window is None else _slide(tensor, run, options.window, options.steps)
-    logits = resize_planes(logits, size_hw)
-    return np.ascontiguousarray(logits[:, :, ::-1]) if mirrored else logits
+    return run(tensor)[0] if options.window is None else _slide(tensor, run, options.window, options.steps)
+
+
+def view_size(
+    size_hw: Size, preprocessing: SemanticPreprocessing, options: SemanticOptions, ratio: float = 1.0
+) -> Size:
+    """Return (height, width) at which an image is looked at; windows may look at more than the frame of a graph."""
+    frame = preprocessing.frame if options.window is None else None
+    return size_in_frame(size_hw, scaled_size(size_hw, preprocessing.scale, ratio), frame)
 
 
 def resize_planes(planes: NDArray[np.float32], size_hw: Size) -> NDArray[np.float32]:

@@ -36,11 +36,22 @@ SCALE_LIMITS: dict[str, ScaleLimits] = {
 
 @dataclass(frozen=True, slots=True)
 class SemanticPreprocessing:
-    """What a semantic model wants done to its images; mean and deviation per channel, RGB, on the scale 0 to 255."""
+    """What a semantic model wants done to its images.
+
+    Attributes
+    ----------
+    scale
+        How large they are made.
+    pixel_mean, pixel_std
+        Mean and deviation per channel, RGB, on the scale 0 to 255.
+    frame
+        (height, width) of a graph that takes no other size; None for one that takes any.
+    """
 
     scale: ScaleLimits
     pixel_mean: tuple[float, float, float]
     pixel_std: tuple[float, float, float]
+    frame: Size | None = None
 
 
 def scaled_size(size_hw: Size, scale: ScaleLimits, ratio: float = 1.0) -> Size:
@@ -55,13 +66,31 @@ def scaled_size(size_hw: Size, scale: ScaleLimits, ratio: float = 1.0) -> Size:
         ``aspect_ratio`` if the shorter side would come to nothing.
     """
     long_side, short_side = int(scale.long_side * ratio), int(scale.short_side * ratio)
-    height, width = size_hw
-    factor = min(long_side / max(height, width), short_side / min(height, width))
-    resized = int(height * factor + 0.5), int(width * factor + 0.5)
-    if min(resized) < 1:
-        message = f"An image of {width} x {height} pixels shrinks to {resized[1]} x {resized[0]}; cut it up."
-        raise ImageError(message, code="aspect_ratio")
-    return resized
+    return _sides(size_hw, min(long_side / max(size_hw), short_side / min(size_hw)))
+
+
+def size_in_frame(size_hw: Size, scaled_hw: Size, frame: Size | None) -> Size:
+    """Return the size at which an image is looked at: as the scale has it, or smaller if it must fit into a frame.
+
+    Parameters
+    ----------
+    size_hw
+        (height, width) of the image itself, whose ratio is kept.
+    scaled_hw
+        What `scaled_size` says.
+    frame
+        (height, width) of a graph of one size; None for any.
+
+    Raises
+    ------
+    ImageError
+        ``aspect_ratio`` if the shorter side would come to nothing.
+    """
+    if frame is None or (scaled_hw[0] <= frame[0] and scaled_hw[1] <= frame[1]):
+        return scaled_hw
+    # One factor for both sides, so that nothing is squeezed.
+    factor = min(side / own for side, own in zip(frame, size_hw, strict=True))
+    return _sides(size_hw, factor)
 
 
 def resize_pixels(pixels: NDArray[np.uint8], size_hw: Size) -> NDArray[np.uint8]:
@@ -79,3 +108,12 @@ def to_tensor(pixels: NDArray[np.uint8], preprocessing: SemanticPreprocessing) -
         table = (np.arange(256, dtype=np.float32) - np.float32(mean)) * np.float32(1 / np.float64(std))
         tensor[0, channel] = table[pixels[..., channel]]
     return tensor
+
+
+def _sides(size_hw: Size, factor: float) -> Size:
+    height, width = size_hw
+    resized = int(height * factor + 0.5), int(width * factor + 0.5)
+    if min(resized) < 1:
+        message = f"An image of {width} x {height} pixels shrinks to {resized[1]} x {resized[0]}; cut it up."
+        raise ImageError(message, code="aspect_ratio")
+    return resized

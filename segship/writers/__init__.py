@@ -55,6 +55,7 @@ __all__ = [
     "read_mask_input",
     "sa1b_document",
     "to_supervision",
+    "write_files",
     "write_result",
 ]
 
@@ -132,6 +133,28 @@ def write_result(
     written: dict[str, bytes] = {}
     for name in check_formats(formats):
         written.update(WRITERS[name].write(result))
+    return write_files(written, directory, overwrite=overwrite)
+
+
+def write_files(
+    written: Mapping[str, bytes], directory: str | os.PathLike[str], *, overwrite: bool = False
+) -> list[Path]:
+    """Put what writers gave on disk: all of it or, if one of the files is there, nothing.
+
+    Parameters
+    ----------
+    written
+        Name to bytes; a name with one ``/`` is a file inside a folder of ours.
+    directory
+        Where the files shall be; it must exist.
+    overwrite
+        Replace files that are there, and folders that hold nothing but files of a format.
+
+    Raises
+    ------
+    OutputError
+        ``output_exists``, ``output_not_ours``, or what `segship.files` says about the place.
+    """
     files = {Path(directory) / name: data for name, data in _group_folders(written).items()}
     taken = [path for path in files if os.path.lexists(path)]
     if taken and not overwrite:

@@ -90,6 +90,8 @@ def _instance_arrays(instances: Instances) -> dict[str, Any]:
         "point_records": np.repeat(np.arange(len(entries)), [len(entry.point_coords) for entry in entries]),
         "category": np.array([entry.category for entry in entries], np.int64),
         "categories": np.array(instances.categories, np.str_),
+        "label_confidence": np.array([entry.label_confidence for entry in entries], np.float64),
+        "label_purity": np.array([entry.label_purity for entry in entries], np.float64),
     }
 
 

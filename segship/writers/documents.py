@@ -51,8 +51,9 @@ def coco_document(source: Source) -> dict[str, Any]:
     """Return masks as a COCO data set for `json.dumps`.
 
     One annotation a mask; ``score`` is the predicted IoU. A prompted mask has ``object`` and ``mask``, its place in
-    the prediction, a record its ``stability_score``, ``point_coords`` and ``crop_box``. ``iscrowd`` is 1 because COCO's
-    tools read run lengths of ground truth only then.
+    the prediction, a record its ``stability_score``, ``point_coords`` and ``crop_box``, and a mask that a class map has
+    voted for its ``label_confidence`` and ``label_purity``. ``iscrowd`` is 1 because COCO's tools read run lengths of
+    ground truth only then.
     """
     instances = as_instances(source)
     annotations = [
@@ -65,6 +66,7 @@ def coco_document(source: Source) -> dict[str, Any]:
             **_describe_mask(entry),
             "score": entry.score,
             **_origin(entry),
+            **describe_label(entry),
         }
         for number, entry in enumerate(instances.entries, start=1)
     ]
@@ -76,12 +78,16 @@ def sa1b_document(source: Source) -> dict[str, Any]:
 
     There are ``image``, and ``annotations`` with the keys of the data set. ``bbox`` and ``crop_box`` are x y width
     height. As in the data set, ``bbox`` ends at the last pixel itself, so its sizes are one less than the count of
-    pixels. What is not known of a prompted mask is null.
+    pixels. What is not known of a prompted mask is null. Masks that a class map was asked about have ``category``,
+    ``label_confidence`` and ``label_purity`` besides.
     """
     instances = as_instances(source)
     height, width = instances.size
     image = {"image_id": 1, "width": width, "height": height, "file_name": safe_file_name(instances.name)}
-    annotations = [{"id": number, **_record(entry)} for number, entry in enumerate(instances.entries, start=1)]
+    annotations = [
+        {"id": number, **_record(entry), **_category(instances, entry), **describe_label(entry)}
+        for number, entry in enumerate(instances.entries, start=1)
+    ]
     return {"image": image, "annotations": annotations}
 
 
@@ -89,7 +95,8 @@ def prediction_document(source: Source) -> dict[str, Any]:
     """Return a result for `json.dumps`: the image, for each object its prompts and masks, and all notes.
 
     Boxes are [x, y, width, height] under ``bbox`` and [x0, y0, x1, y1] under ``box``. A score that is not a number is
-    null. Of records there are ``records`` with the keys of SA-1B and ``category`` instead of ``objects``.
+    null. Of records there are ``records`` with the keys of SA-1B and ``category`` instead of ``objects``, and
+    ``label_confidence`` and ``label_purity`` if a class map was asked.
     """
     instances = as_instances(source)
     height, width = instances.size
@@ -98,7 +105,10 @@ def prediction_document(source: Source) -> dict[str, Any]:
         document["objects"] = _describe_objects(source, instances)
     else:
         names = instances.categories
-        document["records"] = [{**_record(entry), "category": names[entry.category]} for entry in instances.entries]
+        document["records"] = [
+            {**_record(entry), "category": names[entry.category], **describe_label(entry)}
+            for entry in instances.entries
+        ]
     return {**document, "notes": list(instances.notes)}
 
 
@@ -109,11 +119,20 @@ def coco_image(instances: Instances) -> dict[str, Any]:
 
 
 def coco_categories(instances: Instances) -> list[dict[str, Any]]:
-    """Return COCO's list of categories; number 1 is the first."""
+    """Return COCO's list of categories; number 1 is the first. ``supercategory`` is what is known of each."""
+    things = None if instances.labels is None else instances.labels.things
+    kinds = ("object" if things is None else "thing" if name in things else "stuff" for name in instances.categories)
     return [
-        {"id": number, "name": name, "supercategory": "object"}
-        for number, name in enumerate(instances.categories, start=1)
+        {"id": number, "name": name, "supercategory": kind}
+        for number, (name, kind) in enumerate(zip(instances.categories, kinds, strict=True), start=1)
     ]
+
+
+def describe_label(entry: Instance) -> dict[str, float | None]:
+    """Return how sure the category of a mask is; nothing if no class map was asked."""
+    if entry.label_purity is None:
+        return {}
+    return {"label_confidence": entry.label_confidence, "label_purity": entry.label_purity}
 
 
 def encode_json(document: dict[str, Any]) -> bytes:
@@ -151,6 +170,10 @@ def _record(entry: Instance) -> dict[str, Any]:
         "stability_score": entry.stability_score,
         "crop_box": [float(side) for side in entry.crop_box],
     }
+
+
+def _category(instances: Instances, entry: Instance) -> dict[str, str]:
+    return {} if instances.labels is None else {"category": instances.categories[entry.category]}
 
 
 def _place(entry: Instance) -> dict[str, int]:

@@ -3,7 +3,7 @@
 
 On the use road between results and formats. `as_instances` makes `Instances` of a `Result` (prompted masks) and of
 `segship.records.ImageRecords` (everything in a picture), so that a format is written once for both. `label_instances`
-puts names on them.
+puts names on them, and `segship.semantic.labelling.label_records` those that a class map votes for.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TypeAlias
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,6 +21,10 @@ from segship.masks.rle import Rle, Runs, compress_runs, runs_to_mask
 from segship.masks.runs import runs_to_area, runs_to_box, runs_to_crop
 from segship.records import ImageRecords, MaskRecord
 from segship.writers.result import Result
+
+if TYPE_CHECKING:
+    from segship.semantic.class_map import ClassMap
+    from segship.semantic.panoptic import PanopticOptions
 
 CATEGORY = "object"
 """The only category of masks that nobody named: Segment Anything does not say what a thing is."""
@@ -50,6 +54,8 @@ class Instance:
         x y width height of the part of the image that the model saw.
     bbox_xywh
         The box of a record as the reference counts it; None for a prompted mask.
+    label_confidence, label_purity
+        How sure the category is, see `segship.semantic.voting`; None if no class map was asked.
     """
 
     runs: Runs
@@ -61,6 +67,8 @@ class Instance:
     stability_score: float | None = None
     crop_box: tuple[int, int, int, int] = (0, 0, 0, 0)
     bbox_xywh: tuple[float, float, float, float] | None = None
+    label_confidence: float | None = None
+    label_purity: float | None = None
 
     @property
     def area(self) -> int:
@@ -104,6 +112,25 @@ class Instance:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Labels:
+    """Where the categories of masks come from, if a class map voted for them.
+
+    Attributes
+    ----------
+    class_map
+        Of the image; COCO panoptic takes its stuff.
+    things
+        Names of the classes that can be counted.
+    panoptic
+        How masks and class map are merged into one picture.
+    """
+
+    class_map: ClassMap
+    things: frozenset[str]
+    panoptic: PanopticOptions
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Instances:
     """The masks of one image.
 
@@ -115,6 +142,8 @@ class Instances:
         The masks.
     categories
         Their names, the first of which is number 0.
+    labels
+        Where the categories come from, if a class map voted for them.
     """
 
     stem: str
@@ -123,6 +152,7 @@ class Instances:
     entries: tuple[Instance, ...]
     categories: tuple[str, ...] = (CATEGORY,)
     notes: tuple[str, ...] = ()
+    labels: Labels | None = None
 
     @property
     def size(self) -> tuple[int, int]:
@@ -199,7 +229,8 @@ def label_instances(source: Source, labels: Sequence[str], categories: Sequence[
         raise InputError(message, code="bad_labels")
     numbers = {name: number for number, name in enumerate(names)}
     entries = [replace(entry, category=numbers[label]) for entry, label in zip(instances.entries, labels, strict=True)]
-    return replace(instances, entries=tuple(entries), categories=names or (CATEGORY,))
+    entries = [replace(entry, label_confidence=None, label_purity=None) for entry in entries]
+    return replace(instances, entries=tuple(entries), categories=names or (CATEGORY,), labels=None)
 
 
 def shortest_number(value: NDArray[np.float32] | np.float32) -> float | None:

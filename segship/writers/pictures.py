@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 
 from segship.draw import draw_masks, draw_overlay
 from segship.errors import OutputError
-from segship.writers.instances import Instance, Source, as_instances
+from segship.semantic.drawing import draw_labelled_masks
+from segship.writers.instances import Instance, Instances, Source, as_instances
 from segship.writers.result import Result
 
 JPEG_QUALITY = 92
@@ -25,7 +26,10 @@ METADATA_COLUMNS = (
 
 
 class OverlayWriter:
-    """A JPEG of the image: the best mask of every object and all prompts, or all records in colours of their own."""
+    """A JPEG of the image: the best mask of every object and all prompts, or all records in colours of their own.
+
+    Records with labels from a class map have the colours of their classes, and a legend.
+    """
 
     extension = "overlay.jpg"
     loses = "everything but the look; it is for people"
@@ -36,9 +40,9 @@ class OverlayWriter:
             best = [source.prediction.mask_runs(*place) for place in enumerate(source.best_masks.tolist())]
             overlay = draw_overlay(source.pixels, best, objects=source.objects)
         else:
-            overlay = draw_masks(source.pixels, [entry.runs for entry in as_instances(source).entries])
+            overlay = _draw_instances(as_instances(source))
         bgr = cv2.cvtColor(overlay, cv2.COLOR_RGB2BGR)
-        return {f"{source.stem}.{self.extension}": _encode_image(".jpg", bgr, cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY)}
+        return {f"{source.stem}.{self.extension}": encode_jpeg(bgr)}
 
 
 class PngWriter:
@@ -81,6 +85,20 @@ class FolderWriter:
 def encode_png(pixels: NDArray[Any]) -> bytes:
     """Return (H, W) or (H, W, 3) pixels, uint8 or uint16, colours as blue green red, as a PNG without metadata."""
     return _encode_image(".png", pixels, cv2.IMWRITE_PNG_COMPRESSION, PNG_COMPRESSION)
+
+
+def encode_jpeg(pixels: NDArray[Any]) -> bytes:
+    """Return (H, W, 3) uint8 pixels, blue green red, as a JPEG without metadata."""
+    return _encode_image(".jpg", pixels, cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY)
+
+
+def _draw_instances(instances: Instances) -> NDArray[np.uint8]:
+    runs = [entry.runs for entry in instances.entries]
+    if instances.labels is None:
+        return draw_masks(instances.pixels, runs)
+    table = instances.labels.class_map.table
+    names = [instances.categories[entry.category] for entry in instances.entries]
+    return draw_labelled_masks(instances.pixels, runs, names, dict(zip(table.classes, table.palette, strict=True)))
 
 
 def _gray(entry: Instance) -> NDArray[np.uint8]:

@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segship.masks.polygons import Polygon, mask_to_polygons
-from segship.writers.documents import encode_json
+from segship.writers.documents import describe_label, encode_json
 from segship.writers.instances import Instance, Instances, Source, as_instances
 from segship.writers.names import safe_file_name
 from segship.writers.pictures import encode_png
@@ -154,8 +154,8 @@ def _labelme_shapes(
     instances: Instances, entry: Instance, group: int, tolerance: float, as_mask: bool
 ) -> list[dict[str, Any]]:
     shared = {"label": instances.categories[entry.category], "group_id": group, "description": "", "flags": {}}
-    # A key that LabelMe does not know, and keeps.
-    shared |= {"score": entry.score}
+    # Keys that LabelMe does not know, and keeps.
+    shared |= {"score": entry.score, **describe_label(entry)}
     polygons = [] if as_mask else _polygons(entry, tolerance)
     if as_mask or any(polygon.holes for polygon in polygons):
         return [{**shared, **_mask_shape(entry)}] if entry.area else []

@@ -19,7 +19,8 @@ class ParquetWriter:
     Columns: ``image`` (the stem of its files), ``file_name``, ``height``, ``width``, ``index`` (which mask of the
     image), ``object`` and ``mask`` (its place in a prompted prediction, else null), ``category``, ``counts`` (the mask
     as COCO's compressed run lengths, for the size ``[height, width]``), ``area``, ``bbox`` (as SA-1B has it),
-    ``predicted_iou``, ``stability_score``, ``point_coords``, ``crop_box``. What is not known is null.
+    ``predicted_iou``, ``stability_score``, ``point_coords``, ``crop_box``, ``label_confidence``, ``label_purity``. What
+    is not known is null.
     """
 
     extension = "parquet"
@@ -80,6 +81,8 @@ def _schema(pyarrow: Any) -> Any:
             pyarrow.field("stability_score", float64),
             pyarrow.field("point_coords", pyarrow.list_(pyarrow.list_(float64, 2)), nullable=False),
             pyarrow.field("crop_box", pyarrow.list_(int32, 4), nullable=False),
+            pyarrow.field("label_confidence", float64),
+            pyarrow.field("label_purity", float64),
         ]
     )
 
@@ -103,6 +106,8 @@ def _rows(instances: Instances) -> list[dict[str, Any]]:
             "stability_score": entry.stability_score,
             "point_coords": [list(point) for point in entry.point_coords],
             "crop_box": list(entry.crop_box),
+            "label_confidence": entry.label_confidence,
+            "label_purity": entry.label_purity,
         }
         for index, entry in enumerate(instances.entries)
     ]

@@ -7,9 +7,11 @@ from segship.backends.session import SessionOptions
 from segship.backends.torch import Session, open_checkpoint
 from segship.errors import BackendUnavailable
 from segship.models.sam import ImageEncoderGraph
+from segship.models.semask import SemanticGraph
 from segship.spec import image_encoder_spec
 from tests.oracle import SMALL_VIT
 from tests.small_models import save_checkpoint, small_sam
+from tests.small_semask import small_semask
 
 SPEC = image_encoder_spec(SMALL_VIT.geometry)
 
@@ -23,8 +25,20 @@ def test_checkpoint_opens_as_sessions_and_a_manifest(tmp_path):
     assert opened.manifest.architecture == "custom"
     assert opened.manifest.image_size == SMALL_VIT.image_size
     assert opened.encoder_sha256 == opened.manifest.checkpoint.sha256
-    assert list(opened.sessions) == ["image_encoder", "mask_decoder", "image_side", "shared_decoder"]
+    assert list(opened.sessions) == ["image_encoder", "mask_decoder", "image_side", "selective_decoder"]
     assert all(session.spec.name == name for name, session in opened.sessions.items())
+
+
+def test_semantic_checkpoint_opens_as_logits_of_any_size(small_semask_checkpoint):
+    opened = open_checkpoint(small_semask_checkpoint)
+    manifest, session = opened.manifest, opened.sessions["semantic"]
+    assert (manifest.family, manifest.size, manifest.output, manifest.graphs) == ("semantic", None, "logits", {})
+    assert opened.encoder_sha256 == manifest.checkpoint.sha256
+    for shape in [(1, 3, 75, 107), (2, 3, 64, 96)]:
+        images = np.random.default_rng(0).normal(size=shape).astype(np.float32)
+        with torch.inference_mode():
+            expected = SemanticGraph(small_semask(), "logits")(torch.from_numpy(images)).numpy()
+        assert np.array_equal(session.run({"image": images})["logits"], expected)
 
 
 def test_bf16_is_close_to_fp32_and_said():

@@ -13,6 +13,7 @@ from segship.models.sam import build_sam
 from tests.checkpoints.containers import write_archive
 from tests.checkpoints.hostile import hostile_pickles
 from tests.oracle import SMALL_VIT
+from tests.small_semask import small_semask
 
 
 def test_a_model_is_described(tmp_path):
@@ -31,8 +32,19 @@ def test_a_model_is_described(tmp_path):
         "keys": len(sam.state_dict()),
         "dtypes": {"float16": len(sam.state_dict())},
         "notes": ["taken from 'model'"],
+        "family": "sam",
+        "classes": None,
+        "semantic_classes": None,
+        "semantic_window": None,
     }
     json.dumps(found.to_dict())
+
+
+def test_a_semantic_model_is_described(small_semask_checkpoint):
+    found, semask = describe_checkpoint(small_semask_checkpoint), small_semask()
+    assert (found.family, found.architecture, found.image_size) == ("semantic", "custom", None)
+    assert (found.classes, found.semantic_classes, found.semantic_window) == (19, 19, "all")
+    assert found.parameters == sum(parameter.numel() for parameter in semask.parameters())
 
 
 def test_an_unknown_model_is_described_with_the_reason(tmp_path):

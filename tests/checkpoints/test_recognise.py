@@ -152,7 +152,7 @@ def test_another_size_of_tiny_is_recognised():
 @pytest.mark.parametrize(
     ("keys", "words"),
     [
-        (["backbone.layers.0.blocks.0.norm1.weight", "decode_head.conv_seg.weight"], "SeMask-FPN"),
+        (["backbone.layers.0.blocks.0.norm1.weight", "decode_head.conv_seg.weight"], "a Swin backbone without sem"),
         (["backbone.layers.0.blocks.0.norm1.weight"], "Swin backbone"),
         (["image_encoder.trunk.blocks.0.norm1.weight", "memory_attention.layers.0.x"], "SAM 2"),
         (["vision_encoder.layers.0.x"], "Transformers"),

@@ -10,7 +10,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from segship.checkpoints.survey import survey_checkpoint
+from segship.checkpoints.labels import Labels
+from segship.checkpoints.survey import list_shapes, survey_checkpoint
 from segship.checkpoints.tensor_info import StoredTensor
 from segship.errors import CheckpointError, UnsafeCheckpoint
 from tests.checkpoints.containers import state_dict, tensor, text, write_archive
@@ -29,6 +30,32 @@ def test_tensors_are_listed_without_reading_them(tmp_path):
     assert survey.tensors["a"] == StoredTensor("float32", (2, 3), (3, 1), 0, "0", 6)
     assert survey.shapes == {"a": (2, 3), "b": (4,)}
     assert (survey.format, survey.known) == ("torch", None)
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_shapes_alone_are_the_same_without_the_digest(tmp_path, suffix):
+    path, state = tmp_path / f"model{suffix}", {"a": torch.ones(2, 3), "b": torch.ones(4)}
+    safetensors.torch.save_file(state, path) if suffix == ".safetensors" else torch.save({"model": state}, path)
+    assert list_shapes(path) == survey_checkpoint(path).shapes == {"a": (2, 3), "b": (4,)}
+
+
+def test_shapes_of_what_is_no_checkpoint_are_refused_alike(tmp_path):
+    (tmp_path / "page.pth").write_text("<html>")
+    with pytest.raises(CheckpointError, match="page.pth: this is a web page"):
+        list_shapes(tmp_path / "page.pth")
+    data, named = hostile_pickles(tmp_path / "canary")["in the optimizer state"]
+    with pytest.raises(UnsafeCheckpoint, match=named):
+        list_shapes(write_archive(tmp_path / "hostile.pth", data))
+    assert not (tmp_path / "canary").exists()
+
+
+def test_names_of_classes_are_kept(tmp_path):
+    document = {
+        "meta": {"CLASSES": ("road", "tree"), "PALETTE": [[1, 2, 3], [4, 5, 6]]},
+        "state_dict": {"a": torch.ones(1)},
+    }
+    torch.save(document, tmp_path / "model.pth")
+    assert survey_checkpoint(tmp_path / "model.pth").labels == Labels(("road", "tree"), ((1, 2, 3), (4, 5, 6)))
 
 
 def test_a_link_is_followed(tmp_path):

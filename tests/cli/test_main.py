@@ -9,7 +9,7 @@ from segship.cli.main import app, exit_code
 from segship.cli.output import plain
 
 COMMANDS = ("segment", "everything", "demo", "fetch", "export", "inspect", "models", "doctor", "bench")
-COMMANDS += ("tune", "evaluate", "train-ids")
+COMMANDS += ("tune", "evaluate", "train-ids", "semantic")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -124,9 +124,3 @@ def test_a_folder_of_the_truth_itself_scores_100(made_cities, tmp_path):
 def test_options_that_contradict_one_another_are_refused(given, words):
     with pytest.raises(InputError, match=words):
         EvaluateOptions(**given)
-
-
-def test_bundles_of_semantic_models_are_refused_with_what_to_do(tmp_path):
-    with pytest.raises(InputError, match="--predictions") as caught:
-        evaluating.open_model(tmp_path, {})
-    assert caught.value.code == "no_semantic_bundle"

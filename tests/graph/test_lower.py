@@ -1,9 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 import copy
 
+import numpy as np
 import onnx
+import onnxruntime
 import pytest
-from onnx import helper
+from onnx import TensorProto, helper, numpy_helper
 
 from segship.errors import ExportError
 from segship.graph.lower import lower_opset
@@ -63,3 +65,33 @@ def test_norm_over_another_axis_is_refused():
     model = graph_of(helper.make_node("LayerNormalization", ["x", "scale"], ["y"], name="norm", axis=1))
     with pytest.raises(ExportError, match="'norm' normalises over axis 1"):
         lower_opset(model, 16)
+
+
+def resizing(**attributes):
+    attributes = {"mode": "linear", "coordinate_transformation_mode": "half_pixel", **attributes}
+    node = helper.make_node("Resize", ["x", "", "", "sizes"], ["y"], **attributes)
+    sizes = numpy_helper.from_array(np.array([1, 2, 7, 9], np.int64), "sizes")
+    graph = helper.make_graph(
+        [node],
+        "graph",
+        [helper.make_tensor_value_info("x", TensorProto.FLOAT, [1, 2, 3, 4])],
+        [helper.make_tensor_value_info("y", TensorProto.FLOAT, [1, 2, 7, 9])],
+        [sizes],
+    )
+    return helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=8)
+
+
+@pytest.mark.parametrize("opset", [14, 17])
+def test_resizing_without_antialiasing_stays_the_same(opset):
+    given = resizing(antialias=0, keep_aspect_ratio_policy="stretch")
+    x = np.random.default_rng(0).normal(size=(1, 2, 3, 4)).astype(np.float32)
+    expected = onnxruntime.InferenceSession(given.SerializeToString()).run(None, {"x": x})[0]
+    lowered = lower_opset(given, opset)
+    onnx.checker.check_model(lowered, full_check=True)
+    assert np.array_equal(onnxruntime.InferenceSession(lowered.SerializeToString()).run(None, {"x": x})[0], expected)
+
+
+@pytest.mark.parametrize("attributes", [{"antialias": 1}, {"keep_aspect_ratio_policy": "not_larger"}, {"axes": [2, 3]}])
+def test_resizing_that_only_opset_18_knows_is_refused(attributes):
+    with pytest.raises(ExportError, match="resizes in a way that needs opset 18"):
+        lower_opset(resizing(**attributes), 14)

@@ -10,9 +10,9 @@ import pytest
 
 PACKAGE = Path(__file__).parents[2] / "segship"
 SHIP_ROAD = ("models", "checkpoints", "graph", "loading", "export", "export_foreign", "verify", "comparison_cases")
-SHIP_ROAD += ("backends.torch",)
+SHIP_ROAD += ("backends.torch", "loading_semantic", "export_semantic", "verify_semantic")
 # The command line and the two reporters stand at the end of both roads.
-EDGES = ("cli", "inspection", "doctor", "tune")
+EDGES = ("cli", "inspection", "doctor", "tune", "tune_semantic")
 HEAVY = ("torch", "onnx", "onnxscript", "onnxslim", "onnxruntime", "openvino", "safetensors")
 
 

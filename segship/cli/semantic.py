@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command that finds the class of every pixel."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter
+
+from segship.cli.evaluate import parse_look
+from segship.cli.outcomes import FailedImage, report_outcomes
+from segship.cli.output import STANDARD_INPUT, errors_console, make_table, plain, results_console
+from segship.cli.pictures import expand_pictures
+from segship.cli.reports import Json
+from segship.cli.runtime import DEFAULT_RUNTIME, Runtime
+from segship.errors import SegshipError
+from segship.images import ImageLimits
+from segship.semantic.drawing import percent
+from segship.semantic.mapping import MapOptions, MappedImage, map_image
+from segship.semantic.predictor import NOTES, SemanticPredictor, open_semantic
+from segship.semantic.writing import check_class_map_formats
+from segship.writers.names import output_stems
+
+DEFAULT_FORMATS = "overlay,classes"
+
+
+def semantic(
+    *images: str,
+    model: str,
+    window: str | None = None,
+    stride: str | None = None,
+    ratios: str | None = None,
+    flip: bool = False,
+    multi_scale: bool = False,
+    runtime: Runtime = DEFAULT_RUNTIME,
+    out: Annotated[Path, Parameter(name=("--out", "-o"))] = Path("segship-output"),
+    format: str = DEFAULT_FORMATS,
+    overwrite: bool = False,
+    max_pixels: int | None = None,
+    json: Json = False,
+) -> int:
+    """Find the class of every pixel of images.
+
+    Parameters
+    ----------
+    images
+        Image files, folders of them, patterns; - is standard input.
+    model
+        A semantic bundle, a SeMask checkpoint (torch backend), or a known name such as semask_s_cityscapes.
+    window
+        HEIGHT,WIDTH of sliding windows; the whole image at once when left out.
+    stride
+        ROWS,COLUMNS from window to window; two thirds of the window when left out.
+    ratios
+        Comma-separated factors of the test scale; answers are averaged.
+    flip
+        Look at each ratio mirrored too.
+    multi_scale
+        The published multi-scale test: ratios 0.5 to 1.75 and mirrored.
+    out
+        Folder for the files.
+    format
+        Comma-separated: overlay, classes, label-ids, colours, json.
+    overwrite
+        Replace files that are there.
+    max_pixels
+        Take images of up to this many pixels; 50,000,000 when left out.
+    """
+    pictures = expand_pictures(images)
+    options = MapOptions(
+        look=parse_look(window, stride, ratios, flip=flip, multi_scale=multi_scale),
+        formats=check_class_map_formats(part.strip() for part in format.split(",")),
+        overwrite=overwrite,
+        limits=ImageLimits() if max_pixels is None else ImageLimits(pixels=max_pixels),
+    )
+    predictor = open_semantic(model, **runtime.settings())
+    predictor.check_options(options.look)
+    out.mkdir(parents=True, exist_ok=True)
+    outcomes = _map_all(predictor, pictures, out, options)
+    return report_outcomes(predictor, model, outcomes, _print_image, as_json=json)
+
+
+def _map_all(
+    predictor: SemanticPredictor, images: Sequence[str], out: Path, options: MapOptions
+) -> Iterator[MappedImage | FailedImage]:
+    """Take one image after the other; one that cannot be used is told and does not stop the others."""
+    stems = output_stems("-" if image == STANDARD_INPUT else image for image in images)
+    for image, stem in zip(_with_progress(images), stems, strict=True):
+        source = sys.stdin.buffer.read(options.limits.bytes + 1) if image == STANDARD_INPUT else image
+        try:
+            yield map_image(predictor, source, out, options, stem=stem, name=image)
+        except SegshipError as error:
+            if len(images) == 1:
+                raise
+            yield FailedImage(image, error.code, str(error))
+
+
+def _with_progress(images: Sequence[str]) -> Iterable[str]:
+    if len(images) == 1:
+        return images
+    # Imported here, since one image needs no bar.
+    from rich.progress import track
+
+    return track(images, description="finding classes", console=errors_console(), transient=True)
+
+
+def _print_image(image: MappedImage) -> None:
+    console = results_console()
+    height, width = image.class_map.array.shape
+    times = ", ".join(f"{stage} {value:.0f} ms" for stage, value in image.milliseconds.items())
+    console.print(f"[bold]{plain(image.result.name)}[/] {width} x {height}: {times}")
+    shares = image.class_map.shares()
+    rows = [(name, f"{area:,} px", percent(shares[name])) for name, area in image.class_map.areas().items()]
+    console.print(make_table(("class", ">area", ">of image"), rows))
+    for note in image.class_map.notes:
+        console.print(f"note: {plain(note)}" + (f": {plain(NOTES[note])}" if note in NOTES else ""))
+    for path in image.files:
+        console.print(f"  {plain(str(path))}")

@@ -1,0 +1,335 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Class maps from images: `SemanticPredictor.segment` looks at an image whole, in windows, at scales and mirrored.
+
+The end of the use road of the semantic family for one image. As `segship.predictor.Predictor` does, it holds a session
+and no image, so threads may share it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segship.datasets.class_table import ClassTable
+from segship.errors import ImageError, InputError
+from segship.images import ImageLimits, ImageSource, LoadedImage, read_image
+from segship.semantic.class_map import ClassMap
+from segship.semantic.deciding import Decision, decide, decide_probabilities, resize_classes
+from segship.semantic.inference import SemanticOptions, class_probabilities, resized_logits, view_logits, view_size
+from segship.semantic.preprocessing import SemanticPreprocessing, Size, resize_pixels, scaled_size, to_tensor
+from segship.semantic.running import GraphRunner
+
+if TYPE_CHECKING:
+    from segship.backends.session import Session
+    from segship.bundle.manifest import SemanticManifest
+
+NOTES = {
+    "scaled_to_graph": "the graph takes one size only, and the image was made smaller than its test scale to fit in",
+    "padded_to_graph": "the graph takes one size only, and the rest of it was filled with zeros",
+    "resized_class_map": (
+        "the bundle gives class maps, which were resized to the nearest pixel; one made with "
+        "`segship export --output logits` gives the reference's exact outlines"
+    ),
+}
+"""What the notes of a class map mean, besides those of the image (`segship.images`)."""
+
+MAX_CLASSES_BYTES = 8 * 2**30
+"""Most that logits and probabilities of all classes of one image may take."""
+
+
+class SemanticPredictor:
+    """A semantic model that is ready to run.
+
+    Use `segship.load` to make one. Calls may come from several threads at once; nothing of a call stays in it.
+
+    Parameters
+    ----------
+    manifest
+        What the model is: classes, colours, preprocessing.
+    session
+        Its graph with the contract ``semantic`` of `segship.spec`, which gives class maps or logits.
+    backend
+        Name of the backend that runs it.
+    precision
+        Precision that its arithmetic was asked for.
+    backend_reason
+        Why this backend was chosen, in words; empty if the caller named it.
+    """
+
+    def __init__(
+        self,
+        manifest: SemanticManifest,
+        session: Session,
+        *,
+        backend: str,
+        precision: str = "fp32",
+        backend_reason: str = "",
+    ) -> None:
+        self.manifest = manifest
+        self.table: ClassTable = manifest.table
+        self.backend = backend
+        self.precision = precision
+        self.backend_reason = backend_reason
+        self._runner = GraphRunner(session, len(self.table.classes))
+        self._preprocessing = replace(manifest.settings, frame=self._runner.frame)
+
+    @property
+    def description(self) -> str:
+        """What really runs the model: runtime, version, device, threads."""
+        return self._runner.session.description
+
+    @property
+    def preprocessing(self) -> SemanticPreprocessing:
+        """What is done to images; its ``frame`` is the only size that the graph takes, if there is one."""
+        return self._preprocessing
+
+    @property
+    def gives_logits(self) -> bool:
+        """Whether the graph gives logits, which windows, ratios, mirrors and probabilities need, or class maps."""
+        return self._runner.gives_logits
+
+    def check_options(self, options: SemanticOptions) -> None:
+        """Refuse a way of looking that the graph has no answer for, whatever the image.
+
+        Raises
+        ------
+        InputError
+            ``needs_logits`` or ``bad_window``, as `segment` does.
+        """
+        self._runner.check_options(options)
+
+    def segment(
+        self, image: ImageSource, options: SemanticOptions | None = None, *, limits: ImageLimits | None = None
+    ) -> ClassMap:
+        """Find the class of every pixel of one image.
+
+        Parameters
+        ----------
+        image
+            A path, encoded bytes, a PIL image, or an (H, W, 3) uint8 RGB array. Files are turned upright first.
+        options
+            How to look at it; once and whole when left out, as the published single-scale scores do.
+        limits
+            Bounds that the image must keep; the defaults of `ImageLimits` when left out.
+
+        Returns
+        -------
+        ClassMap
+            Of the image's own size. See `NOTES` for what may be noted.
+
+        Raises
+        ------
+        ImageError
+            When the image cannot be read or is outside the limits.
+        InputError
+            ``needs_logits`` when the graph gives class maps and more is asked for; ``bad_window`` or
+            ``ratio_too_large`` when it takes one size only and the options ask for another.
+        BackendUnavailable
+            When the runtime fails, or gives values that are not finite.
+        """
+        options = options or SemanticOptions()
+        self._runner.check_options(options)
+        loaded = read_image(image, limits=limits or ImageLimits())
+        self._runner.check_ratios(loaded.size_hw, self._preprocessing, options)
+        if options == SemanticOptions():
+            return self._segment_alike([loaded])[0]
+        decision = self._decide(loaded, options)
+        notes = (*loaded.notes, *self._notes(loaded.size_hw, options))
+        return ClassMap(decision.classes, self.table, notes, decision.probability)
+
+    def segment_batch(self, images: Sequence[ImageSource], *, limits: ImageLimits | None = None) -> list[ClassMap]:
+        """Find the classes of several images, each looked at once and whole.
+
+        Images that have one size after resizing go through the graph together if it takes a batch. The answers do not
+        depend on that.
+
+        Parameters
+        ----------
+        images
+            Each as `segment` takes it; all of them are held at once.
+        limits
+            Bounds that every image must keep.
+
+        Returns
+        -------
+        list
+            Their class maps, in the order of the images.
+
+        Raises
+        ------
+        ImageError, BackendUnavailable
+            As `segment` does, for the first image that is refused.
+        """
+        loaded = [read_image(image, limits=limits or ImageLimits()) for image in images]
+        groups: dict[Size, list[int]] = {}
+        for index, image in enumerate(loaded):
+            groups.setdefault(self._view_size(image.size_hw), []).append(index)
+        answers: dict[int, ClassMap] = {}
+        for indices in groups.values():
+            answers.update(zip(indices, self._segment_alike([loaded[index] for index in indices]), strict=True))
+        return [answers[index] for index in range(len(loaded))]
+
+    def logits(
+        self, image: ImageSource, options: SemanticOptions | None = None, *, limits: ImageLimits | None = None
+    ) -> NDArray[np.float32]:
+        """Return the logits of every class, (K, H, W) float32 in the image frame, of one look at an image.
+
+        Parameters
+        ----------
+        image, options, limits
+            As `segment` takes them, with one ratio and unmirrored.
+
+        Raises
+        ------
+        InputError
+            ``needs_logits``, or ``bad_option`` for several looks, which have probabilities and no logits.
+        """
+        options = options or SemanticOptions()
+        if options.views > 1:
+            message = f"{options.views} looks at an image have no logits in common; use `probabilities`"
+            raise InputError(message, code="bad_option")
+        loaded = self._read_for_classes(image, options, limits)
+        ratio = options.ratios[0]
+        return resized_logits(loaded.pixels, self._runner.run, self._preprocessing, options, ratio=ratio)
+
+    def probabilities(
+        self, image: ImageSource, options: SemanticOptions | None = None, *, limits: ImageLimits | None = None
+    ) -> NDArray[np.float32]:
+        """Return how probable each class is at each pixel: (K, H, W) float32, the mean of the softmaxes of all looks.
+
+        Parameters
+        ----------
+        image, options, limits
+            As `segment` takes them.
+
+        Raises
+        ------
+        InputError
+            ``needs_logits``.
+        """
+        options = options or SemanticOptions()
+        loaded = self._read_for_classes(image, options, limits)
+        return class_probabilities(loaded.pixels, self._runner.run, self._preprocessing, options)
+
+    def close(self) -> None:
+        """Release the session; the predictor cannot be used afterwards."""
+        self._runner.session.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _read_for_classes(
+        self, image: ImageSource, options: SemanticOptions, limits: ImageLimits | None
+    ) -> LoadedImage:
+        self._runner.check_options(options, needs_logits=True)
+        loaded = read_image(image, limits=limits or ImageLimits())
+        self._runner.check_ratios(loaded.size_hw, self._preprocessing, options)
+        self._check_memory(loaded.size_hw, options, stacks=2 if options.views > 1 else 1)
+        return loaded
+
+    def _decide(self, loaded: LoadedImage, options: SemanticOptions) -> Decision:
+        # The sum of softmaxes, and the one that is added to it; one look needs neither.
+        self._check_memory(loaded.size_hw, options, stacks=2 if options.views > 1 else 0)
+        if options.views > 1:
+            probabilities = class_probabilities(loaded.pixels, self._runner.run, self._preprocessing, options)
+            return decide_probabilities(probabilities, probability=options.probability)
+        look = partial(view_logits, loaded.pixels, self._runner.run, self._preprocessing, options)
+        return decide(look(ratio=options.ratios[0]), loaded.size_hw, probability=options.probability)
+
+    def _segment_alike(self, images: Sequence[LoadedImage]) -> list[ClassMap]:
+        """Look once at images that have one size after resizing, as many at once as the graph takes."""
+        size = self._view_size(images[0].size_hw)
+        tensors = [to_tensor(resize_pixels(image.pixels, size), self._preprocessing) for image in images]
+        answers = self._runner.run(np.concatenate(tensors) if len(tensors) > 1 else tensors[0])
+        maps = []
+        for image, answer in zip(images, answers, strict=True):
+            if self.gives_logits:
+                classes = decide(answer, image.size_hw).classes
+            else:
+                classes = resize_classes(answer, image.size_hw)
+            notes = (*image.notes, *self._notes(image.size_hw, SemanticOptions()))
+            maps.append(ClassMap(classes, self.table, notes))
+        return maps
+
+    def _view_size(self, size_hw: Size) -> Size:
+        return view_size(size_hw, self._preprocessing, SemanticOptions())
+
+    def _check_memory(self, size_hw: Size, options: SemanticOptions, stacks: int) -> None:
+        """Refuse what would fill the memory: logits of the largest view, and so many arrays of the image's size."""
+        views = [view_size(size_hw, self._preprocessing, options, ratio) for ratio in options.ratios]
+        pixels = max(height * width for height, width in views) + stacks * size_hw[0] * size_hw[1]
+        needed = 4 * len(self.table.classes) * pixels
+        if needed > MAX_CLASSES_BYTES:
+            message = (
+                f"{len(self.table.classes)} classes for each pixel of an image of {size_hw[1]} x {size_hw[0]}, with "
+                f"ratios up to {max(options.ratios):g}, take {needed / 1e9:.1f} GB, and at most "
+                f"{MAX_CLASSES_BYTES / 1e9:.1f} are used; scale the image down, or look at it once, at ratio 1"
+            )
+            raise ImageError(message, code="too_many_pixels")
+
+    def _notes(self, size_hw: Size, options: SemanticOptions) -> tuple[str, ...]:
+        frame, notes = self._preprocessing.frame, []
+        sizes = [view_size(size_hw, self._preprocessing, options, ratio) for ratio in options.ratios]
+        if frame is not None:
+            wanted = [scaled_size(size_hw, self._preprocessing.scale, ratio) for ratio in options.ratios]
+            # Windows see the image at its test scale.
+            notes += ["scaled_to_graph"] if sizes != wanted else []
+            notes += ["padded_to_graph"] if any(h < frame[0] or w < frame[1] for h, w in sizes) else []
+        if not self.gives_logits and sizes[0] != size_hw:
+            notes.append("resized_class_map")
+        return tuple(notes)
+
+
+def open_semantic(
+    path: str | Path,
+    *,
+    backend: str = "auto",
+    threads: int | None = None,
+    device: str = "cpu",
+    precision: str = "fp32",
+    streams: int = 1,
+    compile: bool = False,
+) -> SemanticPredictor:
+    """Make a predictor of class maps; `segship.load` does the same for every family, and says what the keywords mean.
+
+    Parameters
+    ----------
+    path
+        The path of a semantic bundle or of a SeMask checkpoint (backend ``torch``), or a known name such as
+        ``semask_s_cityscapes``, whose bundle lies in the cache folder.
+
+    Raises
+    ------
+    InputError
+        ``other_family``: it is a promptable model.
+    BundleError, BackendUnavailable
+        As `segship.load` does.
+    """
+    from segship.catalog import open_model
+
+    predictor = open_model(
+        path,
+        backend=backend,
+        threads=threads,
+        device=device,
+        precision=precision,
+        streams=streams,
+        compile=compile,
+    )
+    if isinstance(predictor, SemanticPredictor):
+        return predictor
+    predictor.close()
+    message = (
+        f"{path} is a promptable model ({predictor.manifest.architecture}), which knows no classes; give a semantic "
+        "bundle, or use `segship segment` or `segship everything`"
+    )
+    raise InputError(message, code="other_family")
