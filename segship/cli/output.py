@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import sys
 import unicodedata
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,11 +16,13 @@ from rich.table import Table
 STANDARD_INPUT = "<standard input>"
 """What stands for a lone dash among the arguments."""
 
+# Columns; a table takes no more of them than its longest lines need.
+_WIDEST = 4096
+
 
 def results_console() -> Console:
     """Return the console for results; as wide as its tables need when it is no terminal."""
-    columns = shutil.get_terminal_size().columns
-    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else max(columns, 120))
+    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _WIDEST)
 
 
 def errors_console() -> Console:

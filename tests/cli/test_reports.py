@@ -9,6 +9,9 @@ def test_models_lists_every_name(run, run_json):
     printed = run("models")[1]
     assert all(name in printed for name in names)
     assert "mIoU 77.13 / 79.14" in printed
+    # In a pipe no address is folded, whatever its length.
+    assert all(SEMANTIC_CHECKPOINTS[name].url in printed for name in SEMANTIC_CHECKPOINTS)
+    assert max(map(len, printed.splitlines())) < 250
 
 
 def test_inspect_tells_a_bundle_a_graph_and_a_checkpoint(run_json, model, small_checkpoint):
