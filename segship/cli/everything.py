@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import json as json_module
 import re
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -21,8 +20,8 @@ from segship.amg.options import Mode, Nms
 from segship.catalog import load_promptable
 from segship.cli.labels import NO_LABELLING, Labelling
 from segship.cli.outcomes import EXIT_BAD_INPUT, FailedImage, describe_run, print_failure, report_outcomes
-from segship.cli.output import STANDARD_INPUT, errors_console, make_table, megabytes, plain, print_json, results_console
-from segship.cli.pictures import expand_pictures
+from segship.cli.output import errors_console, make_table, megabytes, plain, print_json, results_console
+from segship.cli.pictures import each_picture, expand_pictures, picture_source
 from segship.cli.reports import Json
 from segship.cli.runtime import DEFAULT_RUNTIME, Runtime
 from segship.errors import InputError, SegshipError
@@ -33,7 +32,6 @@ from segship.predictor import Predictor
 from segship.semantic.labelling import count_labels
 from segship.semantic.predictor import NOTES, SemanticPredictor
 from segship.writers import check_formats
-from segship.writers.names import output_stems
 
 DEFAULT_FORMATS = "overlay,sa1b"
 _DEFAULTS = AmgOptions()
@@ -214,23 +212,11 @@ def _find_all(
     options: EverythingOptions,
     labels: SemanticPredictor | None = None,
 ) -> Iterator[EverythingImage | FailedImage]:
-    """Take one image after the other; one that cannot be used is told and does not stop the others."""
-    stems = output_stems("-" if image == STANDARD_INPUT else image for image in images)
-    for image, stem in zip(images, stems, strict=True):
-        try:
-            source = _source(image, options)
-            with _progress(image) as tick:
-                yield find_everything(
-                    predictor, source, out, options, stem=stem, name=image, progress=tick, labels=labels
-                )
-        except SegshipError as error:
-            if len(images) == 1:
-                raise
-            yield FailedImage(image, error.code, str(error))
+    def work(source: str | bytes, name: str, stem: str) -> EverythingImage:
+        with _progress(name) as tick:
+            return find_everything(predictor, source, out, options, stem=stem, name=name, progress=tick, labels=labels)
 
-
-def _source(image: str, options: EverythingOptions) -> str | bytes:
-    return sys.stdin.buffer.read(options.limits.bytes + 1) if image == STANDARD_INPUT else image
+    return each_picture(images, options.limits, work)
 
 
 @contextmanager
@@ -250,7 +236,7 @@ def _report_costs(
     failed: list[FailedImage] = []
     for image in images:
         try:
-            costs.append((image, cost_of_everything(predictor, _source(image, options), options)))
+            costs.append((image, cost_of_everything(predictor, picture_source(image, options.limits), options)))
         except SegshipError as error:
             if len(images) == 1:
                 raise

@@ -1,14 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which pictures the words of a command line mean: files, folders of them, and patterns that no shell has expanded."""
+"""Pictures of a command line: files, folders and patterns that no shell has expanded, worked through one by one."""
 
 from __future__ import annotations
 
 import glob
-from collections.abc import Sequence
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
+from typing import TypeVar
 
-from segship.cli.output import STANDARD_INPUT
-from segship.errors import InputError
+from segship.cli.outcomes import FailedImage
+from segship.cli.output import STANDARD_INPUT, errors_console
+from segship.errors import InputError, SegshipError
+from segship.images import ImageLimits
+from segship.writers.names import output_stems
+
+Done = TypeVar("Done")
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 
@@ -49,3 +56,43 @@ def _meant_by(word: str) -> list[str]:
 
 def _is_picture(path: Path) -> bool:
     return path.suffix.lower() in PICTURE_SUFFIXES and path.is_file()
+
+
+def each_picture(
+    pictures: Sequence[str],
+    limits: ImageLimits,
+    work: Callable[[str | bytes, str, str], Done],
+    *,
+    description: str = "",
+) -> Iterator[Done | FailedImage]:
+    """Do some work on one picture after the other; one that cannot be used is told and does not stop the others.
+
+    Parameters
+    ----------
+    work
+        Called with the picture's source, its name, and what the names of its files begin with.
+    description
+        What stands beside the bar that is shown for several pictures; without it there is none.
+    """
+    stems = output_stems("-" if picture == STANDARD_INPUT else picture for picture in pictures)
+    for picture, stem in zip(_with_progress(pictures, description), stems, strict=True):
+        try:
+            yield work(picture_source(picture, limits), picture, stem)
+        except SegshipError as error:
+            if len(pictures) == 1:
+                raise
+            yield FailedImage(picture, error.code, str(error))
+
+
+def picture_source(picture: str, limits: ImageLimits) -> str | bytes:
+    """Return the path, or the bytes of standard input, one more at most than the limits allow."""
+    return sys.stdin.buffer.read(limits.bytes + 1) if picture == STANDARD_INPUT else picture
+
+
+def _with_progress(pictures: Sequence[str], description: str) -> Iterable[str]:
+    if len(pictures) == 1 or not description:
+        return pictures
+    # Imported here, since one picture needs no bar.
+    from rich.progress import track
+
+    return track(pictures, description=description, console=errors_console(), transient=True)

@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -13,11 +12,11 @@ from cyclopts import Parameter
 
 from segship.catalog import load_promptable
 from segship.cli.outcomes import FailedImage, report_outcomes
-from segship.cli.output import STANDARD_INPUT, errors_console, make_table, plain, results_console
-from segship.cli.pictures import expand_pictures
+from segship.cli.output import make_table, plain, results_console
+from segship.cli.pictures import each_picture, expand_pictures
 from segship.cli.reports import Json
 from segship.cli.runtime import DEFAULT_RUNTIME, Runtime
-from segship.errors import PromptError, SegshipError
+from segship.errors import PromptError
 from segship.files import read_bytes
 from segship.images import ImageLimits
 from segship.photograph import DEMO_POINT_XY, demo_photograph
@@ -26,7 +25,6 @@ from segship.prompts import PromptLimits, Prompts
 from segship.prompts.text import parse_box, parse_point, parse_prompts_json
 from segship.segmenting import SegmentedImage, SegmentOptions, segment_image
 from segship.writers import check_formats, read_mask_input
-from segship.writers.names import output_stems
 
 DEFAULT_FORMATS = "overlay,png"
 Values = Annotated[list[str] | None, Parameter(allow_leading_hyphen=True, negative=())]
@@ -156,25 +154,10 @@ def _segment_all(
     out: Path,
     options: SegmentOptions,
 ) -> Iterator[SegmentedImage | FailedImage]:
-    """Segment one image after the other; one that cannot be used is told and does not stop the others."""
-    stems = output_stems("-" if image == STANDARD_INPUT else image for image in images)
-    for image, stem in zip(_with_progress(images), stems, strict=True):
-        source = sys.stdin.buffer.read(options.limits.bytes + 1) if image == STANDARD_INPUT else image
-        try:
-            yield segment_image(predictor, source, prompts, out, options, stem=stem, name=image)
-        except SegshipError as error:
-            if len(images) == 1:
-                raise
-            yield FailedImage(image, error.code, str(error))
+    def work(source: str | bytes, name: str, stem: str) -> SegmentedImage:
+        return segment_image(predictor, source, prompts, out, options, stem=stem, name=name)
 
-
-def _with_progress(images: Sequence[str]) -> Iterable[str]:
-    if len(images) == 1:
-        return images
-    # Imported here, since one image needs no bar.
-    from rich.progress import track
-
-    return track(images, description="segmenting", console=errors_console(), transient=True)
+    return each_picture(images, options.limits, work, description="segmenting")
 
 
 def _print_image(image: SegmentedImage) -> None:

@@ -3,8 +3,7 @@
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated
 
@@ -12,17 +11,15 @@ from cyclopts import Parameter
 
 from segship.cli.evaluate import parse_look
 from segship.cli.outcomes import FailedImage, report_outcomes
-from segship.cli.output import STANDARD_INPUT, errors_console, make_table, plain, results_console
-from segship.cli.pictures import expand_pictures
+from segship.cli.output import make_table, plain, results_console
+from segship.cli.pictures import each_picture, expand_pictures
 from segship.cli.reports import Json
 from segship.cli.runtime import DEFAULT_RUNTIME, Runtime
-from segship.errors import SegshipError
 from segship.images import ImageLimits
 from segship.semantic.drawing import percent
 from segship.semantic.mapping import MapOptions, MappedImage, map_image
 from segship.semantic.predictor import NOTES, SemanticPredictor, open_semantic
 from segship.semantic.writing import check_class_map_formats
-from segship.writers.names import output_stems
 
 DEFAULT_FORMATS = "overlay,classes"
 
@@ -86,25 +83,10 @@ def semantic(
 def _map_all(
     predictor: SemanticPredictor, images: Sequence[str], out: Path, options: MapOptions
 ) -> Iterator[MappedImage | FailedImage]:
-    """Take one image after the other; one that cannot be used is told and does not stop the others."""
-    stems = output_stems("-" if image == STANDARD_INPUT else image for image in images)
-    for image, stem in zip(_with_progress(images), stems, strict=True):
-        source = sys.stdin.buffer.read(options.limits.bytes + 1) if image == STANDARD_INPUT else image
-        try:
-            yield map_image(predictor, source, out, options, stem=stem, name=image)
-        except SegshipError as error:
-            if len(images) == 1:
-                raise
-            yield FailedImage(image, error.code, str(error))
+    def work(source: str | bytes, name: str, stem: str) -> MappedImage:
+        return map_image(predictor, source, out, options, stem=stem, name=name)
 
-
-def _with_progress(images: Sequence[str]) -> Iterable[str]:
-    if len(images) == 1:
-        return images
-    # Imported here, since one image needs no bar.
-    from rich.progress import track
-
-    return track(images, description="finding classes", console=errors_console(), transient=True)
+    return each_picture(images, options.limits, work, description="finding classes")
 
 
 def _print_image(image: MappedImage) -> None:
