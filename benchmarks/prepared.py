@@ -37,7 +37,7 @@ OURS = (("onnxruntime", "fp32"), ("openvino", "fp32"), ("openvino", "bf16"))
 """Engine and precision of our own sides."""
 
 # What shapes the graphs of a bundle.
-_SHAPING = ("models", "graph", "spec.py", "export.py", "bundle/manifest.py", "loading.py")
+_SHAPING = ("models", "graph", "spec.py", "export", "bundle/manifest.py", "loading")
 
 
 @dataclass(frozen=True)

@@ -14,8 +14,13 @@ from typing import TYPE_CHECKING, Literal, overload
 
 from segship.cache import cache_folder
 from segship.errors import BackendUnavailable, BundleError, InputError
-from segship.known import CHECKPOINT_SUFFIXES, KNOWN_CHECKPOINTS
-from segship.known_semantic import LICENCE, SEMANTIC_CHECKPOINTS, SemanticName
+from segship.known import (
+    CHECKPOINT_SUFFIXES,
+    KNOWN_CHECKPOINTS,
+    SEMANTIC_CHECKPOINTS,
+    SEMASK_LICENCE,
+    SemanticName,
+)
 from segship.predictor import Predictor
 
 if TYPE_CHECKING:
@@ -266,11 +271,11 @@ def _semantic_model(name: str) -> ModelInfo:
     known, bundle, checkpoint = SEMANTIC_CHECKPOINTS[name], bundle_folder(name), checkpoint_path(name)
     published = f"mIoU {known.miou:.2f} / {known.miou_multi_scale:.2f}"
     if bundle.is_dir():
-        return ModelInfo(name, "bundle ready", _folder_bytes(bundle), LICENCE, str(bundle), published)
+        return ModelInfo(name, "bundle ready", _folder_bytes(bundle), SEMASK_LICENCE, str(bundle), published)
     if checkpoint.is_file():
         size = checkpoint.stat().st_size
-        return ModelInfo(name, "checkpoint fetched", size, LICENCE, str(checkpoint), published)
-    return ModelInfo(name, "get by hand", known.bytes, LICENCE, known.url, published)
+        return ModelInfo(name, "checkpoint fetched", size, SEMASK_LICENCE, str(checkpoint), published)
+    return ModelInfo(name, "get by hand", known.bytes, SEMASK_LICENCE, known.url, published)
 
 
 def _folder_bytes(folder: Path) -> int:

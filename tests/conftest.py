@@ -5,9 +5,7 @@ import copy
 
 import pytest
 
-from segship import export
-from segship.export import ExportOptions, export_bundle
-from segship.export_semantic import SemanticExportOptions, export_semantic
+from segship.export import ExportOptions, SemanticExportOptions, export_bundle, export_semantic, steps
 from tests import small_semask
 from tests.small_models import save_checkpoint
 
@@ -50,7 +48,7 @@ def small_semantic_export(small_semask_checkpoint, tmp_path_factory, traced_grap
     options = SemanticExportOptions(size=small_semask.SIZE_HW, measure=False)
     folder = tmp_path_factory.mktemp("semantic") / "class_map"
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export, "trace_graph", remembering(export.trace_graph, traced_graphs))
+        patch.setattr(steps, "trace_graph", remembering(steps.trace_graph, traced_graphs))
         bundle = export_semantic(
             small_semask_checkpoint, folder, options, lambda step, rows: reported.append((step, rows))
         )
@@ -81,7 +79,7 @@ def traced_graphs():
 @pytest.fixture
 def traced_once(monkeypatch, traced_graphs):
     """Trace each graph of the small models once for all tests that export it."""
-    monkeypatch.setattr(export, "trace_graph", remembering(export.trace_graph, traced_graphs))
+    monkeypatch.setattr(steps, "trace_graph", remembering(steps.trace_graph, traced_graphs))
 
 
 def remembering(trace, graphs):

@@ -11,7 +11,6 @@ import pytest
 import torch
 
 import segship
-from segship.comparison_cases import draw_scene
 from segship.export import ExportOptions, export_bundle
 from segship.loading import load_model
 from segship.masks.scores import mask_iou
@@ -19,6 +18,7 @@ from segship.models.config import SAM_ARCHITECTURES
 from segship.models.sam import build_sam
 from segship.prompts import Prompts
 from segship.transforms import Preprocessing, prepare_image
+from segship.verify.cases import draw_scene
 from tests.oracle import build_reference, reference, seeded_weights
 from tests.test_predictor import ask_oracle
 

@@ -11,13 +11,13 @@ import torch
 from segship.backends import usable_cores
 from segship.backends.fake import Session as FakeSession
 from segship.bundle.manifest import MaskCleanUpEntry
-from segship.comparison_cases import draw_scene
 from segship.errors import BackendUnavailable, PromptError
 from segship.masks.scores import mask_iou
 from segship.prediction import best_masks
 from segship.predictor import Predictor
 from segship.prompts import Prompts
 from segship.spec import image_encoder_spec, mask_decoder_spec
+from segship.verify.cases import draw_scene
 from tests.oracle import SMALL_VIT
 from tests.small_models import reference_predictor, small_predictor, small_sam_manifest
 

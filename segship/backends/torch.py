@@ -26,8 +26,7 @@ from segship.backends.session import SessionOptions, check_arrays, closed, refus
 from segship.bundle.manifest import Manifest, Precision
 from segship.checkpoints import is_semask, list_shapes
 from segship.errors import BackendUnavailable
-from segship.loading import LoadedModel, describe_model, load_model
-from segship.loading_semantic import choose_settings, describe_semask, load_semask
+from segship.loading import LoadedModel, choose_settings, describe_model, describe_semask, load_model, load_semask
 from segship.models.sam import ImageEncoderGraph, MaskDecoderGraph, Sam
 from segship.models.semask import SemanticGraph
 from segship.models.shared_decoder import ImageSideGraph, SelectiveDecoderGraph, SharedDecoderGraph

@@ -17,7 +17,7 @@ from segship.errors import FetchError
 from segship.fetch import checkpoint_path
 from segship.fetch.fetching import how_to_fetch
 from segship.files import CHUNK_BYTES, open_regular, write_file
-from segship.known_semantic import SEMANTIC_CHECKPOINTS, SemanticCheckpoint
+from segship.known import SEMANTIC_CHECKPOINTS, SemanticCheckpoint
 from segship.models.config import SemaskConfig
 
 
@@ -56,7 +56,7 @@ def take_by_hand(name: str, *, from_file: Path | None = None, destination: Path 
     Parameters
     ----------
     name
-        A key of `segship.known_semantic.SEMANTIC_CHECKPOINTS`.
+        A key of `segship.known.SEMANTIC_CHECKPOINTS`.
     from_file
         The download, which is copied; without it, what lies at its place already is checked.
     destination

@@ -13,9 +13,14 @@ from rich.table import Table
 from segship.bundle.measured import AnyStep, SemanticStep
 from segship.cli.output import errors_console, make_table, plain, print_json, results_console
 from segship.errors import ExportError
-from segship.export import ExportOptions, export_bundle
-from segship.export_foreign import export_foreign
-from segship.export_semantic import SemanticExportOptions, export_ascend_semantic, export_semantic
+from segship.export import (
+    ExportOptions,
+    SemanticExportOptions,
+    export_ascend_semantic,
+    export_bundle,
+    export_foreign,
+    export_semantic,
+)
 from segship.semantic.preprocessing import ScaleLimits
 
 DYNAMIC = "dynamic"

@@ -14,8 +14,7 @@ from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeR
 from segship.cli.output import errors_console, megabytes, plain, print_json, results_console
 from segship.cli.reports import Json
 from segship.errors import BackendUnavailable, ExportError, FetchError
-from segship.known import KNOWN_CHECKPOINTS
-from segship.known_semantic import LICENCE, SEMANTIC_CHECKPOINTS
+from segship.known import KNOWN_CHECKPOINTS, SEMANTIC_CHECKPOINTS, SEMASK_LICENCE
 
 Contract = Literal["segship", "official", "ascend", "samexporter"]
 EXPORT_PACKAGES = ("torch", "onnx", "onnxscript", "onnxslim", "safetensors")
@@ -186,7 +185,7 @@ def _refuse_other_family(source: Path, options: Mapping[str, object], *, is_sema
 
 
 def _known_licence(checkpoint: str) -> str | None:
-    return LICENCE if checkpoint in SEMANTIC_CHECKPOINTS and not Path(checkpoint).exists() else None
+    return SEMASK_LICENCE if checkpoint in SEMANTIC_CHECKPOINTS and not Path(checkpoint).exists() else None
 
 
 def _checkpoint_file(checkpoint: str) -> Path:

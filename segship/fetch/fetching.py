@@ -16,8 +16,7 @@ from segship.errors import FetchError, SegshipError
 from segship.fetch.download import Download, Progress, download
 from segship.fetch.file_lock import exclusive_lock
 from segship.files import CHUNK_BYTES, atomic_file, open_regular, sha256_of
-from segship.known import KNOWN_CHECKPOINTS, KnownCheckpoint
-from segship.known_semantic import SEMANTIC_CHECKPOINTS
+from segship.known import KNOWN_CHECKPOINTS, SEMANTIC_CHECKPOINTS, KnownCheckpoint
 
 MIRROR_VARIABLE = "SEGSHIP_MIRROR"
 # Seconds without a byte after which a connection counts as lost.

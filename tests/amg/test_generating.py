@@ -6,9 +6,9 @@ import pytest
 
 import segship
 from segship.amg import AmgOptions, generate, generate_masks, iter_masks
-from segship.comparison_cases import draw_scene
 from segship.errors import ImageError, InputError
 from segship.images import ImageLimits
+from segship.verify.cases import draw_scene
 from tests.amg.world import World
 from tests.oracle import reference
 from tests.small_models import reference_predictor, small_predictor

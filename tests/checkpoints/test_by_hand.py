@@ -6,12 +6,11 @@ from dataclasses import replace
 import pytest
 import torch
 
-from segship import known_semantic
 from segship.checkpoints import by_hand
 from segship.checkpoints.by_hand import take_by_hand
 from segship.errors import CheckpointError, FetchError
 from segship.fetch import checkpoint_path, fetch_checkpoint
-from segship.known_semantic import SEMANTIC_CHECKPOINTS
+from segship.known import SEMANTIC_CHECKPOINTS
 from tests.small_models import small_sam
 from tests.small_semask import save_checkpoint, small_semask
 
@@ -88,4 +87,4 @@ def test_files_that_cannot_be_it(tmp_path):
 
 
 def test_the_small_model_has_as_many_classes_as_the_name(small_is_known):
-    assert small_semask().config.classes == known_semantic.SEMANTIC_CHECKPOINTS[NAME].classes
+    assert small_semask().config.classes == SEMANTIC_CHECKPOINTS[NAME].classes

@@ -138,7 +138,7 @@ def test_a_published_file_is_known(tmp_path, monkeypatch):
     torch.save({"weight": torch.ones(2)}, tmp_path / "model.pth")
     digest = hashlib.sha256((tmp_path / "model.pth").read_bytes()).hexdigest()
     known = KnownCheckpoint("vit_b", "model.pth", "", 1, digest, None, "Apache-2.0", "")
-    monkeypatch.setitem(sys.modules["segship.known"]._BY_SHA256, digest, known)
+    monkeypatch.setitem(sys.modules["segship.known.promptable"]._BY_SHA256, digest, known)
     assert read_checkpoint(tmp_path / "model.pth").known is known
     assert known not in KNOWN_CHECKPOINTS.values()
 

@@ -5,7 +5,7 @@ import pytest
 from PIL import Image
 
 from segship.cli import main
-from segship.comparison_cases import draw_scene
+from segship.verify.cases import draw_scene
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
 import segship
-from segship.known_semantic import SEMANTIC_CHECKPOINTS
+from segship.known import SEMANTIC_CHECKPOINTS
 
 
 def test_models_lists_every_name(run, run_json):

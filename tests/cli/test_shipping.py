@@ -5,7 +5,7 @@ import pytest
 
 from segship.bundle import Bundle
 from segship.cli import shipping
-from segship.known_semantic import SEMANTIC_CHECKPOINTS
+from segship.known import SEMANTIC_CHECKPOINTS
 
 
 def test_export_writes_a_bundle_and_prints_the_comparison(run, small_checkpoint, tmp_path, traced_once):

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from segship import compat
-from segship.comparison_cases import draw_scene
 from segship.export import ExportOptions
-from segship.export_foreign import export_foreign
+from segship.export.foreign import export_foreign
+from segship.verify.cases import draw_scene
 from tests.compat.side_by_side import assert_same_answers, the_facade, the_reference
 from tests.oracle import reference
 

@@ -6,7 +6,7 @@ from segship.errors import ExportError
 from segship.graph.trace import trace_graph
 from segship.models.sam import ImageEncoderGraph, MaskDecoderGraph
 from segship.spec import GraphSpec, TensorSpec, image_encoder_spec, mask_decoder_spec
-from segship.verify import torch_runner
+from segship.verify.promptable import torch_runner
 from tests.graph.running import random_inputs, relative_difference, run_proto
 from tests.oracle import SMALL_VIT
 

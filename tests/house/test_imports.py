@@ -9,10 +9,9 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "segship"
-SHIP_ROAD = ("models", "checkpoints", "graph", "loading", "export", "export_foreign", "verify", "comparison_cases")
-SHIP_ROAD += ("backends.torch", "loading_semantic", "export_semantic", "verify_semantic")
+SHIP_ROAD = ("models", "checkpoints", "graph", "loading", "export", "verify", "backends.torch")
 # The command line and the two reporters stand at the end of both roads.
-EDGES = ("cli", "inspection", "doctor", "tune", "tune_semantic")
+EDGES = ("cli", "inspection", "doctor", "tune")
 HEAVY = ("torch", "onnx", "onnxscript", "onnxslim", "onnxruntime", "openvino", "safetensors")
 
 

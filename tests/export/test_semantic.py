@@ -10,31 +10,32 @@ import onnxruntime
 import pytest
 import torch
 
-from segship import export, verify_semantic
-from segship.agreement import require_passed
 from segship.backends.onnxruntime import Session
 from segship.backends.opening import open_sessions
 from segship.backends.session import SessionOptions
 from segship.bundle import Bundle
 from segship.bundle.manifest import parse_manifest
 from segship.bundle.measured import SemanticBar, SemanticComparison
-from segship.comparison_cases import comparison_tensors
 from segship.datasets import CITYSCAPES
 from segship.datasets.own_classes import read_class_file
 from segship.errors import CheckpointError, ComparisonFailed, ExportError, InputError, OutputError
-from segship.export_semantic import (
+from segship.export import steps
+from segship.export.semantic import (
     SemanticExportOptions,
     export_ascend_semantic,
     export_semantic,
     with_batch,
 )
 from segship.graph.trace import trace_graph
-from segship.loading_semantic import choose_settings, describe_semask, load_semask
+from segship.loading.semantic import choose_settings, describe_semask, load_semask
 from segship.models.config import IMAGENET_MEAN, IMAGENET_STD, SEMASK_ARCHITECTURES
 from segship.models.semask import SemanticGraph
 from segship.semantic.preprocessing import ScaleLimits
 from segship.spec import semantic_spec
-from segship.verify_semantic import add_logits, compare_semantic, run_semantic_reference
+from segship.verify import semantic
+from segship.verify.agreement import require_passed
+from segship.verify.cases import comparison_tensors
+from segship.verify.semantic import add_logits, compare_semantic, run_semantic_reference
 from tests.small_semask import ODD_SIZE_HW, SIZE_HW, save_checkpoint, seeded_semask, small_semask
 
 
@@ -138,7 +139,7 @@ def test_class_maps_of_512_by_1024_equal_the_model(ascend):
 def test_wrong_graph_is_caught_by_the_comparison(
     small_semask_checkpoint, tmp_path, monkeypatch, traced_once, small_semantic_bundle
 ):
-    simplify = export.simplify_graph
+    simplify = steps.simplify_graph
 
     def spoil(model):
         """Change one weight of the head by a tenth: many classes stay, and the logits tell."""
@@ -149,7 +150,7 @@ def test_wrong_graph_is_caught_by_the_comparison(
         weights.raw_data = values.tobytes()
         return spoiled
 
-    monkeypatch.setattr(export, "simplify_graph", spoil)
+    monkeypatch.setattr(steps, "simplify_graph", spoil)
     with pytest.raises(ComparisonFailed, match="simplified, logits: cosine .* Nothing was written"):
         export_semantic(small_semask_checkpoint, tmp_path / "bundle", SemanticExportOptions(size=SIZE_HW))
     assert list(tmp_path.iterdir()) == []
@@ -266,9 +267,7 @@ def test_full_sizes_equal_the_model(tmp_path, name, size, monkeypatch):
 def test_every_comparison_runs_the_saved_graph_itself(small_semantic_bundle, monkeypatch, tmp_path):
     """The rows are of the file that is shipped, not only of its twin."""
     opened = []
-    monkeypatch.setattr(
-        verify_semantic, "Session", lambda path, *rest: opened.append(path.name) or Session(path, *rest)
-    )
+    monkeypatch.setattr(semantic, "Session", lambda path, *rest: opened.append(path.name) or Session(path, *rest))
     graph = onnx.load(str(small_semantic_bundle.path / "semantic.onnx"))
     path = tmp_path / "semantic.onnx"
     onnx.save(graph, str(path))

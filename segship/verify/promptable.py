@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Compare graphs with the torch model they were made from, and hold the differences against a bar.
+"""Compare the graphs of a promptable model with the torch model, and hold the differences against a bar.
 
 Every change of a graph on the ship road is followed by one call of `compare_sam`; its rows stand in the manifest.
 """
@@ -14,12 +14,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from segship.agreement import describe_step as describe_step
-from segship.agreement import mask_step, tensor_step
-from segship.agreement import require_passed as require_passed
 from segship.backends.session import Session
 from segship.bundle.measured import ComparisonBar, ComparisonStep
-from segship.comparison_cases import comparison_images, prompt_mixes
 from segship.decoding import SHARED_GRAPHS, decode_arrays, decode_shared
 from segship.masks.scores import mask_iou
 from segship.models.sam import ImageEncoderGraph, MaskDecoderGraph, Sam
@@ -27,6 +23,8 @@ from segship.models.shared_decoder import ImageSideGraph
 from segship.prompts import PromptRules, encode_prompts, resolve_prompts
 from segship.spec import image_side_spec
 from segship.transforms import Preprocessing, prepare_image, resized_size, upscale_mask
+from segship.verify.agreement import mask_step, tensor_step
+from segship.verify.cases import comparison_images, prompt_mixes
 
 Arrays = dict[str, NDArray[Any]]
 Runner = Callable[[Mapping[str, NDArray[Any]]], Arrays]

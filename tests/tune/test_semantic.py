@@ -7,15 +7,15 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from segship import tune_semantic
 from segship.backend_choice import choose_backend, installed_version
 from segship.backends.opening import open_sessions
 from segship.bundle import Bundle
 from segship.bundle.measured import SemanticCheck
 from segship.catalog import open_model
 from segship.errors import BackendUnavailable
-from segship.tune import TuneOptions, candidates, tune_bundle
-from segship.tune_semantic import REDUCED_SEMANTIC_BAR, measure_semantic
+from segship.tune import TuneOptions, semantic, tune_bundle
+from segship.tune.candidates import candidates
+from segship.tune.semantic import REDUCED_SEMANTIC_BAR, measure_semantic
 from tests.small_semask import SIZE_HW
 
 QUICK = TuneOptions(threads=1, repeats=1)
@@ -50,7 +50,7 @@ def test_every_installed_backend_is_measured_and_written_down(bundle):
 
 
 def test_logits_are_compared_where_the_graph_gives_them(small_semantic_logits, monkeypatch):
-    monkeypatch.setattr(tune_semantic, "candidates", lambda: (("onnxruntime", "fp32"),))
+    monkeypatch.setattr(semantic, "candidates", lambda: (("onnxruntime", "fp32"),))
     (check,) = measure_semantic(small_semantic_logits, QUICK)
     assert [row.what for row in check.comparison] == ["logits", "class_map"]
     assert check.passed and check.comparison[0].max_abs == 0
@@ -66,8 +66,8 @@ def test_backend_that_answers_otherwise_fails_its_comparison(bundle, monkeypatch
             )
         return sessions
 
-    monkeypatch.setattr(tune_semantic, "open_sessions", twisted)
-    monkeypatch.setattr(tune_semantic, "candidates", lambda: (("onnxruntime", "fp32"), ("twisted", "bf16")))
+    monkeypatch.setattr(semantic, "open_sessions", twisted)
+    monkeypatch.setattr(semantic, "candidates", lambda: (("onnxruntime", "fp32"), ("twisted", "bf16")))
     right, wrong = measure_semantic(bundle, QUICK)
     assert right.passed and not wrong.passed and wrong.bar == REDUCED_SEMANTIC_BAR
     assert wrong.comparison[0].pixels_equal < REDUCED_SEMANTIC_BAR.pixels_equal
@@ -80,7 +80,7 @@ def test_backend_that_does_not_run_is_written_down_with_its_problem(bundle, monk
             raise BackendUnavailable("it is not here")
         return open_sessions(bundle, backend, options)
 
-    monkeypatch.setattr(tune_semantic, "open_sessions", absent)
-    monkeypatch.setattr(tune_semantic, "candidates", lambda: (("absent", "fp32"), ("onnxruntime", "fp32")))
+    monkeypatch.setattr(semantic, "open_sessions", absent)
+    monkeypatch.setattr(semantic, "candidates", lambda: (("absent", "fp32"), ("onnxruntime", "fp32")))
     broken, _ = measure_semantic(bundle, QUICK)
     assert (broken.problem, broken.passed, broken.milliseconds) == ("it is not here", False, float("inf"))

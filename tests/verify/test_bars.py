@@ -2,9 +2,9 @@
 import numpy as np
 import pytest
 
-from segship.agreement import mask_step, require_passed, tensor_step
 from segship.bundle.manifest import ComparisonBar
 from segship.errors import ComparisonFailed
+from segship.verify.agreement import mask_step, require_passed, tensor_step
 
 BAR = ComparisonBar()
 REFERENCE = np.random.default_rng(0).normal(0, 2, (1, 4, 8, 8)).astype(np.float32)

@@ -8,7 +8,7 @@ import torch
 
 from segship.datasets import CITYSCAPES, ClassTable
 from segship.errors import CheckpointError
-from segship.loading_semantic import choose_settings, load_semask, published_scale
+from segship.loading.semantic import choose_settings, load_semask, published_scale
 from segship.models.config import SEMASK_ARCHITECTURES
 from segship.semantic.preprocessing import ScaleLimits
 from tests.small_models import save_checkpoint as save_sam

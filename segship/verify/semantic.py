@@ -18,15 +18,15 @@ import torch
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from segship.agreement import class_map_step, logits_step
 from segship.backends.onnxruntime import Session
 from segship.backends.session import SessionOptions
 from segship.bundle.measured import SemanticBar, SemanticStep
-from segship.comparison_cases import comparison_tensors
 from segship.errors import ExportError
 from segship.graph.save import save_graph
 from segship.models.semask import SemanticGraph, Semask
 from segship.spec import GraphSpec, TensorSpec
+from segship.verify.agreement import class_map_step, logits_step
+from segship.verify.cases import comparison_tensors
 
 Size = tuple[int, int]
 

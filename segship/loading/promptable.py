@@ -5,12 +5,10 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
-import segship
 from segship.bundle.manifest import (
     AmgDefaultsEntry,
     CheckpointEntry,
@@ -22,13 +20,13 @@ from segship.bundle.manifest import (
     SamManifest,
 )
 from segship.checkpoints import Checkpoint, load_state, read_checkpoint, recognise_architecture
+from segship.loading.tools import tool_versions
 from segship.masks.cleanup import MaskCleanUp
 from segship.models.config import SamConfig
 from segship.models.positions import change_image_size
 from segship.models.sam import Sam, build_sam
 from segship.prompts import PromptRules
 
-TOOLS = ("torch", "onnx", "onnxscript", "onnxslim", "onnxruntime", "numpy")
 SAM_PROMPT_RULES = PromptRules(padding_point="without_box")
 
 
@@ -109,14 +107,3 @@ def describe_model(
         comparison=comparison,
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
-
-
-def tool_versions() -> dict[str, str]:
-    """Return the versions of everything that shaped the graphs."""
-    versions = {"segship": segship.__version__}
-    for name in TOOLS:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return versions

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The published checkpoints: where each lies and what its bytes must be.
+"""The published SAM and MobileSAM checkpoints: where each lies and what its bytes must be.
 
 Sizes and digests agree across several independent public downloaders; the publishers give no checksum file.
 """

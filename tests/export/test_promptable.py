@@ -5,11 +5,10 @@ import numpy as np
 import pytest
 
 import segship
-from segship import export
 from segship.bundle import Bundle
 from segship.bundle.manifest import ComparisonBar
 from segship.errors import CheckpointError, ComparisonFailed, ExportError, OutputError
-from segship.export import ExportOptions, export_bundle
+from segship.export import ExportOptions, export_bundle, steps
 from segship.loading import load_model
 from segship.masks.scores import mask_iou
 from segship.prompts import Prompts
@@ -91,7 +90,7 @@ def test_failed_comparison_leaves_nothing_behind(small_checkpoint, tmp_path, tra
 
 
 def test_wrong_graph_is_caught_by_the_comparison(small_checkpoint, tmp_path, monkeypatch, traced_once):
-    simplify = export.simplify_graph
+    simplify = steps.simplify_graph
 
     def spoil(model):
         """Change one weight of the last convolution by a tenth."""
@@ -102,7 +101,7 @@ def test_wrong_graph_is_caught_by_the_comparison(small_checkpoint, tmp_path, mon
         weights.raw_data = values.tobytes()
         return spoiled
 
-    monkeypatch.setattr(export, "simplify_graph", spoil)
+    monkeypatch.setattr(steps, "simplify_graph", spoil)
     with pytest.raises(ComparisonFailed, match="simplified"):
         export_bundle(small_checkpoint, tmp_path / "bundle")
     assert list(tmp_path.iterdir()) == []
@@ -155,7 +154,7 @@ def test_single_mask_belongs_to_the_other_contracts(tmp_path):
 
 
 def test_other_contracts_are_no_bundles(tmp_path):
-    with pytest.raises(ExportError, match="contract 'ascend' is no bundle; use segship.export_foreign"):
+    with pytest.raises(ExportError, match="contract 'ascend' is no bundle; use segship.export.export_foreign"):
         export_bundle(tmp_path / "missing.pth", tmp_path / "bundle", ExportOptions(contract="ascend"))
 
 

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from segship.datasets import ADE20K, CITYSCAPES, COCO_STUFF
-from segship.known_semantic import SEMANTIC_CHECKPOINTS, SemanticName
+from segship.known.semantic import SEMANTIC_CHECKPOINTS, SemanticName
 from segship.models.config import SEMASK_ARCHITECTURES
 from segship.models.semask import build_semask
 

@@ -11,7 +11,7 @@ import pytest
 from segship.bundle.manifest import ComparisonBar
 from segship.errors import ComparisonFailed
 from segship.export import ExportOptions
-from segship.export_foreign import export_foreign
+from segship.export.foreign import export_foreign
 from segship.masks.scores import mask_iou
 from segship.prompts import Prompts
 from segship.transforms import resize_image, resized_size, to_model_frame

@@ -7,11 +7,13 @@ import numpy as np
 import pytest
 
 import segship
-from segship import tune
 from segship.backend_choice import installed_version
 from segship.bundle import Bundle
 from segship.errors import BackendUnavailable, InputError
-from segship.tune import REDUCED_BAR, TuneOptions, bar_of, candidates, measure_backends, tune_bundle
+from segship.tune import TuneOptions, promptable, tune_bundle
+from segship.tune import candidates as listing
+from segship.tune.candidates import candidates
+from segship.tune.promptable import REDUCED_BAR, bar_of, measure_promptable
 
 QUICK = TuneOptions(threads=1, repeats=1)
 
@@ -74,8 +76,8 @@ def test_bundle_inside_the_package_is_not_changed():
 
 def test_backend_that_gives_other_masks_does_not_pass(bundle, monkeypatch):
     real = segship.Predictor.decode_low_res
-    monkeypatch.setattr(tune, "candidates", lambda: (("onnxruntime", "fp32"),))
-    monkeypatch.setattr(tune, "_time", lambda *_: (1.0, 1.0))
+    monkeypatch.setattr(promptable, "candidates", lambda: (("onnxruntime", "fp32"),))
+    monkeypatch.setattr(promptable, "_time", lambda *_: (1.0, 1.0))
     calls = []
 
     def spoiled(self, *arguments, **options):
@@ -85,22 +87,22 @@ def test_backend_that_gives_other_masks_does_not_pass(bundle, monkeypatch):
         return (ious, logits) if self is calls[0] else (ious, -logits)
 
     monkeypatch.setattr(segship.Predictor, "decode_low_res", spoiled)
-    (check,) = measure_backends(bundle, QUICK)
+    (check,) = measure_promptable(bundle, QUICK)
     assert not check.passed
     assert [row.what for row in check.comparison if not row.passed] == ["low_res_masks", "masks"]
 
 
 def test_backend_that_does_not_run_is_a_check_with_its_reason(bundle, monkeypatch):
-    real = tune.load
+    real = promptable.load
 
     def failing(path, *, backend, **options):
         if backend == "openvino":
             raise BackendUnavailable("it needs a newer glibc")
         return real(path, backend=backend, **options)
 
-    monkeypatch.setattr(tune, "load", failing)
-    monkeypatch.setattr(tune, "candidates", lambda: (("onnxruntime", "fp32"), ("openvino", "fp32")))
-    fine, broken = measure_backends(bundle, QUICK)
+    monkeypatch.setattr(promptable, "load", failing)
+    monkeypatch.setattr(promptable, "candidates", lambda: (("onnxruntime", "fp32"), ("openvino", "fp32")))
+    fine, broken = measure_promptable(bundle, QUICK)
     assert fine.passed and not broken.passed
     assert (broken.problem, broken.encode_ms, broken.milliseconds) == ("it needs a newer glibc", None, np.inf)
     manifest = bundle.manifest.model_copy(update={"backends": [fine, broken]})
@@ -111,7 +113,7 @@ def test_broken_backend_is_no_candidate(monkeypatch):
     def broken(name):
         raise BackendUnavailable("libtbb.so is missing")
 
-    monkeypatch.setattr(tune, "load_backend", broken)
+    monkeypatch.setattr(listing, "load_backend", broken)
     assert candidates() == ()
 
 

@@ -1,39 +1,31 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Measure every installed backend on a bundle, on this machine, and write the result into the bundle's manifest.
+"""Bundles of promptable models: every installed backend against the bundle's graphs in ONNX Runtime in fp32.
 
-Stands beside both roads: an export ends with it, and whoever carries a bundle to another machine runs it there, without
-torch. The graphs were held against the model when they were exported; here the backends are held against those graphs
-in ONNX Runtime in fp32, on the same images and prompts. `segship.backend_choice` decides by what is written.
+What is timed is one picture through `Predictor.encode`, and a handful of clicks through the decoder.
 """
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from segship.agreement import mask_step, tensor_step
-from segship.backend_choice import DEFAULT_BACKEND, EXACT, installed_version, processor_name
-from segship.backends import GRAPH_BACKENDS, load_backend
-from segship.backends.session import SessionOptions, thread_count
+from segship.backend_choice import DEFAULT_BACKEND, EXACT
 from segship.bundle import Bundle
-from segship.bundle.manifest import MANIFEST_FILE
-from segship.bundle.measured import AnyCheck, BackendCheck, ComparisonBar, ComparisonStep
-from segship.catalog import EMBEDDED_MODELS, embedded_bundle, find_model
+from segship.bundle.measured import BackendCheck, ComparisonBar, ComparisonStep
 from segship.catalog import load_promptable as load
-from segship.comparison_cases import comparison_images, prompt_mixes
-from segship.errors import BackendUnavailable, InputError, SegshipError
-from segship.files import write_directory, write_file
+from segship.errors import SegshipError
 from segship.masks.scores import mask_iou
 from segship.prediction import ImageEmbedding
 from segship.predictor import Predictor
 from segship.prompts import Prompts
+from segship.tune.candidates import ROUNDS, Report, TuneOptions, candidates, describe_candidate
+from segship.verify.agreement import mask_step, tensor_step
+from segship.verify.cases import comparison_images, prompt_mixes
 
 REDUCED_BAR = ComparisonBar(cosine=0.998, max_abs=0.1, mask_iou_mean=0.97, mask_iou_min=0.75)
 """How far bfloat16 and float16 may move things.
@@ -50,29 +42,6 @@ CLICKS = 8
 """One-point objects in the call that is timed: a handful of things in a picture, and what everything mode asks at once
 on CPUs."""
 
-ROUNDS = 2
-"""Times that every backend has its turn. Whatever else a machine does only ever adds time, and comes and goes; so the
-fastest run counts, and of two turns some minutes apart."""
-
-Report = Callable[[AnyCheck], None]
-"""Called with every check when it is done."""
-
-
-@dataclass(frozen=True, slots=True)
-class TuneOptions:
-    """How backends are measured.
-
-    Attributes
-    ----------
-    threads
-        Threads of the runtimes; all usable cores when left out.
-    repeats
-        Timed runs of each of `ROUNDS` rounds, of which the fastest counts; the comparison before them warms up.
-    """
-
-    threads: int | None = None
-    repeats: int = 3
-
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Case:
@@ -83,67 +52,10 @@ class _Case:
     calls: tuple[tuple[list[Prompts], NDArray[np.float32], NDArray[np.float32]], ...]
 
 
-def tune_bundle(
-    model: str | Path,
-    options: TuneOptions | None = None,
-    report: Report | None = None,
-    *,
-    out: Path | None = None,
-) -> Bundle:
-    """Measure the backends on a bundle and write what was found into its manifest, in place or into a copy.
-
-    Parameters
-    ----------
-    model
-        A bundle's folder, or a name of `segship.load`.
-    options
-        See `TuneOptions`.
-    report
-        Called with every check when it is done.
-    out
-        Folder for a copy; without it the manifest is replaced.
-
-    Raises
-    ------
-    InputError
-        ``bundle_in_package`` for the model inside the package, whose files are not changed: name a copy with ``out``.
-    BundleError
-        When the bundle cannot be used.
-    OutputError
-        When the manifest cannot be written.
-    """
-    path = find_model(model)
-    if out is None and any(path.resolve() == embedded_bundle(name).resolve() for name in EMBEDDED_MODELS):
-        message = f"{path} lies inside the package, whose files are not changed; write a copy: --out FOLDER"
-        raise InputError(message, code="bundle_in_package")
-    bundle = Bundle.read(path)
-    if bundle.manifest.family == "semantic":
-        from segship.tune_semantic import measure_semantic
-
-        checks: tuple[AnyCheck, ...] = measure_semantic(bundle, options, report)
-    else:
-        checks = measure_backends(bundle, options, report)
-    manifest = bundle.manifest.model_copy(update={"backends": list(checks)}).to_json()
-    if out is None:
-        write_file(path / MANIFEST_FILE, manifest, overwrite=True)
-        return Bundle.open(path)
-
-    def fill(folder: Path) -> None:
-        for file in sorted(path.iterdir()):
-            if file.name != MANIFEST_FILE:
-                shutil.copyfile(file, folder / file.name)
-        write_file(folder / MANIFEST_FILE, manifest)
-
-    write_directory(out, fill)
-    return Bundle.open(out)
-
-
-def measure_backends(
+def measure_promptable(
     bundle: Bundle, options: TuneOptions | None = None, report: Report | None = None
 ) -> tuple[BackendCheck, ...]:
     """Compare and time every installed backend that runs graphs, in every precision that this chip has.
-
-    For bundles of promptable models; `segship.tune_semantic.measure_semantic` is that of the others.
 
     Each is loaded alone, so that idle threads of one do not slow the next.
     """
@@ -158,19 +70,6 @@ def measure_backends(
     for _ in range(ROUNDS - 1):
         checks = [_time_again(bundle, check, cases[0], options) for check in checks]
     return tuple(checks)
-
-
-def candidates() -> tuple[tuple[str, str], ...]:
-    """Return every backend that runs graphs and is installed, with every precision that it has on this chip."""
-    found: list[tuple[str, str]] = []
-    for backend in GRAPH_BACKENDS:
-        if installed_version(backend) is not None:
-            try:
-                found.extend((backend, precision) for precision in load_backend(backend).precisions_here())
-            except BackendUnavailable:
-                # Installed and broken: `segship doctor` says how; it is no candidate.
-                continue
-    return tuple(found)
 
 
 def bar_of(precision: str) -> ComparisonBar:
@@ -192,11 +91,7 @@ def _measure(
     bundle: Bundle, backend: str, precision: str, cases: tuple[_Case, ...], options: TuneOptions
 ) -> BackendCheck:
     facts: dict[str, Any] = {
-        "backend": backend,
-        "version": installed_version(backend) or "unknown",
-        "precision": precision,
-        "cpu": processor_name(),
-        "threads": thread_count(SessionOptions(threads=options.threads)),
+        **describe_candidate(backend, precision, options),
         "bar": bar_of(precision),
     }
     nothing: dict[str, Any] = {"load_ms": None, "encode_ms": None, "decode_ms": None, "comparison": [], "passed": False}

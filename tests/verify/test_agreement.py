@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How far class maps and logits agree; the same for masks stands in test_verify.py."""
+"""How far class maps and logits agree; the same for masks stands in test_bars.py."""
 
 import numpy as np
 import pytest
 
-from segship.agreement import class_map_step, describe_step, logits_step, require_passed
 from segship.bundle.measured import SemanticBar
 from segship.errors import ComparisonFailed
+from segship.verify.agreement import class_map_step, describe_step, logits_step, require_passed
 
 BAR = SemanticBar()
 

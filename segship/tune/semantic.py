@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`segship.tune` for semantic bundles: every installed backend against the bundle's graph in ONNX Runtime in fp32.
+"""Semantic bundles: every installed backend against the bundle's graph in ONNX Runtime in fp32.
 
 What is timed is one picture through the graph, tensor in and answer out; reading and resizing are the same in all.
 """
@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segship.agreement import class_map_step, logits_step
-from segship.backend_choice import DEFAULT_BACKEND, EXACT, installed_version, processor_name
+from segship.backend_choice import DEFAULT_BACKEND, EXACT
 from segship.backends.opening import open_sessions
-from segship.backends.session import Session, SessionOptions, thread_count
+from segship.backends.session import Session, SessionOptions
 from segship.bundle import Bundle
 from segship.bundle.manifest import SemanticManifest
 from segship.bundle.measured import SemanticBar, SemanticCheck, SemanticStep
-from segship.comparison_cases import comparison_tensors
 from segship.errors import SegshipError
-from segship.tune import ROUNDS, Report, TuneOptions, candidates
+from segship.tune.candidates import ROUNDS, Report, TuneOptions, candidates, describe_candidate
+from segship.verify.agreement import class_map_step, logits_step
+from segship.verify.cases import comparison_tensors
 
 TUNED_SIZE = (512, 1024)
 """(height, width) of the pictures for a bundle that takes any size."""
@@ -29,9 +29,9 @@ TUNED_SIZE = (512, 1024)
 REDUCED_SEMANTIC_BAR = SemanticBar(cosine=0.998, max_abs=0.1, pixels_equal=0.97)
 """How far bfloat16 and float16 may move things.
 
-Logits as in `segship.tune.REDUCED_BAR`. Of the pixels 97 in 100 have to keep their class: two people who label the same
-street agree on 96 (Cityscapes, arXiv:1604.01685, section 2.2). What differs lies along outlines and where the model is
-unsure: bfloat16 kept 98.5 of a semask_s with random weights, which is unsure everywhere.
+Logits as in `segship.tune.promptable.REDUCED_BAR`. Of the pixels 97 in 100 have to keep their class: two people who
+label the same street agree on 96 (Cityscapes, arXiv:1604.01685, section 2.2). What differs lies along outlines and
+where the model is unsure: bfloat16 kept 98.5 of a semask_s with random weights, which is unsure everywhere.
 """
 
 Tensor = NDArray[np.float32]
@@ -82,11 +82,7 @@ def _measure(
 ) -> SemanticCheck:
     bar = SemanticBar() if precision == EXACT else REDUCED_SEMANTIC_BAR
     facts: dict[str, Any] = {
-        "backend": backend,
-        "version": installed_version(backend) or "unknown",
-        "precision": precision,
-        "cpu": processor_name(),
-        "threads": thread_count(SessionOptions(threads=options.threads)),
+        **describe_candidate(backend, precision, options),
         "size": size,
         "bar": bar,
     }

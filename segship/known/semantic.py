@@ -28,7 +28,7 @@ SemanticName = Literal[
 """The names, for type checkers."""
 
 SOURCE = "https://github.com/Picsart-AI-Research/SeMask-Segmentation"
-LICENCE = "Apache-2.0"
+SEMASK_LICENCE = "Apache-2.0"
 CLASS_COUNTS = {"cityscapes": (19, 19), "ade20k": (150, 150), "cocostuff": (171, 150)}
 """Data set -> classes of the head, and of the semantic layers; those of COCO-Stuff were left at ADE20K's number."""
 

@@ -1,9 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Measure how far two sets of results agree, and hold the differences against a bar.
 
-Arrays in, rows of a manifest out; no runtime and no torch. `segship.verify` holds graphs against the torch model with
-it, `segship.verify_semantic` does so for class maps, `segship.tune` and `segship.tune_semantic` hold backends against
-each other.
+Arrays in, rows of a manifest out; no runtime and no torch. `segship.verify.promptable` and `segship.verify.semantic`
+hold graphs against the torch models with it, `segship.tune` backends against each other.
 """
 
 from __future__ import annotations

@@ -7,42 +7,35 @@ The contract ``ascend`` is what the Ascend guide for SeMask compiles: one graph 
 
 from __future__ import annotations
 
-import json
-import shutil
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-import onnx
 from torch import nn
 
-from segship.agreement import require_passed
 from segship.bundle import Bundle, write_bundle
 from segship.bundle.measured import SemanticBar, SemanticComparison, SemanticStep
 from segship.datasets.own_classes import read_class_file
 from segship.errors import ExportError
-from segship.export import HIGHEST_OPSET, graph_steps, refuse_taken
-from segship.files import sha256_of, write_directory, write_file
+from segship.export.folder import describe_files, files_of, write_folder
+from segship.export.steps import GraphChange, check_opset, graph_steps, refuse_taken, take_steps
 from segship.graph.foreign import SemanticIndices, ascend_semantic_spec
-from segship.graph.lower import LOWEST_OPSET
 from segship.graph.save import LARGEST_INLINE_BYTES, save_graph
-from segship.loading import tool_versions
-from segship.loading_semantic import LoadedSemask, choose_settings, describe_semask, load_semask
+from segship.loading import LoadedSemask, choose_settings, describe_semask, load_semask, tool_versions
 from segship.models.config import SemanticWindow
 from segship.models.semask import SemanticGraph
 from segship.semantic.preprocessing import ScaleLimits
 from segship.spec import GraphSpec, SemanticOutput, TensorSpec, semantic_spec
 from segship.tune import tune_bundle
-from segship.verify_semantic import OPEN_SIZES, compare_semantic, run_semantic_reference
+from segship.verify.semantic import OPEN_SIZES, compare_semantic, run_semantic_reference
 
 Contract = Literal["segship", "ascend"]
 DEFAULT_OPSETS: dict[Contract, int] = {"segship": 18, "ascend": 14}
 ASCEND_SIZE = (1024, 2048)
 """Of the guide, which has no other."""
 SMALLEST_SIDE, LARGEST_SIDE = 32, 8192
-EXPORT_FILE = "export.json"
 
 SemanticReport = Callable[[str, Sequence[SemanticStep]], None]
 """Called after every step with its name and the rows of its comparison."""
@@ -100,9 +93,7 @@ class SemanticExportOptions:
     largest_inline_bytes: int = LARGEST_INLINE_BYTES
 
     def __post_init__(self) -> None:
-        if not LOWEST_OPSET <= self.graph_opset <= HIGHEST_OPSET:
-            message = f"opset {self.opset} cannot be written; accepted are {LOWEST_OPSET} to {HIGHEST_OPSET}"
-            raise ExportError(message, code="bad_opset")
+        check_opset(self.graph_opset)
         if self.size is not None and not all(SMALLEST_SIDE <= side <= LARGEST_SIDE for side in self.size):
             height, width = self.size
             message = (
@@ -159,7 +150,7 @@ def export_semantic(
     """
     options = options or SemanticExportOptions()
     if options.contract != "segship":
-        message = f"contract {options.contract!r} is no bundle; use segship.export_semantic.export_ascend_semantic"
+        message = f"contract {options.contract!r} is no bundle; use segship.export.export_ascend_semantic"
         raise ExportError(message, code="bad_option")
     refuse_taken(output, force=options.force)
     classes = None if options.classes is None else read_class_file(options.classes)
@@ -198,13 +189,11 @@ def export_ascend_semantic(
     model = load_semask(checkpoint_path, semantic_window=options.semantic_window)
     batch, size = options.batch or 1, options.size or ASCEND_SIZE
     spec = ascend_semantic_spec(batch, size)
-    document: dict[str, Any] = {}
-
     with tempfile.TemporaryDirectory(prefix="segship-export-") as folder:
         path = Path(folder) / f"{checkpoint_path.stem}_bs{batch}.onnx"
         rows = _write_graph(model, SemanticIndices(model.semask), spec, path, options, report)
-        files = [file for file in (path, path.with_name(f"{path.name}.data")) if file.exists()]
-        document.update(
+        files = files_of([path])
+        document = dict(
             contract=options.contract,
             opset=options.graph_opset,
             architecture=model.config.architecture,
@@ -214,17 +203,11 @@ def export_ascend_semantic(
             checkpoint={"name": model.checkpoint.path.name, "sha256": model.checkpoint.sha256},
             changes=list(model.changes),
             graphs={path.name: asdict(spec)},
-            files={file.name: {"bytes": file.stat().st_size, "sha256": sha256_of(file)} for file in files},
+            files=describe_files(files),
             tools=tool_versions(),
             comparison={"bar": options.bar.model_dump(), "steps": [row.model_dump() for row in rows]},
         )
-
-        def fill(target: Path) -> None:
-            for file in files:
-                shutil.copyfile(file, target / file.name)
-            write_file(target / EXPORT_FILE, (json.dumps(document, indent=2) + "\n").encode())
-
-        write_directory(output, fill, overwrite=options.force)
+        write_folder(output, files, document, force=options.force)
     return document
 
 
@@ -252,13 +235,10 @@ def _write_graph(
     fixed = (height, width) if isinstance(height, int) and isinstance(width, int) else None
     sizes = OPEN_SIZES if fixed is None else (fixed,)
     cases = run_semantic_reference(model.semask, sizes, batch=batch if isinstance(batch, int) else None)
-    rows: list[SemanticStep] = []
-    for step, change in graph_steps(options, half_weights=model.half_weights):
-        graph: onnx.ModelProto = change(module, spec, path)
+
+    def write_and_compare(step: str, change: GraphChange) -> Sequence[SemanticStep]:
+        graph = change(module, spec, path)
         save_graph(graph, path, largest_inline_bytes=options.largest_inline_bytes)
-        compared = compare_semantic(step, cases, graph, path, spec, options.bar)
-        rows.extend(compared)
-        if report is not None:
-            report(step, compared)
-        require_passed(compared)
-    return rows
+        return compare_semantic(step, cases, graph, path, spec, options.bar)
+
+    return take_steps(graph_steps(options, half_weights=model.half_weights), write_and_compare, report)

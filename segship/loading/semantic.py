@@ -18,7 +18,7 @@ from segship.datasets import ADE20K, CITYSCAPES, COCO_STUFF, ClassTable
 from segship.datasets.class_table import MOST_CLASSES, OWN_CLASSES
 from segship.datasets.own_classes import make_palette
 from segship.errors import CheckpointError
-from segship.loading import tool_versions
+from segship.loading.tools import tool_versions
 from segship.models.config import SemanticWindow, SemaskConfig
 from segship.models.semask import Semask, build_semask
 from segship.models.swin import relative_position_index

@@ -1,14 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Export a checkpoint to the graphs that other people's programs expect, compared like our own.
+"""Export a SAM checkpoint to the graphs that other people's programs expect, compared like our own.
 
-The result is a folder with the graphs and ``export.json``: contract, names, dtypes, shapes, digests, the comparison. It
-is no bundle; segship does not run it, the other program does.
+The result is a folder with the graphs and ``export.json``: contract, names, dtypes, shapes, digests, the comparison.
+segship does not run it, the other program does.
 """
 
 from __future__ import annotations
 
-import json
-import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -19,11 +17,10 @@ import numpy as np
 import onnx
 from torch import nn
 
-from segship.agreement import mask_step, require_passed, tensor_step
 from segship.bundle.manifest import ComparisonStep
-from segship.comparison_cases import comparison_images
-from segship.export import ExportOptions, Report, check_options, graph_steps, open_session, refuse_taken
-from segship.files import sha256_of, write_directory
+from segship.export.folder import describe_files, files_of, write_folder
+from segship.export.promptable import ExportOptions, Report, open_session
+from segship.export.steps import GraphChange, graph_steps, refuse_taken, take_steps
 from segship.graph.foreign import (
     OneObjectDecoder,
     PixelEncoder,
@@ -39,9 +36,9 @@ from segship.masks.scores import mask_iou
 from segship.models.sam import ImageEncoderGraph
 from segship.spec import LABEL_EMPTY, GraphSpec
 from segship.transforms import Preprocessing, prepare_image, resize_image, resized_size, upscale_mask
-from segship.verify import Arrays, Runner, decoder_inputs, torch_runner
-
-EXPORT_FILE = "export.json"
+from segship.verify.agreement import mask_step, tensor_step
+from segship.verify.cases import comparison_images
+from segship.verify.promptable import Arrays, Runner, decoder_inputs, torch_runner
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -83,7 +80,6 @@ def export_foreign(
     OutputError
         When ``output`` exists and ``force`` is off, or cannot be written.
     """
-    check_options(options)
     refuse_taken(output, force=options.force)
     model = load_model(checkpoint_path, image_size=options.image_size)
     graphs = foreign_graphs(model, options, checkpoint_path.stem)
@@ -92,9 +88,9 @@ def export_foreign(
         folder = Path(name)
         for graph in graphs:
             rows.extend(_export_graph(graph, folder / graph.file, model, options, report))
-        document = _describe(model, options, graphs, folder, rows)
-        (folder / EXPORT_FILE).write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-        write_directory(output, lambda target: _copy_files(folder, target), overwrite=options.force)
+        files = files_of(folder / graph.file for graph in graphs)
+        document = _describe(model, options, graphs, files, rows)
+        write_folder(output, files, document, force=options.force)
     return document
 
 
@@ -138,19 +134,16 @@ def _export_graph(
     names = [tensor.name for tensor in graph.traced.inputs]
     run = torch_runner(graph.module, names, [tensor.name for tensor in graph.traced.outputs])
     expected = [run(case) for case in graph.cases]
-    rows: list[ComparisonStep] = []
+
+    def write_and_compare(step: str, change: GraphChange) -> Sequence[ComparisonStep]:
+        save_graph(change(graph.module, graph.traced, path), path, largest_inline_bytes=options.largest_inline_bytes)
+        with open_session(path, graph.spec) as session:
+            return _compare(step, graph, session.run, expected, model, options)
+
     steps = graph_steps(
         options, half_weights=model.half_weights, largest_sizes=graph.largest_sizes, finish=graph.finish
     )
-    for step, change in steps:
-        save_graph(change(graph.module, graph.traced, path), path, largest_inline_bytes=options.largest_inline_bytes)
-        with open_session(path, graph.spec) as session:
-            compared = _compare(step, graph, session.run, expected, model, options)
-        rows.extend(compared)
-        if report is not None:
-            report(step, compared)
-        require_passed(compared)
-    return rows
+    return take_steps(steps, write_and_compare, report)
 
 
 def _compare(
@@ -221,12 +214,9 @@ def _describe(
     model: LoadedModel,
     options: ExportOptions,
     graphs: Sequence[ForeignGraph],
-    folder: Path,
+    files: Sequence[Path],
     rows: Sequence[ComparisonStep],
 ) -> dict[str, Any]:
-    files = {
-        path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in sorted(folder.glob("*.onnx*"))
-    }
     return {
         "contract": options.contract,
         "single_mask": options.single_mask,
@@ -236,12 +226,7 @@ def _describe(
         "checkpoint": {"name": model.checkpoint.path.name, "sha256": model.checkpoint.sha256},
         "changes": list(model.changes),
         "graphs": {graph.file: asdict(graph.spec) for graph in graphs},
-        "files": files,
+        "files": describe_files(files),
         "tools": tool_versions(),
         "comparison": {"bar": options.bar.model_dump(), "steps": [row.model_dump() for row in rows]},
     }
-
-
-def _copy_files(source: Path, target: Path) -> None:
-    for path in sorted(source.iterdir()):
-        shutil.copyfile(path, target / path.name)
