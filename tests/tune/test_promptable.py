@@ -18,11 +18,6 @@ from segship.tune.promptable import REDUCED_BAR, bar_of, measure_promptable
 QUICK = TuneOptions(threads=1, repeats=1)
 
 
-@pytest.fixture(autouse=True)
-def own_cache(monkeypatch, tmp_path):
-    monkeypatch.setenv("SEGSHIP_CACHE", str(tmp_path / "cache"))
-
-
 @pytest.fixture
 def bundle(small_export, tmp_path):
     shutil.copytree(small_export[0].path, tmp_path / "bundle")

@@ -21,11 +21,6 @@ from tests.small_semask import SIZE_HW
 QUICK = TuneOptions(threads=1, repeats=1)
 
 
-@pytest.fixture(autouse=True)
-def own_cache(monkeypatch, tmp_path):
-    monkeypatch.setenv("SEGSHIP_CACHE", str(tmp_path / "cache"))
-
-
 @pytest.fixture
 def bundle(small_semantic_bundle, tmp_path):
     shutil.copytree(small_semantic_bundle.path, tmp_path / "bundle")
