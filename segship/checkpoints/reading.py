@@ -64,6 +64,11 @@ class Checkpoint:
     notes: tuple[str, ...]
     labels: Labels | None = None
 
+    @property
+    def half_weights(self) -> bool:
+        """Whether the file holds weights in half precision."""
+        return "float16" in self.stored_dtypes
+
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
     """Read a ``.pth``, ``.pt`` or ``.safetensors`` checkpoint.

@@ -141,7 +141,7 @@ def _export_graph(
             return _compare(step, graph, session.run, expected, model, options)
 
     steps = graph_steps(
-        options, half_weights=model.half_weights, largest_sizes=graph.largest_sizes, finish=graph.finish
+        options, half_weights=model.checkpoint.half_weights, largest_sizes=graph.largest_sizes, finish=graph.finish
     )
     return take_steps(steps, write_and_compare, report)
 

@@ -154,7 +154,7 @@ def export_bundle(
             sessions = {name: open_session(graphs[name], spec) for name, (_, spec) in parts.items()}
             return compare_sam(step, reference, sessions, options.bar)
 
-        steps = graph_steps(options, half_weights=model.half_weights, largest_sizes=largest)
+        steps = graph_steps(options, half_weights=model.checkpoint.half_weights, largest_sizes=largest)
         rows = take_steps(steps, write_and_compare, report)
         manifest = describe_model(
             model,

@@ -241,4 +241,4 @@ def _write_graph(
         save_graph(graph, path, largest_inline_bytes=options.largest_inline_bytes)
         return compare_semantic(step, cases, graph, path, spec, options.bar)
 
-    return take_steps(graph_steps(options, half_weights=model.half_weights), write_and_compare, report)
+    return take_steps(graph_steps(options, half_weights=model.checkpoint.half_weights), write_and_compare, report)

@@ -39,11 +39,6 @@ class LoadedModel:
     sam: Sam
     changes: tuple[str, ...]
 
-    @property
-    def half_weights(self) -> bool:
-        """Whether the checkpoint holds weights in half precision."""
-        return "float16" in self.checkpoint.stored_dtypes
-
 
 def load_model(checkpoint_path: Path, *, image_size: int | None = None) -> LoadedModel:
     """Read a checkpoint, recognise its architecture and build the module, strictly.

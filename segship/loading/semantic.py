@@ -47,11 +47,6 @@ class LoadedSemask:
     semask: Semask
     changes: tuple[str, ...]
 
-    @property
-    def half_weights(self) -> bool:
-        """Whether the checkpoint holds weights in half precision."""
-        return "float16" in self.checkpoint.stored_dtypes
-
 
 @dataclass(frozen=True, slots=True)
 class SemanticSettings:
