@@ -13,7 +13,7 @@ from benchmarks import table
 from benchmarks.machine import peers, save_result
 from benchmarks.prepared import WorkFolder, digest_of_code
 from benchmarks.sides import SideFigures, SidePlan, compare_sides
-from segship.cache import cache_folder
+from segship.files import cache_folder
 
 
 @dataclass(frozen=True)

@@ -21,9 +21,10 @@ import numpy as np
 
 import segship
 from benchmarks.machine import save_result
-from segship.amg import AmgOptions, generate
 from segship.masks.nms import box_nms
 from segship.masks.spans import read_spans
+from segship.promptable.everything.options import AmgOptions
+from segship.promptable.everything.search import generate
 
 SIZE_HW = (1200, 1800)
 TWELVE_MEGAPIXELS = (3000, 4000)
@@ -37,9 +38,9 @@ class Replay:
     """A world whose answers have been drawn before the clock runs, and a clock of the time spent giving them."""
 
     def __init__(self, points_per_side: int) -> None:
-        from segship.amg.grids import point_grid
-        from segship.transforms import resized_size
-        from tests.amg.world import World
+        from segship.promptable.everything.grids import point_grid
+        from segship.promptable.transforms import resized_size
+        from tests.promptable.everything.world import World
 
         self.world = World(SIZE_HW, **WORLD)  # type: ignore[arg-type]
         self.seconds = 0.0
@@ -83,7 +84,7 @@ def time_reference(replay: Replay, points_per_side: int) -> tuple[float, list[di
     # Not at the top: the processes whose memory is measured must not hold torch.
     import torch
 
-    from tests.amg.world import reference_generator
+    from tests.promptable.everything.world import reference_generator
 
     generator = reference_generator(
         replay.world, points_per_side=points_per_side, pred_iou_thresh=PRED_IOU_THRESH, output_mode="uncompressed_rle"

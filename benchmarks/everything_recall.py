@@ -20,10 +20,12 @@ from numpy.typing import NDArray
 
 import segship
 from benchmarks.machine import save_result
-from segship.amg import AmgOptions, coverage, generate_masks
 from segship.masks.rle import mask_to_runs
 from segship.masks.spans import read_spans
-from segship.records import MaskRecord
+from segship.promptable.everything.filters import coverage
+from segship.promptable.everything.options import AmgOptions
+from segship.promptable.everything.records import MaskRecord
+from segship.promptable.everything.search import generate_masks
 
 # Far from the seeds of training and validation; see the Makefile.
 FIRST_SEED = 5_000_000

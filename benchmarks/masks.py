@@ -22,13 +22,12 @@ import torch
 from pycocotools import mask as coco
 
 from benchmarks.machine import save_result
-from segship.masks.boxes import masks_to_boxes, xyxy_to_xywh
 from segship.masks.nms import box_nms, mask_nms
 from segship.masks.polygons import mask_to_polygons, polygons_to_mask
 from segship.masks.regions import clean_runs, remove_small_regions
 from segship.masks.rle import compress_runs, mask_to_runs, masks_to_runs, runs_to_mask
 from segship.masks.scores import mask_ious, stability_score
-from segship.masks.spans import merge_runs, runs_to_areas, runs_to_boxes
+from segship.masks.spans import masks_to_boxes, merge_runs, runs_to_areas, runs_to_boxes, xyxy_to_xywh
 from tests.oracle import reference
 
 Work = Callable[[], Any]

@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from segship.models.config import SamConfig
+    from segship.ship.families.config import SamConfig
 
 PHOTO_SIZE = (1800, 1200)
 JPEG_QUALITY = 90
@@ -58,7 +58,7 @@ class WorkFolder:
     @property
     def config(self) -> SamConfig:
         """Sizes of the model."""
-        from segship.models.config import SAM_ARCHITECTURES
+        from segship.ship.families.config import SAM_ARCHITECTURES
 
         if self.model != "small":
             return SAM_ARCHITECTURES[self.model]
@@ -197,7 +197,7 @@ def make_photo(path: Path) -> None:
 
 def _prepared_photo(folder: WorkFolder) -> Any:
     from segship.images import read_image
-    from segship.transforms import Preprocessing, prepare_image
+    from segship.promptable.transforms import Preprocessing, prepare_image
 
     config = folder.config
     settings = Preprocessing(config.image_size, config.pixel_mean, config.pixel_std)
@@ -303,7 +303,7 @@ def _convert_to_mnn(graph: Path, path: Path) -> None:
 def _load_first(folder: WorkFolder, engine: str, precision: str, path: Path) -> None:
     """Load and encode once, and write down what it took, compiling included."""
     import segship
-    from segship.benchmarking.memory import peak_resident_bytes
+    from segship.bench.fresh import peak_resident_bytes
 
     started = time.perf_counter()
     predictor = segship.load(folder.bundle(engine), backend=engine, precision=precision)
@@ -314,7 +314,7 @@ def _load_first(folder: WorkFolder, engine: str, precision: str, path: Path) -> 
 
 
 def _export_bundle(folder: WorkFolder, target: str, path: Path) -> None:
-    from segship.export import ExportOptions, export_bundle
+    from segship.ship.export_promptable import ExportOptions, export_bundle
 
     export_bundle(folder.checkpoint(), path, ExportOptions(target=target, measure=False))
 

@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from segship.models.config import SAM_ARCHITECTURES, SamConfig
-from segship.models.sam import build_sam
+from segship.ship.families.config import SAM_ARCHITECTURES, SamConfig
+from segship.ship.families.sam.model import build_sam
 from tests.oracle import seeded_weights
 
 

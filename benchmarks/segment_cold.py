@@ -21,7 +21,7 @@ import segship
 from benchmarks.comparison import Bound, Comparison, describe, finish
 from benchmarks.prepared import make_photo
 from benchmarks.sides import SideFigures
-from segship.benchmarking.memory import peak_resident_bytes
+from segship.bench.fresh import peak_resident_bytes
 
 MOST_SECONDS = 1.0
 

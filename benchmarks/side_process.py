@@ -14,7 +14,7 @@ import time
 from importlib import import_module
 from typing import Any
 
-from segship.benchmarking.memory import peak_resident_bytes
+from segship.bench.fresh import peak_resident_bytes
 
 
 def main() -> None:

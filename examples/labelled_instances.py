@@ -9,14 +9,13 @@ import sys
 from PIL import Image
 
 import segship
-from segship.datasets import CITYSCAPES
-from segship.datasets.folders import find_samples
-from segship.datasets.street_scenes import write_cityscapes
-from segship.datasets.truths import read_truth
-from segship.records import ImageRecords
-from segship.semantic import draw_class_map
-from segship.semantic.labelling import label_records
+from recipes.streets.scenes import write_cityscapes
+from segship.datasets.folders import find_samples, read_truth
+from segship.datasets.known import CITYSCAPES
+from segship.draw import draw_class_map
+from segship.promptable.everything.records import ImageRecords
 from segship.writers import write_result
+from segship.writers.instances import label_records
 
 write_cityscapes("streets", {"val": 1}, size_hw=(256, 512), seed=9)
 (sample,) = find_samples("cityscapes", "streets")

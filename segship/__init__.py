@@ -8,7 +8,6 @@
 (1, 3, 400, 600)
 """
 
-from segship.amg import AmgOptions, generate_masks, iter_masks
 from segship.catalog import ModelInfo, list_models, load
 from segship.errors import (
     BackendUnavailable,
@@ -25,17 +24,19 @@ from segship.errors import (
     UnsafeCheckpoint,
 )
 from segship.images import ImageLimits
-from segship.photograph import demo_photograph
+from segship.images.reading import demo_photograph
 from segship.pipelines import pipeline
-from segship.prediction import ImageEmbedding, MaskPrediction, best_masks
-from segship.predictor import Predictor
-from segship.prompts import PromptLimits, Prompts
-from segship.records import MaskRecord
+from segship.promptable.everything.options import AmgOptions
+from segship.promptable.everything.records import MaskRecord
+from segship.promptable.everything.search import generate_masks, iter_masks
+from segship.promptable.prediction import ImageEmbedding, MaskPrediction, best_masks
+from segship.promptable.predictor import Predictor
+from segship.promptable.prompts import PromptLimits, Prompts
 from segship.semantic.class_map import ClassMap
-from segship.semantic.inference import SemanticOptions
+from segship.semantic.labels import ClassVote, label_masks
 from segship.semantic.predictor import SemanticPredictor
 from segship.semantic.predictor import open_semantic as load_semantic
-from segship.semantic.voting import ClassVote, label_masks
+from segship.semantic.views import SemanticOptions
 
 __version__ = "0.4.0"
 

@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names of models, where each of them lies on this machine, and `load`, which makes a predictor of one.
+"""The published SAM and MobileSAM checkpoints: where each lies and what its bytes must be.
 
-`open_model` opens models of both families. `load` is the same with the types of what it most often opens;
-`load_promptable` refuses the other family where only prompts make sense.
+Sizes and digests agree across several independent public downloaders; the publishers give no checksum file.
 """
 
 from __future__ import annotations
@@ -12,25 +11,216 @@ from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, overload
 
-from segship.cache import cache_folder
 from segship.errors import BackendUnavailable, BundleError, InputError
-from segship.known import (
-    CHECKPOINT_SUFFIXES,
-    KNOWN_CHECKPOINTS,
-    SEMANTIC_CHECKPOINTS,
-    SEMASK_LICENCE,
-    SemanticName,
-)
-from segship.predictor import Predictor
+from segship.files import cache_folder
+from segship.promptable.predictor import Predictor
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from segship.backend_choice import BackendChoice
+    from segship.backends.choice import BackendChoice
     from segship.backends.session import Session, SessionOptions
     from segship.bundle import Bundle
     from segship.bundle.manifest import Manifest
     from segship.semantic.predictor import SemanticPredictor
+
+CHECKPOINT_SUFFIXES = (".pth", ".pt", ".safetensors")
+"""Endings of the weight files that can be read."""
+
+_SAM_URL = "https://dl.fbaipublicfiles.com/segment_anything"
+_SAM_SOURCE = "https://github.com/facebookresearch/segment-anything"
+_MOBILE_SAM_SOURCE = "https://github.com/ChaoningZhang/MobileSAM"
+
+
+@dataclass(frozen=True, slots=True)
+class KnownCheckpoint:
+    """One published weight file.
+
+    Attributes
+    ----------
+    architecture
+        Its name in `segship.ship.families.config.SAM_ARCHITECTURES`.
+    file
+        The published file name.
+    url
+        Where its publisher serves it.
+    bytes
+        Its exact size.
+    sha256
+        Its digest, 64 hexadecimal digits; the only one that is checked.
+    md5
+        Its MD5, whose first digits stand in SAM's file names.
+    licence
+        SPDX name of the weights' licence.
+    source
+        The project that published it.
+    """
+
+    architecture: str
+    file: str
+    url: str
+    bytes: int
+    sha256: str
+    md5: str | None
+    licence: str
+    source: str
+
+
+KNOWN_CHECKPOINTS: dict[str, KnownCheckpoint] = {
+    "vit_b": KnownCheckpoint(
+        architecture="vit_b",
+        file="sam_vit_b_01ec64.pth",
+        url=f"{_SAM_URL}/sam_vit_b_01ec64.pth",
+        bytes=375_042_383,
+        sha256="ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
+        md5="01ec64d29a2fca3f0661936605ae66f8",
+        licence="Apache-2.0",
+        source=_SAM_SOURCE,
+    ),
+    "vit_l": KnownCheckpoint(
+        architecture="vit_l",
+        file="sam_vit_l_0b3195.pth",
+        url=f"{_SAM_URL}/sam_vit_l_0b3195.pth",
+        bytes=1_249_524_607,
+        sha256="3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
+        md5="0b3195507c641ddb6910d2bb5adee89c",
+        licence="Apache-2.0",
+        source=_SAM_SOURCE,
+    ),
+    "vit_h": KnownCheckpoint(
+        architecture="vit_h",
+        file="sam_vit_h_4b8939.pth",
+        url=f"{_SAM_URL}/sam_vit_h_4b8939.pth",
+        bytes=2_564_550_879,
+        sha256="a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
+        md5="4b8939a88964f0f4ff5f5b2642c598a6",
+        licence="Apache-2.0",
+        source=_SAM_SOURCE,
+    ),
+    "vit_t": KnownCheckpoint(
+        architecture="vit_t",
+        file="mobile_sam.pt",
+        url=f"{_MOBILE_SAM_SOURCE}/raw/master/weights/mobile_sam.pt",
+        bytes=40_728_226,
+        sha256="6dbb90523a35330fedd7f1d3dfc66f995213d81b29a5ca8108dbcdd4e37d6c2f",
+        md5="f3c0d8cda613564d499310dab6c812cd",
+        licence="Apache-2.0",
+        source=_MOBILE_SAM_SOURCE,
+    ),
+}
+
+_BY_SHA256 = {known.sha256: known for known in KNOWN_CHECKPOINTS.values()}
+
+
+def identify(sha256: str) -> KnownCheckpoint | None:
+    """Return the published checkpoint of that digest, or None for any other file."""
+    return _BY_SHA256.get(sha256.lower())
+
+
+SemanticName = Literal[
+    "semask_t_cityscapes",
+    "semask_s_cityscapes",
+    "semask_b_cityscapes",
+    "semask_l_cityscapes",
+    "semask_t_ade20k",
+    "semask_s_ade20k",
+    "semask_b_ade20k",
+    "semask_l_ade20k",
+    "semask_t_cocostuff",
+    "semask_s_cocostuff",
+    "semask_b_cocostuff",
+    "semask_l_cocostuff",
+]
+"""The names, for type checkers."""
+
+SOURCE = "https://github.com/Picsart-AI-Research/SeMask-Segmentation"
+SEMASK_LICENCE = "Apache-2.0"
+CLASS_COUNTS = {"cityscapes": (19, 19), "ade20k": (150, 150), "cocostuff": (171, 150)}
+"""Data set -> classes of the head, and of the semantic layers; those of COCO-Stuff were left at ADE20K's number."""
+
+
+@dataclass(frozen=True, slots=True)
+class SemanticCheckpoint:
+    """One published weight file of a semantic model.
+
+    Attributes
+    ----------
+    name
+        What `segship.load`, ``segship fetch`` and ``segship export`` take.
+    architecture
+        Its name in `segship.ship.families.config.SEMASK_ARCHITECTURES`.
+    data_set
+        What it was trained and scored on.
+    drive_id
+        Its number on Google Drive.
+    miou, miou_multi_scale
+        Published mIoU in percent: of whole pictures at one scale; at six scales and mirrored.
+    bytes
+        Size of its weights by arithmetic; files with a training state are larger.
+    """
+
+    name: str
+    architecture: str
+    data_set: str
+    drive_id: str
+    miou: float
+    miou_multi_scale: float
+    bytes: int
+
+    @property
+    def file(self) -> str:
+        """The name that the file has in the cache folder."""
+        return f"{self.name}.pth"
+
+    @property
+    def url(self) -> str:
+        """The page from which a browser downloads it."""
+        return f"https://drive.google.com/file/d/{self.drive_id}/view"
+
+    @property
+    def classes(self) -> int:
+        """Classes of the head."""
+        return CLASS_COUNTS[self.data_set][0]
+
+    @property
+    def semantic_classes(self) -> int:
+        """Classes of the semantic layers."""
+        return CLASS_COUNTS[self.data_set][1]
+
+
+_ROWS = (
+    ("t", "cityscapes", "1_JBOJQSUVes-CWs075XyPnuNfG5psELr", 74.92, 76.56),
+    ("s", "cityscapes", "1WyT207dZmdwETBUR6aeiqOVfQdUIV_fN", 77.13, 79.14),
+    ("b", "cityscapes", "1-LzVB6XzD7IR0zzE5qmE0EM4ZTv429b4", 77.70, 79.73),
+    ("l", "cityscapes", "1R9DDCmucQ_a_6ZkMGufEZCzJ-_qVMqCB", 78.53, 80.39),
+    ("t", "ade20k", "1L0daUHWQGNGCXHF-cKWEauPSyBV0GLOR", 42.06, 43.36),
+    ("s", "ade20k", "1QhDG4SyGFtWL5kP9BbBoyPqTuFu7fH_y", 45.92, 47.63),
+    ("b", "ade20k", "1PXCEhrrUy5TJC4dUp7YDQvaapnMzGT6C", 49.35, 50.98),
+    ("l", "ade20k", "1u5flfAQCiQJbMZbZPIlGUGTYBz9Ca7rE", 51.89, 53.52),
+    ("t", "cocostuff", "1qhXsJ8H64JPI_DW7CNzhxpHSEG2sKaIl", 37.53, 38.88),
+    ("s", "cocostuff", "1ddXSMQu5ClkbLNMyQdyT0ATaOr86vIkL", 40.72, 42.27),
+    ("b", "cocostuff", "1pGWI7U9bZJoe4ZaDx7ktWELx-uVN7rL0", 44.63, 46.30),
+    ("l", "cocostuff", "1F6B9x9pX-SYEth7hdtxeNUeQ3XncOH7G", 47.47, 48.54),
+)
+_BYTES = {
+    "cityscapes": {"t": 137_000_000, "s": 223_000_000, "b": 388_000_000, "l": 844_000_000},
+    "ade20k": {"t": 139_000_000, "s": 225_000_000, "b": 390_000_000, "l": 847_000_000},
+}
+
+SEMANTIC_CHECKPOINTS: dict[str, SemanticCheckpoint] = {
+    f"semask_{size}_{data_set}": SemanticCheckpoint(
+        name=f"semask_{size}_{data_set}",
+        architecture=f"semask_{size}",
+        data_set=data_set,
+        drive_id=drive_id,
+        miou=miou,
+        miou_multi_scale=multi_scale,
+        # 21 classes more in the head are less than 0.1 MB.
+        bytes=_BYTES["cityscapes" if data_set == "cityscapes" else "ade20k"][size],
+    )
+    for size, data_set, drive_id, miou, multi_scale in _ROWS
+}
+
 
 EMBEDDED_MODELS = ("tiny",)
 
@@ -114,7 +304,7 @@ def load(
         a known name such as ``vit_b`` or ``semask_s_cityscapes``, whose bundle lies in the cache folder.
     backend
         ``onnxruntime`` and ``openvino`` run bundles, ``torch`` runs checkpoints. ``auto`` takes the fastest that the
-        bundle's manifest has found right (`segship.backend_choice`), ONNX Runtime where nothing was measured.
+        bundle's manifest has found right (`segship.backends.choice`), ONNX Runtime where nothing was measured.
     threads
         Threads of the runtime; all usable cores when left out.
     device
@@ -283,7 +473,7 @@ def _folder_bytes(folder: Path) -> int:
 
 
 def _load_bundle(path: Path, backend: str, options: SessionOptions) -> Predictor | SemanticPredictor:
-    from segship.backend_choice import choose_backend
+    from segship.backends.choice import choose_backend
     from segship.backends.opening import open_sessions
     from segship.bundle import Bundle
 
@@ -337,8 +527,8 @@ def graph_digest(bundle: Bundle) -> str:
 
 
 def _load_checkpoint(path: Path, backend: str, options: SessionOptions) -> Predictor | SemanticPredictor:
-    from segship.backend_choice import BackendChoice
     from segship.backends import load_backend
+    from segship.backends.choice import BackendChoice
 
     if path.suffix not in CHECKPOINT_SUFFIXES:
         raise BundleError(

@@ -264,7 +264,7 @@ _PROBES: dict[str, Callable[[ModuleType], BackendStatus]] = {
 
 
 def _cache() -> FolderStatus:
-    from segship.cache import cache_folder
+    from segship.files import cache_folder
 
     try:
         folder = cache_folder()
@@ -292,7 +292,7 @@ def _embedded_bundle() -> FolderStatus:
 
 def _automatic() -> tuple[AutomaticChoice, ...]:
     try:
-        from segship.backend_choice import choose_backend
+        from segship.backends.choice import choose_backend
         from segship.bundle import Bundle
 
         checks = Bundle.open(EMBEDDED_BUNDLE).manifest.backends

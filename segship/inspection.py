@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from segship.bundle import Bundle
-from segship.bundle.onnx_wire import read_graph
+from segship.bundle.onnx_file import read_graph
+from segship.catalog import CHECKPOINT_SUFFIXES
 from segship.errors import InputError
-from segship.known import CHECKPOINT_SUFFIXES
 
 GRAPH_SUFFIX = ".onnx"
 
@@ -34,7 +34,7 @@ class Inspection:
     path
         As it was given.
     content
-        The description: a `BundleDescription`, an `segship.bundle.onnx_wire.OnnxGraph` or that of a checkpoint.
+        The description: a `BundleDescription`, an `segship.bundle.onnx_file.OnnxGraph` or that of a checkpoint.
     """
 
     kind: Literal["bundle", "graph", "checkpoint"]
@@ -81,7 +81,7 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
     if suffix == GRAPH_SUFFIX:
         return Inspection("graph", target, read_graph(target))
     if suffix in CHECKPOINT_SUFFIXES:
-        from segship.checkpoints import describe_checkpoint
+        from segship.ship.describe import describe_checkpoint
 
         return Inspection("checkpoint", target, describe_checkpoint(target))
     accepted = ", ".join((GRAPH_SUFFIX, *CHECKPOINT_SUFFIXES))

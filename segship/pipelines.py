@@ -17,13 +17,14 @@ from typing import Any, Literal, cast, overload
 import numpy as np
 from numpy.typing import NDArray
 
-from segship.amg import AmgOptions, generate_masks
 from segship.catalog import load_promptable
 from segship.errors import InputError, PromptError
 from segship.images import ImageSource
-from segship.prediction import ImageEmbedding, MaskPrediction
-from segship.predictor import Predictor
-from segship.prompts import Prompts
+from segship.promptable.everything.options import AmgOptions
+from segship.promptable.everything.search import generate_masks
+from segship.promptable.prediction import ImageEmbedding, MaskPrediction
+from segship.promptable.predictor import Predictor
+from segship.promptable.prompts import Prompts
 
 TASKS = ("segment_anything",)
 MODEL_NAMES = {"sam_vit_b": "vit_b", "sam_vit_l": "vit_l", "sam_vit_h": "vit_h"}
@@ -184,7 +185,8 @@ class SegmentAnythingPipeline:
         return_logits
             Masks as float32 logits instead of bool.
         parameters
-            With ``seg_image=True``, fields of `segship.amg.AmgOptions`; they hold for this call alone.
+            With ``seg_image=True``, fields of `segship.promptable.everything.options.AmgOptions`; they hold for this
+            call alone.
 
         Returns
         -------
@@ -196,7 +198,8 @@ class SegmentAnythingPipeline:
         Raises
         ------
         InputError
-            ``bad_input``, ``unknown_key``, ``unknown_parameter``, ``no_image``, or what `segship.amg` refuses.
+            ``bad_input``, ``unknown_key``, ``unknown_parameter``, ``no_image``, or what `segship.promptable.everything`
+            refuses.
         PromptError
             When the prompts are malformed.
         """

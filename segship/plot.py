@@ -120,8 +120,8 @@ def show_anns(
     Parameters
     ----------
     anns
-        Records: `segship.records.MaskRecord`, or dicts with the keys ``area`` and ``segmentation``, a (H, W) bool array
-        or run lengths.
+        Records: `segship.promptable.everything.records.MaskRecord`, or dicts with the keys ``area`` and
+        ``segmentation``, a (H, W) bool array or run lengths.
     ax
         Where to draw; the current axes when left out.
     seed

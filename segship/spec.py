@@ -183,7 +183,7 @@ def selective_decoder_spec(geometry: SamGeometry) -> GraphSpec:
 
 def _image_side_tensors(geometry: SamGeometry) -> tuple[TensorSpec, ...]:
     # Half of the channels: every attention between tokens and image is that wide. What each is for stands in
-    # segship/models/shared_decoder.py; nothing else needs to know.
+    # segship/ship/families/sam/shared_decoder.py; nothing else needs to know.
     channels, cells = geometry.embedding_channels, geometry.embedding_size**2
     rows = {
         "first_keys": channels // 2,

@@ -5,7 +5,9 @@ import copy
 
 import pytest
 
-from segship.export import ExportOptions, SemanticExportOptions, export_bundle, export_semantic, steps
+from segship.ship import steps
+from segship.ship.export_promptable import ExportOptions, export_bundle
+from segship.ship.export_semantic import SemanticExportOptions, export_semantic
 from tests import small_semask
 from tests.small_models import save_checkpoint
 

@@ -6,7 +6,8 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from segship.bundle import write_bundle
-from segship.bundle.manifest import CheckpointEntry, PreprocessingEntry, PromptRulesEntry, SamManifest
+from segship.bundle.entries import CheckpointEntry
+from segship.promptable.manifest import PreprocessingEntry, PromptRulesEntry, SamManifest
 from segship.spec import SamGeometry, image_encoder_spec, mask_decoder_spec
 
 GEOMETRY = SamGeometry(image_size=32, embedding_channels=4, embedding_size=2)

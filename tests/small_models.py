@@ -6,9 +6,9 @@ from functools import cache
 import torch
 
 from segship.backends.torch import Session
-from segship.models.sam import ImageEncoderGraph, MaskDecoderGraph, build_sam
-from segship.models.shared_decoder import ImageSideGraph, SelectiveDecoderGraph
-from segship.predictor import Predictor
+from segship.promptable.predictor import Predictor
+from segship.ship.families.sam.model import ImageEncoderGraph, MaskDecoderGraph, build_sam
+from segship.ship.families.sam.shared_decoder import ImageSideGraph, SelectiveDecoderGraph
 from segship.spec import image_encoder_spec, image_side_spec, mask_decoder_spec, selective_decoder_spec
 from tests.oracle import SMALL_VIT, build_reference, reference, seeded_weights
 from tests.small_bundle import small_manifest

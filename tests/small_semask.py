@@ -6,9 +6,9 @@ from functools import cache
 
 import torch
 
-from segship.datasets import CITYSCAPES
-from segship.models.config import SEMASK_ARCHITECTURES
-from segship.models.semask import build_semask
+from segship.datasets.known import CITYSCAPES
+from segship.ship.families.config import SEMASK_ARCHITECTURES
+from segship.ship.families.semask.model import build_semask
 from tests.oracle import seeded_weights
 
 SMALL_SEMASK = replace(

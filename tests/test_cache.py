@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from segship.cache import cache_folder, checkpoint_folder
 from segship.errors import OutputError
+from segship.files import cache_folder, checkpoint_folder
 
 
 @pytest.fixture(autouse=True)

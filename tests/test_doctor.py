@@ -193,14 +193,14 @@ def test_damaged_embedded_bundle_is_told(bundle, no_torch):
 
 def test_cache_folder_that_cannot_be_made_is_told(tmp_path, monkeypatch):
     (tmp_path / "file").touch()
-    monkeypatch.setattr("segship.cache.cache_folder", lambda: tmp_path / "file" / "segship")
+    monkeypatch.setattr("segship.files.cache_folder", lambda: tmp_path / "file" / "segship")
     status = doctor._cache()
     assert status.problem == f"{tmp_path / 'file'} cannot be written"
     assert status.command == f"chmod u+rwx {tmp_path / 'file'}"
 
 
 def test_cache_folder_need_not_exist_yet(tmp_path, monkeypatch):
-    monkeypatch.setattr("segship.cache.cache_folder", lambda: tmp_path / "a" / "b")
+    monkeypatch.setattr("segship.files.cache_folder", lambda: tmp_path / "a" / "b")
     assert doctor._cache() == doctor.FolderStatus(str(tmp_path / "a" / "b"))
 
 
@@ -208,7 +208,7 @@ def test_user_without_a_home_is_told(monkeypatch):
     def homeless():
         raise RuntimeError("Could not determine home directory.")
 
-    monkeypatch.setattr("segship.cache.cache_folder", homeless)
+    monkeypatch.setattr("segship.files.cache_folder", homeless)
     assert doctor._cache() == doctor.FolderStatus("", "RuntimeError: Could not determine home directory.")
 
 

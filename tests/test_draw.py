@@ -9,7 +9,7 @@ import pytest
 from segship.draw import GREEN, PALETTE, RED, SAM_BLUE, draw_masks, draw_overlay, seeded_colors
 from segship.errors import InputError
 from segship.masks.rle import mask_to_runs
-from segship.prompts import ObjectPrompt
+from segship.promptable.prompts import ObjectPrompt
 
 GRAY = np.full((200, 300, 3), 100, np.uint8)
 NOTHING = np.zeros((200, 300), bool)

@@ -5,9 +5,9 @@ import json
 
 import numpy as np
 
-from segship.amg import AmgOptions
-from segship.everything import EverythingOptions, cost_of_everything, find_everything
-from tests.amg.world import World
+from segship.jobs import EverythingOptions, cost_of_everything, find_everything
+from segship.promptable.everything.options import AmgOptions
+from tests.promptable.everything.world import World
 
 OPTIONS = EverythingOptions(amg=AmgOptions(points_per_side=8), formats=("sa1b",))
 

@@ -11,16 +11,16 @@ import pytest
 import torch
 
 import segship
-from segship.export import ExportOptions, export_bundle
-from segship.loading import load_model
+from segship.cases import draw_scene
 from segship.masks.scores import mask_iou
-from segship.models.config import SAM_ARCHITECTURES
-from segship.models.sam import build_sam
-from segship.prompts import Prompts
-from segship.transforms import Preprocessing, prepare_image
-from segship.verify.cases import draw_scene
+from segship.promptable.prompts import Prompts
+from segship.promptable.transforms import Preprocessing, prepare_image
+from segship.ship.export_promptable import ExportOptions, export_bundle
+from segship.ship.families.config import SAM_ARCHITECTURES
+from segship.ship.families.sam.loading import load_model
+from segship.ship.families.sam.model import build_sam
 from tests.oracle import build_reference, reference, seeded_weights
-from tests.test_predictor import ask_oracle
+from tests.promptable.test_predictor import ask_oracle
 
 pytestmark = pytest.mark.slow
 

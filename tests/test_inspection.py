@@ -44,9 +44,9 @@ class Described:
 @pytest.mark.parametrize("suffix", [*CHECKPOINT_SUFFIXES, ".PTH"])
 def test_checkpoint_is_handed_to_its_reader(tmp_path, monkeypatch, suffix):
     seen = []
-    reader = ModuleType("segship.checkpoints")
+    reader = ModuleType("segship.ship.describe")
     reader.describe_checkpoint = lambda path: seen.append(path) or Described()
-    monkeypatch.setitem(sys.modules, "segship.checkpoints", reader)
+    monkeypatch.setitem(sys.modules, "segship.ship.describe", reader)
     path = tmp_path / f"weights{suffix}"
     path.touch()
     assert as_json(path) == {"kind": "checkpoint", "path": str(path), "checkpoint": {"architecture": "vit_b"}}

@@ -6,13 +6,14 @@ import pytest
 from PIL import Image
 
 from segship import Predictor, demo_photograph
-from segship.amg import AmgOptions, generate_masks
 from segship.errors import ImageError, InputError, PromptError
 from segship.masks.rle import decode_rle
 from segship.masks.scores import mask_iou
 from segship.pipelines import SegmentAnythingPipeline, pipeline
+from segship.promptable.everything.options import AmgOptions
+from segship.promptable.everything.search import generate_masks
+from tests.promptable.test_predictor import EXAMPLES, IMAGE, ask_oracle
 from tests.small_models import reference_predictor, small_predictor
-from tests.test_predictor import EXAMPLES, IMAGE, ask_oracle
 
 OTHER_IMAGE = np.ascontiguousarray(IMAGE[:, ::-1])
 CLICK = {"points": [[50, 40]], "labels": [1]}

@@ -10,7 +10,7 @@ from segship import plot
 from segship.draw import SAM_BLUE
 from segship.errors import BackendUnavailable, InputError
 from segship.masks.rle import encode_rle, mask_to_runs
-from segship.records import MaskRecord
+from segship.promptable.everything.records import MaskRecord
 
 
 @pytest.fixture

@@ -5,9 +5,9 @@ import os
 
 import pytest
 
-from segship import processes
+from segship import machine as processes
 from segship.errors import BackendUnavailable, InputError
-from segship.processes import count_workers, in_order
+from segship.machine import count_workers, in_order
 
 
 def tell_process(item):

@@ -13,8 +13,8 @@ import segship
 from segship.bundle import Bundle
 from segship.catalog import embedded_bundle
 from segship.files import sha256_of
+from segship.images.reading import DEMO_POINT_XY
 from segship.masks.scores import mask_iou
-from segship.photograph import DEMO_POINT_XY
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT / "../shared"

@@ -87,7 +87,7 @@ class MnnGraph:
 
 
 def _names_of(path: Path) -> tuple[list[str], list[str]]:
-    from segship.bundle.onnx_wire import read_graph
+    from segship.bundle.onnx_file import read_graph
 
     graph = read_graph(path)
     return [tensor.name for tensor in graph.inputs], [tensor.name for tensor in graph.outputs]

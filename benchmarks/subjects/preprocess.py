@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.prepared import WorkFolder
-from segship.segmenting import Stopwatch
+from segship.jobs import Stopwatch
 
 
 class _Preprocess:
@@ -91,12 +91,12 @@ class Reference(_Preprocess):
 
 
 class Ours(_Preprocess):
-    """`segship.images.read_image` and `segship.transforms.prepare_image`, as `Predictor.encode` calls them."""
+    """`read_image` and `prepare_image`, as `Predictor.encode` calls them."""
 
     def __init__(self, work: str, model: str, threads: int) -> None:
         super().__init__(work, model, threads)
         import segship
-        from segship.transforms import Preprocessing
+        from segship.promptable.transforms import Preprocessing
 
         config = self.config
         self._threads = threads
@@ -106,7 +106,7 @@ class Ours(_Preprocess):
     def call(self) -> None:
         """Read and prepare."""
         from segship.images import read_image
-        from segship.transforms import prepare_image
+        from segship.promptable.transforms import prepare_image
 
         self.watch = Stopwatch()
         loaded = read_image(self.jpeg)

@@ -25,9 +25,9 @@ from PIL import Image
 
 import segship
 from recipes.tiny.samples import ScenePool
-from segship.bundle.manifest import MaskCleanUpEntry
 from segship.masks.cleanup import MaskCleanUp
 from segship.masks.scores import mask_iou
+from segship.promptable.manifest import MaskCleanUpEntry
 
 Mask = NDArray[np.bool_]
 Pixels = NDArray[np.uint8]

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """The shipped model's forward pass, arranged for training: the same parameters and maths, many prompts an image.
 
-What differs from `segship.models` is only the order of the work. What all prompts of an image share is computed once,
-transposed convolutions run as matrix products on channels-last tokens, and the image stream keeps its low precision. A
-test compares it with the modules that ship.
+What differs from `segship.ship.families` is only the order of the work. What all prompts of an image share is computed
+once, transposed convolutions run as matrix products on channels-last tokens, and the image stream keeps its low
+precision. A test compares it with the modules that ship.
 """
 
 from __future__ import annotations
@@ -14,11 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segship.models.hybrid_vit import HybridBlock, HybridEncoder
-from segship.models.layers import LayerNorm2d
-from segship.models.mask_decoder import Attention, MaskDecoder, TwoWayBlock
-from segship.models.prompt_encoder import PromptEncoder
-from segship.models.sam import Sam
+from segship.ship.families.layers import LayerNorm2d
+from segship.ship.families.sam.hybrid_vit import HybridBlock, HybridEncoder
+from segship.ship.families.sam.mask_decoder import Attention, MaskDecoder, PromptEncoder, TwoWayBlock
+from segship.ship.families.sam.model import Sam
 from segship.spec import LABEL_EMPTY, MASK_TOKENS
 
 MASKED_SCORE = -30000.0

@@ -33,9 +33,9 @@ from recipes.tiny.clicks import append_clicks, error_clicks
 from recipes.tiny.losses import ambiguous_loss, pair_losses, ranking_loss
 from recipes.tiny.samples import CLICKS, TWO_CLICKS, Sample, ScenePool
 from recipes.tiny.validation import validate, validation_samples
-from segship.models.config import SAM_ARCHITECTURES
-from segship.models.hybrid_vit import StemBlock
-from segship.models.sam import Sam, build_sam
+from segship.ship.families.config import SAM_ARCHITECTURES
+from segship.ship.families.sam.hybrid_vit import StemBlock
+from segship.ship.families.sam.model import Sam, build_sam
 
 # The prompts of a picture that are decoded a second time, with corrective clicks: one click, two clicks, one box.
 REFINED = (0, CLICKS, CLICKS + TWO_CLICKS)

@@ -12,7 +12,7 @@ from torch import Tensor
 from recipes.tiny import forward
 from recipes.tiny.clicks import append_clicks, error_clicks
 from recipes.tiny.samples import BOXES, CLICKS, Sample, SampleBuilder, ScenePool
-from segship.models.sam import Sam
+from segship.ship.families.sam.model import Sam
 
 VALIDATION_SEED = 99
 

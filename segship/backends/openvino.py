@@ -6,7 +6,7 @@ Three habits of OpenVINO are kept from the user. Importing it sends an event to 
 so the precision is always set, and read back from what was compiled. It pins its threads to the first cores, so that
 two processes share one core and leave another idle; here they are not pinned.
 
-A graph is compiled once and kept in the cache folder (`segship.backends.compiled_cache`); what runs is always the
+A graph is compiled once and kept in the cache folder (`segship.backends.compiled`); what runs is always the
 mapped file, so that the float32 weights in it can leave memory once they are packed. int8 needs nothing here: it stands
 in the graph, as quantize and dequantize nodes.
 """
@@ -27,7 +27,7 @@ from typing import Any, BinaryIO
 import numpy as np
 from numpy.typing import NDArray
 
-from segship.backends.compiled_cache import (
+from segship.backends.compiled import (
     CompiledName,
     MappedFile,
     find_compiled,

@@ -3,7 +3,7 @@
 
 This backend has no artifact of its own: it runs the model straight from the checkpoint, which is why it stands on the
 ship road and is imported only when somebody asks for it. Its encoder computes by the variant of the device: tiles that
-stay in the cache on CPUs, torch's fused attention (SDPA) on CUDA (`segship.models.variants`).
+stay in the cache on CPUs, torch's fused attention (SDPA) on CUDA (`segship.ship.variants`).
 
 Nothing of the CUDA half, and so of ``compile``, has been run: it was written without a GPU.
 """
@@ -23,14 +23,17 @@ from torch import nn
 
 from segship.backends.session import Session as BaseSession
 from segship.backends.session import SessionOptions, check_arrays, closed, refuse_options, thread_count
-from segship.bundle.manifest import Manifest, Precision
-from segship.checkpoints import is_semask, list_shapes
+from segship.bundle.entries import Precision
+from segship.bundle.manifest import Manifest
 from segship.errors import BackendUnavailable
-from segship.loading import LoadedModel, choose_settings, describe_model, describe_semask, load_model, load_semask
-from segship.models.sam import ImageEncoderGraph, MaskDecoderGraph, Sam
-from segship.models.semask import SemanticGraph
-from segship.models.shared_decoder import ImageSideGraph, SelectiveDecoderGraph, SharedDecoderGraph
-from segship.models.variants import VARIANTS, apply_variant
+from segship.ship.checkpoints.survey import list_shapes
+from segship.ship.families.sam.loading import LoadedModel, describe_model, load_model
+from segship.ship.families.sam.model import ImageEncoderGraph, MaskDecoderGraph, Sam
+from segship.ship.families.sam.shared_decoder import ImageSideGraph, SelectiveDecoderGraph, SharedDecoderGraph
+from segship.ship.families.semask.loading import choose_settings, describe_semask, load_semask
+from segship.ship.families.semask.model import SemanticGraph
+from segship.ship.families.semask.recognise import is_semask
+from segship.ship.variants import VARIANTS, apply_variant
 from segship.spec import (
     GraphSpec,
     SamGeometry,

@@ -12,20 +12,10 @@ from pathlib import Path
 from typing import NoReturn, Self, cast
 
 from segship.backends.session import check_interface
-from segship.bundle.manifest import (
-    GRAPH_FILES,
-    MANIFEST_FILE,
-    MAX_MANIFEST_BYTES,
-    ExternalData,
-    GraphEntry,
-    GraphName,
-    Manifest,
-    TensorEntry,
-    parse_manifest,
-    sidecar_of,
-)
+from segship.bundle.entries import GRAPH_FILES, ExternalData, GraphEntry, GraphName, TensorEntry, sidecar_of
+from segship.bundle.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest, parse_manifest
+from segship.bundle.onnx_file import OnnxGraph, read_graph
 from segship.bundle.onnx_rules import check_graph
-from segship.bundle.onnx_wire import OnnxGraph, read_graph
 from segship.errors import BundleError, InputError, OutputError
 from segship.files import CHUNK_BYTES, open_regular, read_bytes, sha256_of, write_directory, write_file
 from segship.spec import GraphSpec, TensorSpec
@@ -165,7 +155,7 @@ def write_bundle(
         Graph -> ONNX file, for every graph that the family needs, and for all optional ones or none. Weights outside a
         file must lie beside it in a file named like the bundle's, such as ``image_encoder.onnx.data``.
     variants
-        Graph -> which of the equal ways of computing it, where one was chosen (`segship.models.variants`).
+        Graph -> which of the equal ways of computing it, where one was chosen (`segship.ship.variants`).
     force
         Replace a folder that is itself a bundle; another folder is never replaced.
 

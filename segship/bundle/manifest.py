@@ -30,14 +30,11 @@ from segship.bundle.entries import sidecar_of as sidecar_of
 from segship.bundle.measured import Comparison as Comparison
 from segship.bundle.measured import ComparisonBar as ComparisonBar
 from segship.bundle.measured import ComparisonStep as ComparisonStep
-from segship.bundle.sam_manifest import AmgDefaultsEntry as AmgDefaultsEntry
-from segship.bundle.sam_manifest import MaskCleanUpEntry as MaskCleanUpEntry
-from segship.bundle.sam_manifest import PreprocessingEntry as PreprocessingEntry
-from segship.bundle.sam_manifest import PromptRulesEntry as PromptRulesEntry
-from segship.bundle.sam_manifest import SamManifest as SamManifest
-from segship.bundle.semantic_manifest import SemanticManifest as SemanticManifest
-from segship.bundle.semantic_manifest import SemanticPreprocessingEntry as SemanticPreprocessingEntry
 from segship.errors import BundleError
+from segship.promptable.manifest import (
+    SamManifest,
+)
+from segship.semantic.manifest import SemanticManifest
 
 MANIFEST_FILE = "manifest.json"
 MAX_MANIFEST_BYTES = 1 << 20

@@ -2,7 +2,7 @@
 """What a manifest says was measured: how close graphs are to their model, and how fast each backend runs them where.
 
 The comparison of an export guards the graphs; the checks of backends guard what runs them, and are what
-`segship.backend_choice` decides ``backend="auto"`` by. `segship.tune` makes them.
+`segship.backends.choice` decides ``backend="auto"`` by. `segship.tune` makes them.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import re
 
-from segship.bundle.onnx_wire import DTYPE_BITS, OnnxGraph, OnnxTensor, operator_name
+from segship.bundle.onnx_file import DTYPE_BITS, OnnxGraph, OnnxTensor, operator_name
 from segship.errors import BundleError
 
 OWN_DOMAINS = frozenset({"", "ai.onnx"})
@@ -27,7 +27,7 @@ def check_graph(graph: OnnxGraph, *, file: str, sidecar: str | None, sidecar_byt
     Parameters
     ----------
     graph
-        From `segship.bundle.onnx_wire.read_graph`.
+        From `segship.bundle.onnx_file.read_graph`.
     file
         Name of the graph's file, for messages.
     sidecar

@@ -8,10 +8,11 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from segship.benchmarking import BenchmarkOptions, BenchmarkReport, benchmark, draw_chart
-from segship.benchmarking.options import ArrayFormat
+from segship.bench.benchmark import benchmark
+from segship.bench.options import ArrayFormat, BenchmarkOptions
+from segship.bench.report import BenchmarkReport, draw_chart
+from segship.cli.look import Json
 from segship.cli.output import errors_console, make_table, megabytes, plain, print_json, results_console
-from segship.cli.reports import Json
 from segship.errors import InputError
 from segship.files import write_file
 

@@ -12,17 +12,24 @@ from typing import Annotated, Literal, TypeVar
 from cyclopts import Parameter
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from segship.cli.outcomes import EXIT_BAD_INPUT
-from segship.cli.output import errors_console, make_table, plain, print_json, results_console
-from segship.cli.reports import Json
-from segship.cli.runtime import DEFAULT_RUNTIME, Runtime
+from segship.cli.look import Json
+from segship.cli.output import (
+    DEFAULT_RUNTIME,
+    EXIT_BAD_INPUT,
+    Runtime,
+    errors_console,
+    make_table,
+    plain,
+    print_json,
+    results_console,
+)
 from segship.datasets.folders import FailedSample, Truth
 from segship.datasets.train_ids import TrainIdsOptions, write_train_ids
 from segship.errors import InputError
 from segship.evaluation import EvaluateOptions, Evaluation
 from segship.evaluation import evaluate as evaluate_data_set
-from segship.evaluation.written import Ids, RawType
-from segship.semantic.inference import MULTI_SCALE_RATIOS, SemanticOptions
+from segship.evaluation.sources import Ids, RawType
+from segship.semantic.views import MULTI_SCALE_RATIOS, SemanticOptions
 
 Number = TypeVar("Number", int, float)
 

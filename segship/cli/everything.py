@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command that finds everything in pictures."""
+"""The options of commands whose masks may get names from a semantic model."""
 
 from __future__ import annotations
 
@@ -7,31 +7,101 @@ import json as json_module
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 from cyclopts import Parameter
 from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-from segship.amg import AmgCost, AmgOptions
-from segship.amg import Progress as Tick
-from segship.amg.options import Mode, Nms
 from segship.catalog import load_promptable
-from segship.cli.labels import NO_LABELLING, Labelling
-from segship.cli.outcomes import EXIT_BAD_INPUT, FailedImage, describe_run, print_failure, report_outcomes
-from segship.cli.output import errors_console, make_table, megabytes, plain, print_json, results_console
+from segship.cli.look import Json
+from segship.cli.output import (
+    DEFAULT_RUNTIME,
+    EXIT_BAD_INPUT,
+    FailedImage,
+    Runtime,
+    describe_run,
+    errors_console,
+    make_table,
+    megabytes,
+    plain,
+    print_failure,
+    print_json,
+    report_outcomes,
+    results_console,
+)
 from segship.cli.pictures import each_picture, expand_pictures, picture_source
-from segship.cli.reports import Json
-from segship.cli.runtime import DEFAULT_RUNTIME, Runtime
+from segship.datasets.known import thing_classes
 from segship.errors import InputError, SegshipError
-from segship.everything import EverythingImage, EverythingOptions, cost_of_everything, find_everything
 from segship.files import read_bytes
 from segship.images import ImageLimits
-from segship.predictor import Predictor
-from segship.semantic.labelling import count_labels
-from segship.semantic.predictor import NOTES, SemanticPredictor
+from segship.jobs import EverythingImage, EverythingOptions, cost_of_everything, find_everything
+from segship.promptable.everything.cost import AmgCost
+from segship.promptable.everything.options import AmgOptions, Mode, Nms
+from segship.promptable.everything.search import Progress as Tick
+from segship.promptable.predictor import Predictor
+from segship.semantic.predictor import NOTES, SemanticPredictor, open_semantic
 from segship.writers import check_formats
+from segship.writers.instances import count_labels
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True)
+class Labelling:
+    """What gives masks their names.
+
+    Parameters
+    ----------
+    labels
+        Semantic bundle, checkpoint or known name: each mask gets a class by vote of that model's class map, with
+        label_confidence and label_purity, and panoptic has things and stuff.
+    things
+        With --labels: comma-separated classes that can be counted; those of the data set when left out.
+    label_backend
+        With --labels: what runs that model; as --backend when left out. The other runtime options hold for both.
+    """
+
+    labels: str | None = None
+    things: str | None = None
+    label_backend: str | None = None
+
+    @property
+    def thing_names(self) -> tuple[str, ...] | None:
+        """The classes that can be counted; None if the user named none."""
+        return None if self.things is None else tuple(part.strip() for part in self.things.split(","))
+
+    def check(self) -> None:
+        """Refuse options that belong to a model that was not given, before any model is loaded.
+
+        Raises
+        ------
+        InputError
+            ``bad_option``.
+        """
+        for option, given in (("--things", self.things), ("--label-backend", self.label_backend)):
+            if self.labels is None and given is not None:
+                message = f"{option} was given without --labels, to which it belongs; give both"
+                raise InputError(message, code="bad_option")
+
+    def open(self, runtime: Runtime) -> SemanticPredictor | None:
+        """Load the model, if one was given.
+
+        Raises
+        ------
+        InputError
+            ``other_family``, or ``unknown_class`` when a thing is no class of the model.
+        """
+        if self.labels is None:
+            return None
+        settings = replace(runtime, backend=self.label_backend or runtime.backend).settings()
+        predictor = open_semantic(self.labels, **settings)
+        thing_classes(predictor.table, self.thing_names)
+        return predictor
+
+
+NO_LABELLING = Labelling()
+
 
 DEFAULT_FORMATS = "overlay,sa1b"
 _DEFAULTS = AmgOptions()

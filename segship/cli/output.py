@@ -6,12 +6,19 @@ from __future__ import annotations
 import json
 import sys
 import unicodedata
-from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
 
+from cyclopts import Parameter
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
+
+from segship.promptable.predictor import Predictor
+
+if TYPE_CHECKING:
+    from segship.semantic.predictor import SemanticPredictor
 
 STANDARD_INPUT = "<standard input>"
 """What stands for a lone dash among the arguments."""
@@ -56,3 +63,109 @@ def make_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Tabl
 def megabytes(count: int) -> str:
     """Return a number of bytes as megabytes for people."""
     return f"{count / 1e6:,.1f} MB"
+
+
+EXIT_BAD_INPUT = 3
+
+
+class Outcome(Protocol):
+    """An image that was done."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what a JSON document says of it."""
+
+
+Done = TypeVar("Done", bound=Outcome)
+
+
+@dataclass(frozen=True, slots=True)
+class FailedImage:
+    """An image that could not be used, and why."""
+
+    image: str
+    code: str
+    message: str
+
+
+def report_outcomes(
+    predictor: Predictor | SemanticPredictor,
+    model: str,
+    outcomes: Iterable[Done | FailedImage],
+    print_image: Callable[[Done], None],
+    *,
+    as_json: bool,
+    more: Mapping[str, Any] | None = None,
+) -> int:
+    """Print outcomes as they come, so that no picture is kept, and return the exit code.
+
+    ``more`` is what else a JSON document says of the run.
+    """
+    documents: list[dict[str, Any]] = []
+    failed: list[dict[str, str]] = []
+    for outcome in outcomes:
+        if isinstance(outcome, FailedImage):
+            failed.append(asdict(outcome))
+            print_failure(outcome)
+        elif as_json:
+            documents.append(outcome.to_dict())
+        else:
+            print_image(outcome)
+    if as_json:
+        print_json({**describe_run(predictor, model), **(more or {}), "images": documents, "failed": failed})
+    else:
+        results_console().print(f"[dim]{plain(model)} in {plain(predictor.description)}[/]")
+    return EXIT_BAD_INPUT if failed else 0
+
+
+def describe_run(predictor: Predictor | SemanticPredictor, model: str) -> dict[str, Any]:
+    """Return what a JSON document says of the model and of what ran it."""
+    return {
+        "model": model,
+        "architecture": predictor.manifest.architecture,
+        "backend": predictor.backend,
+        "precision": predictor.precision,
+        "backend_reason": predictor.backend_reason,
+        "runs_on": predictor.description,
+    }
+
+
+def print_failure(failure: FailedImage) -> None:
+    """Tell of an image that could not be used, on standard error."""
+    line = f"[bold red]error[/] [dim]({failure.code})[/] {plain(failure.image)}: {plain(failure.message)}"
+    errors_console().print(line, soft_wrap=True)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True, slots=True)
+class Runtime:
+    """What runs the model.
+
+    Parameters
+    ----------
+    backend
+        onnxruntime, openvino or torch; auto takes the fastest that the bundle has found right.
+    device
+        cpu or cuda.
+    precision
+        fp32; bf16 and fp16 where the backend and the chip have them; auto may take them where they were measured here.
+    threads
+        Threads of the runtime; all usable cores when left out.
+    streams
+        Calls that are worked on side by side (openvino).
+    compile
+        Compile the model with torch on CUDA.
+    """
+
+    backend: str = "auto"
+    device: str = "cpu"
+    precision: str = "fp32"
+    threads: int | None = None
+    streams: int = 1
+    compile: bool = False
+
+    def settings(self) -> dict[str, Any]:
+        """Return them as `segship.load` takes them."""
+        return asdict(self)
+
+
+DEFAULT_RUNTIME = Runtime()

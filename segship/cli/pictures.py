@@ -9,8 +9,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TypeVar
 
-from segship.cli.outcomes import FailedImage
-from segship.cli.output import STANDARD_INPUT, errors_console
+from segship.cli.output import STANDARD_INPUT, FailedImage, errors_console
 from segship.errors import InputError, SegshipError
 from segship.images import ImageLimits
 from segship.writers.names import output_stems

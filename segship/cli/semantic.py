@@ -10,16 +10,22 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from segship.cli.evaluate import parse_look
-from segship.cli.outcomes import FailedImage, report_outcomes
-from segship.cli.output import make_table, plain, results_console
+from segship.cli.look import Json
+from segship.cli.output import (
+    DEFAULT_RUNTIME,
+    FailedImage,
+    Runtime,
+    make_table,
+    plain,
+    report_outcomes,
+    results_console,
+)
 from segship.cli.pictures import each_picture, expand_pictures
-from segship.cli.reports import Json
-from segship.cli.runtime import DEFAULT_RUNTIME, Runtime
+from segship.draw import percent
 from segship.images import ImageLimits
-from segship.semantic.drawing import percent
-from segship.semantic.mapping import MapOptions, MappedImage, map_image
+from segship.jobs import MapOptions, MappedImage, map_image
 from segship.semantic.predictor import NOTES, SemanticPredictor, open_semantic
-from segship.semantic.writing import check_class_map_formats
+from segship.writers.class_maps import check_class_map_formats
 
 DEFAULT_FORMATS = "overlay,classes"
 

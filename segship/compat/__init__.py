@@ -17,18 +17,18 @@ has less to remember with `segship.load`.
 ((3, 400, 600), (3,), (3, 96, 96))
 """
 
-from segship.compat.arrays import TensorArray
 from segship.compat.generator import SamAutomaticMaskGenerator
-from segship.compat.model import (
+from segship.compat.predictor import (
+    ResizeLongestSide,
     Sam,
+    SamPredictor,
+    TensorArray,
     build_sam,
     build_sam_vit_b,
     build_sam_vit_h,
     build_sam_vit_l,
     sam_model_registry,
 )
-from segship.compat.predictor import SamPredictor
-from segship.compat.transforms import ResizeLongestSide
 
 __all__ = [
     "ResizeLongestSide",

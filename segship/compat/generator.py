@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """`SamAutomaticMaskGenerator`: everything in a picture, under the reference's names and with its results.
 
-Follows segment_anything/automatic_mask_generator.py; the work is done by `segship.amg` in mode ``reference``.
+Follows segment_anything/automatic_mask_generator.py; the work is done by `segship.promptable.everything` in mode
+``reference``.
 """
 
 from __future__ import annotations
@@ -12,12 +13,11 @@ from typing import Any
 
 import numpy.typing as npt
 
-from segship.amg import AmgOptions, generate_masks
-from segship.compat.arrays import as_array
-from segship.compat.model import Sam
-from segship.compat.predictor import ARRAY_LIMITS, SamPredictor
-from segship.predictor import Predictor
-from segship.records import OutputMode
+from segship.compat.predictor import ARRAY_LIMITS, Sam, SamPredictor, as_array
+from segship.promptable.everything.options import AmgOptions
+from segship.promptable.everything.records import OutputMode
+from segship.promptable.everything.search import generate_masks
+from segship.promptable.predictor import Predictor
 
 
 class SamAutomaticMaskGenerator:

@@ -1,28 +1,287 @@
 # SPDX-License-Identifier: Apache-2.0
-"""`SamPredictor`: one image and its embedding, and prompts asked of it, under the reference's names.
-
-Follows segment_anything/predictor.py. Unlike `segship.Predictor`, which does the work, it holds an image.
-"""
+"""Numpy arrays where the reference has torch tensors: taken from either, and answering to the words notebooks use."""
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 from numpy.typing import NDArray
 
-from segship.compat.arrays import TensorArray, as_array, as_tensor_array
-from segship.compat.model import Sam, as_sam
-from segship.compat.transforms import ResizeLongestSide
+from segship.catalog import EMBEDDED_MODELS, KNOWN_CHECKPOINTS, load_promptable
 from segship.errors import ImageError, InputError, PromptError
 from segship.images import ImageLimits
-from segship.prediction import ImageEmbedding, MaskPrediction
-from segship.predictor import Predictor
-from segship.prompts import PromptLimits, Prompts
-from segship.transforms import to_image_frame
+from segship.promptable.prediction import ImageEmbedding, MaskPrediction
+from segship.promptable.predictor import Predictor
+from segship.promptable.prompts import PromptLimits, Prompts
+from segship.promptable.transforms import resize_image, resized_size, to_image_frame
+
+
+class TensorArray(np.ndarray[Any, Any]):
+    """A numpy array that also knows ``cpu()``, ``detach()`` and ``numpy()``, which notebooks say to SAM's tensors.
+
+    >>> as_tensor_array(np.ones(2)).detach().cpu().numpy()
+    array([1., 1.])
+    """
+
+    def cpu(self) -> Self:
+        """Return the array itself; it lies in the memory of the CPU."""
+        return self
+
+    def detach(self) -> Self:
+        """Return the array itself; it records no gradients."""
+        return self
+
+    def numpy(self) -> NDArray[Any]:
+        """Return the same numbers as a plain numpy array, not copied."""
+        return np.asarray(self)
+
+
+def as_tensor_array(array: NDArray[Any]) -> TensorArray:
+    """Return the same numbers, not copied, as a `TensorArray`."""
+    return array.view(TensorArray)
+
+
+def as_array(value: Any) -> NDArray[Any]:
+    """Return the numpy array of whatever was given for one: an array, a list, or a torch tensor on any device."""
+    if hasattr(value, "detach"):
+        # A tensor that records gradients, or lies on a GPU, makes no array of itself.
+        value = value.detach().cpu()
+    return np.asarray(value)
+
+
+class ResizeLongestSide:
+    """Bring images and coordinates to the model frame, where an image's longer side is ``target_length``.
+
+    Parameters
+    ----------
+    target_length
+        Side of the model frame, in pixels.
+
+    Examples
+    --------
+    >>> transform = ResizeLongestSide(1024)
+    >>> transform.apply_coords(np.array([[500, 375]]), (1200, 1800))
+    array([[284.44444444, 213.4375    ]])
+    """
+
+    def __init__(self, target_length: int) -> None:
+        self.target_length = target_length
+
+    def apply_image(self, image: Any) -> NDArray[np.uint8]:
+        """Return (h, w, 3) uint8 of an image (H, W, 3) uint8, resized by Pillow's antialiased bilinear."""
+        # A copy, since Pillow's memory is read-only and torch warns of such arrays.
+        return np.array(resize_image(as_array(image), self.target_length))
+
+    def apply_coords(self, coords: Any, original_size: tuple[int, ...]) -> NDArray[np.float64]:
+        """Return points in the model frame.
+
+        Parameters
+        ----------
+        coords
+            (..., 2) x y pixels in the image frame.
+        original_size
+            (height, width) of the image.
+
+        Returns
+        -------
+        NDArray
+            (..., 2) float64.
+        """
+        height, width = original_size
+        new_height, new_width = resized_size((height, width), self.target_length)
+        # Each axis has its own exact ratio, since the resized sides are rounded.
+        return np.asarray(as_array(coords).astype(np.float64) * (new_width / width, new_height / height))
+
+    def apply_boxes(self, boxes: Any, original_size: tuple[int, ...]) -> NDArray[np.float64]:
+        """Return boxes (B, 4) float64 x0 y0 x1 y1 in the model frame; see `apply_coords`."""
+        return self.apply_coords(as_array(boxes).reshape(-1, 2, 2), original_size).reshape(-1, 4)
+
+    def apply_coords_torch(self, coords: Any, original_size: tuple[int, ...]) -> TensorArray:
+        """Return points (..., 2) float32 in the model frame, for `SamPredictor.predict_torch`."""
+        return as_tensor_array(self.apply_coords(coords, original_size).astype(np.float32))
+
+    def apply_boxes_torch(self, boxes: Any, original_size: tuple[int, ...]) -> TensorArray:
+        """Return boxes (B, 4) float32 in the model frame, for `SamPredictor.predict_torch`."""
+        return as_tensor_array(self.apply_boxes(boxes, original_size).astype(np.float32))
+
+    @staticmethod
+    def get_preprocess_shape(oldh: int, oldw: int, long_side_length: int) -> tuple[int, int]:
+        """Return (height, width) of an image of ``oldh`` x ``oldw`` whose longer side becomes ``long_side_length``."""
+        return resized_size((oldh, oldw), long_side_length)
+
+
+@dataclass(frozen=True, slots=True)
+class ImageEncoder:
+    """What code reads of ``sam.image_encoder``: the side of the model frame, in pixels."""
+
+    img_size: int
+
+
+@dataclass(frozen=True, slots=True)
+class PromptEncoder:
+    """What code reads of ``sam.prompt_encoder``: channels, and (height, width) of embedding, frame and mask input."""
+
+    embed_dim: int
+    image_embedding_size: tuple[int, int]
+    input_image_size: tuple[int, int]
+    mask_input_size: tuple[int, int]
+
+
+class Sam:
+    """A model under the reference's names; `SamPredictor` and `SamAutomaticMaskGenerator` take it.
+
+    Parameters
+    ----------
+    model
+        What `segship.load` takes (a name, the path of a bundle or of a checkpoint), or a `segship.Predictor`.
+    backend, threads, device, precision
+        As `segship.load` takes them; for a model that is loaded here.
+
+    Attributes
+    ----------
+    predictor
+        The `segship.Predictor` that does the work.
+    image_encoder, prompt_encoder
+        Sizes only.
+    device
+        ``cpu``, where arrays are taken and given, whatever device the model runs on.
+    mask_threshold
+        0.0: a pixel belongs to a mask where its logit is above it.
+    image_format
+        ``RGB``.
+    """
+
+    device = "cpu"
+    mask_threshold = 0.0
+    image_format = "RGB"
+
+    def __init__(
+        self,
+        model: str | Path | Predictor,
+        *,
+        backend: str = "auto",
+        threads: int | None = None,
+        device: str = "cpu",
+        precision: str = "fp32",
+    ) -> None:
+        self._load: Callable[[str], Predictor] | None = None
+        if isinstance(model, Predictor):
+            self.predictor = model
+        else:
+            self._load = lambda where: load_promptable(
+                model, backend=backend, threads=threads, device=where, precision=precision
+            )
+            self.predictor = self._load(device)
+        geometry = self.predictor.manifest.geometry
+        side, grid, low_res = geometry.image_size, geometry.embedding_size, geometry.low_res_size
+        self.image_encoder = ImageEncoder(side)
+        self.prompt_encoder = PromptEncoder(geometry.embedding_channels, (grid, grid), (side, side), (low_res, low_res))
+
+    def to(self, device: Any) -> Self:
+        """Load the model on a device: ``cpu``, ``cuda``, ``cuda:1``, or a ``torch.device``.
+
+        Raises
+        ------
+        BackendUnavailable
+            When the device is not here.
+        InputError
+            ``loaded_elsewhere`` when a `segship.Predictor` was given, whose device is settled.
+        """
+        if self._load is None:
+            raise InputError(
+                f"this model runs in a Predictor that was made before ({self.predictor.description}) and cannot move "
+                f"to {device}; load it there with segship.load(..., device={str(device)!r})",
+                code="loaded_elsewhere",
+            )
+        self.predictor = self._load(str(device))
+        return self
+
+    def eval(self) -> Self:
+        """Return the model itself, which is never in training."""
+        return self
+
+    def __call__(
+        self, batched_input: Sequence[Mapping[str, Any]], multimask_output: bool
+    ) -> list[dict[str, TensorArray]]:
+        """Predict masks for several images, each with its prompts.
+
+        Parameters
+        ----------
+        batched_input
+            One mapping an image: ``image`` (3, h, w), resized by `ResizeLongestSide.apply_image`; ``original_size``
+            (height, width); and as `SamPredictor.predict_torch` takes them, in the model frame, ``point_coords``,
+            ``point_labels``, ``boxes`` and ``mask_inputs``.
+        multimask_output
+            Three masks an object, or one.
+
+        Returns
+        -------
+        list
+            One dict an image: ``masks`` (B, C, H, W) bool, ``iou_predictions`` (B, C), ``low_res_logits``.
+        """
+        # Not at the top: the predictor stands on this module.
+
+        predictor, results = SamPredictor(self), []
+        for record in batched_input:
+            image = record["image"]
+            predictor.set_torch_image(image[None], record["original_size"])
+            masks, scores, logits = predictor.predict_torch(
+                record.get("point_coords"),
+                record.get("point_labels"),
+                record.get("boxes"),
+                record.get("mask_inputs"),
+                multimask_output,
+            )
+            results.append({"masks": masks, "iou_predictions": scores, "low_res_logits": logits})
+        return results
+
+
+def as_sam(model: Sam | Predictor | str | Path) -> Sam:
+    """Return the `Sam` that was given, or one around the model that was."""
+    return model if isinstance(model, Sam) else Sam(model)
+
+
+def _build(architecture: str, checkpoint: str | Path | None = None, **options: Any) -> Sam:
+    sam = Sam(architecture if checkpoint is None else checkpoint, **options)
+    found = sam.predictor.manifest.architecture
+    if found != architecture:
+        raise InputError(
+            f"{checkpoint} holds a model of architecture {found!r} and {architecture!r} was asked for; "
+            f"use segship.compat.Sam(checkpoint), which takes any",
+            code="other_architecture",
+        )
+    return sam
+
+
+def build_sam_vit_h(checkpoint: str | Path | None = None, **options: Any) -> Sam:
+    """Load SAM ViT-H from a bundle or checkpoint, or by its name from the cache folder; options as `Sam` has them."""
+    return _build("vit_h", checkpoint, **options)
+
+
+def build_sam_vit_l(checkpoint: str | Path | None = None, **options: Any) -> Sam:
+    """Load SAM ViT-L; see `build_sam_vit_h`."""
+    return _build("vit_l", checkpoint, **options)
+
+
+def build_sam_vit_b(checkpoint: str | Path | None = None, **options: Any) -> Sam:
+    """Load SAM ViT-B; see `build_sam_vit_h`."""
+    return _build("vit_b", checkpoint, **options)
+
+
+build_sam = build_sam_vit_h
+
+sam_model_registry: dict[str, Callable[..., Sam]] = {
+    "default": build_sam,
+    **{name: partial(_build, name) for name in (*KNOWN_CHECKPOINTS, *EMBEDDED_MODELS)},
+}
+"""Name of an architecture -> what loads it: ``sam_model_registry["vit_b"](checkpoint="vit_b.bundle")``."""
+
 
 Masks = tuple[NDArray[Any], NDArray[np.float32], NDArray[np.float32]]
 

@@ -9,6 +9,7 @@ ROOT/gtFine/val/CITY/STEM_gtFine_polygons.json                          .../anno
 
 from __future__ import annotations
 
+import io
 import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -17,11 +18,20 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image, PngImagePlugin
 
-from segship.datasets.ade20k import ADE20K, annotation_to_classes
-from segship.datasets.cityscapes import CITYSCAPES, LABELS, label_ids_to_train_ids
-from segship.datasets.class_table import ClassTable
+from segship.datasets.classes import ClassTable
+from segship.datasets.known import (
+    ADE20K,
+    CITYSCAPES,
+    LABELS,
+    annotation_to_classes,
+    label_ids_to_train_ids,
+    polygons_to_train_ids,
+)
 from segship.errors import InputError
+from segship.files import read_bytes
+from segship.images.file_bytes import picture_end
 
 TruthKind = Literal["labelTrainIds", "labelIds", "polygons", "annotation"]
 Truth = Literal["auto", "labelTrainIds", "labelIds", "polygons"]
@@ -200,4 +210,83 @@ def _missing(folder: Path, above: Path, wanted: str) -> InputError:
 DATA_SETS: dict[str, DataSet] = {
     "cityscapes": DataSet(CITYSCAPES, _find_cityscapes, max(label.id for label in LABELS), label_ids_to_train_ids),
     "ade20k": DataSet(ADE20K, _find_ade20k, len(ADE20K.classes), annotation_to_classes),
+}
+
+
+MAX_LABEL_BYTES = 128 * 2**20
+"""Largest file of labels that is read; Cityscapes' polygons have up to some 100 kB, its PNG files less."""
+MAX_LABEL_PIXELS = 100_000_000
+
+
+def read_label_image(path: Path) -> NDArray[np.uint8]:
+    """Read a PNG of one 8-bit number a pixel, gray or with a palette whose indices are the numbers.
+
+    Returns
+    -------
+    ndarray
+        (H, W) uint8.
+
+    Raises
+    ------
+    InputError
+        ``bad_label_image`` when it is no such PNG, or what `segship.files.read_bytes` raises.
+    """
+    data = read_bytes(path.resolve(), limit=MAX_LABEL_BYTES)
+    try:
+        # The plugin itself: Image.open would try every format, and change the process's warnings for large pictures.
+        image = PngImagePlugin.PngImageFile(io.BytesIO(data))
+        width, height = image.size
+        if width * height > MAX_LABEL_PIXELS:
+            raise _bad(path, f"has {width} x {height} pixels; at most {MAX_LABEL_PIXELS:,} are read")
+        mode = image.mode
+        if mode in ("L", "P"):
+            labels = np.array(image)
+            # Pillow takes a file whose last chunks are missing.
+            if picture_end(data, "png") is None:
+                raise ValueError("no end")
+            return labels
+    except (OSError, SyntaxError, ValueError, EOFError) as error:
+        # SyntaxError is what Pillow raises for bytes that are no PNG.
+        raise _bad(path, "is damaged or no PNG; copy it again") from error
+    raise _bad(path, f"has pixels of kind {mode!r}; accepted are 8-bit gray or palette, one number of a class a pixel")
+
+
+def encode_label_image(labels: NDArray[np.uint8]) -> bytes:
+    """Return the bytes of an 8-bit gray PNG of labels (H, W) uint8."""
+    stream = io.BytesIO()
+    Image.fromarray(labels).save(stream, "PNG")
+    return stream.getvalue()
+
+
+def _bad(path: Path, problem: str) -> InputError:
+    return InputError(f"{path} {problem}", code="bad_label_image")
+
+
+def read_truth(sample: Sample) -> NDArray[np.uint8]:
+    """Return the truth of a sample, (H, W) uint8: the class of each pixel, 255 where none is known.
+
+    Raises
+    ------
+    InputError
+        ``missing_truth``, ``bad_label_image``, ``bad_annotation``, or what `segship.files.read_bytes` raises.
+    """
+    if sample.truth is None:
+        message = f"{sample.name} has a picture and no {sample.truth_kind}; copy its file of truth into the data set"
+        raise InputError(message, code="missing_truth")
+    return _READERS[sample.truth_kind](sample.truth)
+
+
+def _read_polygons(path: Path) -> NDArray[np.uint8]:
+    document = read_bytes(path.resolve(), limit=MAX_LABEL_BYTES)
+    try:
+        return polygons_to_train_ids(document)
+    except InputError as error:
+        raise InputError(f"{path}: {error}", code=error.code) from error
+
+
+_READERS: dict[TruthKind, Callable[[Path], NDArray[np.uint8]]] = {
+    "labelTrainIds": read_label_image,
+    "labelIds": lambda path: label_ids_to_train_ids(read_label_image(path)),
+    "polygons": _read_polygons,
+    "annotation": lambda path: annotation_to_classes(read_label_image(path)),
 }

@@ -12,12 +12,10 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-from segship.datasets.folders import DATA_SETS, TRUTH_FILES, FailedSample, Sample
-from segship.datasets.label_images import encode_label_image
-from segship.datasets.truths import read_truth
+from segship.datasets.folders import DATA_SETS, TRUTH_FILES, FailedSample, Sample, encode_label_image, read_truth
 from segship.errors import InputError
 from segship.files import write_file
-from segship.processes import count_workers, in_order
+from segship.machine import count_workers, in_order
 
 Progress = Callable[[int, int], None]
 """Called with how many are done, and of how many."""
@@ -34,7 +32,7 @@ class TrainIdsOptions:
     overwrite
         Write files anew that are there.
     workers
-        See `segship.processes.count_workers`.
+        See `segship.machine.count_workers`.
     """
 
     splits: tuple[str, ...] = ()

@@ -13,17 +13,16 @@ from numpy.typing import NDArray
 
 import segship
 from segship.catalog import find_model
-from segship.datasets.class_table import ClassTable
+from segship.datasets.classes import ClassTable
 from segship.datasets.folders import DATA_SETS, Sample, Truth, find_samples
 from segship.errors import InputError, OutputError
 from segship.evaluation.report import Evaluation
 from segship.evaluation.scoring import Progress, digest_of_samples, score_samples
-from segship.evaluation.sources import ModelSource, Source, WrittenSource
+from segship.evaluation.sources import Ids, ModelSource, RawType, Source, WrittenMaps, WrittenSource, find_written_maps
 from segship.evaluation.state import StateFile
-from segship.evaluation.written import Ids, RawType, WrittenMaps, find_written_maps
 from segship.files import sha256_of, write_file
 from segship.semantic.class_map import ClassMap
-from segship.semantic.inference import SemanticOptions
+from segship.semantic.views import SemanticOptions
 from segship.writers.names import safe_file_name
 
 MANIFEST_FILE = "manifest.json"
@@ -61,13 +60,13 @@ class EvaluateOptions:
     batch
         Pictures that the model gets at once.
     look
-        Windows, ratios and mirrors, see `segship.semantic.SemanticOptions`.
+        Windows, ratios and mirrors, see `segship.semantic.views.SemanticOptions`.
     runtime
         Keywords of `segship.load`: backend, device, precision, ...
     ids, raw_type
         What the class maps of another program hold, see `WrittenMaps`.
     workers
-        Processes that read; see `segship.processes.count_workers`.
+        Processes that read; see `segship.machine.count_workers`.
     limit
         Only so many samples, the first by name.
     strict

@@ -9,13 +9,12 @@ from collections.abc import Callable, Generator, Iterable, Sequence
 from contextlib import closing
 from pathlib import Path
 
-from segship.datasets.confusion import ConfusionMatrix
 from segship.datasets.folders import DATA_SETS, FailedSample, Sample
 from segship.errors import InputError
-from segship.evaluation.report import Evaluation
+from segship.evaluation.report import ConfusionMatrix, Evaluation
 from segship.evaluation.sources import Outcome, Source
 from segship.evaluation.state import Snapshot, StateFile
-from segship.processes import count_workers
+from segship.machine import count_workers
 
 Progress = Callable[[int, int], None]
 """Called with how many samples are done, and of how many."""
@@ -46,7 +45,7 @@ def score_samples(
     source
         Where predictions come from.
     workers
-        Processes that read and, for written class maps, count; see `segship.processes.count_workers`.
+        Processes that read and, for written class maps, count; see `segship.machine.count_workers`.
     strict
         The first sample that cannot be used is an error; else it is listed.
     state
@@ -63,7 +62,7 @@ def score_samples(
     >>> import tempfile
     >>> import numpy as np
     >>> from segship.datasets.folders import find_samples
-    >>> from segship.datasets.street_scenes import write_cityscapes
+    >>> from recipes.streets.scenes import write_cityscapes
     >>> from segship.evaluation import ModelSource
     >>> all_road = ModelSource(lambda pixels: np.zeros(pixels.shape[:2], np.uint8))
     >>> with tempfile.TemporaryDirectory() as root:

@@ -33,7 +33,7 @@ class Snapshot:
     done
         Samples, in the order of the data set, that were scored or failed.
     counts
-        (K, K + 1) int64, see `segship.datasets.ConfusionMatrix`.
+        (K, K + 1) int64, see `segship.evaluation.report.ConfusionMatrix`.
     failed
         Those that could not be used.
     """

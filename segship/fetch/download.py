@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One file of a known size and digest over HTTP: resumable, checked while it streams, renamed only when right.
+"""A lock between processes, so that two of them never fetch the same file at once.
 
-Bytes go to ``NAME.part``. A later call hashes what is there and asks for the rest; if the server sends the whole file
-instead, the part starts anew. The caller holds the lock, so one part has one writer.
+The system drops the lock when its holder ends, however it ends; there is no stale lock to clear away.
 """
 
 from __future__ import annotations
@@ -13,8 +12,10 @@ import os
 import re
 import shutil
 import ssl
+import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, BinaryIO
@@ -33,6 +34,59 @@ from urllib.request import (
 
 from segship.errors import FetchError
 from segship.files import CHUNK_BYTES
+
+POLL_SECONDS = 0.1
+
+if sys.platform == "win32":
+    import msvcrt
+
+    def _take(descriptor: int) -> bool:
+        try:
+            msvcrt.locking(descriptor, msvcrt.LK_NBLCK, 1)
+        except OSError:
+            return False
+        return True
+
+else:
+    import fcntl
+
+    def _take(descriptor: int) -> bool:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+
+@contextmanager
+def exclusive_lock(path: Path) -> Iterator[None]:
+    """Hold the lock file ``path`` while the block runs; waits for as long as another process or thread holds it."""
+    descriptor = _wait_for(path)
+    try:
+        yield
+    finally:
+        # Removed while still held: whoever waited for it sees that its file is gone and starts anew. Windows does not
+        # remove open files; there the empty file stays.
+        with suppress(OSError):
+            os.unlink(path)
+        os.close(descriptor)
+
+
+def _wait_for(path: Path) -> int:
+    while True:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0), 0o666)
+        if _take(descriptor) and _is_still(path, descriptor):
+            return descriptor
+        os.close(descriptor)
+        time.sleep(POLL_SECONDS)
+
+
+def _is_still(path: Path, descriptor: int) -> bool:
+    try:
+        return os.path.samestat(os.stat(path), os.fstat(descriptor))
+    except FileNotFoundError:
+        return False
+
 
 Progress = Callable[[int, int], None]
 

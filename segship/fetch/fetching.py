@@ -11,12 +11,10 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 from urllib.request import url2pathname
 
-from segship.cache import checkpoint_folder
+from segship.catalog import KNOWN_CHECKPOINTS, SEMANTIC_CHECKPOINTS, KnownCheckpoint
 from segship.errors import FetchError, SegshipError
-from segship.fetch.download import Download, Progress, download
-from segship.fetch.file_lock import exclusive_lock
-from segship.files import CHUNK_BYTES, atomic_file, open_regular, sha256_of
-from segship.known import KNOWN_CHECKPOINTS, SEMANTIC_CHECKPOINTS, KnownCheckpoint
+from segship.fetch.download import Download, Progress, download, exclusive_lock
+from segship.files import CHUNK_BYTES, atomic_file, checkpoint_folder, open_regular, sha256_of
 
 MIRROR_VARIABLE = "SEGSHIP_MIRROR"
 # Seconds without a byte after which a connection counts as lost.
@@ -70,7 +68,7 @@ def fetch_checkpoint(
     ------
     FetchError
         When the file cannot be had or is not the published one; ``code`` tells the reasons apart. ``fetch_by_hand`` for
-        the semantic models, whose message says how; `segship.checkpoints.by_hand` takes the file then.
+        the semantic models, whose message says how; `segship.ship.by_hand` takes the file then.
     """
     known = _known(name)
     target = checkpoint_path(name, destination)

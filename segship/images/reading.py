@@ -315,3 +315,12 @@ def _read_array(array: npt.NDArray[Any], limits: ImageLimits) -> LoadedImage:
     if array.ndim == 2:
         return LoadedImage(np.repeat(array[:, :, None], 3, axis=2))
     return LoadedImage(np.ascontiguousarray(array))
+
+
+# On the spoon.
+DEMO_POINT_XY = (365, 290)
+
+
+def demo_photograph() -> Path:
+    """Return the path of the photograph inside the package, a JPEG of 600 x 400 pixels."""
+    return Path(__file__).parent / "coffee.jpg"

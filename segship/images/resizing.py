@@ -1,13 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Pillow's resize in bands, on several threads: bit for bit what one call gives, whatever their number.
 
-On the use road between reading and normalising; `segship.transforms` uses it. Pillow releases the interpreter's lock
-while it resizes, and it resizes a part of a picture if it is given a box. Output column i of a picture is a weighted
-sum around the place (i + 1/2) * W / w of the source; of a band that begins at column c the box begins at c * W / w, and
-its column i - c lies at c * W / w + (i - c + 1/2) * W / w. These are the same number, but the same float only if
-nothing was rounded: Pillow has boxes in float32 and places in float64 (src/libImaging/Resample.c precompute_coeffs).
-So a picture is cut only where all of these numbers are whole multiples of a power of two that fit; then every weight is
-the same, and with it every pixel. A model frame of 1024 allows this for every picture, along its longer side.
+On the use road between reading and normalising; `segship.promptable.transforms` uses it. Pillow releases the
+interpreter's lock while it resizes, and it resizes a part of a picture if it is given a box. Output column i of a
+picture is a weighted sum around the place (i + 1/2) * W / w of the source; of a band that begins at column c the box
+begins at c * W / w, and its column i - c lies at c * W / w + (i - c + 1/2) * W / w. These are the same number, but the
+same float only if nothing was rounded: Pillow has boxes in float32 and places in float64 (src/libImaging/Resample.c
+precompute_coeffs). So a picture is cut only where all of these numbers are whole multiples of a power of two that fit;
+then every weight is the same, and with it every pixel. A model frame of 1024 allows this for every picture, along its
+longer side.
 
 Pillow rounds to 8 bits between its two passes, so their order matters. It resizes across first; since version 13 down
 first if a picture loses more than twice as many rows as columns (ImagingResampleInner). Those are left whole, and the

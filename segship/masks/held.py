@@ -14,10 +14,8 @@ from threading import Lock
 import numpy as np
 from numpy.typing import NDArray
 
-from segship.masks.encoding import EncodedMask, encode_logits
-from segship.masks.rle import Runs, mask_to_runs
-from segship.masks.runs import runs_to_area, runs_to_box
-from segship.masks.upscaling import Cells, Upscaler, Window
+from segship.masks.rle import Runs, mask_to_runs, runs_to_area, runs_to_box
+from segship.masks.upscaling import Cells, EncodedMask, Upscaler, Window, encode_logits
 
 Flags = NDArray[np.bool_]
 

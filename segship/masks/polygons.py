@@ -22,10 +22,8 @@ import numpy.typing as npt
 from numpy.typing import NDArray
 
 from segship.errors import InputError
-from segship.masks.boxes import masks_to_boxes
-from segship.masks.inputs import read_mask, read_number
-from segship.masks.rle import Runs, runs_to_mask
-from segship.masks.spans import spans_to_runs
+from segship.masks.rle import Runs, read_mask, read_number, runs_to_mask
+from segship.masks.spans import masks_to_boxes, spans_to_runs
 
 Ring = NDArray[np.float64]
 _Integers = NDArray[np.int64]

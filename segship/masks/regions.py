@@ -16,10 +16,8 @@ import numpy.typing as npt
 from numpy.typing import NDArray
 
 from segship.errors import InputError
-from segship.masks.boxes import masks_to_boxes
-from segship.masks.inputs import read_mask, read_number
-from segship.masks.rle import Runs, mask_to_runs
-from segship.masks.runs import runs_to_box, runs_to_crop
+from segship.masks.rle import Runs, mask_to_runs, read_mask, read_number, runs_to_box, runs_to_crop
+from segship.masks.spans import masks_to_boxes
 
 _Bool = NDArray[np.bool_]
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from segship.datasets.class_table import IGNORED, ClassTable
+from segship.datasets.classes import IGNORED, ClassTable
 from segship.errors import InputError
 
 

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from segship.backend_choice import installed_version, processor_name
 from segship.backends import GRAPH_BACKENDS, load_backend
+from segship.backends.choice import installed_version, processor_name
 from segship.backends.session import SessionOptions, thread_count
 from segship.bundle.measured import AnyCheck
 from segship.errors import BackendUnavailable

@@ -14,18 +14,18 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segship.backend_choice import DEFAULT_BACKEND, EXACT
+from segship.backends.choice import DEFAULT_BACKEND, EXACT
 from segship.bundle import Bundle
+from segship.bundle.agreement import mask_step, tensor_step
 from segship.bundle.measured import BackendCheck, ComparisonBar, ComparisonStep
+from segship.cases import comparison_images, prompt_mixes
 from segship.catalog import load_promptable as load
 from segship.errors import SegshipError
 from segship.masks.scores import mask_iou
-from segship.prediction import ImageEmbedding
-from segship.predictor import Predictor
-from segship.prompts import Prompts
+from segship.promptable.prediction import ImageEmbedding
+from segship.promptable.predictor import Predictor
+from segship.promptable.prompts import Prompts
 from segship.tune.candidates import ROUNDS, Report, TuneOptions, candidates, describe_candidate
-from segship.verify.agreement import mask_step, tensor_step
-from segship.verify.cases import comparison_images, prompt_mixes
 
 REDUCED_BAR = ComparisonBar(cosine=0.998, max_abs=0.1, mask_iou_mean=0.97, mask_iou_min=0.75)
 """How far bfloat16 and float16 may move things.

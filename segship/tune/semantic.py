@@ -12,16 +12,16 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segship.backend_choice import DEFAULT_BACKEND, EXACT
+from segship.backends.choice import DEFAULT_BACKEND, EXACT
 from segship.backends.opening import open_sessions
 from segship.backends.session import Session, SessionOptions
 from segship.bundle import Bundle
-from segship.bundle.manifest import SemanticManifest
+from segship.bundle.agreement import class_map_step, logits_step
 from segship.bundle.measured import SemanticBar, SemanticCheck, SemanticStep
+from segship.cases import comparison_tensors
 from segship.errors import SegshipError
+from segship.semantic.manifest import SemanticManifest
 from segship.tune.candidates import ROUNDS, Report, TuneOptions, candidates, describe_candidate
-from segship.verify.agreement import class_map_step, logits_step
-from segship.verify.cases import comparison_tensors
 
 TUNED_SIZE = (512, 1024)
 """(height, width) of the pictures for a bundle that takes any size."""

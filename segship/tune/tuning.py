@@ -3,7 +3,7 @@
 
 Stands beside both roads: an export ends with it, and whoever carries a bundle to another machine runs it there, without
 torch. The graphs were held against the model when they were exported; here the backends are held against those graphs
-in ONNX Runtime in fp32, on the same images and prompts. `segship.backend_choice` decides by what is written.
+in ONNX Runtime in fp32, on the same images and prompts. `segship.backends.choice` decides by what is written.
 """
 
 from __future__ import annotations

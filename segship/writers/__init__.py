@@ -2,11 +2,11 @@
 """Results as files: one small class a format, all of them in `WRITERS`.
 
 Last step of the use road. A writer turns what there is of one image into named bytes: a `Result` (prompted masks),
-`segship.records.ImageRecords` (everything in a picture), or `Instances`, the one view that formats have of both.
-`write_result` puts the bytes on disk through `segship.files`, whole or not at all. Nothing of an input file but its
-name and its pixels reaches an output: no EXIF, no colour profile, no path. `read_mask_input` reads back what the npz
-format keeps for refining a mask, and `to_supervision` gives masks to a library instead of a file. What each format
-keeps and loses is in docs/files.md.
+`segship.promptable.everything.records.ImageRecords` (everything in a picture), or `Instances`, the one view that
+formats have of both. `write_result` puts the bytes on disk through `segship.files`, whole or not at all. Nothing of an
+input file but its name and its pixels reaches an output: no EXIF, no colour profile, no path. `read_mask_input` reads
+back what the npz format keeps for refining a mask, and `to_supervision` gives masks to a library instead of a file.
+What each format keeps and loses is in docs/files.md.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ from pathlib import Path
 
 from segship.errors import OutputError
 from segship.files import write_directory, write_file
-from segship.writers.arrays import NpzWriter, read_mask_input
-from segship.writers.detections import to_supervision
 from segship.writers.documents import (
     CocoWriter,
     JsonWriter,
@@ -29,12 +27,28 @@ from segship.writers.documents import (
     prediction_document,
     sa1b_document,
 )
-from segship.writers.instances import Instance, Instances, Source, as_instances, check_source, label_instances
+from segship.writers.instances import (
+    Instance,
+    Instances,
+    Prediction,
+    Result,
+    Source,
+    Writer,
+    as_instances,
+    check_source,
+    label_instances,
+)
 from segship.writers.label_maps import PANOPTIC_DOCUMENT, PANOPTIC_PICTURE, InstancesWriter, PanopticWriter
 from segship.writers.pictures import METADATA, FolderWriter, OverlayWriter, PngWriter
-from segship.writers.result import Prediction, Result, Writer
 from segship.writers.shapes import LabelMeWriter, YoloWriter, labelme_document
-from segship.writers.tables import ParquetWriter, has_pyarrow, pyarrow_missing
+from segship.writers.tables import (
+    NpzWriter,
+    ParquetWriter,
+    has_pyarrow,
+    pyarrow_missing,
+    read_mask_input,
+    to_supervision,
+)
 
 __all__ = [
     "WRITERS",
@@ -106,7 +120,7 @@ def write_result(
     Parameters
     ----------
     result
-        `Result`, `segship.records.ImageRecords` or `Instances`.
+        `Result`, `segship.promptable.everything.records.ImageRecords` or `Instances`.
     directory
         Where the files shall be; it must exist.
     formats

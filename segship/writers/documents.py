@@ -6,12 +6,11 @@ from __future__ import annotations
 import json
 from typing import TYPE_CHECKING, Any
 
-from segship.writers.instances import Instance, Instances, Source, as_instances, shortest_number
+from segship.writers.instances import Instance, Instances, Result, Source, as_instances, shortest_number
 from segship.writers.names import safe_file_name
-from segship.writers.result import Result
 
 if TYPE_CHECKING:
-    from segship.prompts import ObjectPrompt
+    from segship.promptable.prompts import ObjectPrompt
 
 
 class CocoWriter:

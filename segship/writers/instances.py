@@ -1,30 +1,115 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One view of all that can be written: the masks of an image with what is known of each, as run lengths.
-
-On the use road between results and formats. `as_instances` makes `Instances` of a `Result` (prompted masks) and of
-`segship.records.ImageRecords` (everything in a picture), so that a format is written once for both. `label_instances`
-puts names on them, and `segship.semantic.labelling.label_records` those that a class map votes for.
-"""
+"""What a writer takes and what it is: `Result` and `Writer`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from segship.datasets.known import thing_classes
 from segship.errors import InputError
-from segship.masks.rle import Rle, Runs, compress_runs, runs_to_mask
-from segship.masks.runs import runs_to_area, runs_to_box, runs_to_crop
-from segship.records import ImageRecords, MaskRecord
-from segship.writers.result import Result
+from segship.masks.panoptic import PanopticOptions
+from segship.masks.rle import Rle, Runs, compress_runs, runs_to_area, runs_to_box, runs_to_crop, runs_to_mask
+from segship.promptable.everything.records import ImageRecords, MaskRecord
+from segship.semantic.class_map import ClassMap
+from segship.semantic.labels import NOBODY, check_size, vote_class
 
 if TYPE_CHECKING:
-    from segship.semantic.class_map import ClassMap
-    from segship.semantic.panoptic import PanopticOptions
+    from segship.promptable.prompts import ObjectPrompt
+
+
+class Prediction(Protocol):
+    """What is read of a prediction; `segship.promptable.prediction.MaskPrediction` is one."""
+
+    @property
+    def masks(self) -> NDArray[np.bool_] | NDArray[np.float32]:
+        """(objects, masks, H, W) bool, or logits of which those above 0 are set."""
+
+    @property
+    def iou_predictions(self) -> NDArray[np.float32]:
+        """(objects, masks) float32."""
+
+    def mask(self, entry: int, index: int) -> NDArray[np.bool_]:
+        """Return one mask (H, W)."""
+
+    def mask_runs(self, entry: int, index: int) -> Runs:
+        """Return the run lengths (n,) int64 of one mask."""
+
+    @property
+    def low_res_masks(self) -> NDArray[np.float32]:
+        """(objects, masks, 4h, 4w) float32 logits."""
+
+    @property
+    def original_size(self) -> tuple[int, int]:
+        """Height and width of the image, in pixels."""
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What was noticed on the way."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Result:
+    """One image with its prompts and its prediction, ready to be written.
+
+    Attributes
+    ----------
+    stem
+        What the names of its files begin with; `segship.writers.names.output_stems` makes safe ones.
+    name
+        The input's file name, as COCO and JSON repeat it; directories in it are left out.
+    pixels
+        (H, W, 3) uint8 RGB, upright.
+    prediction
+        Masks, scores and low-resolution logits of all objects.
+    objects
+        The prompts of each object, in the order of the prediction.
+    notes
+        More notes than the prediction has itself.
+    """
+
+    stem: str
+    name: str
+    pixels: NDArray[np.uint8]
+    prediction: Prediction
+    objects: Sequence[ObjectPrompt] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def masks(self) -> NDArray[np.bool_]:
+        """(objects, masks, H, W) bool, also if the prediction holds logits."""
+        masks = self.prediction.masks
+        return np.asarray(masks if masks.dtype == np.bool_ else masks > 0, np.bool_)
+
+    @property
+    def best_masks(self) -> NDArray[np.intp]:
+        """(objects,) the index of the mask with the highest predicted IoU, the first of equals."""
+        return np.asarray(self.prediction.iou_predictions.argmax(axis=1))
+
+
+class Writer(Protocol):
+    """A format."""
+
+    @property
+    def extension(self) -> str:
+        """What the names of its files end with, or the name of its folder; none is the end of another one."""
+
+    @property
+    def loses(self) -> str:
+        """What the format cannot keep; the table of docs/files.md repeats it."""
+
+    def write(self, source: Source) -> dict[str, bytes]:
+        """Return the files of one image: name to bytes.
+
+        A name with one ``/`` is a file inside a folder, which is written whole or not at all.
+        """
+
 
 CATEGORY = "object"
 """The only category of masks that nobody named: Segment Anything does not say what a thing is."""
@@ -55,7 +140,7 @@ class Instance:
     bbox_xywh
         The box of a record as the reference counts it; None for a prompted mask.
     label_confidence, label_purity
-        How sure the category is, see `segship.semantic.voting`; None if no class map was asked.
+        How sure the category is, see `segship.semantic.labels`; None if no class map was asked.
     """
 
     runs: Runs
@@ -170,7 +255,7 @@ def as_instances(source: Source, *, best_only: bool = False) -> Instances:
     Parameters
     ----------
     source
-        A `Result`, `segship.records.ImageRecords`, or what this function returned.
+        A `Result`, `segship.promptable.everything.records.ImageRecords`, or what this function returned.
     best_only
         Of every object of a prompted prediction only the mask with the highest predicted IoU, for formats in which
         every mask is a thing of its own. Records are things already.
@@ -297,3 +382,54 @@ def _comparable(score: float | None) -> float:
 
 def _finite(value: float) -> float | None:
     return float(value) if math.isfinite(value) else None
+
+
+def label_records(
+    source: Source,
+    class_map: ClassMap,
+    *,
+    things: Collection[str] | None = None,
+    panoptic: PanopticOptions | None = None,
+) -> Instances:
+    """Return the masks of a result with the classes that they are voted, ready to be written in every format.
+
+    Parameters
+    ----------
+    source
+        `segship.promptable.everything.records.ImageRecords`, or any other result that the writers take.
+    class_map
+        See `label_masks`.
+    things
+        Names of the classes that can be counted, for COCO panoptic; what `segship.datasets.known` knows of the data
+        set when left out.
+    panoptic
+        How masks and class map are merged there.
+
+    Raises
+    ------
+    InputError
+        ``other_size`` or ``unknown_class``.
+    """
+    instances = as_instances(source)
+    check_size(instances.size, class_map)
+    labels = Labels(class_map, thing_classes(class_map.table, things), panoptic or PanopticOptions())
+    votes = [vote_class(entry.runs, class_map) for entry in instances.entries]
+    nobody = len(class_map.classes)
+    entries = tuple(
+        replace(
+            entry,
+            category=nobody if vote.number is None else vote.number,
+            label_confidence=round(vote.label_confidence, 6),
+            label_purity=round(vote.label_purity, 6),
+        )
+        for entry, vote in zip(instances.entries, votes, strict=True)
+    )
+    # All classes, so that the numbers of several images agree; one more only if a mask has none.
+    categories = class_map.classes + ((NOBODY,) if any(vote.number is None for vote in votes) else ())
+    return replace(instances, entries=entries, categories=categories, labels=labels)
+
+
+def count_labels(instances: Instances) -> dict[str, int]:
+    """Return how many masks every class has that has any, most first."""
+    names = Counter(instances.categories[entry.category] for entry in instances.entries)
+    return dict(names.most_common())

@@ -6,8 +6,8 @@ the later one over the earlier, as in the overlay. So a wheel shows on its car. 
 pixel. Masks that do not overlap, such as a partition, lose nothing. Of a prompted prediction the best mask of every
 object is painted, since its other masks are other readings of the same thing.
 
-Masks that a class map has voted for (`segship.semantic.voting`) become COCO panoptic with things and stuff, merged as
-`segship.semantic.panoptic` says.
+Masks that a class map has voted for (`segship.semantic.labels`) become COCO panoptic with things and stuff, merged as
+`segship.masks.panoptic` says.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segship.errors import OutputError
-from segship.masks.boxes import masks_to_boxes, xyxy_to_xywh
-from segship.masks.runs import paint_order, paint_runs
-from segship.semantic.panoptic import LabelledMask, Segment, merge_panoptic
+from segship.masks.panoptic import LabelledMask, Segment, merge_panoptic
+from segship.masks.rle import paint_order, paint_runs
+from segship.masks.spans import masks_to_boxes, xyxy_to_xywh
 from segship.writers.documents import coco_categories, coco_image, describe_label, encode_json
 from segship.writers.instances import Instances, Labels, Source, as_instances
 from segship.writers.pictures import encode_png

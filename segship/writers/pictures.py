@@ -9,11 +9,9 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from segship.draw import draw_masks, draw_overlay
+from segship.draw import draw_labelled_masks, draw_masks, draw_overlay
 from segship.errors import OutputError
-from segship.semantic.drawing import draw_labelled_masks
-from segship.writers.instances import Instance, Instances, Source, as_instances
-from segship.writers.result import Result
+from segship.writers.instances import Instance, Instances, Result, Source, as_instances
 
 JPEG_QUALITY = 92
 # Masks are large flat areas, which the fastest setting already makes small.

@@ -1,16 +1,169 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results as a Parquet table, one row a mask: the form for the masks of very many images."""
+"""Results as arrays without loss: the npz format, and reading a mask input back from it.
+
+The reader takes files from anywhere: nothing is unpickled, and memory follows the bytes that are there.
+"""
 
 from __future__ import annotations
 
 import importlib
 import importlib.util
 import io
-from typing import Any
+import os
+import re
+import struct
+import zipfile
+import zlib
+from pathlib import Path
+from typing import IO, Any
 
-from segship.errors import BackendUnavailable
-from segship.writers.instances import Instances, Source, as_instances
+import numpy as np
+from numpy.typing import NDArray
+
+from segship.errors import BackendUnavailable, PromptError
+from segship.files import open_regular
+from segship.writers.instances import Instances, Result, Source, as_instances
 from segship.writers.names import safe_file_name
+
+MAX_ARRAY_BYTES = 512 * 1024 * 1024
+# Not numpy's own reader of headers: that parses Python, and fails in many ways on what is none.
+_HEADER = re.compile(rb"\{'descr': '([<>]f[248])', 'fortran_order': (True|False), 'shape': \(([0-9, ]{0,99})\), \} *\n")
+# All that zipfile and numpy raise for bytes that are not what they should be.
+_DAMAGED = (KeyError, ValueError, OSError, EOFError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error)
+
+
+class NpzWriter:
+    """All arrays without loss, for numpy; nothing in it needs ``allow_pickle``.
+
+    Of a prompted prediction: ``masks_packed`` (objects, masks, H, ceil(W / 8)) uint8 are the masks as bits: unpack
+    them with ``np.unpackbits(file["masks_packed"], axis=-1, count=W).astype(bool)``. ``iou_predictions``,
+    ``low_res_masks`` and ``original_size`` are as in a prediction. ``points`` (n, 2) and ``labels`` (n,) are those of
+    all objects, and ``point_objects`` (n,) says whose each is; ``boxes`` (b, 4) and ``box_objects`` (b,) likewise.
+
+    Of n records: ``runs`` int64 are the run lengths of all masks one after the other, those of mask i from
+    ``run_offsets[i]`` up to ``run_offsets[i + 1]``; `segship.masks.rle.runs_to_mask` makes masks of them. ``area``,
+    ``bbox`` (n, 4), ``predicted_iou``, ``stability_score`` and ``crop_box`` (n, 4) have the meaning of SA-1B, with NaN
+    for what is not known. ``point_coords`` (p, 2) are the points of all, and ``point_records`` (p,) says whose each is.
+    ``category`` (n,) is an index into ``categories``, and ``original_size`` height and width.
+    """
+
+    extension = "prediction.npz"
+    loses = "pixels, names of files, notes"
+
+    def write(self, source: Source) -> dict[str, bytes]:
+        """Return the files of one image: name to bytes."""
+        arrays = _result_arrays(source) if isinstance(source, Result) else _instance_arrays(as_instances(source))
+        stream = io.BytesIO()
+        # Not compressed: bits and run lengths are small already, and logits are noise to a compressor.
+        np.savez(stream, **arrays)
+        return {f"{source.stem}.{self.extension}": stream.getvalue()}
+
+
+def _result_arrays(result: Result) -> dict[str, Any]:
+    prediction, objects = result.prediction, result.objects
+    boxes = [(index, entry.box) for index, entry in enumerate(objects) if entry.box is not None]
+    return {
+        "masks_packed": np.packbits(result.masks, axis=-1),
+        "iou_predictions": prediction.iou_predictions.astype(np.float32),
+        "low_res_masks": prediction.low_res_masks.astype(np.float32),
+        "original_size": np.array(prediction.original_size, np.int64),
+        "points": np.concatenate([np.zeros((0, 2), np.float32), *(entry.points for entry in objects)]),
+        "labels": np.concatenate([np.zeros(0, np.int64), *(entry.labels for entry in objects)]),
+        "point_objects": np.repeat(np.arange(len(objects)), [len(entry.points) for entry in objects]),
+        "boxes": np.array([box for _, box in boxes], np.float32).reshape(-1, 4),
+        "box_objects": np.array([index for index, _ in boxes], np.int64),
+    }
+
+
+def _instance_arrays(instances: Instances) -> dict[str, Any]:
+    entries = instances.entries
+    points = [point for entry in entries for point in entry.point_coords]
+    return {
+        "runs": np.concatenate([np.zeros(0, np.int64), *(entry.runs for entry in entries)]),
+        "run_offsets": np.cumsum([0, *(len(entry.runs) for entry in entries)], dtype=np.int64),
+        "original_size": np.array(instances.size, np.int64),
+        "area": np.array([entry.area for entry in entries], np.int64),
+        "bbox": np.array([entry.sam_bbox for entry in entries], np.float64).reshape(-1, 4),
+        # None becomes NaN.
+        "predicted_iou": np.array([entry.score for entry in entries], np.float64),
+        "stability_score": np.array([entry.stability_score for entry in entries], np.float64),
+        "crop_box": np.array([entry.crop_box for entry in entries], np.int64).reshape(-1, 4),
+        "point_coords": np.array(points, np.float64).reshape(-1, 2),
+        "point_records": np.repeat(np.arange(len(entries)), [len(entry.point_coords) for entry in entries]),
+        "category": np.array([entry.category for entry in entries], np.int64),
+        "categories": np.array(instances.categories, np.str_),
+        "label_confidence": np.array([entry.label_confidence for entry in entries], np.float64),
+        "label_purity": np.array([entry.label_purity for entry in entries], np.float64),
+    }
+
+
+def read_mask_input(path: str | os.PathLike[str]) -> NDArray[np.float32]:
+    """Return the best low-resolution mask of every object in a file of the npz format, to refine it.
+
+    Parameters
+    ----------
+    path
+        A ``.prediction.npz``, or any npz with ``low_res_masks`` and ``iou_predictions`` of the same kind.
+
+    Returns
+    -------
+    NDArray
+        (objects, 1, 4h, 4w) float32 logits: of each object those with the highest predicted IoU.
+
+    Raises
+    ------
+    InputError
+        The file cannot be opened.
+    PromptError
+        ``bad_mask_input``: it holds no such arrays, or others than it should.
+    """
+    try:
+        # A link that the user names is followed.
+        with open_regular(Path(path).resolve()) as stream, zipfile.ZipFile(stream) as archive:
+            scores = _read_array(archive, "iou_predictions")
+            low_res = _read_array(archive, "low_res_masks")
+    except _DAMAGED as error:
+        raise _bad_mask_input(path, "it is not a whole npz file with low_res_masks and iou_predictions") from error
+    if low_res.ndim != 4 or not low_res.size or scores.shape != low_res.shape[:2]:
+        found = f"low_res_masks has the shape {low_res.shape} and iou_predictions {scores.shape}"
+        raise _bad_mask_input(path, f"{found}; accepted are (objects, masks, h, w) and (objects, masks)")
+    best: NDArray[np.float32] = low_res[np.arange(len(low_res)), scores.argmax(axis=1)][:, None]
+    return best
+
+
+def _read_array(archive: zipfile.ZipFile, name: str) -> NDArray[np.float32]:
+    """Read one array of an npz; its size is known from the bytes that are there, not from what its header claims."""
+    entry = archive.getinfo(f"{name}.npy")
+    if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+        raise ValueError("compressed in a way that numpy does not use")
+    with archive.open(entry) as stream:
+        dtype, is_fortran, shape = _read_header(stream)
+        data = stream.read(MAX_ARRAY_BYTES + 1)
+    if len(data) > MAX_ARRAY_BYTES:
+        raise ValueError("an array that is too large")
+    # reshape refuses a shape that does not fit the number of values.
+    values = np.frombuffer(data, dtype).reshape(shape, order="F" if is_fortran else "C")
+    # A double too large for float32 becomes infinite, which Prompts refuses with its own message.
+    with np.errstate(over="ignore"):
+        return np.ascontiguousarray(values, np.float32)
+
+
+def _read_header(stream: IO[bytes]) -> tuple[str, bool, tuple[int, ...]]:
+    """Read the header that numpy writes for an array of floats: dtype, whether column-major, shape."""
+    start = stream.read(10)
+    # Version 1: two bytes of length. numpy writes another only for headers that no array of floats has.
+    if len(start) < 10 or start[:8] != b"\x93NUMPY\x01\x00":
+        raise ValueError("not an array of numpy's format, version 1")
+    header = _HEADER.fullmatch(stream.read(int.from_bytes(start[8:], "little")))
+    if header is None:
+        raise ValueError("not an array of floats")
+    dtype, order, shape = (part.decode("ascii") for part in header.groups())
+    return dtype, order == "True", tuple(int(side) for side in shape.split(",") if side.strip())
+
+
+def _bad_mask_input(path: str | os.PathLike[str], found: str) -> PromptError:
+    message = f"no mask input can be read from {os.fspath(path)!r}: {found}; give a .prediction.npz of an earlier run"
+    return PromptError(message, code="bad_mask_input")
 
 
 class ParquetWriter:
@@ -111,3 +264,67 @@ def _rows(instances: Instances) -> list[dict[str, Any]]:
         }
         for index, entry in enumerate(instances.entries)
     ]
+
+
+# Sides beyond this are refused by CompactMask.from_coco_rle of supervision 0.31.
+_LONGEST_COMPACT_SIDE = 32_768
+
+
+def to_supervision(source: Source) -> Any:
+    """Return masks as ``supervision.Detections``, in their own order.
+
+    Of a prompted prediction the best mask of every object. Masks are a ``CompactMask``, which holds run lengths of
+    crops, where supervision has one (0.28 and later), and an (n, H, W) bool array where it has not or the image is too
+    large for it.
+
+    Returns
+    -------
+    supervision.Detections
+        ``xyxy`` (n, 4) float32, boxes to the last pixel itself as supervision counts them; ``confidence`` (n,) float32
+        predicted IoUs, NaN where unknown; ``class_id`` (n,) int64 and ``data["class_name"]`` the categories; other
+        values under ``data``: ``area`` and ``stability_score`` (NaN where unknown).
+
+    Raises
+    ------
+    BackendUnavailable
+        ``supervision_missing``.
+    """
+    supervision = _import_supervision()
+    instances = as_instances(source, best_only=True)
+    entries = instances.entries
+    if not entries:
+        return supervision.Detections.empty()
+    boxes = np.array([entry.box_xyxy for entry in entries], np.int64)
+    # Inclusive; an empty mask keeps the box of its zeros.
+    boxes[:, 2:] = np.maximum(boxes[:, 2:] - 1, boxes[:, :2])
+    names = np.array(instances.categories, np.str_)
+    class_id = np.array([entry.category for entry in entries], np.int64)
+    return supervision.Detections(
+        xyxy=boxes.astype(np.float32),
+        mask=_masks(supervision, instances, boxes),
+        # None becomes NaN.
+        confidence=np.array([entry.score for entry in entries], np.float32),
+        class_id=class_id,
+        data={
+            "class_name": names[class_id],
+            "area": np.array([entry.area for entry in entries], np.int64),
+            "stability_score": np.array([entry.stability_score for entry in entries], np.float64),
+        },
+    )
+
+
+def _masks(supervision: Any, instances: Instances, boxes: Any) -> Any:
+    compact: Any = getattr(supervision, "CompactMask", None)
+    if not hasattr(compact, "from_coco_rle") or max(instances.size) > _LONGEST_COMPACT_SIDE:
+        return np.stack([entry.mask for entry in instances.entries])
+    rles = [{"size": list(entry.size), "counts": entry.runs.tolist()} for entry in instances.entries]
+    return compact.from_coco_rle(rles, boxes.astype(np.float64), instances.size)
+
+
+def _import_supervision() -> Any:
+    try:
+        import supervision
+    except ModuleNotFoundError as error:
+        message = "to_supervision needs supervision, which is not installed; pip install supervision"
+        raise BackendUnavailable(message, code="supervision_missing") from error
+    return supervision

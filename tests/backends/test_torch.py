@@ -6,8 +6,8 @@ import torch
 from segship.backends.session import SessionOptions
 from segship.backends.torch import Session, open_checkpoint
 from segship.errors import BackendUnavailable
-from segship.models.sam import ImageEncoderGraph
-from segship.models.semask import SemanticGraph
+from segship.ship.families.sam.model import ImageEncoderGraph
+from segship.ship.families.semask.model import SemanticGraph
 from segship.spec import image_encoder_spec
 from tests.oracle import SMALL_VIT
 from tests.small_models import save_checkpoint, small_sam

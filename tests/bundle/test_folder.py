@@ -11,7 +11,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from segship.bundle import Bundle, write_bundle
 from segship.bundle.manifest import parse_manifest
-from segship.bundle.onnx_wire import read_graph
+from segship.bundle.onnx_file import read_graph
 from segship.errors import BundleError, InputError, OutputError
 from tests.small_bundle import GEOMETRY, decoder_model, encoder_model, make_bundle, save_models, small_manifest
 

@@ -8,15 +8,9 @@ import jsonschema
 import pytest
 from pydantic import ValidationError
 
-from segship.bundle.manifest import (
-    Comparison,
-    ComparisonBar,
-    ComparisonStep,
-    GraphEntry,
-    TensorEntry,
-    manifest_schema,
-    parse_manifest,
-)
+from segship.bundle.entries import GraphEntry, TensorEntry
+from segship.bundle.manifest import manifest_schema, parse_manifest
+from segship.bundle.measured import Comparison, ComparisonBar, ComparisonStep
 from segship.errors import BundleError
 from tests.small_bundle import GEOMETRY, small_manifest
 

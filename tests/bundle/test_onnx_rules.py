@@ -2,8 +2,8 @@
 import pytest
 from onnx import TensorProto, helper
 
+from segship.bundle.onnx_file import read_graph
 from segship.bundle.onnx_rules import check_graph
-from segship.bundle.onnx_wire import read_graph
 from segship.errors import BundleError
 from segship.spec import TensorSpec
 from tests.small_bundle import decoder_model, encoder_model, make_model, raw_tensor

@@ -9,7 +9,7 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
-from segship.bundle.onnx_wire import DTYPE_BITS, ONNX_DTYPES, GraphLimits, OnnxTensor, read_graph
+from segship.bundle.onnx_file import DTYPE_BITS, ONNX_DTYPES, GraphLimits, OnnxTensor, read_graph
 from segship.errors import BundleError, InputError
 from segship.spec import TensorSpec
 from tests.small_bundle import decoder_model, encoder_model, make_model, raw_tensor, save_models

@@ -4,7 +4,7 @@ from google.protobuf.internal.encoder import _VarintBytes
 from hypothesis import given
 from hypothesis import strategies as st
 
-from segship.bundle.protobuf_wire import BYTES, FIXED32, VARINT, Message, WireReader, malformed, signed, too_many
+from segship.bundle.onnx_file import BYTES, FIXED32, VARINT, Message, WireReader, malformed, signed, too_many
 from segship.errors import BundleError
 
 MESSAGE = Message("Thing", {1: VARINT, 2: BYTES}, {3: VARINT, 4: FIXED32})

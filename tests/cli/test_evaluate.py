@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from recipes.streets.scenes import write_ade20k, write_cityscapes
 from segship.cli.evaluate import parse_look
-from segship.datasets.street_scenes import write_ade20k, write_cityscapes
 from segship.errors import InputError
-from segship.semantic.inference import MULTI_SCALE_RATIOS
+from segship.semantic.views import MULTI_SCALE_RATIOS
 
 SIZE = (48, 96)
 

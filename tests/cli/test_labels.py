@@ -48,7 +48,7 @@ def test_everything_with_labels_says_the_class_of_every_mask(run_json, run, phot
 
 
 def test_everything_votes_as_python_does(photo, small_semantic_bundle, tmp_path):
-    from segship.everything import EverythingOptions, find_everything
+    from segship.jobs import EverythingOptions, find_everything
 
     options = EverythingOptions(
         amg=segship.AmgOptions(points_per_side=4, pred_iou_thresh=0, stability_score_thresh=0.1), formats=("sa1b",)

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 import segship
-from segship.datasets.label_images import read_label_image
+from segship.datasets.folders import read_label_image
 
 
 @pytest.fixture

@@ -7,12 +7,12 @@ import torch
 
 from segship import compat
 from segship.backends.fake import Session as FakeSession
+from segship.cases import draw_scene
 from segship.errors import InputError
 from segship.masks.rle import decode_rle
 from segship.masks.scores import mask_iou
-from segship.predictor import Predictor
+from segship.promptable.predictor import Predictor
 from segship.spec import image_encoder_spec, mask_decoder_spec
-from segship.verify.cases import draw_scene
 from tests.compat.side_by_side import the_reference
 from tests.oracle import SMALL_VIT
 from tests.small_models import small_predictor, small_sam_manifest

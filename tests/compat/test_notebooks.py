@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from segship import compat
-from segship.export import ExportOptions
-from segship.export.foreign import export_foreign
-from segship.verify.cases import draw_scene
+from segship.cases import draw_scene
+from segship.ship.contracts import export_foreign
+from segship.ship.export_promptable import ExportOptions
 from tests.compat.side_by_side import assert_same_answers, the_facade, the_reference
 from tests.oracle import reference
 

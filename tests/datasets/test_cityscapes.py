@@ -6,8 +6,9 @@ import json
 import numpy as np
 import pytest
 
-from segship.datasets import CITYSCAPES, IGNORED
-from segship.datasets.cityscapes import (
+from segship.datasets.classes import IGNORED
+from segship.datasets.known import (
+    CITYSCAPES,
     LABELS,
     label_ids_to_train_ids,
     polygons_to_train_ids,

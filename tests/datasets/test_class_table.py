@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 
-from segship.datasets import ADE20K, CITYSCAPES, COCO_STUFF
+from segship.datasets.known import ADE20K, CITYSCAPES, COCO_STUFF
 
 
 @pytest.mark.parametrize(("table", "count"), [(CITYSCAPES, 19), (ADE20K, 150), (COCO_STUFF, 171)])

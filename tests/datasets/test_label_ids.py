@@ -4,10 +4,17 @@
 import numpy as np
 import pytest
 
-from segship.datasets import ADE20K, CITYSCAPES, COCO_STUFF, ClassTable
-from segship.datasets.ade20k import annotation_to_classes
-from segship.datasets.cityscapes import label_ids_to_train_ids, train_ids_to_label_ids
-from segship.datasets.label_ids import classes_to_label_ids, label_ids
+from segship.datasets.classes import ClassTable
+from segship.datasets.known import (
+    ADE20K,
+    CITYSCAPES,
+    COCO_STUFF,
+    annotation_to_classes,
+    classes_to_label_ids,
+    label_ids,
+    label_ids_to_train_ids,
+    train_ids_to_label_ids,
+)
 from segship.errors import OutputError
 
 

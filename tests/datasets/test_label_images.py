@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segship.datasets import label_images
-from segship.datasets.label_images import encode_label_image, read_label_image
+from segship.datasets import folders as label_images
+from segship.datasets.folders import encode_label_image, read_label_image
 from segship.errors import InputError
 
 LABELS = np.random.default_rng(0).integers(0, 256, (7, 11), dtype=np.uint8)

@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from segship.datasets.own_classes import make_palette, read_class_file
+from segship.datasets.classes import make_palette, read_class_file
 from segship.errors import InputError
 
 

@@ -3,8 +3,8 @@
 
 import pytest
 
-from segship.datasets import ADE20K, CITYSCAPES, COCO_STUFF, ClassTable
-from segship.datasets.things import thing_classes
+from segship.datasets.classes import ClassTable
+from segship.datasets.known import ADE20K, CITYSCAPES, COCO_STUFF, thing_classes
 from segship.errors import InputError
 
 

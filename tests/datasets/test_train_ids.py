@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segship.datasets.street_scenes import write_cityscapes
+from recipes.streets.scenes import write_cityscapes
 from segship.datasets.train_ids import TrainIdsOptions, write_train_ids
 from segship.errors import InputError
 

@@ -7,14 +7,19 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from segship.datasets import ADE20K, CITYSCAPES, IGNORED
-from segship.datasets.ade20k import annotation_to_classes, classes_to_annotation
-from segship.datasets.cityscapes import LABELS, polygons_to_label_ids, polygons_to_train_ids
-from segship.datasets.folders import Sample, find_samples
-from segship.datasets.label_images import encode_label_image
-from segship.datasets.street import draw_street
-from segship.datasets.street_scenes import ADE20K_NAMES, write_ade20k, write_cityscapes
-from segship.datasets.truths import read_truth
+from recipes.streets.scenes import ADE20K_NAMES, write_ade20k, write_cityscapes
+from recipes.streets.street import draw_street
+from segship.datasets.classes import IGNORED
+from segship.datasets.folders import Sample, encode_label_image, find_samples, read_truth
+from segship.datasets.known import (
+    ADE20K,
+    CITYSCAPES,
+    LABELS,
+    annotation_to_classes,
+    classes_to_annotation,
+    polygons_to_label_ids,
+    polygons_to_train_ids,
+)
 from segship.errors import InputError
 
 

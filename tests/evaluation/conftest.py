@@ -6,9 +6,8 @@ from collections import Counter
 import numpy as np
 import pytest
 
-from segship.datasets.folders import find_samples
-from segship.datasets.street_scenes import write_ade20k, write_cityscapes
-from segship.datasets.truths import read_truth
+from recipes.streets.scenes import write_ade20k, write_cityscapes
+from segship.datasets.folders import find_samples, read_truth
 
 SIZE = (48, 96)
 COUNT = 5

@@ -7,17 +7,16 @@ import numpy as np
 import pytest
 import torch
 
+from recipes.streets.scenes import write_cityscapes
 from segship.cli import main
-from segship.datasets import ConfusionMatrix
-from segship.datasets.folders import find_samples
-from segship.datasets.street_scenes import write_cityscapes
-from segship.datasets.truths import read_truth
+from segship.datasets.folders import find_samples, read_truth
 from segship.errors import InputError
 from segship.evaluation import EvaluateOptions, evaluate
+from segship.evaluation.report import ConfusionMatrix
 from segship.images import read_image
-from segship.models.config import IMAGENET_MEAN, IMAGENET_STD
-from segship.models.semask import SemanticGraph
-from segship.semantic import SemanticOptions
+from segship.semantic.views import SemanticOptions
+from segship.ship.families.config import IMAGENET_MEAN, IMAGENET_STD
+from segship.ship.families.semask.model import SemanticGraph
 from tests.small_semask import ODD_SIZE_HW, SIZE_HW, small_semask
 
 

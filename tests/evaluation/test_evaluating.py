@@ -7,10 +7,11 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from segship.datasets import ADE20K, CITYSCAPES
+from segship.datasets.known import ADE20K, CITYSCAPES
 from segship.errors import InputError, OutputError
 from segship.evaluation import EvaluateOptions, evaluate, evaluating
-from segship.semantic import ClassMap, SemanticOptions
+from segship.semantic.class_map import ClassMap
+from segship.semantic.views import SemanticOptions
 
 
 class BrightnessModel:

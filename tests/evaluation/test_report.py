@@ -6,9 +6,9 @@ import math
 
 import numpy as np
 
-from segship.datasets import ClassTable, ConfusionMatrix
+from segship.datasets.classes import ClassTable
 from segship.datasets.folders import FailedSample
-from segship.evaluation.report import Evaluation, percent
+from segship.evaluation.report import ConfusionMatrix, Evaluation, percent
 
 TABLE = ClassTable("three", ("road", "sky", "train"), ((0, 0, 0),) * 3)
 COUNTS = np.array([[50, 25, 0, 0], [0, 24, 0, 1], [0, 0, 0, 0]], np.int64)

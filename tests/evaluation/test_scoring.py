@@ -8,9 +8,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from segship.datasets.folders import find_samples
-from segship.datasets.label_images import encode_label_image
-from segship.datasets.truths import read_truth
+from segship.datasets.folders import encode_label_image, find_samples, read_truth
 from segship.errors import ImageError, InputError
 from segship.evaluation import ModelSource, Snapshot, StateFile, score_samples
 from segship.evaluation.scoring import digest_of_samples

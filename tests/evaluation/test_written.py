@@ -7,13 +7,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segship.datasets import ADE20K
-from segship.datasets.cityscapes import train_ids_to_label_ids
-from segship.datasets.folders import Sample
-from segship.datasets.label_images import encode_label_image
+from segship.datasets.folders import Sample, encode_label_image
+from segship.datasets.known import ADE20K, train_ids_to_label_ids
 from segship.errors import InputError
 from segship.evaluation import WrittenMaps, WrittenSource, find_written_maps, score_samples
-from segship.evaluation.written import read_written_map
+from segship.evaluation.sources import read_written_map
 
 RNG = np.random.default_rng(3)
 MAP = RNG.integers(0, 19, (6, 10)).astype(np.uint8)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from segship.catalog import KNOWN_CHECKPOINTS, KnownCheckpoint
 from segship.errors import FetchError
 from segship.fetch import checkpoint_path, download, fetch_checkpoint, fetching
-from segship.known import KNOWN_CHECKPOINTS, KnownCheckpoint
 from tests.loopback import serving
 
 CONTENT = random.Random(8).randbytes(2_000_000)
@@ -166,7 +166,7 @@ def test_threads_that_fetch_at_once_share_one_download(server):
 PROGRAM = """
 import sys
 from segship.fetch import fetch_checkpoint
-from segship.known import KNOWN_CHECKPOINTS, KnownCheckpoint
+from segship.catalog import KNOWN_CHECKPOINTS, KnownCheckpoint
 mirror, file, size, digest = sys.argv[1:]
 KNOWN_CHECKPOINTS["small"] = KnownCheckpoint("vit_b", file, "", int(size), digest, None, "", "")
 print(fetch_checkpoint("small", mirror=mirror))
@@ -184,6 +184,6 @@ def test_processes_that_fetch_at_once_share_one_download(server):
 
 
 def test_fetching_needs_no_torch_and_reads_no_environment_at_import():
-    code = "import sys, segship.fetch, segship.known; sys.exit('torch' in sys.modules)"
+    code = "import sys, segship.fetch, segship.catalog; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={"HOME": ""}).returncode == 0
     assert fetching.DEFAULT_TIMEOUT == 30.0

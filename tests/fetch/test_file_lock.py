@@ -7,12 +7,12 @@ import sys
 import threading
 import time
 
-from segship.fetch.file_lock import exclusive_lock
+from segship.fetch.download import exclusive_lock
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from segship.fetch.file_lock import exclusive_lock
+from segship.fetch.download import exclusive_lock
 with exclusive_lock(Path(sys.argv[1])):
     print("held", flush=True)
     sys.stdin.read()

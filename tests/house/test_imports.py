@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 PACKAGE = Path(__file__).parents[2] / "segship"
-SHIP_ROAD = ("models", "checkpoints", "graph", "loading", "export", "verify", "backends.torch")
+SHIP_ROAD = ("ship", "backends.torch")
 # The command line and the two reporters stand at the end of both roads.
 EDGES = ("cli", "inspection", "doctor", "tune")
 HEAVY = ("torch", "onnx", "onnxscript", "onnxslim", "onnxruntime", "openvino", "safetensors")

@@ -19,7 +19,7 @@ from PIL import Image
 
 from segship.errors import ImageError
 from segship.images import ImageLimits, LoadedImage, read_image
-from segship.transforms import Preprocessing, prepare_image
+from segship.promptable.transforms import Preprocessing, prepare_image
 
 ALL_FORMATS = ("jpeg", "png", "webp", "tiff", "gif", "bmp")
 TRUCK = Path(__file__).parents[2] / "../shared/images/truck.jpg"

@@ -17,7 +17,7 @@ from PIL import Image
 from segship.errors import ImageError
 from segship.images import resizing
 from segship.images.resizing import MOST_THREADS, Band, cut_bands, plan_bands, resize_band, work_on_bands
-from segship.transforms import Preprocessing, prepare_image, resize_image, resized_size
+from segship.promptable.transforms import Preprocessing, prepare_image, resize_image, resized_size
 
 QUIET = settings(database=None, deadline=None, max_examples=150)
 PREPROCESSING = Preprocessing(1024, (123.675, 116.28, 103.53), (58.395, 57.12, 57.375))

@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
 from segship.errors import InputError
-from segship.masks import boundaries
-from segship.masks.boundaries import boundary_f_score, mask_boundary
+from segship.masks import scores as boundaries
+from segship.masks.scores import boundary_f_score, mask_boundary
 
 pairs = st.tuples(st.integers(1, 9), st.integers(1, 9)).flatmap(lambda size: st.tuples(*[arrays(np.bool_, size)] * 2))
 # Some of them distances between pixels: 1, the roots of 2 and of 5, 5 (3 and 4), and some between those.

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pycocotools import mask as oracle
 
-from segship.masks.boxes import masks_to_boxes, xyxy_to_xywh
+from segship.masks.spans import masks_to_boxes, xyxy_to_xywh
 
 masks = st.tuples(st.integers(1, 12), st.integers(1, 12)).flatmap(lambda size: arrays(np.bool_, size))
 

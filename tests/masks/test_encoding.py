@@ -4,9 +4,8 @@
 import numpy as np
 import pytest
 
-from segship.masks.encoding import count_above, encode_logits
 from segship.masks.rle import mask_to_runs
-from segship.masks.upscaling import Cells, Upscaler
+from segship.masks.upscaling import Cells, Upscaler, count_above, encode_logits
 from tests.masks.test_upscaling import draw, enlarge
 
 

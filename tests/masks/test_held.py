@@ -6,11 +6,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from segship.masks.boxes import masks_to_boxes
 from segship.masks.held import GivenMasks, HeldMasks
 from segship.masks.rle import mask_to_runs
+from segship.masks.spans import masks_to_boxes
 from segship.masks.upscaling import Cells, Window, crop_cells, upscaler
-from segship.transforms import resized_size, upscale_mask
+from segship.promptable.transforms import resized_size, upscale_mask
 from tests.masks.test_upscaling import draw, worst_case
 
 CELLS, SIDE, SIZE = 64, 256, (301, 450)

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from segship.errors import InputError
-from segship.masks.inputs import read_mask, read_number
+from segship.masks.rle import read_mask, read_number
 
 
 def test_every_number_but_zero_is_a_set_pixel() -> None:

@@ -6,9 +6,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from segship.masks.boxes import masks_to_boxes
-from segship.masks.rle import mask_to_runs
-from segship.masks.runs import paint_order, paint_runs, runs_to_area, runs_to_box, runs_to_crop
+from segship.masks.rle import mask_to_runs, paint_order, paint_runs, runs_to_area, runs_to_box, runs_to_crop
+from segship.masks.spans import masks_to_boxes
 
 
 def random_masks() -> list[np.ndarray]:

@@ -13,9 +13,16 @@ from hypothesis.extra.numpy import arrays
 from pycocotools import mask as oracle
 
 from segship.errors import InputError
-from segship.masks.boxes import masks_to_boxes, xyxy_to_xywh
 from segship.masks.rle import decode_rle, encode_rle, mask_to_runs, masks_to_runs, runs_to_mask
-from segship.masks.spans import merge_runs, read_spans, runs_to_areas, runs_to_boxes, spans_to_runs
+from segship.masks.spans import (
+    masks_to_boxes,
+    merge_runs,
+    read_spans,
+    runs_to_areas,
+    runs_to_boxes,
+    spans_to_runs,
+    xyxy_to_xywh,
+)
 
 stacks = st.tuples(st.integers(1, 4), st.integers(1, 9), st.integers(1, 9)).flatmap(lambda size: arrays(np.bool_, size))
 

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch.nn.functional import interpolate
 
 from segship.masks.upscaling import NOTHING, Cells, Upscaler, Window, bilinear_taps, crop_cells, upscaler
-from segship.transforms import resized_size
+from segship.promptable.transforms import resized_size
 
 # Height and width of the image; cells and side of the model frame.
 SIZES = [

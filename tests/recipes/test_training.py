@@ -15,8 +15,8 @@ from recipes.tiny.clicks import append_clicks, error_clicks
 from recipes.tiny.losses import SPREAD_WEIGHT, ambiguous_loss, pair_losses, ranking_loss
 from recipes.tiny.scenes import write_pool
 from recipes.tiny.train import Trainer, TrainOptions, resize_positions
-from segship.models.config import SAM_ARCHITECTURES
-from segship.models.sam import MaskDecoderGraph, build_sam
+from segship.ship.families.config import SAM_ARCHITECTURES
+from segship.ship.families.sam.model import MaskDecoderGraph, build_sam
 
 
 def test_pair_losses_equal_the_plain_formula() -> None:

@@ -7,9 +7,9 @@ import numpy as np
 import torch
 
 from segship.backends.fake import Session
-from segship.datasets import ClassTable
-from segship.semantic import ScaleLimits, SemanticPreprocessing
+from segship.datasets.classes import ClassTable
 from segship.semantic.predictor import SemanticPredictor
+from segship.semantic.preprocessing import ScaleLimits, SemanticPreprocessing
 from segship.spec import GraphSpec, TensorSpec
 
 MEAN, STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)

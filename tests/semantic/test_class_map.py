@@ -3,8 +3,8 @@
 
 import numpy as np
 
-from segship.datasets import CITYSCAPES
-from segship.semantic import ClassMap
+from segship.datasets.known import CITYSCAPES
+from segship.semantic.class_map import ClassMap
 
 
 def test_areas_masks_and_colours():

@@ -13,10 +13,10 @@ from torch.nn import functional as F
 
 from segship.errors import BackendUnavailable, BundleError, ImageError, InputError
 from segship.images import ImageLimits
-from segship.semantic import SemanticOptions, open_semantic
 from segship.semantic import predictor as predictor_module
-from segship.semantic.inference import MULTI_SCALE_RATIOS
+from segship.semantic.predictor import open_semantic
 from segship.semantic.preprocessing import resize_pixels
+from segship.semantic.views import MULTI_SCALE_RATIOS, SemanticOptions
 from tests.semantic.networks import CONVOLUTION, MEAN, STD, TABLE, Network, logits_of, picture
 
 
@@ -280,7 +280,7 @@ def test_bundle_of_class_maps_is_opened_and_equals_the_torch_model(small_semanti
         assert predictor.preprocessing.frame == (96, 160)
     settings = predictor.preprocessing
     tensor = (torch.from_numpy(pixels).float() - torch.tensor(settings.pixel_mean)) / torch.tensor(settings.pixel_std)
-    from segship.models.semask import SemanticGraph
+    from segship.ship.families.semask.model import SemanticGraph
     from tests.small_semask import small_semask
 
     with torch.inference_mode():

@@ -6,8 +6,8 @@ import pytest
 
 from segship.backends.fake import Session
 from segship.errors import BackendUnavailable, BundleError
-from segship.semantic import SemanticOptions
-from segship.semantic.running import GraphRunner
+from segship.semantic.predictor import GraphRunner
+from segship.semantic.views import SemanticOptions
 from segship.spec import semantic_spec
 
 CLASSES = 3

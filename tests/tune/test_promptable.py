@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 import segship
-from segship.backend_choice import installed_version
+from segship.backends.choice import installed_version
 from segship.bundle import Bundle
 from segship.errors import BackendUnavailable, InputError
 from segship.tune import TuneOptions, promptable, tune_bundle

@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from segship.backend_choice import choose_backend, installed_version
+from segship.backends.choice import choose_backend, installed_version
 from segship.backends.opening import open_sessions
 from segship.bundle import Bundle
 from segship.bundle.measured import SemanticCheck

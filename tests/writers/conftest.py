@@ -6,12 +6,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from segship.masks.boxes import masks_to_boxes
 from segship.masks.held import GivenMasks
 from segship.masks.rle import mask_to_runs
-from segship.prediction import MaskPrediction
-from segship.prompts import ObjectPrompt
-from segship.records import ImageRecords, MaskRecord
+from segship.masks.spans import masks_to_boxes
+from segship.promptable.everything.records import ImageRecords, MaskRecord
+from segship.promptable.prediction import MaskPrediction
+from segship.promptable.prompts import ObjectPrompt
 from segship.writers import Result
 
 

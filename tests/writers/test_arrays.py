@@ -12,10 +12,10 @@ import pytest
 
 from segship.errors import InputError, PromptError
 from segship.masks.rle import runs_to_mask
-from segship.prompts import Prompts
-from segship.records import ImageRecords
+from segship.promptable.everything.records import ImageRecords
+from segship.promptable.prompts import Prompts
 from segship.writers import Result, label_instances, read_mask_input, write_result
-from segship.writers.arrays import NpzWriter
+from segship.writers.tables import NpzWriter
 
 
 @pytest.fixture
@@ -99,7 +99,7 @@ def test_header_that_claims_more_than_is_there_is_refused(tmp_path: Path) -> Non
 
 
 def test_bomb_is_refused_at_the_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("segship.writers.arrays.MAX_ARRAY_BYTES", 1000)
+    monkeypatch.setattr("segship.writers.tables.MAX_ARRAY_BYTES", 1000)
     path = tmp_path / "bomb.npz"
     np.savez_compressed(path, low_res_masks=np.zeros((1, 1, 16, 16)), iou_predictions=np.ones((1, 1), np.float32))
     with pytest.raises(PromptError, match="not a whole npz"):

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from segship.errors import BackendUnavailable
-from segship.records import ImageRecords
+from segship.promptable.everything.records import ImageRecords
 from segship.writers import Result, label_instances, to_supervision
 
 supervision = pytest.importorskip("supervision")

@@ -21,7 +21,7 @@ from pycocotools.coco import COCO
 
 from segship.masks.held import GivenMasks
 from segship.masks.rle import decode_rle
-from segship.records import ImageRecords
+from segship.promptable.everything.records import ImageRecords
 from segship.writers import Result, label_instances, prediction_document, write_result
 from segship.writers.documents import CocoWriter, JsonWriter, Sa1bWriter
 

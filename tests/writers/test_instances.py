@@ -10,8 +10,8 @@ import pytest
 from pycocotools import mask as coco_mask
 
 from segship.errors import InputError
-from segship.masks.boxes import masks_to_boxes
-from segship.records import ImageRecords
+from segship.masks.spans import masks_to_boxes
+from segship.promptable.everything.records import ImageRecords
 from segship.writers import Result, as_instances, label_instances
 
 

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from segship.errors import OutputError
-from segship.records import ImageRecords
+from segship.promptable.everything.records import ImageRecords
 from segship.writers import Result, label_instances, label_maps
 from segship.writers.label_maps import InstancesWriter, PanopticWriter
 

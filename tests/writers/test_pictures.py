@@ -14,7 +14,7 @@ from PIL import Image
 from segship.draw import draw_masks, draw_overlay
 from segship.errors import OutputError
 from segship.masks.held import GivenMasks
-from segship.records import ImageRecords
+from segship.promptable.everything.records import ImageRecords
 from segship.writers import Result
 from segship.writers.pictures import FolderWriter, OverlayWriter, PngWriter
 

@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
-from segship.masks.boundaries import boundary_f_score
 from segship.masks.polygons import Polygon, polygons_to_mask
-from segship.records import ImageRecords
+from segship.masks.scores import boundary_f_score
+from segship.promptable.everything.records import ImageRecords
 from segship.writers import LabelMeWriter, Result, YoloWriter, label_instances, write_result
 from segship.writers.shapes import join_rings
 

@@ -12,7 +12,7 @@ import pytest
 
 from segship.errors import BackendUnavailable
 from segship.masks.rle import decode_rle
-from segship.records import ImageRecords
+from segship.promptable.everything.records import ImageRecords
 from segship.writers import Result, write_result
 from segship.writers.tables import ParquetWriter
 

@@ -13,7 +13,7 @@ from PIL import Image
 
 from segship.errors import BackendUnavailable, InputError, OutputError
 from segship.masks.held import GivenMasks
-from segship.records import ImageRecords
+from segship.promptable.everything.records import ImageRecords
 from segship.writers import WRITERS, Result, as_instances, check_formats, label_instances, tables, write_result
 
 DOCS = Path(__file__).parents[2] / "docs" / "files.md"

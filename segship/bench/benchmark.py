@@ -1,0 +1,276 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Measure a model by its stages and graphs, or one graph alone."""
+
+from __future__ import annotations
+
+import platform
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import segship
+from segship.backends import load_backend, usable_cores
+from segship.backends.choice import DEFAULT_BACKEND
+from segship.backends.session import Session, SessionOptions
+from segship.bench.fresh import run_fresh
+from segship.bench.graphs import Shapes, batches, find_samples, graph_spec, make_inputs, shape_sets, write_outputs
+from segship.bench.options import BenchmarkOptions
+from segship.bench.report import BenchmarkReport, BenchmarkRow, FreshRow, Timing, measure
+from segship.bench.stages import FRESH_SCENARIOS, photo_bytes, scenario_parameters, stages_of
+from segship.bundle import Bundle
+from segship.catalog import find_model, open_model
+from segship.machine import Machine, describe_machine
+from segship.spec import GraphSpec
+
+GRAPH_SUFFIX = ".onnx"
+GRAPH_STAGE = "graph"
+"""What the rows of a bundle's graphs are chosen by, among the names of stages."""
+
+_PACKAGES = ("numpy", "Pillow", "opencv-python-headless")
+
+Progress = Callable[[str], None]
+"""Is told what is measured next."""
+
+
+def benchmark(
+    target: str | Path, options: BenchmarkOptions | None = None, *, progress: Progress | None = None
+) -> BenchmarkReport:
+    """Measure how fast something is here.
+
+    Parameters
+    ----------
+    target
+        What `segship.load` takes; or the path of an ``.onnx`` graph, of any program, for a pure loop of it.
+    options
+        See `BenchmarkOptions`; its defaults when left out.
+    progress
+        See `Progress`.
+
+    Raises
+    ------
+    InputError
+        When options do not fit the model or graph, or the machine does not say what a number must stand beside.
+    BundleError, BackendUnavailable
+        As `segship.load`.
+
+    Examples
+    --------
+    >>> options = BenchmarkOptions(stages=("decode 1",), repeats=2, fresh=False)
+    >>> [row.name for row in benchmark("tiny", options).rows]
+    ['decode 1 object']
+    """
+    options = options or BenchmarkOptions()
+    work = _Work(str(target), options, progress or (lambda what: None))
+    if Path(target).suffix == GRAPH_SUFFIX:
+        return _measure_graph(Path(target), work)
+    return _measure_model(work)
+
+
+@dataclass(frozen=True, slots=True)
+class _Work:
+    """What one call measures."""
+
+    target: str
+    options: BenchmarkOptions
+    tell: Progress
+
+    @property
+    def threads(self) -> tuple[int, ...]:
+        return self.options.threads or (usable_cores(),)
+
+    def time(self, call: Callable[[], object], items: int = 1) -> Timing:
+        options = self.options
+        return measure(call, warm_up=options.warm_up, repeats=options.repeats, seconds=options.seconds, items=items)
+
+    def wants(self, stage: str) -> bool:
+        return not self.options.stages or any(stage.startswith(wanted) for wanted in self.options.stages)
+
+
+def _measure_model(work: _Work) -> BenchmarkReport:
+    options, data = work.options, photo_bytes(work.options.image)
+    settings = {**options.session_settings, "backend": options.backend}
+    rows: list[BenchmarkRow] = []
+    fresh: list[FreshRow] = []
+    for threads in work.threads:
+        work.tell(f"load {work.target}, {threads} threads")
+        with open_model(work.target, threads=threads, **settings) as predictor:
+            runs_on, backend, family = predictor.description, predictor.backend, predictor.manifest.family
+            precision = predictor.precision
+            stages = tuple(name for name in options.stages if name != GRAPH_STAGE)
+            chosen = replace(options, stages=stages, threads=(threads,))
+            if chosen.stages or not options.stages:
+                for stage in stages_of(predictor, data, chosen):
+                    work.tell(f"{stage.name}, {threads} threads")
+                    timing = work.time(stage.work, stage.items)
+                    rows.append(BenchmarkRow(stage.name, "stage", threads, timing, stage.detail))
+        path = find_model(work.target)
+        if path.is_dir() and work.wants(GRAPH_STAGE):
+            rows += _bundle_graphs(Bundle.open(path), backend, precision, threads, work)
+        if options.fresh:
+            fresh += _fresh_model(work, FRESH_SCENARIOS[family], settings, data, threads)
+    return _report(work, "model", tuple(rows), tuple(fresh), runs_on=runs_on, backend=backend, precision=precision)
+
+
+def _bundle_graphs(bundle: Bundle, backend: str, precision: str, threads: int, work: _Work) -> Iterator[BenchmarkRow]:
+    """Yield the pure loops of every graph of a bundle, at the sizes of its dynamic axes that were asked for."""
+    options = work.options
+    asked = {"batch": options.batch_sizes, "objects": options.objects, "points": (options.points + 1,)}
+    if bundle.manifest.family == "semantic":
+        long_side, short_side = bundle.manifest.scale
+        asked |= {"height": (short_side,), "width": (long_side,)}
+    asked |= options.sizes
+    for name in bundle.manifest.graphs:
+        spec = bundle.manifest.graph_spec(name)
+        axes = {size for tensor in spec.inputs for size in tensor.shape if isinstance(size, str)}
+        sizes = {axis: values for axis, values in asked.items() if axis in axes}
+        opened = SessionOptions(threads=threads, **{**options.session_settings, "precision": precision})
+        with load_backend(backend).Session(bundle.verified_graph(name), spec, opened) as session:
+            yield from _loops(session, spec, replace(options, sizes=sizes, shapes=()), threads, work)
+
+
+def _measure_graph(path: Path, work: _Work) -> BenchmarkReport:
+    options, spec = work.options, graph_spec(path)
+    backend = DEFAULT_BACKEND if options.backend == "auto" else options.backend
+    module = load_backend(backend)
+    rows: list[BenchmarkRow] = []
+    fresh: list[FreshRow] = []
+    notes: tuple[str, ...] = ()
+    for threads in work.threads:
+        work.tell(f"load {path.name}, {threads} threads")
+        opened = SessionOptions(threads=threads, **options.session_settings)
+        with module.Session(path, spec, opened) as session:
+            runs_on = session.description
+            rows += _loops(session, spec, options, threads, work)
+            if options.inputs is not None:
+                row, notes = _run_files(session, spec, options, threads)
+                rows.append(row)
+        if options.fresh:
+            first = {name: list(shape) for name, shape in next(shape_sets(spec, options)).items()}
+            settings = options.session_settings
+            parameters = {"graph": str(path.resolve()), "backend": backend, "session": settings, "shapes": first}
+            work.tell(f"fresh processes, {threads} threads")
+            fresh += run_fresh("graph", parameters, threads=threads, processes=options.fresh_repeats)
+    shown = _report(
+        work, "graph", tuple(rows), tuple(fresh), runs_on=runs_on, backend=backend, precision=options.precision
+    )
+    return replace(shown, notes=notes)
+
+
+def _loops(
+    session: Session, spec: GraphSpec, options: BenchmarkOptions, threads: int, work: _Work
+) -> Iterator[BenchmarkRow]:
+    for shapes in shape_sets(spec, options):
+        inputs = make_inputs(spec, shapes)
+        name = f"graph {spec.name}{_sizes_text(spec, shapes)}"
+        work.tell(f"{name}, {threads} threads")
+        timing = work.time(lambda inputs=inputs: session.run(inputs), _items(spec, shapes))  # type: ignore[misc]
+        detail = {"shapes": {key: list(shape) for key, shape in shapes.items()}}
+        yield BenchmarkRow(name, "graph", threads, timing, detail)
+
+
+def _run_files(
+    session: Session, spec: GraphSpec, options: BenchmarkOptions, threads: int
+) -> tuple[BenchmarkRow, tuple[str, ...]]:
+    """Run files through a graph, once each; only the graph is timed."""
+    assert options.inputs is not None
+    samples = find_samples(options.inputs, spec)
+    shapes = next(shape_sets(spec, options))
+    times: list[float] = []
+    found: list[list[Any]] = []
+    for count, arrays in batches(samples, spec, shapes):
+        started = time.perf_counter()
+        answer = session.run(arrays)
+        times.append(1e3 * (time.perf_counter() - started))
+        # Engines may answer in memory that their next run changes.
+        found += [[np.array(answer[tensor.name][row : row + 1]) for tensor in spec.outputs] for row in range(count)]
+    notes: tuple[str, ...] = ()
+    if options.outputs is not None:
+        summary = write_outputs(options.outputs, samples, found, options.output_format)
+        notes = (f"{len(samples)} samples written; see {summary}",)
+    timing = Timing(tuple(times), items=_items(spec, shapes))
+    detail = {"files": len(samples), "shapes": {key: list(shape) for key, shape in shapes.items()}}
+    return BenchmarkRow(f"files through {spec.name}", "graph", threads, timing, detail), notes
+
+
+def _items(spec: GraphSpec, shapes: Shapes) -> int:
+    """Return how many images or objects a call handles: a dynamic first axis says it, else that of the first input."""
+    for tensor in spec.inputs:
+        if tensor.shape and isinstance(tensor.shape[0], str):
+            return shapes[tensor.name][0]
+    first = shapes[spec.inputs[0].name] if spec.inputs else ()
+    return first[0] if first else 1
+
+
+def _sizes_text(spec: GraphSpec, shapes: Shapes) -> str:
+    """Return the sizes of dynamic axes for a row's name."""
+    sizes = {
+        axis: size
+        for tensor in spec.inputs
+        for axis, size in zip(tensor.shape, shapes[tensor.name], strict=True)
+        if isinstance(axis, str)
+    }
+    return "".join(f", {axis} {size}" for axis, size in sizes.items())
+
+
+def _fresh_model(
+    work: _Work, scenarios: tuple[str, ...], settings: Mapping[str, Any], data: bytes, threads: int
+) -> Iterator[FreshRow]:
+    options = work.options
+    with tempfile.TemporaryDirectory(prefix="segship-bench-") as folder:
+        photo = Path(folder) / "picture"
+        photo.write_bytes(data)
+        shared = {"model": str(find_model(work.target)), "photo": str(photo), "load": dict(settings)}
+        for scenario in scenarios:
+            if scenario == "everything" and not work.wants("everything"):
+                continue
+            # A call for everything takes long enough to be steady.
+            processes = 1 if scenario == "everything" else options.fresh_repeats
+            for extra in scenario_parameters(scenario, options):
+                work.tell(f"fresh processes: {scenario} {extra or ''}, {threads} threads")
+                yield from run_fresh(scenario, {**shared, **extra}, threads=threads, processes=processes)
+
+
+def _report(
+    work: _Work,
+    kind: str,
+    rows: tuple[BenchmarkRow, ...],
+    fresh: tuple[FreshRow, ...],
+    *,
+    runs_on: str,
+    backend: str,
+    precision: str,
+) -> BenchmarkReport:
+    return BenchmarkReport(
+        target=work.target,
+        kind=kind,
+        machine=_machine(work.options),
+        versions=_versions(backend),
+        runs_on=runs_on,
+        backend=backend,
+        precision=precision,
+        rows=rows,
+        fresh=fresh,
+    )
+
+
+def _machine(options: BenchmarkOptions) -> Machine:
+    machine = describe_machine()
+    return machine if options.machine_name is None else replace(machine, cpu=options.machine_name)
+
+
+def _versions(backend: str) -> dict[str, str]:
+    """Return the versions of all that has a part in the numbers."""
+    versions = {"segship": segship.__version__, "python": platform.python_version()}
+    for name in (*_PACKAGES, backend):
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            # Another build may stand in for a package, such as opencv-python for its headless sister.
+            continue
+    return versions

@@ -1,0 +1,238 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Commands of the ship road: fetch, export."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import Parameter
+from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
+
+from segship.catalog import KNOWN_CHECKPOINTS, SEMANTIC_CHECKPOINTS, SEMASK_LICENCE
+from segship.cli.look import Json
+from segship.cli.output import errors_console, megabytes, plain, print_json, results_console
+from segship.errors import BackendUnavailable, ExportError, FetchError
+
+Contract = Literal["segship", "official", "ascend", "samexporter"]
+EXPORT_PACKAGES = ("torch", "onnx", "onnxscript", "onnxslim", "safetensors")
+
+
+def fetch(
+    name: str,
+    /,
+    *,
+    from_file: Annotated[Path | None, Parameter(name="--from")] = None,
+    mirror: str | None = None,
+    out: Annotated[Path | None, Parameter(name=("--out", "-o"))] = None,
+    json: Json = False,
+) -> None:
+    """Fetch a published checkpoint and check it by its SHA-256; an interrupted download goes on where it stopped.
+
+    The semantic models (semask_...) can only be downloaded by a browser: the command says where, and checks the file.
+
+    Parameters
+    ----------
+    name
+        vit_b, vit_l, vit_h or vit_t; or semask_s_cityscapes and its like, see `segship models`.
+    from_file
+        Take this file, fetched by hand, instead of downloading.
+    mirror
+        Base address to fetch from instead of the published one; also SEGSHIP_MIRROR.
+    out
+        Folder for the file; the cache folder when left out.
+    """
+    from segship.fetch import fetch_checkpoint
+
+    if name in SEMANTIC_CHECKPOINTS:
+        _take_by_hand(name, from_file, mirror, out, json=json)
+        return
+    with _download_progress() as progress:
+        task = progress.add_task(name, total=None)
+        path = fetch_checkpoint(
+            name,
+            destination=out,
+            mirror=mirror,
+            from_file=from_file,
+            progress=lambda done, total: progress.update(task, completed=done, total=total),
+        )
+    known = KNOWN_CHECKPOINTS[name]
+    if json:
+        print_json({"name": name, "path": str(path), "bytes": known.bytes, "sha256": known.sha256})
+        return
+    results_console().print(f"{plain(str(path))}  {megabytes(known.bytes)}, sha256 {known.sha256[:12]} checked")
+
+
+def _take_by_hand(name: str, from_file: Path | None, mirror: str | None, out: Path | None, *, json: bool) -> None:
+    from segship.ship.by_hand import take_by_hand
+
+    if mirror is not None:
+        raise FetchError(
+            f"no digest of {name} is published, so what a mirror gives could not be checked; download the file "
+            "yourself and name it with --from",
+            code="no_published_digest",
+        )
+    found = take_by_hand(name, from_file=from_file, destination=out)
+    if json:
+        document = {"name": name, "path": str(found.path), "bytes": found.bytes, "sha256": found.sha256}
+        print_json({**document, "checked": found.checked})
+        return
+    results_console().print(f"{plain(str(found.path))}  {megabytes(found.bytes)}, {plain(found.checked)}")
+
+
+def export(
+    checkpoint: str,
+    /,
+    *,
+    out: Annotated[Path | None, Parameter(name=("--out", "-o"))] = None,
+    contract: Contract = "segship",
+    opset: int | None = None,
+    simplify: Annotated[bool, Parameter(negative="--no-simplify")] = True,
+    single_mask: bool | None = None,
+    image_size: int | None = None,
+    licence: str | None = None,
+    clean_masks: bool | None = None,
+    target: str | None = None,
+    size: str | None = None,
+    batch: str | None = None,
+    output: Literal["class_map", "logits"] | None = None,
+    classes: Path | None = None,
+    scale: str | None = None,
+    semantic_window: Literal["all", "first-two"] | None = None,
+    measure: Annotated[bool, Parameter(negative="--no-measure")] = True,
+    force: bool = False,
+    json: Json = False,
+) -> None:
+    """Export a checkpoint to a checked bundle, or to the graphs that another program expects.
+
+    Every step is compared with the torch model on several images and prompts; past the bar nothing is written.
+
+    Parameters
+    ----------
+    checkpoint
+        A .pth, .pt or .safetensors file, or a known name that was fetched (vit_b, semask_s_cityscapes, ...).
+    out
+        Folder to make; for a known name the bundle goes to the cache folder when left out.
+    contract
+        segship: a bundle. official: the reference's decoder. ascend: the Ascend guides' graphs. samexporter: its pair.
+    opset
+        ONNX opset, 14 to 24; the contract's own when left out (segship 18, official and samexporter 17, ascend 14).
+    simplify
+        Run onnxslim on the traced graph.
+    single_mask
+        Promptable models, the other contracts: one mask, chosen by the reference's rule.
+    image_size
+        Promptable models: export for another model frame; position tables are resized and the change is recorded.
+    licence
+        Licence of the weights, for the manifest of a checkpoint that is not a published one.
+    clean_masks
+        Promptable models: whether the bundle cleans masks: keeps the clicked piece, fills small holes, clears outside
+        the box. Off for all but tiny when left out.
+    target
+        Promptable models: the engine that the encoder is written for: onnxruntime (when left out), openvino, or plain;
+        any engine runs each of them.
+    size
+        Semantic models: HEIGHT,WIDTH of the only pictures that the graph takes, or dynamic; dynamic when left out.
+    batch
+        Semantic models: dynamic (when left out) or 1; with --contract ascend any number.
+    output
+        Semantic models: class_map (when left out), or logits, which windows and several scales need.
+    classes
+        Semantic models: JSON file with the names of the classes, where they are none of a known data set's.
+    scale
+        Semantic models: LONG,SHORT, the most that the longer and the shorter side of a picture become; what the model
+        was published with when left out.
+    semantic_window
+        Semantic models: stages whose semantic layer works in windows. No weight shows it, and a wrong choice gives
+        wrong class maps without complaint; the published rule when left out.
+    measure
+        Compare and time every installed backend on the finished bundle, for --backend auto; see `segship tune`.
+    force
+        Replace a bundle that is already there.
+    """
+    source, folder = _checkpoint_file(checkpoint), out or _default_bundle(checkpoint)
+    # torch and onnx take seconds to import and are not installed everywhere.
+    _require_exporter()
+    from segship.cli.export import export_promptable, export_semantic_model
+    from segship.ship.checkpoints.survey import list_shapes
+    from segship.ship.families.semask.recognise import is_semask
+
+    shared: dict[str, Any] = {
+        "contract": contract, "opset": opset, "simplify": simplify, "licence": licence or _known_licence(checkpoint),
+        "measure": measure, "force": force,
+    }  # fmt: skip
+    promptable = {"single_mask": single_mask, "image_size": image_size, "clean_masks": clean_masks, "target": target}
+    semantic = {
+        "size": size, "batch": batch, "output": output, "classes": classes, "scale": scale,
+        "semantic_window": semantic_window,
+    }  # fmt: skip
+    is_semantic = is_semask(list_shapes(source))
+    _refuse_other_family(source, promptable if is_semantic else semantic, is_semantic=is_semantic)
+    if is_semantic:
+        export_semantic_model(source, folder, {**shared, **semantic}, json=json)
+    else:
+        export_promptable(source, folder, {**shared, **promptable}, json=json)
+
+
+def _refuse_other_family(source: Path, options: Mapping[str, object], *, is_semantic: bool) -> None:
+    """Refuse options that belong to the family that the checkpoint is not of."""
+    given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None]
+    if given:
+        kind, other = ("semantic", "promptable") if is_semantic else ("promptable", "semantic")
+        message = f"{source} is a {kind} model, and {', '.join(given)} belong to {other} ones; leave them out"
+        raise ExportError(message, code="other_family")
+
+
+def _known_licence(checkpoint: str) -> str | None:
+    return SEMASK_LICENCE if checkpoint in SEMANTIC_CHECKPOINTS and not Path(checkpoint).exists() else None
+
+
+def _checkpoint_file(checkpoint: str) -> Path:
+    if _is_known(checkpoint) and not Path(checkpoint).exists():
+        from segship.fetch import checkpoint_path
+
+        path = checkpoint_path(checkpoint)
+        if not path.is_file():
+            raise ExportError(
+                f"the checkpoint {checkpoint!r} is not on this machine; run: segship fetch {checkpoint}",
+                code="no_checkpoint",
+            )
+        return path
+    return Path(checkpoint)
+
+
+def _is_known(checkpoint: str) -> bool:
+    return checkpoint in KNOWN_CHECKPOINTS or checkpoint in SEMANTIC_CHECKPOINTS
+
+
+def _default_bundle(checkpoint: str) -> Path:
+    if _is_known(checkpoint):
+        from segship.catalog import bundle_folder
+
+        folder = bundle_folder(checkpoint)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        return folder
+    raise ExportError("say where the bundle goes: -o BUNDLE", code="no_output")
+
+
+def _require_exporter() -> None:
+    missing = [name for name in EXPORT_PACKAGES if find_spec(name) is None]
+    if missing:
+        raise BackendUnavailable(
+            f'exporting needs {", ".join(missing)}, not installed here; run: pip install "segship[export]"',
+            code="export_packages_missing",
+        )
+
+
+def _download_progress() -> Progress:
+    return Progress(
+        TextColumn("{task.description}"),
+        BarColumn(),
+        DownloadColumn(),
+        TransferSpeedColumn(),
+        TimeRemainingColumn(),
+        console=errors_console(),
+        transient=True,
+    )

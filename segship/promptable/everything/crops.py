@@ -1,0 +1,253 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One crop of the image: ask the decoder at points, filter what it answers, remove duplicates, make records.
+
+Follows segment_anything/automatic_mask_generator.py _process_crop and _process_batch. Mode ``reference`` takes every
+step at image size, in the reference's arithmetic. Mode ``fast`` filters and removes duplicates on the decoder's
+low-resolution logits, and only what is left then is made as large as the image; those masks are the same, bit for bit,
+unless the model's manifest asks for its masks to be cleaned, which only this mode does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segship.errors import BackendUnavailable
+from segship.images import ImageLimits
+from segship.masks.cleanup import MaskCleanUp, clean_low_res
+from segship.masks.nms import box_nms, mask_nms
+from segship.masks.rle import mask_to_runs
+from segship.masks.upscaling import Cells, EncodedMask, FloatArray, count_above, crop_cells, encode_logits, upscaler
+from segship.promptable.decoder import PassingMasks
+from segship.promptable.everything.filters import estimate_boxes, estimate_stability, near_crop_edge, stability
+from segship.promptable.everything.grids import Crop, Points
+from segship.promptable.everything.options import AmgOptions, Thresholds
+from segship.promptable.everything.records import MaskRecord
+from segship.promptable.prediction import ImageEmbedding
+from segship.promptable.predictor import Predictor
+from segship.promptable.prompts import PromptLimits, Prompts
+
+
+@dataclass(frozen=True, slots=True)
+class Work:
+    """What holds for all crops of one call.
+
+    Attributes
+    ----------
+    options, thresholds
+        What was asked for.
+    size_hw
+        Height and width of the image.
+    points_per_call
+        Points that the decoder takes at once.
+    held_bytes
+        The most that low-resolution logits may take before they are made into run lengths early.
+    limits
+        Bounds that the image keeps.
+    tick
+        Is told how many points have been asked, after each call of the decoder.
+    """
+
+    options: AmgOptions
+    thresholds: Thresholds
+    size_hw: tuple[int, int]
+    points_per_call: int
+    held_bytes: int
+    limits: ImageLimits
+    tick: Callable[[int], None] = field(default=lambda points: None)
+
+
+@dataclass(slots=True, eq=False)
+class Candidate:
+    """A mask that has passed the filters; boxes in the frame of the crop, ends inclusive.
+
+    The mask is what its pixels depend on, or its run lengths once too much is held.
+    """
+
+    predicted_iou: float
+    stability_score: float
+    box_xyxy: tuple[int, int, int, int]
+    point_xy: tuple[float, float]
+    mask: EncodedMask | Cells
+
+
+class CropWork:
+    """Everything in one crop, in three steps: make one, `ask` at points as often as wanted, take its `records`.
+
+    Parameters
+    ----------
+    predictor
+        The model.
+    pixels
+        (H, W, 3) uint8 RGB, the whole image.
+    crop
+        The part to look at.
+    work
+        See `Work`.
+    """
+
+    def __init__(self, predictor: Predictor, pixels: NDArray[np.uint8], crop: Crop, work: Work) -> None:
+        left, top, right, bottom = crop.box_xyxy
+        self.crop = crop
+        self.candidates: list[Candidate] = []
+        self._predictor = predictor
+        self._work = work
+        self._embedding: ImageEmbedding = predictor.encode(pixels[top:bottom, left:right], limits=work.limits)
+        low_res_size = predictor.manifest.geometry.low_res_size
+        self._upscaler = upscaler(low_res_size, predictor.image_size, self._embedding.input_size, crop.size_hw)
+        self._clean_up = predictor.mask_clean_up
+        self._cover = np.zeros(self._upscaler.valid_cells, np.bool_)
+        self._held = 0
+
+    def scale(self, grid: Points) -> Points:
+        """Return points (n, 2) from 0 to 1 as pixels of the crop."""
+        return np.asarray(grid * np.array(self.crop.size_hw[::-1]), np.float64)
+
+    def covered(self, points_xy: Points) -> NDArray[np.bool_]:
+        """Return (n,) bool: whether a mask that was found already lies over each point (n, 2), pixels of the crop."""
+        rows = (points_xy[:, 1] / self._upscaler.pixels_per_cell[0]).astype(np.int64)
+        columns = (points_xy[:, 0] / self._upscaler.pixels_per_cell[1]).astype(np.int64)
+        height, width = self._cover.shape
+        return np.asarray(self._cover[rows.clip(0, height - 1), columns.clip(0, width - 1)])
+
+    def ask(self, points_xy: Points) -> None:
+        """Ask the decoder at points (n, 2), pixels of the crop, and keep what passes the filters."""
+        size = self._work.points_per_call
+        limits = PromptLimits(objects=max(size, PromptLimits().objects))
+        threshold = self._work.thresholds.pred_iou_thresh
+        # A threshold of 0 is none, as the reference has it: scores may lie below 0.
+        bound = threshold if threshold > 0 else -np.inf
+        for begin in range(0, len(points_xy), size):
+            batch = points_xy[begin : begin + size]
+            prompts = Prompts(points=batch[:, None, :])
+            found = self._predictor.decode_passing(self._embedding, prompts, min_iou=bound, limits=limits)
+            self._take(batch, found)
+            self._work.tick(len(batch))
+
+    def records(self) -> list[MaskRecord]:
+        """Return a record of each mask that is no duplicate of a better one, by descending predicted IoU."""
+        if not self.candidates:
+            return []
+        scores = np.array([candidate.predicted_iou for candidate in self.candidates], np.float32)
+        if self._work.options.nms == "mask":
+            runs = [self._comparable_runs(candidate) for candidate in self.candidates]
+            kept = mask_nms(runs, scores, self._work.options.box_nms_thresh)
+        else:
+            boxes = np.array([candidate.box_xyxy for candidate in self.candidates], np.float32)
+            kept = box_nms(boxes, scores, self._work.options.box_nms_thresh)
+        chosen = [self.candidates[index] for index in kept.tolist()]
+        records = [self._record(candidate) for candidate in chosen]
+        if self._work.options.mode == "reference":
+            return records
+        # Only with thresholds of 0 can there be any.
+        return [record for record in records if record.area]
+
+    def _take(self, points_xy: Points, found: PassingMasks) -> None:
+        logits = found.low_res_masks
+        if not len(logits):
+            return
+        if not np.isfinite(logits).all():
+            raise BackendUnavailable(
+                f"low_res_masks holds values that are not finite (NaN or infinity) in {self._predictor.description}; "
+                "try precision fp32 or another backend, and `segship doctor`",
+                code="nonfinite_output",
+            )
+        points = points_xy[found.objects]
+        if self._work.options.mode == "reference":
+            self._filter_at_image_size(points, found.scores, logits)
+        else:
+            self._filter_at_low_resolution(points, found.scores, logits)
+
+    def _filter_at_image_size(self, points_xy: Points, ious: FloatArray, logits: FloatArray) -> None:
+        threshold = self._work.thresholds.stability_score_thresh
+        left, top, _, _ = self.crop.box_xyxy
+        for point, iou, low_res in zip(points_xy, ious, logits, strict=True):
+            score = stability(*count_above(Cells(low_res), self._upscaler, self._work.options.stability_score_offset))
+            if threshold > 0 and not np.float32(score) >= np.float32(threshold):
+                continue
+            mask = self._encode(Cells(low_res))
+            x0, y0, x1, y1 = mask.box_xyxy
+            # An empty mask has a box of zeros in the crop, as the reference has it.
+            box = (x0 - left, y0 - top, x1 - left, y1 - top) if mask.area else (0, 0, 0, 0)
+            if not near_crop_edge(np.array([box]), self.crop, self._work.size_hw)[0]:
+                self.candidates.append(Candidate(float(iou), score, box, _pair(point), mask))
+
+    def _filter_at_low_resolution(self, points_xy: Points, ious: FloatArray, logits: FloatArray) -> None:
+        threshold = self._work.thresholds.stability_score_thresh
+        if self._clean_up is not None:
+            logits = self._without_stray_pieces(points_xy, logits, self._clean_up)
+        scores = estimate_stability(
+            logits, self._upscaler, offset=self._work.options.stability_score_offset, threshold=threshold
+        )
+        boxes = estimate_boxes(logits, self._upscaler)
+        stays = ~near_crop_edge(boxes, self.crop, self._work.size_hw)
+        if threshold > 0:
+            stays &= scores >= threshold
+        for index in np.flatnonzero(stays).tolist():
+            x0, y0, x1, y1 = boxes[index].tolist()
+            self._cover |= logits[index] > 0
+            mask = self._hold(logits[index])
+            self.candidates.append(
+                Candidate(float(ious[index]), float(scores[index]), (x0, y0, x1, y1), _pair(points_xy[index]), mask)
+            )
+
+    def _without_stray_pieces(self, points_xy: Points, logits: FloatArray, clean_up: MaskCleanUp) -> FloatArray:
+        """Return the logits (n, h, w) cleaned as the model's manifest wants it for masks of one point each."""
+        cells = (points_xy / np.array(self._upscaler.pixels_per_cell[::-1])).astype(np.float32)
+        label = np.ones(1, np.int64)
+        cleaned = [
+            clean_low_res(entry, clean_up, points_xy=cell[None], labels=label, has_box=False)
+            for entry, cell in zip(logits, cells, strict=True)
+        ]
+        return np.stack(cleaned)
+
+    def _hold(self, low_res: FloatArray) -> EncodedMask | Cells:
+        """Return the part of the logits that is needed later, or the mask itself once too much is held."""
+        cells = crop_cells(Cells(low_res))
+        if self._held + cells.logits.nbytes > self._work.held_bytes:
+            return self._encode(cells)
+        self._held += cells.logits.nbytes
+        return cells
+
+    def _encode(self, cells: Cells) -> EncodedMask:
+        left, top, _, _ = self.crop.box_xyxy
+        return encode_logits(cells, self._upscaler, corner_xy=(left, top), image_size_hw=self._work.size_hw)
+
+    def _encoded(self, candidate: Candidate) -> EncodedMask:
+        return self._encode(candidate.mask) if isinstance(candidate.mask, Cells) else candidate.mask
+
+    def _comparable_runs(self, candidate: Candidate) -> NDArray[np.int64]:
+        """Return run lengths for comparing masks with one another: of cells while all are held, else of pixels."""
+        if self._work.options.mode == "fast" and self._all_held():
+            assert isinstance(candidate.mask, Cells)
+            logits, top, left = candidate.mask
+            return mask_to_runs(logits > 0, corner_xy=(left, top), size_hw=self._upscaler.valid_cells)
+        if isinstance(candidate.mask, Cells):
+            candidate.mask = self._encoded(candidate)
+        return candidate.mask.runs
+
+    def _all_held(self) -> bool:
+        return all(isinstance(candidate.mask, Cells) for candidate in self.candidates)
+
+    def _record(self, candidate: Candidate) -> MaskRecord:
+        mask = self._encoded(candidate)
+        left, top, _, _ = self.crop.box_xyxy
+        x0, y0, x1, y1 = mask.box_xyxy if mask.area else (left, top, left, top)
+        x, y = candidate.point_xy
+        return MaskRecord(
+            runs=mask.runs,
+            size=self._work.size_hw,
+            area=mask.area,
+            bbox=(x0, y0, x1 - x0, y1 - y0),
+            predicted_iou=candidate.predicted_iou,
+            point_coords=((x + left, y + top),),
+            stability_score=candidate.stability_score,
+            crop_box=self.crop.box_xywh,
+        )
+
+
+def _pair(point_xy: Sequence[float] | NDArray[np.float64]) -> tuple[float, float]:
+    return float(point_xy[0]), float(point_xy[1])

@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is wanted of a picture: the reference's parameters under their own names, and what segship adds to them.
+
+Names and defaults follow segment_anything/automatic_mask_generator.py. Every value is checked when the options are
+made, and means what it says: zero is zero, and a threshold of zero filters nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Integral, Real
+from typing import TYPE_CHECKING, Literal, get_args
+
+import numpy as np
+import numpy.typing as npt
+
+from segship.errors import InputError
+from segship.promptable.everything.records import OUTPUT_MODES, OutputMode, bad_output_mode
+
+if TYPE_CHECKING:
+    from segship.promptable.predictor import Predictor
+
+Mode = Literal["fast", "reference"]
+Nms = Literal["box", "mask"]
+
+SAM_PRED_IOU_THRESH = 0.88
+SAM_STABILITY_SCORE_THRESH = 0.95
+
+_MOST_POINTS_PER_SIDE = 1024
+_MOST_POINTS_PER_BATCH = 65_536
+# 5 layers are 1,365 crops, each of them a run of the encoder.
+_MOST_CROP_LAYERS = 5
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AmgOptions:
+    """Parameters of one call for everything in a picture.
+
+    Attributes
+    ----------
+    points_per_side
+        Points along one side of the grid; None if ``point_grids`` are given.
+    points_per_batch
+        The most points that the decoder takes at once. Results do not depend on it.
+    pred_iou_thresh
+        Masks whose predicted IoU is above it stay; 0 keeps all. None: what suits the model, which is SAM's 0.88 unless
+        its manifest says otherwise.
+    stability_score_thresh
+        Masks whose stability score is at least this stay; 0 keeps all. None: what suits the model, SAM's is 0.95.
+    stability_score_offset
+        How far the mask threshold moves up and down, in logits, for the stability score.
+    box_nms_thresh
+        Of two masks of one crop whose boxes have an IoU above it, the one with the lower predicted IoU goes.
+    crop_n_layers
+        Layers of crops that are looked at besides the whole image; layer i has (2^i)^2 crops.
+    crop_nms_thresh
+        The same between crops; the mask of the smaller crop stays.
+    crop_overlap_ratio
+        Overlap of the crops of the first layer, as a part of the image's shorter side; less in later layers.
+    crop_n_points_downscale_factor
+        Points per side are divided by its i-th power in layer i.
+    point_grids
+        One array (n, 2) a layer, x y from 0 to 1; instead of ``points_per_side``.
+    min_mask_region_area
+        Fill holes and drop islands of fewer pixels, then remove new duplicates; 0 leaves masks as they are.
+    output_mode
+        What ``segmentation`` is where records are turned into dicts; see
+        `segship.promptable.everything.records.OutputMode`.
+    mode
+        ``fast`` filters and removes duplicates on the decoder's low-resolution logits and upscales only what is left;
+        ``reference`` does everything at image size, and gives what the reference gives.
+    nms
+        What two masks are compared by to find duplicates: their boxes, as the reference does, or the masks themselves.
+    partition
+        Let no two masks overlap: every pixel goes to the smallest mask that has it.
+    deadline_seconds
+        Look at a coarse grid first, then at finer ones where no mask is yet, and stop in time. Only in mode ``fast``.
+    memory_bytes
+        Work in smaller portions, and refuse to begin, so that no more memory is needed; None sets no bound.
+
+    Raises
+    ------
+    InputError
+        ``bad_amg_option``, with the name of the parameter, or ``bad_output_mode``.
+
+    Examples
+    --------
+    >>> AmgOptions(points_per_side=16).crop_n_layers
+    0
+    """
+
+    points_per_side: int | None = 32
+    points_per_batch: int = 64
+    pred_iou_thresh: float | None = None
+    stability_score_thresh: float | None = None
+    stability_score_offset: float = 1.0
+    box_nms_thresh: float = 0.7
+    crop_n_layers: int = 0
+    crop_nms_thresh: float = 0.7
+    crop_overlap_ratio: float = 512 / 1500
+    crop_n_points_downscale_factor: int = 1
+    point_grids: Sequence[npt.ArrayLike] | None = None
+    min_mask_region_area: float = 0
+    output_mode: OutputMode = "binary_mask"
+    mode: Mode = "fast"
+    nms: Nms = "box"
+    partition: bool = False
+    deadline_seconds: float | None = None
+    memory_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_whole("points_per_batch", self.points_per_batch, 1, _MOST_POINTS_PER_BATCH)
+        _check_whole("crop_n_layers", self.crop_n_layers, 0, _MOST_CROP_LAYERS)
+        _check_whole("crop_n_points_downscale_factor", self.crop_n_points_downscale_factor, 1, _MOST_POINTS_PER_SIDE)
+        for name in ("box_nms_thresh", "crop_nms_thresh", "crop_overlap_ratio"):
+            _check_number(name, getattr(self, name), 0, 1)
+        for name in ("pred_iou_thresh", "stability_score_thresh"):
+            if getattr(self, name) is not None:
+                _check_number(name, getattr(self, name), 0, 1)
+        _check_number("stability_score_offset", self.stability_score_offset, 0, 1e6)
+        _check_number("min_mask_region_area", self.min_mask_region_area, 0, 1e12)
+        if self.output_mode not in OUTPUT_MODES:
+            raise bad_output_mode(self.output_mode)
+        _check_choice("mode", self.mode, get_args(Mode))
+        _check_choice("nms", self.nms, get_args(Nms))
+        if type(self.partition) is not bool:
+            raise _bad("partition", self.partition, "True or False")
+        self._check_points()
+        self._check_bounds()
+
+    def _check_points(self) -> None:
+        if (self.points_per_side is None) == (self.point_grids is None):
+            found = "both are given" if self.point_grids is not None else "both are None"
+            raise InputError(
+                f"points_per_side and point_grids: {found}; give exactly one of the two, points_per_side=None beside "
+                "point_grids",
+                code="bad_amg_option",
+            )
+        if self.points_per_side is not None:
+            _check_whole("points_per_side", self.points_per_side, 1, _MOST_POINTS_PER_SIDE)
+            last = self.points_per_side // self.crop_n_points_downscale_factor**self.crop_n_layers
+            if last < 1:
+                raise _bad(
+                    "crop_n_points_downscale_factor",
+                    self.crop_n_points_downscale_factor,
+                    f"a factor that leaves a point of {self.points_per_side} in layer {self.crop_n_layers}",
+                )
+        if self.point_grids is not None:
+            self._check_grids(self.point_grids)
+
+    def _check_grids(self, grids: Sequence[npt.ArrayLike]) -> None:
+        if isinstance(grids, str) or not isinstance(grids, Sequence | np.ndarray):
+            raise _bad("point_grids", type(grids).__name__, "a list of arrays (n, 2), one for each layer")
+        if len(grids) <= self.crop_n_layers:
+            accepted = f"one grid for the image and one for each of {self.crop_n_layers} crop layers"
+            raise _bad("point_grids", f"{len(grids)} grids", accepted)
+        for index, grid in enumerate(grids):
+            try:
+                array = np.asarray(grid)
+            except ValueError as error:
+                raise _bad(f"point_grids[{index}]", "a ragged list", "(n, 2) numbers from 0 to 1") from error
+            if array.ndim != 2 or array.shape[1] != 2 or not len(array) or array.dtype.kind not in "iuf":
+                found = f"an array of {array.dtype} with the shape {array.shape}"
+                raise _bad(f"point_grids[{index}]", found, "(n, 2) numbers from 0 to 1")
+            # Written so that NaN fails it too.
+            if not ((array >= 0) & (array <= 1)).all():
+                raise _bad(f"point_grids[{index}]", "a coordinate outside", "numbers from 0 to 1, parts of the crop")
+
+    def _check_bounds(self) -> None:
+        if self.deadline_seconds is not None:
+            _check_number("deadline_seconds", self.deadline_seconds, 0, 1e9)
+            if self.deadline_seconds == 0:
+                raise _bad("deadline_seconds", 0, "seconds above 0, or None for no deadline")
+            if self.mode == "reference":
+                raise _bad("deadline_seconds", self.deadline_seconds, "None in mode 'reference', which looks at it all")
+        if self.memory_bytes is not None:
+            _check_whole("memory_bytes", self.memory_bytes, 1, 1 << 60)
+
+
+@dataclass(frozen=True, slots=True)
+class Thresholds:
+    """The two thresholds that a model may have its own defaults for, as they are used.
+
+    Attributes
+    ----------
+    pred_iou_thresh, stability_score_thresh
+        See `AmgOptions`.
+    """
+
+    pred_iou_thresh: float
+    stability_score_thresh: float
+
+
+def thresholds_for(predictor: Predictor, options: AmgOptions) -> Thresholds:
+    """Return the thresholds of a call: what the options say, else what the model's manifest says, else SAM's."""
+    own = predictor.manifest.amg_defaults
+    pred_iou, stability = options.pred_iou_thresh, options.stability_score_thresh
+    if pred_iou is None:
+        pred_iou = SAM_PRED_IOU_THRESH if own is None else own.pred_iou_thresh
+    if stability is None:
+        stability = SAM_STABILITY_SCORE_THRESH if own is None else own.stability_score_thresh
+    return Thresholds(float(pred_iou), float(stability))
+
+
+def _check_whole(name: str, value: object, least: int, most: int) -> None:
+    if isinstance(value, bool) or not isinstance(value, Integral) or not least <= int(value) <= most:
+        raise _bad(name, value, f"a whole number from {least} to {most}")
+
+
+def _check_number(name: str, value: object, least: float, most: float) -> None:
+    accepted = f"a number from {least:g} to {most:g}"
+    if isinstance(value, bool) or not isinstance(value, Real) or not math.isfinite(value):
+        raise _bad(name, value, accepted)
+    if not least <= float(value) <= most:
+        raise _bad(name, value, accepted)
+
+
+def _check_choice(name: str, value: object, accepted: Sequence[str]) -> None:
+    if value not in accepted:
+        raise _bad(name, value, " or ".join(repr(choice) for choice in accepted))
+
+
+def _bad(name: str, found: object, accepted: str) -> InputError:
+    shown = found if isinstance(found, str) and " " in found else repr(found)
+    return InputError(f"{name} is {shown}; accepted is {accepted}", code="bad_amg_option")

@@ -1,0 +1,357 @@
+# SPDX-License-Identifier: Apache-2.0
+"""As much as there is time for: a coarse grid first, then finer ones where no mask is yet, and a stop in time.
+
+What is asked first is spread over the whole image, so a short time gives the large things everywhere rather than all
+things in one corner. Without a deadline nothing of this is used.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segship.errors import InputError
+from segship.images import ImageLimits, ImageSource, read_image
+from segship.promptable.everything.cost import AmgCost, estimate_cost
+from segship.promptable.everything.crops import CropWork, Work
+from segship.promptable.everything.filters import (
+    clean_small_regions,
+    coverage,
+    crop_score,
+    keep_best,
+    partition_records,
+)
+from segship.promptable.everything.grids import Crop, Points, coarse_to_fine, crop_boxes, layer_grids
+from segship.promptable.everything.options import AmgOptions, Thresholds
+from segship.promptable.everything.records import MaskRecord
+
+if TYPE_CHECKING:
+    from segship.promptable.predictor import Predictor
+
+# A step may take longer than the longest before it: other work on the machine, larger masks.
+_CAUTION = 1.5
+# Time to make a found mask as large as the image: about 1 ns a pixel, twice that where outlines are ragged.
+_SECONDS_PER_PIXEL = 2e-9
+
+
+class Deadline:
+    """A point in time, and whether anything was left out because of it.
+
+    Parameters
+    ----------
+    at
+        As `time.monotonic` counts.
+    """
+
+    def __init__(self, at: float) -> None:
+        self.reached = False
+        self._at = at
+
+    def allows(self, seconds: float) -> bool:
+        """Return whether so much more work ends in time; if not, that is remembered."""
+        in_time = time.monotonic() + seconds <= self._at
+        self.reached |= not in_time
+        return in_time
+
+
+def ask_coarse_to_fine(
+    predictor: Predictor,
+    pixels: NDArray[np.uint8],
+    crops: Sequence[Crop],
+    grids: Sequence[Points],
+    work: Work,
+    deadline: Deadline,
+) -> list[MaskRecord]:
+    """Return records of the crops, the whole image first, as far as the time goes.
+
+    The first portion of the coarsest grid is asked in any case, so a picture is never left without an answer for lack
+    of time alone.
+    """
+    finished: list[CropWork] = []
+    slowest_encode = 0.0
+    for crop in crops:
+        if finished and not deadline.allows(_CAUTION * slowest_encode + _time_to_finish(finished, work)):
+            break
+        if finished and not _is_open(finished[0], crop, grids[crop.layer]):
+            continue
+        began = time.monotonic()
+        crop_work = CropWork(predictor, pixels, crop, work)
+        slowest_encode = max(slowest_encode, time.monotonic() - began)
+        finished.append(crop_work)
+        _ask_portions(crop_work, grids[crop.layer], finished, work, deadline)
+    return [record for crop_work in finished for record in crop_work.records()]
+
+
+def _ask_portions(
+    crop_work: CropWork, grid: Points, finished: Sequence[CropWork], work: Work, deadline: Deadline
+) -> None:
+    points = crop_work.scale(grid)
+    slowest = 0.0
+    for portion in coarse_to_fine(grid):
+        waiting = portion
+        while len(waiting):
+            waiting = waiting[~crop_work.covered(points[waiting])]
+            if not len(waiting):
+                break
+            is_first = len(finished) == 1 and slowest == 0.0
+            if not is_first and not deadline.allows(_CAUTION * slowest + _time_to_finish(finished, work)):
+                return
+            began = time.monotonic()
+            crop_work.ask(points[waiting[: work.points_per_call]])
+            waiting = waiting[work.points_per_call :]
+            slowest = max(slowest, time.monotonic() - began)
+
+
+def _time_to_finish(finished: Sequence[CropWork], work: Work) -> float:
+    height, width = work.size_hw
+    return _SECONDS_PER_PIXEL * height * width * sum(len(crop_work.candidates) for crop_work in finished)
+
+
+def _is_open(whole: CropWork, crop: Crop, grid: Points) -> bool:
+    """Return whether a point of the crop lies where the look at the whole image has found nothing."""
+    left, top, _, _ = crop.box_xyxy
+    points = grid * np.array(crop.size_hw[::-1]) + np.array([left, top])
+    return bool((~whole.covered(points)).any())
+
+
+Progress = Callable[[int, int], None]
+"""Is told after each call of the decoder how many points have been asked, and how many there are."""
+
+DEADLINE_REACHED = "deadline_reached"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AmgResult:
+    """Everything in one picture.
+
+    Attributes
+    ----------
+    records
+        The masks, in the reference's order: by descending predicted IoU, those of smaller crops first.
+    size
+        Height and width of the image, in pixels.
+    coverage
+        Which part of the image lies in at least one mask, 0 to 1.
+    cost
+        What was expected before the work began.
+    points
+        Points that were really asked; fewer than expected if there was a deadline.
+    notes
+        What was noticed: notes of the image, and ``deadline_reached`` if points were left out for lack of time.
+    """
+
+    records: tuple[MaskRecord, ...]
+    size: tuple[int, int]
+    coverage: float
+    cost: AmgCost
+    points: int
+    notes: tuple[str, ...] = ()
+
+
+def generate(
+    predictor: Predictor,
+    image: ImageSource,
+    options: AmgOptions | None = None,
+    *,
+    limits: ImageLimits | None = None,
+    progress: Progress | None = None,
+) -> AmgResult:
+    """Find everything in a picture, and say how much of it is covered and what it took.
+
+    Parameters
+    ----------
+    predictor
+        From `segship.load`.
+    image
+        What `Predictor.encode` takes.
+    options
+        See `AmgOptions`; its defaults when left out.
+    limits
+        Bounds that the image must keep.
+    progress
+        See `Progress`.
+
+    Raises
+    ------
+    ImageError, InputError
+        When the image cannot be read, cannot be cut into so many crops, or ``memory_bytes`` does not suffice.
+    """
+    started = time.monotonic()
+    options, limits = options or AmgOptions(), limits or ImageLimits()
+    loaded = read_image(image, limits=limits)
+    cost = estimate_cost(predictor, loaded.size_hw, options)
+    counter = _Counter(cost.points, progress)
+    work = _make_work(options, cost, loaded.size_hw, limits, counter.add)
+    notes = list(loaded.notes)
+    if options.deadline_seconds is None:
+        records = [
+            record for crop in _crops(work) for record in _look_at(predictor, loaded.pixels, crop, work).records()
+        ]
+    else:
+        deadline = Deadline(started + options.deadline_seconds)
+        records = ask_coarse_to_fine(predictor, loaded.pixels, _crops(work), layer_grids(options), work, deadline)
+        notes += [DEADLINE_REACHED] if deadline.reached else []
+    records = _finish(records, options)
+    if options.partition:
+        records = partition_records(records, loaded.size_hw)
+    return AmgResult(tuple(records), loaded.size_hw, coverage(records), cost, counter.done, tuple(notes))
+
+
+def generate_masks(
+    predictor: Predictor, image: ImageSource, options: AmgOptions | None = None, *, limits: ImageLimits | None = None
+) -> list[MaskRecord]:
+    """Find everything in a picture.
+
+    Parameters
+    ----------
+    predictor
+        From `segship.load`.
+    image
+        A path, encoded bytes, a PIL image, or an (H, W, 3) uint8 RGB array.
+    options
+        See `AmgOptions`; its defaults when left out.
+    limits
+        Bounds that the image must keep; the defaults of `ImageLimits` when left out.
+
+    Returns
+    -------
+    list
+        A `MaskRecord` for each mask, by descending predicted IoU, those of smaller crops first. Empty if nothing
+        passes the thresholds.
+
+    Raises
+    ------
+    ImageError, InputError
+        As `segship.promptable.everything.search.generate`.
+
+    Examples
+    --------
+    >>> import segship
+    >>> predictor = segship.load("tiny")
+    >>> records = segship.generate_masks(predictor, segship.demo_photograph(), segship.AmgOptions(points_per_side=4))
+    >>> all(record.mask.shape == (400, 600) for record in records)
+    True
+    """
+    return list(generate(predictor, image, options, limits=limits).records)
+
+
+def iter_masks(
+    predictor: Predictor,
+    image: ImageSource,
+    options: AmgOptions | None = None,
+    *,
+    limits: ImageLimits | None = None,
+    progress: Progress | None = None,
+) -> Iterator[MaskRecord]:
+    """Find everything in a picture and yield each mask as soon as its crop is done.
+
+    Smaller crops come first, since their masks win over those of larger ones: what is yielded is final, and is what
+    `generate_masks` returns, in the same order. With ``min_mask_region_area`` each crop is cleaned by itself, so that
+    of duplicates between crops another one may stay.
+
+    Parameters
+    ----------
+    predictor, image, options, limits
+        As in `generate_masks`; ``partition`` and ``deadline_seconds`` need the whole image at once and are refused.
+    progress
+        See `Progress`.
+
+    Raises
+    ------
+    InputError
+        ``needs_whole_image``, or as `generate_masks`.
+
+    Examples
+    --------
+    >>> import segship
+    >>> predictor = segship.load("tiny")
+    >>> options = segship.AmgOptions(points_per_side=4, pred_iou_thresh=0.0, stability_score_thresh=0.0)
+    >>> next(segship.iter_masks(predictor, segship.demo_photograph(), options)).size
+    (400, 600)
+    """
+    options, limits = options or AmgOptions(), limits or ImageLimits()
+    for name in ("partition", "deadline_seconds"):
+        if getattr(options, name):
+            message = f"{name} is {getattr(options, name)!r}, and needs the whole image at once; use generate_masks"
+            raise InputError(message, code="needs_whole_image")
+    loaded = read_image(image, limits=limits)
+    cost = estimate_cost(predictor, loaded.size_hw, options)
+    counter = _Counter(cost.points, progress)
+    work = _make_work(options, cost, loaded.size_hw, limits, counter.add)
+    return _iterate(predictor, loaded.pixels, work)
+
+
+def _iterate(predictor: Predictor, pixels: NDArray[np.uint8], work: Work) -> Iterator[MaskRecord]:
+    options = work.options
+    yielded: list[MaskRecord] = []
+    for crop in sorted(_crops(work), key=lambda crop: crop.area):
+        records = _clean(_look_at(predictor, pixels, crop, work).records(), options)
+        known = len(yielded)
+        if known:
+            # Those that were yielded have larger scores, or equal ones and come first, so they all stay.
+            together = yielded + records
+            scores = [crop_score(record) for record in together]
+            stay = keep_best(together, scores, options.crop_nms_thresh, nms=options.nms)
+            records = [together[index] for index in stay if index >= known]
+        yielded += records
+        yield from records
+
+
+def _look_at(predictor: Predictor, pixels: NDArray[np.uint8], crop: Crop, work: Work) -> CropWork:
+    crop_work = CropWork(predictor, pixels, crop, work)
+    crop_work.ask(crop_work.scale(layer_grids(work.options)[crop.layer]))
+    return crop_work
+
+
+def _crops(work: Work) -> list[Crop]:
+    return crop_boxes(work.size_hw, work.options.crop_n_layers, work.options.crop_overlap_ratio)
+
+
+def _finish(records: list[MaskRecord], options: AmgOptions) -> list[MaskRecord]:
+    """Remove duplicates between crops, and clean."""
+    if options.crop_n_layers > 0:
+        scores = [crop_score(record) for record in records]
+        stay = keep_best(records, scores, options.crop_nms_thresh, nms=options.nms)
+        records = [records[index] for index in stay]
+    return _clean(records, options)
+
+
+def _clean(records: list[MaskRecord], options: AmgOptions) -> list[MaskRecord]:
+    if not options.min_mask_region_area > 0:
+        return records
+    threshold = max(options.box_nms_thresh, options.crop_nms_thresh)
+    return clean_small_regions(records, options.min_mask_region_area, threshold, nms=options.nms)
+
+
+def _make_work(
+    options: AmgOptions, cost: AmgCost, size_hw: tuple[int, int], limits: ImageLimits, tick: Callable[[int], None]
+) -> Work:
+    return Work(
+        options=options,
+        thresholds=Thresholds(cost.pred_iou_thresh, cost.stability_score_thresh),
+        size_hw=size_hw,
+        points_per_call=cost.points_per_call,
+        held_bytes=cost.held_bytes,
+        limits=limits,
+        tick=tick,
+    )
+
+
+class _Counter:
+    """Counts points and tells."""
+
+    def __init__(self, total: int, progress: Progress | None) -> None:
+        self.done = 0
+        self._total = total
+        self._progress = progress
+
+    def add(self, points: int) -> None:
+        """Count more points."""
+        self.done += points
+        if self._progress is not None:
+            self._progress(self.done, self._total)

@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The values that a predictor takes and gives: the embedding of an image, and the masks predicted for prompts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segship.errors import PromptError
+from segship.masks.cleanup import MaskCleanUp, box_window, clean_low_res, clear_outside_box
+from segship.masks.held import GivenMasks, HeldMasks
+from segship.masks.rle import Rle, Runs, compress_runs
+from segship.masks.upscaling import Cells, Upscaler, crop_cells
+from segship.promptable.prompts import ObjectPrompt
+from segship.promptable.transforms import to_model_frame
+
+MaskChoice = bool | Literal["best", "auto"]
+"""Which of the decoder's four masks come out.
+
+``True``: the three of the ambiguous set. ``False``: the single-mask token. ``"best"``: of the ambiguous three the one
+with the highest predicted IoU. ``"auto"``: ``"best"`` for an object that is a single click, the single-mask token for
+any clearer object; the choice counts the points that the caller gave, never the padded length of a tensor.
+"""
+
+AMBIGUOUS_MASKS = slice(1, 4)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ImageEmbedding:
+    """One encoded image.
+
+    Attributes
+    ----------
+    image_embeddings
+        (1, C, h, w) float32, the encoder's output.
+    original_size
+        Height and width of the upright image, in pixels.
+    input_size
+        Height and width of the resized image inside the model frame, without padding.
+    encoder_sha256
+        Digest of the encoder that made it; only the decoder of the same bundle accepts it.
+    notes
+        What was noticed while reading the image, such as ``animated_first_frame``.
+    image_side
+        What all prompts of the image share, by the names of the graph ``image_side`` (`segship.spec`): 27 MiB with SAM,
+        seven times the embedding itself. None if the bundle has no such graph, or to save that memory: then it is
+        made anew in every call, ``dataclasses.replace(embedding, image_side=None)``.
+    """
+
+    image_embeddings: NDArray[np.float32]
+    original_size: tuple[int, int]
+    input_size: tuple[int, int]
+    encoder_sha256: str
+    notes: tuple[str, ...] = ()
+    image_side: Mapping[str, NDArray[np.float32]] | None = None
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class MaskPrediction:
+    """Masks for some objects of one image.
+
+    Pixels and run lengths are made when they are asked for; threads may share a prediction.
+
+    Attributes
+    ----------
+    held
+        The masks themselves, as `segship.masks.held` keeps them.
+    iou_predictions
+        (objects, masks) float32, the model's own estimate of each mask's IoU.
+    low_res_masks
+        (objects, masks, 4h, 4w) float32 logits in the model frame, h x w the embedding grid; usable as mask input.
+    original_size
+        Height and width of the image, in pixels.
+    objects
+        The prompts as they were used, in the image frame: boxes ordered and clipped.
+    notes
+        What was noticed, such as ``box_clipped`` or ``no_positive_prompt``.
+    """
+
+    held: HeldMasks | GivenMasks
+    iou_predictions: NDArray[np.float32]
+    low_res_masks: NDArray[np.float32]
+    original_size: tuple[int, int]
+    objects: tuple[ObjectPrompt, ...] = ()
+    notes: tuple[str, ...] = ()
+
+    @property
+    def masks(self) -> NDArray[np.bool_] | NDArray[np.float32]:
+        """(objects, masks, H, W) bool in the image frame; float32 logits when they were asked for.
+
+        Made at the first call and kept. A mask or two cost less through `mask`, run lengths through `mask_runs`.
+        """
+        return self.held.pixels
+
+    @property
+    def areas(self) -> NDArray[np.int64]:
+        """(objects, masks) int64, the set pixels of each mask."""
+        areas = np.zeros(self.held.shape, np.int64)
+        for entry, index in np.ndindex(self.held.shape):
+            areas[entry, index] = self.held.area(entry, index)
+        return areas
+
+    @property
+    def boxes(self) -> NDArray[np.int64]:
+        """(objects, masks, 4) int64, the box around each mask: x0 y0 x1 y1 half-open; zeros without a pixel."""
+        boxes = np.zeros((*self.held.shape, 4), np.int64)
+        for entry, index in np.ndindex(self.held.shape):
+            boxes[entry, index] = self.held.box(entry, index)
+        return boxes
+
+    @property
+    def rles(self) -> list[list[Rle]]:
+        """Of each object a list, of each mask COCO's compressed run lengths."""
+        objects, masks = self.held.shape
+        return [[self.mask_rle(entry, index) for index in range(masks)] for entry in range(objects)]
+
+    def mask(self, entry: int, index: int) -> NDArray[np.bool_]:
+        """Return mask ``index`` of object ``entry``: (H, W) bool, also if logits were asked for."""
+        return self.held.mask(entry, index)
+
+    def mask_runs(self, entry: int, index: int) -> Runs:
+        """Return the run lengths (n,) int64 of one mask; see `segship.masks.rle.mask_to_runs`."""
+        return self.held.runs(entry, index)
+
+    def mask_rle(self, entry: int, index: int) -> Rle:
+        """Return one mask as COCO's compressed run lengths."""
+        return Rle(size=list(self.original_size), counts=compress_runs(self.mask_runs(entry, index)))
+
+    @property
+    def empty(self) -> NDArray[np.bool_]:
+        """(objects, masks) bool, True where a mask has no pixel."""
+        return np.asarray(self.areas == 0, np.bool_)
+
+
+def choose_masks(
+    ious: NDArray[np.float32],
+    low_res: NDArray[np.float32],
+    objects: Sequence[ObjectPrompt],
+    choice: MaskChoice,
+) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+    """Pick masks from all four tokens: (N, 4) and (N, 4, h, w) to (N, k) and (N, k, h, w)."""
+    if choice is True:
+        return ious[:, AMBIGUOUS_MASKS], low_res[:, AMBIGUOUS_MASKS]
+    if choice is False:
+        return ious[:, :1], low_res[:, :1]
+    if choice not in ("best", "auto"):
+        raise PromptError(
+            f"multimask_output is {choice!r}; accepted are True, False, 'best' and 'auto'", code="bad_multimask_output"
+        )
+    # argmax takes the first of equals, so ties go to the lower index.
+    best = 1 + ious[:, AMBIGUOUS_MASKS].argmax(axis=1)
+    if choice == "auto":
+        ambiguous = np.array([prompt.ambiguous for prompt in objects])
+        best = np.where(ambiguous, best, 0)
+    rows = np.arange(len(ious))
+    return ious[rows, best][:, None], low_res[rows, best][:, None]
+
+
+def best_masks(prediction: MaskPrediction) -> MaskPrediction:
+    """Keep of every object the mask with the highest predicted IoU, ready to be given as ``mask_input``.
+
+    ``Prompts(mask_input=best_masks(prediction).low_res_masks)`` refines all objects of an earlier prediction.
+    """
+    best = prediction.iou_predictions.argmax(axis=1)
+    rows = np.arange(len(best))
+    return replace(
+        prediction,
+        held=prediction.held.take(best),
+        iou_predictions=prediction.iou_predictions[rows, best][:, None],
+        low_res_masks=prediction.low_res_masks[rows, best][:, None],
+    )
+
+
+def hold_masks(
+    low_res: NDArray[np.float32],
+    embedding: ImageEmbedding,
+    objects: Sequence[ObjectPrompt],
+    enlarging: Upscaler,
+    cleaning: MaskCleanUp | None,
+    *,
+    pixels_per_cell: float,
+    return_logits: bool,
+) -> HeldMasks | GivenMasks:
+    """Clean masks if that is wanted, and keep what their pixels depend on.
+
+    Parameters
+    ----------
+    low_res
+        (N, k, 4h, 4w) logits.
+    embedding, objects
+        What they were decoded from.
+    enlarging
+        For masks of this image.
+    cleaning
+        None leaves the masks as they are.
+    pixels_per_cell
+        Pixels of the model frame for each of a mask.
+    return_logits
+        Make (N, k, H, W) float32 logits at once, instead of masks when somebody asks for them.
+    """
+    masks = [[enlarging.valid(logits) for logits in entry] for entry in low_res]
+    limits = [enlarging.everything] * len(objects)
+    if cleaning is not None:
+        for index, prompt in enumerate(objects):
+            masks[index] = [_cleaned(cells, prompt, embedding, cleaning, pixels_per_cell) for cells in masks[index]]
+            if cleaning.box_margin is not None and prompt.box is not None:
+                limits[index] = box_window(prompt.box, cleaning.box_margin, embedding.original_size)
+    if not return_logits:
+        return HeldMasks([[crop_cells(cells) for cells in entry] for entry in masks], enlarging, limits)
+    pixels = np.empty((*low_res.shape[:2], *embedding.original_size), np.float32)
+    for entry, index in np.ndindex(low_res.shape[:2]):
+        pixels[entry, index] = enlarging.enlarge(masks[entry][index])
+        clear_outside_box(pixels[entry, index], limits[entry])
+    return GivenMasks(pixels)
+
+
+def _cleaned(
+    cells: Cells, prompt: ObjectPrompt, embedding: ImageEmbedding, cleaning: MaskCleanUp, pixels_per_cell: float
+) -> Cells:
+    """Clean the part of a low-resolution mask that is not padding."""
+    height, width = (int(np.ceil(side / pixels_per_cell)) for side in embedding.input_size)
+    points = to_model_frame(prompt.points, embedding.original_size, embedding.input_size) / np.float32(pixels_per_cell)
+    part = cells.logits[:height, :width]
+    cleaned = clean_low_res(part, cleaning, points_xy=points, labels=prompt.labels, has_box=prompt.box is not None)
+    if cleaned is part:
+        return cells
+    # A cell of padding may lie next to the image, and the image depends on it a little.
+    whole = cells.logits.copy()
+    whole[:height, :width] = cleaned
+    return cells._replace(logits=whole)

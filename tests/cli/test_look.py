@@ -1,0 +1,39 @@
+# SPDX-License-Identifier: Apache-2.0
+import segship
+from segship.catalog import SEMANTIC_CHECKPOINTS
+
+
+def test_models_lists_every_name(run, run_json):
+    names = [entry["name"] for entry in run_json("models")[1]["models"]]
+    assert names == ["tiny", "vit_b", "vit_l", "vit_h", "vit_t", *SEMANTIC_CHECKPOINTS]
+    printed = run("models")[1]
+    assert all(name in printed for name in names)
+    assert "mIoU 77.13 / 79.14" in printed
+    # In a pipe no address is folded, whatever its length.
+    assert all(SEMANTIC_CHECKPOINTS[name].url in printed for name in SEMANTIC_CHECKPOINTS)
+    assert max(map(len, printed.splitlines())) < 250
+
+
+def test_inspect_tells_a_bundle_a_graph_and_a_checkpoint(run_json, model, small_checkpoint):
+    kinds = [run_json("inspect", path)[1]["kind"] for path in (model, model / "mask_decoder.onnx", small_checkpoint)]
+    assert kinds == ["bundle", "graph", "checkpoint"]
+
+
+def test_inspect_describes_semantic_models(run_json, small_semantic_bundle, small_semask_checkpoint):
+    bundle = run_json("inspect", small_semantic_bundle.path)[1]["bundle"]
+    assert bundle["manifest"]["family"] == "semantic" and bundle["graphs"]["semantic"]["operators"]["ArgMax"] == 1
+    checkpoint = run_json("inspect", small_semask_checkpoint)[1]["checkpoint"]
+    assert (checkpoint["family"], checkpoint["classes"], checkpoint["semantic_window"]) == ("semantic", 19, "all")
+    assert checkpoint["notes"] == ["taken from 'state_dict'; left out 'meta', 'optimizer'"]
+
+
+def test_inspect_prints_text(run, model):
+    code, out, _ = run("inspect", model)
+    assert code == 0 and "mask_decoder.onnx" in out and "padding_point: without_box" in out
+
+
+def test_doctor_names_backends_and_versions(run, run_json):
+    document = run_json("doctor")[1]
+    assert document["segship"] == segship.__version__
+    assert {entry["name"] for entry in document["backends"]} == {"onnxruntime", "openvino", "torch"}
+    assert "onnxruntime" in run("doctor")[1]

@@ -1,0 +1,122 @@
+# SPDX-License-Identifier: Apache-2.0
+from dataclasses import replace
+
+import pytest
+
+from segship.bundle import Bundle
+from segship.catalog import SEMANTIC_CHECKPOINTS
+from segship.cli import ship as shipping
+
+
+def test_export_writes_a_bundle_and_prints_the_comparison(run, small_checkpoint, tmp_path, traced_once):
+    code, out, err = run("export", small_checkpoint, "-o", tmp_path / "bundle", "--no-simplify")
+    assert code == 0
+    assert Bundle.read(tmp_path / "bundle").manifest.architecture == "custom"
+    for words in ("low_res_masks", "IoU", "passed"):
+        assert words in out
+    assert "traced" in err
+
+
+def test_export_of_a_name_that_was_not_fetched_says_how(run_json, monkeypatch, tmp_path):
+    monkeypatch.setenv("SEGSHIP_CACHE", str(tmp_path))
+    code, document = run_json("export", "vit_b")
+    assert code == 5
+    assert "segship fetch vit_b" in document["error"]["message"]
+
+
+def test_export_without_a_place_is_refused(run_json, small_checkpoint):
+    assert run_json("export", small_checkpoint)[1]["error"]["code"] == "no_output"
+
+
+def test_export_without_its_packages_names_the_extra(run_json, small_checkpoint, monkeypatch, tmp_path):
+    monkeypatch.setattr(shipping, "find_spec", lambda name: None if name == "onnxslim" else object())
+    code, document = run_json("export", small_checkpoint, "-o", tmp_path / "bundle")
+    assert code == 4
+    assert 'needs onnxslim, not installed here; run: pip install "segship[export]"' in document["error"]["message"]
+
+
+@pytest.mark.parametrize("name", ["vit_b", "vit_t"])
+def test_fetch_from_a_file_of_other_bytes_is_refused(run_json, tmp_path, monkeypatch, name):
+    monkeypatch.setenv("SEGSHIP_CACHE", str(tmp_path / "cache"))
+    wrong = tmp_path / "wrong.pth"
+    wrong.write_bytes(b"not it")
+    code, document = run_json("fetch", name, "--from", wrong)
+    assert (code, document["error"]["code"]) == (4, "wrong_size")
+
+
+@pytest.fixture
+def semantic_checkpoint(small_semask_checkpoint, small_semantic_bundle, traced_once):
+    """The small SeMask-FPN, whose graph of 96 x 160 is not traced again."""
+    return small_semask_checkpoint
+
+
+def test_export_of_a_semantic_model_prints_the_comparison(run, semantic_checkpoint, tmp_path):
+    folder, options = tmp_path / "bundle", ("--size", "96,160", "--scale", "640,480", "--no-simplify")
+    code, out, err = run("export", semantic_checkpoint, "-o", folder, *options)
+    assert code == 0 and "% of the pixels equal" in out and "traced" in err
+    manifest = Bundle.read(folder).manifest
+    assert (manifest.family, manifest.scale) == ("semantic", (640, 480))
+    assert {check.backend for check in manifest.backends} >= {"onnxruntime"}
+    code, out, _ = run("tune", folder, "--repeats", 1)
+    assert code == 0 and "segment ms" in out and "for a picture of 160 x 96" in out
+
+
+@pytest.mark.parametrize(
+    ("options", "code", "words"),
+    [
+        (["--image-size", "512"], "other_family", "--image-size belong to promptable ones"),
+        (["--single-mask", "--target", "plain"], "other_family", "--single-mask, --target belong to promptable ones"),
+        (["--contract", "official"], "other_family", "--contract official belongs to promptable ones"),
+        (["--size", "1024"], "bad_size", "--size is '1024'; accepted is HEIGHT,WIDTH such as 1024,2048, or dynamic"),
+        (["--size", "8,9000"], "bad_size", "a size of 8,9000"),
+        (["--batch", "two"], "bad_batch", "--batch is 'two'"),
+        (["--batch", "4"], "bad_batch", "a bundle's is 1 or dynamic"),
+        (["--scale", "2048x1024"], "bad_scale", "accepted is LONG,SHORT"),
+        (["--contract", "ascend", "--size", "dynamic"], "bad_option", "--contract ascend has fixed sizes"),
+    ],
+)
+def test_options_that_a_semantic_export_cannot_follow(
+    run_json, small_semask_checkpoint, tmp_path, options, code, words
+):
+    found, document = run_json("export", small_semask_checkpoint, "-o", tmp_path / "bundle", *options)
+    assert (found, document["error"]["code"]) == (5, code) and words in document["error"]["message"]
+    assert not (tmp_path / "bundle").exists()
+
+
+def test_semantic_options_are_refused_for_promptable_models(run_json, small_checkpoint, tmp_path):
+    options = ["--size", "96,160", "--semantic-window", "all"]
+    code, document = run_json("export", small_checkpoint, "-o", tmp_path / "bundle", *options)
+    assert (code, document["error"]["code"]) == (5, "other_family")
+    assert "--size, --semantic-window belong to semantic ones" in document["error"]["message"]
+
+
+def test_fetch_of_a_semantic_model_says_how_and_checks_what_it_gets(
+    run, run_json, tmp_path, monkeypatch, small_semask_checkpoint
+):
+    monkeypatch.setenv("SEGSHIP_CACHE", str(tmp_path / "cache"))
+    code, document = run_json("fetch", "semask_t_cityscapes")
+    assert (code, document["error"]["code"]) == (4, "fetch_by_hand")
+    assert "drive.google.com/file/d/1_JBOJQSUVes" in document["error"]["message"]
+    code, document = run_json("fetch", "semask_t_cityscapes", "--from", small_semask_checkpoint)
+    assert (code, document["error"]["code"]) == (4, "wrong_checkpoint")
+    code, document = run_json("fetch", "semask_t_cityscapes", "--mirror", "https://example.org")
+    assert (code, document["error"]["code"]) == (4, "no_published_digest")
+    known = replace(SEMANTIC_CHECKPOINTS["semask_t_cityscapes"], architecture="custom")
+    monkeypatch.setitem(SEMANTIC_CHECKPOINTS, "semask_t_cityscapes", known)
+    code, document = run_json("fetch", "semask_t_cityscapes", "--from", small_semask_checkpoint)
+    assert code == 0 and document["path"] == str(tmp_path / "cache" / "checkpoints" / "semask_t_cityscapes.pth")
+    assert "no digest is published" in run("fetch", "semask_t_cityscapes")[1]
+
+
+def test_export_by_a_semantic_name_takes_the_fetched_file_and_knows_its_licence(
+    run_json, tmp_path, monkeypatch, semantic_checkpoint
+):
+    monkeypatch.setenv("SEGSHIP_CACHE", str(tmp_path / "cache"))
+    code, document = run_json("export", "semask_b_cityscapes")
+    assert code == 5 and "run: segship fetch semask_b_cityscapes" in document["error"]["message"]
+    place = tmp_path / "cache" / "checkpoints" / "semask_b_cityscapes.pth"
+    place.parent.mkdir(parents=True)
+    place.write_bytes(semantic_checkpoint.read_bytes())
+    assert run_json("export", "semask_b_cityscapes", "--size", "96,160", "--no-simplify", "--no-measure")[0] == 0
+    manifest = Bundle.read(tmp_path / "cache" / "bundles" / "semask_b_cityscapes").manifest
+    assert manifest.checkpoint.licence == "Apache-2.0"

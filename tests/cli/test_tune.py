@@ -1,0 +1,70 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`segship tune`, and the options of the runtime that every command shares."""
+
+import json
+import shutil
+
+import pytest
+
+from segship.cli import main
+from segship.cli.output import Runtime
+from segship.images.reading import demo_photograph
+from segship.tune import promptable as tuning
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("SEGSHIP_CACHE", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def bundle(small_export, tmp_path, monkeypatch):
+    # Which backends there are is another test's; one keeps this one quick.
+    monkeypatch.setattr(tuning, "candidates", lambda: (("onnxruntime", "fp32"),))
+    return shutil.copytree(small_export[0].path, tmp_path / "bundle")
+
+
+def test_table_says_times_comparison_and_choice(bundle, capsys):
+    assert main(["tune", str(bundle), "--threads", "1", "--repeats", "1"]) == 0
+    text = capsys.readouterr().out
+    assert "onnxruntime" in text and "passed" in text
+    assert "--backend auto --precision fp32: onnxruntime fp32, fastest of 1 that passed" in text
+
+
+def test_json_holds_the_checks_and_the_choices(bundle, capsys):
+    assert main(["tune", str(bundle), "--threads", "1", "--repeats", "1", "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    (check,) = document["backends"]
+    assert (check["backend"], check["passed"], check["threads"]) == ("onnxruntime", True, 1)
+    assert document["choices"]["auto"]["backend"] == "onnxruntime"
+    assert document["path"] == str(bundle)
+
+
+def test_bundle_inside_the_package_is_refused_with_its_code(capsys):
+    assert main(["tune", "tiny", "--json"]) == 3
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == "bundle_in_package"
+
+
+@pytest.mark.parametrize("command", [["segment", "--point", "365,290"], ["everything", "--points-per-side", "2"]])
+def test_commands_pass_the_runtime_on_and_say_what_ran(command, capsys, tmp_path):
+    options = ["--backend", "onnxruntime", "--threads", "1", "--out", str(tmp_path), "--json"]
+    assert main([command[0], str(demo_photograph()), *command[1:], *options]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert (document["backend"], document["precision"]) == ("onnxruntime", "fp32")
+    assert document["backend_reason"] == "it was asked for" and "1 threads" in document["runs_on"]
+
+
+def test_what_the_backend_does_not_have_is_an_error_with_its_code(capsys, tmp_path):
+    options = ["--backend", "onnxruntime", "--streams", "2", "--out", str(tmp_path), "--json"]
+    assert main(["segment", str(demo_photograph()), "--point", "365,290", *options]) == 4
+    assert json.loads(capsys.readouterr().out)["error"]["code"] == "streams_unavailable"
+
+
+def test_settings_are_the_parameters_of_load():
+    import inspect
+
+    from segship import load
+
+    assert Runtime().settings() == {
+        name: parameter.default for name, parameter in inspect.signature(load).parameters.items() if name != "model"
+    }

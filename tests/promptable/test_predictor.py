@@ -1,0 +1,331 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Prompts in, masks out, against the reference's own predictor on the same weights."""
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+import torch
+
+from segship.backends import usable_cores
+from segship.backends.fake import Session as FakeSession
+from segship.cases import draw_scene
+from segship.errors import BackendUnavailable, PromptError
+from segship.masks.scores import mask_iou
+from segship.promptable.manifest import MaskCleanUpEntry
+from segship.promptable.prediction import best_masks
+from segship.promptable.predictor import Predictor
+from segship.promptable.prompts import Prompts
+from segship.spec import image_encoder_spec, mask_decoder_spec
+from tests.oracle import SMALL_VIT
+from tests.small_models import reference_predictor, small_predictor, small_sam_manifest
+
+IMAGE = draw_scene((120, 180), seed=5)
+
+# The eight prompt forms of the MindFormers examples, in an image of 180 x 120: points, labels, boxes, multimask.
+EXAMPLES = {
+    "1 one point": ([[50, 40]], [1], None, True),
+    "2 two points, one object": ([[50, 40], [112, 62]], [1, 1], None, False),
+    "3 two points, two objects": ([[[50, 40]], [[112, 62]]], [[1], [1]], None, False),
+    "4 foreground and background": ([[50, 40], [112, 62]], [1, 0], None, False),
+    "5 one box": (None, None, [42, 60, 70, 87], False),
+    "6 box and background point": ([[57, 70]], [0], [42, 60, 70, 87], False),
+    "7 boxes and points": ([[[57, 70]], [[112, 62]]], [[1], [0]], [[42, 60, 70, 87], [90, 20, 140, 80]], False),
+    "8 four boxes": (None, None, [[42, 60, 70, 87], [7, 27, 172, 85], [137, 55, 165, 80], [124, 67, 140, 75]], False),
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def predictor():
+    return small_predictor()
+
+
+@pytest.fixture(scope="module")
+def embedding(predictor):
+    return predictor.encode(IMAGE)
+
+
+@pytest.fixture(scope="module")
+def oracle():
+    predictor = reference_predictor()
+    predictor.set_image(IMAGE)
+    return predictor
+
+
+def ask_oracle(oracle, points, labels, boxes, multimask, mask_input=None):
+    """Answer with the reference's torch path, which takes several objects; shapes (B, masks, H, W)."""
+
+    def batched(value, rank):
+        array = np.asarray(value, np.float32)
+        return array if array.ndim == rank else array[None]
+
+    coords = None if points is None else oracle.transform.apply_coords(batched(points, 3), oracle.original_size)
+    box = None if boxes is None else oracle.transform.apply_boxes(batched(boxes, 2), oracle.original_size)
+    with torch.inference_mode():
+        masks, scores, low_res = oracle.predict_torch(
+            None if coords is None else torch.as_tensor(coords, dtype=torch.float),
+            None if labels is None else torch.as_tensor(batched(labels, 2)),
+            None if box is None else torch.as_tensor(box, dtype=torch.float),
+            None if mask_input is None else torch.as_tensor(mask_input),
+            multimask_output=multimask,
+        )
+    return masks.numpy(), scores.numpy(), low_res.numpy()
+
+
+def assert_agrees(prediction, expected):
+    masks, scores, low_res = expected
+    assert prediction.masks.shape == masks.shape
+    assert prediction.iou_predictions.shape == scores.shape
+    assert np.abs(prediction.iou_predictions - scores).max() <= 1e-4 * np.abs(scores).max()
+    assert np.abs(prediction.low_res_masks - low_res).max() <= 1e-4 * np.abs(low_res).max()
+    for index in np.ndindex(masks.shape[:2]):
+        assert mask_iou(prediction.masks[index], masks[index]) >= 0.999
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_example_equals_the_reference(predictor, embedding, oracle, example):
+    points, labels, boxes, multimask = EXAMPLES[example]
+    prompts = Prompts(points=points, labels=labels, boxes=boxes)
+    prediction = predictor.decode(embedding, prompts, multimask_output=multimask)
+    assert_agrees(prediction, ask_oracle(oracle, points, labels, boxes, multimask))
+
+
+def test_box_and_point_together_count_both(predictor, embedding):
+    points, labels, boxes, _ = EXAMPLES["6 box and background point"]
+    both = predictor.decode(embedding, Prompts(points=points, labels=labels, boxes=boxes))
+    box = predictor.decode(embedding, Prompts(boxes=boxes))
+    assert np.abs(both.low_res_masks - box.low_res_masks).max() > 1e-3
+
+
+def test_refinement_by_a_mask_input_equals_the_reference(predictor, embedding, oracle):
+    first = predictor.decode(embedding, Prompts(points=[[50, 40]]))
+    mask_input = best_masks(first).low_res_masks
+    assert mask_input.shape == (1, 1, 32, 32)
+    prompts = Prompts(points=[[50, 40], [60, 50]], labels=[1, 0], mask_input=mask_input)
+    refined = predictor.decode(embedding, prompts, multimask_output=False)
+    expected = ask_oracle(oracle, [[50, 40], [60, 50]], [1, 0], None, False, mask_input)
+    assert_agrees(refined, expected)
+
+
+def test_mask_alone_equals_the_reference(predictor, embedding, oracle):
+    mask_input = predictor.decode(embedding, Prompts(boxes=[42, 60, 70, 87]), multimask_output=False).low_res_masks
+    prediction = predictor.decode(embedding, Prompts(mask_input=mask_input))
+    assert_agrees(prediction, ask_oracle(oracle, None, None, None, True, mask_input))
+
+
+def test_objects_of_different_forms_share_a_call(predictor, embedding):
+    forms = [
+        Prompts(points=[[50, 40]]),
+        Prompts(points=[[50, 40], [112, 62], [9, 9]], labels=[1, 1, 0]),
+        Prompts(boxes=[42, 60, 70, 87]),
+        Prompts(boxes=[42, 60, 70, 87], points=[[57, 70]], labels=[0]),
+        Prompts(mask_input=np.ones((32, 32), np.float32)),
+    ]
+    together = predictor.decode(embedding, forms)
+    for index, form in enumerate(forms):
+        alone = predictor.decode(embedding, form)
+        scale = np.abs(alone.low_res_masks).max()
+        assert np.abs(together.low_res_masks[index] - alone.low_res_masks[0]).max() <= 1e-5 * scale
+        assert np.abs(together.iou_predictions[index] - alone.iou_predictions[0]).max() <= 1e-5
+
+
+def test_logits_on_request_are_those_of_the_masks(predictor, embedding):
+    prompts = Prompts(points=[[50, 40]])
+    logits = predictor.decode(embedding, prompts, return_logits=True)
+    assert logits.masks.dtype == np.float32
+    assert np.array_equal(logits.masks > 0, predictor.decode(embedding, prompts).masks)
+
+
+def fake_predictor(scores):
+    """A predictor whose decoder answers every object with the given four scores, and mask k full of k."""
+    geometry = SMALL_VIT.geometry
+
+    def decode(inputs):
+        objects = len(inputs["point_coords"])
+        masks = np.arange(4, dtype=np.float32)[None, :, None, None] + np.zeros((objects, 4, 32, 32), np.float32)
+        return {"iou_predictions": np.tile(np.float32(scores), (objects, 1)), "low_res_masks": masks}
+
+    encoder = FakeSession(
+        image_encoder_spec(geometry), lambda _: {"image_embeddings": np.zeros((1, 32, 8, 8), np.float32)}
+    )
+    decoder = FakeSession(mask_decoder_spec(geometry), decode)
+    sessions = {"image_encoder": encoder, "mask_decoder": decoder}
+    return Predictor(small_sam_manifest(), sessions, encoder_sha256="f" * 64, backend="fake")
+
+
+CLICK, CLICKS, BOX = Prompts(points=[[5, 5]]), Prompts(points=[[5, 5], [6, 6]]), Prompts(boxes=[1, 1, 9, 9])
+
+
+@pytest.mark.parametrize(
+    ("choice", "prompts", "tokens"),
+    [
+        (True, CLICK, [[1, 2, 3]]),
+        (False, CLICK, [[0]]),
+        ("best", CLICK, [[2]]),
+        ("best", BOX, [[2]]),
+        ("auto", CLICK, [[2]]),
+        ("auto", CLICKS, [[0]]),
+        ("auto", BOX, [[0]]),
+        ("auto", [CLICK, CLICKS, BOX], [[2], [0], [0]]),
+    ],
+)
+def test_masks_are_chosen_by_the_points_given(choice, prompts, tokens):
+    prediction = fake_predictor([0.9, 0.1, 0.7, 0.3]).predict(IMAGE, prompts, multimask_output=choice)
+    assert prediction.low_res_masks[:, :, 0, 0].tolist() == tokens
+
+
+def test_ties_go_to_the_lower_index():
+    prediction = fake_predictor([0.9, 0.5, 0.5, 0.5]).predict(IMAGE, CLICK, multimask_output="best")
+    assert prediction.low_res_masks[0, 0, 0, 0] == 1
+
+
+def test_unknown_choice_names_the_known_ones():
+    with pytest.raises(PromptError, match="multimask_output is 'all'; accepted are True, False, 'best' and 'auto'"):
+        fake_predictor([0, 0, 0, 0]).predict(IMAGE, CLICK, multimask_output="all")
+
+
+def test_embedding_of_another_encoder_is_refused(predictor):
+    foreign = fake_predictor([0, 0, 0, 0]).encode(IMAGE)
+    with pytest.raises(PromptError, match="encode the image with this predictor") as caught:
+        predictor.decode(foreign, CLICK)
+    assert caught.value.code == "foreign_embedding"
+
+
+def test_prompts_given_twice_are_refused(predictor):
+    with pytest.raises(PromptError, match="given twice"):
+        predictor.predict(IMAGE, CLICK, points=[[5, 5]])
+
+
+def test_values_that_are_not_finite_never_become_masks():
+    with pytest.raises(BackendUnavailable, match="iou_predictions holds values that are not finite") as caught:
+        fake_predictor([0.9, float("nan"), 0.7, 0.3]).predict(IMAGE, CLICK)
+    assert caught.value.code == "nonfinite_output"
+
+
+def test_empty_masks_are_told(predictor):
+    prediction = fake_predictor([0, 0, 0, 0]).predict(IMAGE, CLICK, multimask_output=False)
+    assert prediction.empty.tolist() == [[True]]
+
+
+def test_notes_of_image_and_prompts_reach_the_prediction(predictor):
+    prediction = predictor.predict(IMAGE, boxes=[[70, 87, 42, 60]], multimask_output=False)
+    assert prediction.notes == ("box_reversed",)
+    assert prediction.objects[0].box.tolist() == [42, 60, 70, 87]
+
+
+@pytest.fixture
+def torch_on_all_cores():
+    """A number of threads that was set in one thread is not that of the first call in another, which then rounds."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(usable_cores())
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.mark.usefixtures("torch_on_all_cores")
+def test_threads_may_share_a_predictor(predictor, embedding):
+    prompts = [Prompts(points=[[x, 40]]) for x in range(20, 160, 10)]
+    alone = [predictor.decode(embedding, prompt).low_res_masks for prompt in prompts]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda prompt: predictor.decode(embedding, prompt).low_res_masks, prompts))
+    assert all(np.array_equal(a, b) for a, b in zip(alone, together, strict=True))
+
+
+def test_predictor_holds_no_image(predictor):
+    other = draw_scene((90, 60), seed=6)
+    before = predictor.predict(IMAGE, CLICK).masks
+    predictor.predict(other, CLICK)
+    assert np.array_equal(predictor.predict(IMAGE, CLICK).masks, before)
+
+
+def test_memory_that_is_used_again_changes_no_embedding(predictor):
+    pictures = [draw_scene(size, seed=7) for size in ((120, 180), (180, 120), (40, 50), (128, 128), (90, 60))]
+    fresh = [
+        Predictor(predictor.manifest, predictor._sessions, encoder_sha256="0" * 64, backend="torch") for _ in pictures
+    ]
+    alone = [one.encode(picture).image_embeddings for one, picture in zip(fresh, pictures, strict=True)]
+    shared = Predictor(predictor.manifest, predictor._sessions, encoder_sha256="0" * 64, backend="torch", threads=1)
+    for picture, expected in zip(pictures * 2, alone * 2, strict=True):
+        assert np.array_equal(shared.encode(picture).image_embeddings, expected)
+    assert len(shared._spare_frames) == 1
+
+
+def encoder_that(answer):
+    encoder = FakeSession(image_encoder_spec(SMALL_VIT.geometry), answer)
+    return Predictor(small_sam_manifest(), {"image_encoder": encoder}, encoder_sha256="f" * 64, backend="fake")
+
+
+def test_calls_at_once_write_into_memory_of_their_own():
+    both_in, inside = threading.Barrier(2), []
+
+    def answer(inputs):
+        before = inputs["image"].copy()
+        both_in.wait(20)
+        both_in.wait(20)
+        inside.append(np.array_equal(inputs["image"], before))
+        return {"image_embeddings": np.zeros((1, 32, 8, 8), np.float32)}
+
+    predictor = encoder_that(answer)
+    with ThreadPoolExecutor(2) as pool:
+        for _ in range(4):
+            list(pool.map(predictor.encode, [IMAGE, 255 - IMAGE]))
+    assert inside == [True] * 8
+    assert 1 <= len(predictor._spare_frames) <= 2
+
+
+def test_an_embedding_that_lies_in_the_input_is_not_written_over():
+    predictor = encoder_that(lambda inputs: {"image_embeddings": inputs["image"].reshape(1, -1, 8, 8)[:, :32]})
+    first = predictor.encode(IMAGE).image_embeddings
+    before = first.copy()
+    predictor.encode(255 - IMAGE)
+    assert np.array_equal(first, before)
+
+
+# Clean-up, which a manifest turns on
+
+
+@pytest.fixture(scope="module")
+def cleaning(predictor):
+    """The same model under a manifest that cleans."""
+    entry = MaskCleanUpEntry(keep_clicked_piece=True, smallest_piece=0.05, smallest_hole=0.01, box_margin=0.0)
+    manifest = predictor.manifest.model_copy(update={"mask_clean_up": entry})
+    return Predictor(manifest, predictor._sessions, encoder_sha256="0" * 64, backend="torch")
+
+
+def test_masks_are_cleaned_only_if_the_manifest_says_so(predictor, cleaning, embedding):
+    prompts = Prompts(boxes=[42, 60, 70, 87])
+    plain, untouched = (predictor.decode(embedding, prompts, clean_up=wanted) for wanted in (True, False))
+    np.testing.assert_array_equal(plain.masks, untouched.masks)
+    assert plain.masks[..., :60, :].any()
+    np.testing.assert_array_equal(cleaning.decode(embedding, prompts, clean_up=False).masks, plain.masks)
+    cleaned = cleaning.decode(embedding, prompts)
+    inside = np.zeros(plain.masks.shape, bool)
+    inside[..., 60:87, 42:70] = True
+    assert not (cleaned.masks & ~inside).any()
+    assert (cleaned.masks & inside).any()
+
+
+def test_clean_up_leaves_low_resolution_logits_and_scores(predictor, cleaning, embedding):
+    prompts = Prompts(points=[[50, 40]])
+    plain, cleaned = predictor.decode(embedding, prompts), cleaning.decode(embedding, prompts)
+    np.testing.assert_array_equal(cleaned.low_res_masks, plain.low_res_masks)
+    np.testing.assert_array_equal(cleaned.iou_predictions, plain.iou_predictions)
+    assert (cleaned.masks != plain.masks).any()
+
+
+@pytest.mark.parametrize("prompts", [Prompts(points=[[50, 40]]), Prompts(points=[[57, 70]], boxes=[42, 60, 70, 87])])
+def test_cleaned_logits_say_the_same_as_cleaned_masks(cleaning, embedding, prompts):
+    masks = cleaning.decode(embedding, prompts).masks
+    logits = cleaning.decode(embedding, prompts, return_logits=True).masks
+    np.testing.assert_array_equal(masks, logits > 0)
+
+
+def test_decode_low_res_is_what_decode_chooses_from(predictor, embedding):
+    prompts = Prompts(points=[[[50, 40]], [[112, 62]]])
+    ious, low_res = predictor.decode_low_res(embedding, prompts)
+    prediction = predictor.decode(embedding, prompts)
+    assert ious.shape == (2, 4) and low_res.shape[:2] == (2, 4)
+    np.testing.assert_array_equal(prediction.low_res_masks, low_res[:, 1:])
+    np.testing.assert_array_equal(prediction.iou_predictions, ious[:, 1:])
+    np.testing.assert_array_equal(prediction.masks[1, 2], predictor.upscale(low_res[1, 3], embedding) > 0)

@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: Apache-2.0
+"""SeMask-FPN checkpoints as mmcv writes them: loaded strictly, named, and refused by what is wrong with them."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from segship.datasets.classes import ClassTable
+from segship.datasets.known import CITYSCAPES
+from segship.errors import CheckpointError
+from segship.semantic.preprocessing import ScaleLimits
+from segship.ship.families.config import SEMASK_ARCHITECTURES
+from segship.ship.families.semask.loading import choose_settings, load_semask, published_scale
+from tests.small_models import save_checkpoint as save_sam
+from tests.small_semask import SMALL_SEMASK, mmcv_checkpoint, save_checkpoint, seeded_semask, small_semask
+
+
+def refuse(path, words, code):
+    with pytest.raises(CheckpointError, match=words) as caught:
+        load_semask(path)
+    assert caught.value.code == code
+
+
+def saved(tmp_path, change):
+    """Save the small model after a change of its state dict."""
+    document = mmcv_checkpoint(small_semask())
+    change(document["state_dict"])
+    torch.save(document, tmp_path / "changed.pth")
+    return tmp_path / "changed.pth"
+
+
+def test_every_tensor_of_an_mmcv_checkpoint_is_loaded(tmp_path):
+    model = load_semask(save_checkpoint(tmp_path / "model.pth", prefix="module."))
+    assert model.config == SMALL_SEMASK
+    expected = small_semask().state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.semask.state_dict().items())
+    assert not model.semask.training
+
+
+def test_what_was_taken_off_is_said_and_the_training_state_is_not_kept(small_semask_checkpoint, tmp_path):
+    model = load_semask(save_checkpoint(tmp_path / "model.pth", prefix="module."))
+    assert model.changes == (
+        "taken from 'state_dict'; left out 'meta', 'optimizer'",
+        "prefix 'module.' taken off every name",
+        "semantic layers work in windows in all stages, as the published code has it for these sizes",
+    )
+    assert set(model.checkpoint.state_dict) == set(small_semask().state_dict())
+
+
+def test_the_window_can_be_asked_for_and_is_written_down(small_semask_checkpoint):
+    model = load_semask(small_semask_checkpoint, semantic_window="first-two")
+    assert model.config.semantic_window == "first-two"
+    assert model.changes[-1] == "semantic layers work in windows in first-two stages, as asked for"
+
+
+def test_a_wrong_window_loads_and_answers_otherwise(small_semask_checkpoint):
+    """Why the choice is recorded: nothing in the file can contradict it."""
+    right, wrong = (load_semask(small_semask_checkpoint, semantic_window=window) for window in ("all", "first-two"))
+    image = torch.randn(1, 3, 96, 288, generator=torch.Generator().manual_seed(0))
+    with torch.inference_mode():
+        assert not torch.allclose(right.semask(image), wrong.semask(image), atol=1e-2)
+
+
+def test_heads_of_training_are_left_out_and_said(tmp_path):
+    path = saved(tmp_path, lambda state: state.update({"auxiliary_head.conv_seg.weight": torch.ones(19, 8, 1, 1)}))
+    assert load_semask(path).changes[-1].startswith("left out 1 tensors of a head that is used in training alone")
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda state: state.pop("backbone.norm3.bias"), "1 missing: backbone.norm3.bias"),
+        (lambda state: state.update({"decode_head.extra": torch.ones(1)}), "1 unexpected: decode_head.extra"),
+        (
+            lambda state: state.update({"decode_head.conv_seg.bias": torch.ones(20)}),
+            r"decode_head.conv_seg.bias \(20,\) float32 instead of \(19,\)",
+        ),
+    ],
+)
+def test_keys_that_do_not_fit_are_listed(tmp_path, change, words):
+    refuse(saved(tmp_path, change), words, "state_mismatch")
+
+
+def test_other_tables_of_positions_are_refused(tmp_path):
+    key = "backbone.layers.0.blocks.0.attn.relative_position_index"
+    path = saved(tmp_path, lambda state: state.update({key: state[key].flip(0)}))
+    refuse(path, "does not number the places of a 5 x 5 window", "unsupported_architecture")
+
+
+def test_a_promptable_checkpoint_is_refused(tmp_path):
+    refuse(save_sam(tmp_path / "sam.pth"), "is no SeMask-FPN", "other_family")
+
+
+def test_more_classes_than_a_map_holds_are_refused(tmp_path):
+    many = seeded_semask(replace(SMALL_SEMASK, classes=256))
+    refuse(save_checkpoint(tmp_path / "many.pth", many), "256 classes, .* at most 255", "class_count")
+
+
+@pytest.fixture(scope="module")
+def seven(tmp_path_factory):
+    """A model of seven classes, saved without names."""
+    model = seeded_semask(replace(SMALL_SEMASK, classes=7))
+    return save_checkpoint(tmp_path_factory.mktemp("seven") / "seven.pth", model, classes=(), palette=())
+
+
+def test_the_number_of_classes_tells_the_data_set(small_semask_checkpoint):
+    settings = choose_settings(load_semask(small_semask_checkpoint))
+    assert (settings.data_set, settings.table, settings.scale) == ("cityscapes", CITYSCAPES, ScaleLimits(2048, 1024))
+
+
+def test_nineteen_classes_with_names_of_their_own_are_no_cityscapes(tmp_path):
+    names = tuple(f"part {index}" for index in range(19))
+    settings = choose_settings(load_semask(save_checkpoint(tmp_path / "own.pth", classes=names)))
+    assert settings.data_set is None and settings.table == ClassTable("own", names, CITYSCAPES.palette)
+
+
+def test_other_numbers_need_names(seven):
+    with pytest.raises(CheckpointError, match="has 7 classes, whose names are not known.*--classes FILE") as caught:
+        choose_settings(load_semask(seven))
+    assert caught.value.code == "class_count"
+    names = ClassTable("own", tuple("abcdefg"), ((0, 0, 0),) * 7)
+    settings = choose_settings(load_semask(seven), names, ScaleLimits(640, 480))
+    assert (settings.data_set, settings.table, settings.scale) == (None, names, ScaleLimits(640, 480))
+
+
+def test_as_many_names_as_classes_are_needed(seven):
+    with pytest.raises(CheckpointError, match="19 names of classes were given and .* has 7 classes") as caught:
+        choose_settings(load_semask(seven), CITYSCAPES)
+    assert caught.value.code == "class_count"
+
+
+def test_scales_are_those_of_the_published_scores():
+    assert published_scale("semask_s", "ade20k") == ScaleLimits(2048, 512)
+    assert published_scale("semask_l", "cocostuff") == ScaleLimits(2560, 640)
+    assert published_scale("semask_l", "cityscapes") == ScaleLimits(2048, 1024)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SEMASK_ARCHITECTURES)
+def test_full_sizes_load_strictly(name, tmp_path):
+    config = SEMASK_ARCHITECTURES[name]
+    expected = seeded_semask(config)
+    model = load_semask(save_checkpoint(tmp_path / f"{name}.pth", expected, prefix="module."))
+    assert model.config == config
+    state = expected.state_dict()
+    assert all(torch.equal(tensor, state[key]) for key, tensor in model.semask.state_dict().items())

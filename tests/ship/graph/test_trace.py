@@ -1,0 +1,62 @@
+# SPDX-License-Identifier: Apache-2.0
+import pytest
+import torch
+
+from segship.errors import ExportError
+from segship.ship.families.sam.model import ImageEncoderGraph, MaskDecoderGraph
+from segship.ship.graph.trace import trace_graph
+from segship.ship.verify_promptable import torch_runner
+from segship.spec import GraphSpec, TensorSpec, image_encoder_spec, mask_decoder_spec
+from tests.oracle import SMALL_VIT
+from tests.ship.graph.running import random_inputs, relative_difference, run_proto
+
+
+def interface(values):
+    return [
+        (value.name, tuple(dim.dim_param or dim.dim_value for dim in value.type.tensor_type.shape.dim))
+        for value in values
+    ]
+
+
+def assert_contract(model, spec):
+    assert interface(model.graph.input) == [(tensor.name, tensor.shape) for tensor in spec.inputs]
+    assert interface(model.graph.output) == [(tensor.name, tensor.shape) for tensor in spec.outputs]
+
+
+def test_graphs_have_the_names_and_shapes_of_their_contracts(encoder_proto, decoder_proto):
+    assert_contract(encoder_proto, image_encoder_spec(SMALL_VIT.geometry))
+    assert_contract(decoder_proto, mask_decoder_spec(SMALL_VIT.geometry))
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+def test_encoder_graph_equals_the_module(sam, encoder_proto, batch):
+    spec = image_encoder_spec(SMALL_VIT.geometry)
+    inputs = random_inputs(spec, batch=batch)
+    expected = torch_runner(ImageEncoderGraph(sam), ["image"], ["image_embeddings"])(inputs)
+    actual = run_proto(encoder_proto, inputs)
+    assert relative_difference(expected["image_embeddings"], actual["image_embeddings"]) <= 1e-5
+
+
+@pytest.mark.parametrize(("objects", "points"), [(1, 1), (1, 9), (5, 2), (17, 3)])
+def test_decoder_graph_equals_the_module_at_any_count(sam, decoder_proto, objects, points):
+    spec = mask_decoder_spec(SMALL_VIT.geometry)
+    inputs = random_inputs(spec, objects=objects, points=points)
+    names = [tensor.name for tensor in spec.inputs]
+    expected = torch_runner(MaskDecoderGraph(sam), names, ["iou_predictions", "low_res_masks"])(inputs)
+    actual = run_proto(decoder_proto, inputs)
+    for name, value in expected.items():
+        assert relative_difference(value, actual[name]) <= 1e-5
+
+
+def test_no_file_name_of_this_machine_is_in_a_graph(decoder_proto):
+    assert b".py" not in decoder_proto.SerializeToString()
+
+
+def test_module_that_cannot_be_traced_is_an_export_error():
+    class DataDependent(torch.nn.Module):
+        def forward(self, x):
+            return x if x.sum() > 0 else -x
+
+    spec = GraphSpec("broken", (TensorSpec("x", "float32", (2,)),), (TensorSpec("y", "float32", (2,)),))
+    with pytest.raises(ExportError, match="could not trace the graph 'broken' at opset 18"):
+        trace_graph(DataDependent(), spec, opset=18)

@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a checkpoint to a checked bundle, and what happens when a step goes wrong."""
+
+import numpy as np
+import pytest
+
+import segship
+from segship.bundle import Bundle
+from segship.bundle.measured import ComparisonBar
+from segship.errors import CheckpointError, ComparisonFailed, ExportError, OutputError
+from segship.masks.scores import mask_iou
+from segship.promptable.prompts import Prompts
+from segship.ship import steps
+from segship.ship.export_promptable import ExportOptions, export_bundle
+from segship.ship.families.sam.loading import load_model
+from tests.oracle import SMALL_VIT
+from tests.promptable.test_predictor import EXAMPLES, IMAGE, ask_oracle, reference_predictor
+from tests.small_models import save_checkpoint, small_predictor
+
+
+def test_bundle_says_what_it_is(small_export, small_checkpoint):
+    manifest = small_export[0].manifest
+    assert (manifest.family, manifest.task, manifest.architecture) == ("sam", "promptable", "custom")
+    assert (manifest.image_size, manifest.opset, manifest.precision) == (SMALL_VIT.image_size, 18, "fp32")
+    assert manifest.prompt_rules.padding_point == "without_box"
+    assert manifest.checkpoint.name == small_checkpoint.name
+    assert not manifest.checkpoint.known and manifest.checkpoint.licence == "unknown"
+    assert {"segship", "torch", "onnx", "onnxruntime"} <= manifest.tools.keys()
+
+
+def test_every_step_is_compared_and_written_down(small_export):
+    bundle, reported = small_export
+    assert [step for step, _ in reported] == ["traced", "simplified"]
+    steps = bundle.manifest.comparison.steps
+    assert [row for _, rows in reported for row in rows] == steps
+    assert {(row.graph, row.what) for row in steps} == {
+        ("image_encoder", "image_embeddings"),
+        ("image_side", "all tensors"),
+        ("mask_decoder", "low_res_masks"),
+        ("mask_decoder", "iou_predictions"),
+        ("selective_decoder", "low_res_masks"),
+        ("selective_decoder", "iou_predictions"),
+        ("image_encoder, mask_decoder", "masks"),
+    }
+    assert all(row.passed for row in steps)
+    assert min(row.cosine for row in steps if row.cosine is not None) >= 0.999999
+
+
+def test_bundle_reads_back_whole(small_export):
+    assert Bundle.read(small_export[0].path).digest == small_export[0].digest
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_examples_through_the_exported_graphs_equal_the_reference(small_export, example):
+    points, labels, boxes, multimask = EXAMPLES[example]
+    oracle = reference_predictor()
+    oracle.set_image(IMAGE)
+    masks, scores, _ = ask_oracle(oracle, points, labels, boxes, multimask)
+    predictor = segship.load(small_export[0].path)
+    prediction = predictor.predict(IMAGE, Prompts(points, labels, boxes), multimask_output=multimask)
+    assert prediction.masks.shape == masks.shape
+    assert np.abs(prediction.iou_predictions - scores).max() <= 1e-4 * np.abs(scores).max()
+    assert min(mask_iou(prediction.masks[at], masks[at]) for at in np.ndindex(masks.shape[:2])) >= 0.999
+
+
+def test_exported_objects_of_different_lengths_share_a_call_exactly(small_export):
+    predictor = segship.load(small_export[0].path)
+    embedding = predictor.encode(IMAGE)
+    forms = [
+        Prompts(points=[[50, 40]]),
+        Prompts(points=[[50, 40], [90, 60], [9, 9]], labels=[1, 1, 0]),
+        Prompts(boxes=[42, 60, 70, 87]),
+    ]
+    together = predictor.decode(embedding, forms)
+    for index, form in enumerate(forms):
+        alone = predictor.decode(embedding, form).low_res_masks[0]
+        assert np.abs(together.low_res_masks[index] - alone).max() <= 1e-5 * np.abs(alone).max()
+
+
+def test_exported_bundle_agrees_with_the_torch_backend(small_export):
+    expected = small_predictor().predict(IMAGE, points=[[50, 40]])
+    actual = segship.load(small_export[0].path).predict(IMAGE, points=[[50, 40]])
+    assert np.abs(expected.low_res_masks - actual.low_res_masks).max() <= 1e-4
+
+
+def test_failed_comparison_leaves_nothing_behind(small_checkpoint, tmp_path, traced_once):
+    impossible = ExportOptions(bar=ComparisonBar(max_abs=0.0, cosine=1.1))
+    with pytest.raises(ComparisonFailed, match="traced, image_embeddings: cosine .* Nothing was written"):
+        export_bundle(small_checkpoint, tmp_path / "bundle", impossible)
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_wrong_graph_is_caught_by_the_comparison(small_checkpoint, tmp_path, monkeypatch, traced_once):
+    simplify = steps.simplify_graph
+
+    def spoil(model):
+        """Change one weight of the last convolution by a tenth."""
+        spoiled = simplify(model)
+        weights = max(spoiled.graph.initializer, key=lambda tensor: len(tensor.raw_data))
+        values = np.frombuffer(weights.raw_data, np.float32).copy()
+        values[: len(values) // 2] *= 1.1
+        weights.raw_data = values.tobytes()
+        return spoiled
+
+    monkeypatch.setattr(steps, "simplify_graph", spoil)
+    with pytest.raises(ComparisonFailed, match="simplified"):
+        export_bundle(small_checkpoint, tmp_path / "bundle")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_existing_bundle_is_kept_unless_forced(small_export, small_checkpoint):
+    with pytest.raises(OutputError, match="exists"):
+        export_bundle(small_checkpoint, small_export[0].path)
+    assert Bundle.read(small_export[0].path).digest == small_export[0].digest
+
+
+def test_large_weights_go_into_the_sidecar_and_are_checked(small_checkpoint, tmp_path, traced_once):
+    options = ExportOptions(simplify=False, largest_inline_bytes=50_000, measure=False)
+    bundle = export_bundle(small_checkpoint, tmp_path / "bundle", options)
+    sidecar = tmp_path / "bundle" / "image_encoder.onnx.data"
+    assert bundle.manifest.graphs["image_encoder"].external_data.file == sidecar.name
+    prediction = segship.load(bundle.path).predict(IMAGE, points=[[50, 40]])
+    assert np.abs(prediction.low_res_masks).max() > 0
+    data = bytearray(sidecar.read_bytes())
+    data[len(data) // 2] ^= 1
+    sidecar.write_bytes(data)
+    with pytest.raises(segship.BundleError, match=r"image_encoder\.onnx\.data .* SHA-256 differs"):
+        segship.load(bundle.path)
+
+
+def test_forced_export_replaces_a_bundle(small_checkpoint, tmp_path, traced_once):
+    first = export_bundle(small_checkpoint, tmp_path / "bundle", ExportOptions(simplify=False, measure=False))
+    second = export_bundle(small_checkpoint, first.path, ExportOptions(simplify=False, force=True, measure=False))
+    assert Bundle.read(first.path).digest == second.digest
+
+
+def test_other_image_size_is_exported_and_recorded(small_checkpoint, tmp_path):
+    bundle = export_bundle(
+        small_checkpoint, tmp_path / "bundle", ExportOptions(simplify=False, image_size=96, measure=False)
+    )
+    assert bundle.manifest.image_size == 96
+    assert bundle.manifest.changes[0] == "image size 96 instead of 128"
+    assert segship.load(bundle.path).predict(IMAGE, points=[[50, 40]]).low_res_masks.shape == (1, 3, 24, 24)
+
+
+@pytest.mark.parametrize("opset", [13, 25])
+def test_opset_out_of_range_is_refused_before_any_work(tmp_path, opset):
+    with pytest.raises(ExportError, match=f"opset {opset} cannot be written; accepted are 14 to 24"):
+        export_bundle(tmp_path / "missing.pth", tmp_path / "bundle", ExportOptions(opset=opset))
+
+
+def test_single_mask_belongs_to_the_other_contracts(tmp_path):
+    with pytest.raises(ExportError, match="--single-mask belongs to the contracts"):
+        export_bundle(tmp_path / "missing.pth", tmp_path / "bundle", ExportOptions(single_mask=True))
+
+
+def test_other_contracts_are_no_bundles(tmp_path):
+    with pytest.raises(ExportError, match="contract 'ascend' is no bundle; use segship.ship.contracts.export_foreign"):
+        export_bundle(tmp_path / "missing.pth", tmp_path / "bundle", ExportOptions(contract="ascend"))
+
+
+@pytest.mark.parametrize("wrap", [lambda state: {"model": state}, lambda state: {"state_dict": state, "epoch": 3}])
+def test_wrapped_checkpoint_loads_and_says_so(tmp_path, wrap):
+    model = load_model(save_checkpoint(tmp_path / "wrapped.pth", wrap=wrap))
+    assert model.config == SMALL_VIT
+    assert model.changes
+
+
+def test_checkpoint_that_does_not_fit_lists_the_keys(tmp_path):
+    def without_a_key(state):
+        return {name: tensor for name, tensor in state.items() if name != "mask_decoder.iou_token.weight"}
+
+    with pytest.raises(CheckpointError, match="mask_decoder.iou_token.weight"):
+        load_model(save_checkpoint(tmp_path / "broken.pth", wrap=without_a_key))
