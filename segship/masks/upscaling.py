@@ -41,7 +41,7 @@ _DOUBT = 4e-6
 _MARGIN = 2
 
 
-class Cells(NamedTuple):
+class LogitsPatch(NamedTuple):
     """A part of a low-resolution mask."""
 
     logits: FloatArray
@@ -149,23 +149,23 @@ class Upscaler:
         """The whole image."""
         return Window(0, self.original_size[0], 0, self.original_size[1])
 
-    def valid(self, low_res: FloatArray) -> Cells:
+    def valid(self, low_res: FloatArray) -> LogitsPatch:
         """Return the part of a whole low-resolution mask that the image depends on, not copied."""
         height, width = self.valid_cells
-        return Cells(low_res[:height, :width])
+        return LogitsPatch(low_res[:height, :width])
 
-    def window(self, cells: Cells, level: float = 0.0) -> Window:
+    def window(self, patch: LogitsPatch, level: float = 0.0) -> Window:
         """Return the part of the image where logits can be above a level."""
-        bounds = _occupied(cells.logits, level)
+        bounds = _occupied(patch.logits, level)
         if bounds is None:
             return NOTHING
-        top, bottom = self._y.reach(cells.top + bounds.top, cells.top + bounds.bottom)
-        left, right = self._x.reach(cells.left + bounds.left, cells.left + bounds.right)
+        top, bottom = self._y.reach(patch.top + bounds.top, patch.top + bounds.bottom)
+        left, right = self._x.reach(patch.left + bounds.left, patch.left + bounds.right)
         return Window(top, bottom, left, right) if top < bottom and left < right else NOTHING
 
-    def strips(self, cells: Cells, thresholds: Sequence[float], window: Window) -> Iterator[Strip]:
+    def strips(self, patch: LogitsPatch, thresholds: Sequence[float], window: Window) -> Iterator[Strip]:
         """Yield, some columns at a time, where the logits in a window are above each threshold."""
-        turned = Cells(cells.logits.T, cells.left, cells.top)
+        turned = LogitsPatch(patch.logits.T, patch.left, patch.top)
         height = window.bottom - window.top
         columns = max(_TILE, _STRIP_PIXELS // (height + 1) // _TILE * _TILE)
         for left in range(window.left, window.right, columns):
@@ -177,40 +177,40 @@ class Upscaler:
             )
             for mask, threshold, (x, y) in zip(masks, thresholds, doubtful, strict=True):
                 if len(x):
-                    mask[x, y] = self.exact(cells, y + window.top, x + left) > np.float32(threshold)
+                    mask[x, y] = self.exact(patch, y + window.top, x + left) > np.float32(threshold)
                 mask[:, height] = False
             yield Strip(left, masks)
 
-    def paint(self, cells: Cells, window: Window, mask: Flags) -> None:
+    def paint(self, patch: LogitsPatch, window: Window, mask: Flags) -> None:
         """Set the pixels of a window of a mask (H, W) bool: True where a logit is above 0."""
         body = mask[window.top : window.bottom, window.left : window.right]
         rows, columns = (window.top, window.bottom), (window.left, window.right)
-        (y, x), *_ = _compare(self._y, self._x, cells, rows, columns, (0.0,), [body])
+        (y, x), *_ = _compare(self._y, self._x, patch, rows, columns, (0.0,), [body])
         if len(y):
-            body[y, x] = self.exact(cells, y + window.top, x + window.left) > 0
+            body[y, x] = self.exact(patch, y + window.top, x + window.left) > 0
 
-    def enlarge(self, cells: Cells) -> FloatArray:
+    def enlarge(self, patch: LogitsPatch) -> FloatArray:
         """Return the logits (H, W) float32 of the whole image; each is above 0 exactly where the reference's is."""
         height, width = self.original_size
         logits = np.empty((height, width), np.float32)
-        for rows, columns, tile in _tiles(self._y, self._x, cells, (0, height), (0, width)):
+        for rows, columns, tile in _tiles(self._y, self._x, patch, (0, height), (0, width)):
             logits[rows, columns] = tile
-        y, x = np.nonzero(np.abs(logits) <= _doubt(cells.logits))
+        y, x = np.nonzero(np.abs(logits) <= _doubt(patch.logits))
         if len(y):
-            logits[y, x] = self.exact(cells, y, x)
+            logits[y, x] = self.exact(patch, y, x)
         return logits
 
-    def exact(self, cells: Cells, rows: IntArray, columns: IntArray) -> FloatArray:
+    def exact(self, patch: LogitsPatch, rows: IntArray, columns: IntArray) -> FloatArray:
         """Return (n,) float32 logits at some pixels of the image, bit for bit what torch computes there."""
         y, x = self._y.to_image.at(rows), self._x.to_image.at(columns)
-        corners = [self._frame(cells, row, column) for row in (y.first, y.second) for column in (x.first, x.second)]
+        corners = [self._frame(patch, row, column) for row in (y.first, y.second) for column in (x.first, x.second)]
         return _blend(corners, y, x)
 
-    def _frame(self, cells: Cells, rows: IntArray, columns: IntArray) -> FloatArray:
+    def _frame(self, patch: LogitsPatch, rows: IntArray, columns: IntArray) -> FloatArray:
         y, x = self._y.to_frame.at(rows), self._x.to_frame.at(columns)
         return _blend(
             [
-                cells.logits[row - cells.top, column - cells.left]
+                patch.logits[row - patch.top, column - patch.left]
                 for row in (y.first, y.second)
                 for column in (x.first, x.second)
             ],
@@ -227,14 +227,14 @@ def upscaler(
     return Upscaler(low_res_size, image_size, input_size, original_size)
 
 
-def crop_cells(cells: Cells) -> Cells:
+def crop_patch(patch: LogitsPatch) -> LogitsPatch:
     """Return a copy of the cells that pixels with a logit above 0 can depend on; none if no cell is above 0."""
-    bounds = _occupied(cells.logits, 0.0)
+    bounds = _occupied(patch.logits, 0.0)
     if bounds is None:
-        return Cells(np.zeros((0, 0), np.float32))
+        return LogitsPatch(np.zeros((0, 0), np.float32))
     top, left = max(bounds.top - _MARGIN, 0), max(bounds.left - _MARGIN, 0)
-    part = cells.logits[top : bounds.bottom + _MARGIN, left : bounds.right + _MARGIN]
-    return Cells(part.copy(), cells.top + top, cells.left + left)
+    part = patch.logits[top : bounds.bottom + _MARGIN, left : bounds.right + _MARGIN]
+    return LogitsPatch(part.copy(), patch.top + top, patch.left + left)
 
 
 def _occupied(logits: FloatArray, level: float) -> Window | None:
@@ -252,7 +252,7 @@ def _occupied(logits: FloatArray, level: float) -> Window | None:
 def _compare(
     outer: _Axis,
     inner: _Axis,
-    cells: Cells,
+    patch: LogitsPatch,
     outer_range: tuple[int, int],
     inner_range: tuple[int, int],
     thresholds: Sequence[float],
@@ -260,16 +260,16 @@ def _compare(
 ) -> list[tuple[IntArray, IntArray]]:
     """Fill masks (outer, inner), one a threshold, where logits are above it; return the places left in doubt.
 
-    ``cells`` are turned so that their rows lie along the outer axis. A place is in doubt if its logit is near the
+    ``patch`` is turned so that its rows lie along the outer axis. A place is in doubt if its logit is near the
     threshold: above it less the doubt, and not above it plus the doubt.
     """
-    doubt = _doubt(cells.logits)
+    doubt = _doubt(patch.logits)
     bounds = [(np.float32(threshold - doubt), np.float32(threshold + doubt)) for threshold in thresholds]
     found: list[list[IntArray]] = [[] for _ in thresholds]
     width = inner_range[1] - inner_range[0]
     # Whole words, so that eight pixels are compared at a time.
     above, maybe = (np.zeros(_BLOCKS * _TILE * min(width, _ACROSS) + 8, np.bool_) for _ in range(2))
-    for rows, columns, logits in _tiles(outer, inner, cells, outer_range, inner_range):
+    for rows, columns, logits in _tiles(outer, inner, patch, outer_range, inner_range):
         flat = logits.reshape(-1)
         size = -(-len(flat) // 8) * 8
         above[len(flat) : size] = maybe[len(flat) : size] = False
@@ -286,7 +286,7 @@ def _compare(
 
 
 def _tiles(
-    outer: _Axis, inner: _Axis, cells: Cells, outer_range: tuple[int, int], inner_range: tuple[int, int]
+    outer: _Axis, inner: _Axis, patch: LogitsPatch, outer_range: tuple[int, int], inner_range: tuple[int, int]
 ) -> Iterator[tuple[slice, slice, FloatArray]]:
     """Yield enlarged logits tile by tile: rows and columns of the tile in the ranges, and its logits (rows, columns).
 
@@ -295,13 +295,13 @@ def _tiles(
     begin, end = outer_range
     for left in range(*inner_range, _ACROSS):
         right = min(left + _ACROSS, inner_range[1])
-        across = _multiply_across(inner, cells.logits, cells.left, left, right)
+        across = _multiply_across(inner, patch.logits, patch.left, left, right)
         logits = np.empty((_BLOCKS, _TILE, right - left), np.float32)
         columns = slice(left - inner_range[0], right - inner_range[0])
         for first in range(begin // _TILE, -(-end // _TILE), _BLOCKS):
             weights = outer.weights[first : first + _BLOCKS]
             # What lies outside the given cells has no weight in the pixels that are asked for; any cell will do.
-            rows = (outer.cells[first : first + _BLOCKS] - cells.top).clip(0, len(across) - 1)
+            rows = (outer.cells[first : first + _BLOCKS] - patch.top).clip(0, len(across) - 1)
             np.matmul(weights, across[rows], out=logits[: len(weights)])
             top, bottom = max(begin, first * _TILE), min(end, (first + len(weights)) * _TILE)
             tile = logits.reshape(-1, right - left)[top - first * _TILE : bottom - first * _TILE]
@@ -391,17 +391,17 @@ class EncodedMask(NamedTuple):
     """First and last set column and row of the image, as the reference's boxes are; zeros without a pixel."""
 
 
-def count_above(cells: Cells, upscaler: Upscaler, offset: float) -> tuple[int, int]:
+def count_above(patch: LogitsPatch, upscaler: Upscaler, offset: float) -> tuple[int, int]:
     """Return how many pixels have a logit above ``offset``, and how many above ``-offset``."""
     core = whole = 0
-    for strip in upscaler.strips(cells, (offset, -offset), upscaler.window(cells, -offset)):
+    for strip in upscaler.strips(patch, (offset, -offset), upscaler.window(patch, -offset)):
         core += int(np.count_nonzero(strip.masks[0]))
         whole += int(np.count_nonzero(strip.masks[1]))
     return core, whole
 
 
 def encode_logits(
-    cells: Cells,
+    patch: LogitsPatch,
     upscaler: Upscaler,
     *,
     corner_xy: tuple[int, int],
@@ -421,9 +421,9 @@ def encode_logits(
     """
     left, top = corner_xy
     if window is None:
-        window = upscaler.window(cells)
+        window = upscaler.window(patch)
     pieces = []
-    for strip in upscaler.strips(cells, (0.0,), window):
+    for strip in upscaler.strips(patch, (0.0,), window):
         columns, rows, lengths = _find_spans(strip.masks[0])
         pieces.append((columns + strip.left + left, rows + window.top + top, lengths))
     return _encode(pieces, image_size_hw)

@@ -79,7 +79,7 @@ def image_side_bytes(geometry: SamGeometry) -> int:
     return sum(4 * int(np.prod([int(size) for size in tensor.shape])) for tensor in image_side_spec(geometry).outputs)
 
 
-class PassingMasks(NamedTuple):
+class SelectedMasks(NamedTuple):
     """The masks of N objects whose scores pass."""
 
     iou_predictions: NDArray[np.float32]
@@ -186,7 +186,7 @@ def decode_passing(
     min_iou: NDArray[np.float32],
     size_hw: tuple[int, int],
     per_call: int,
-) -> PassingMasks:
+) -> SelectedMasks:
     """Decode objects, and of their masks only those whose predicted IoU is above a threshold.
 
     The masks are those of `decode_arrays`. A bundle with ``selective_decoder`` makes no others.
@@ -203,7 +203,7 @@ def decode_passing(
     if "selective_decoder" not in sessions or not _take_shared(sessions, prompts).all():
         ious, masks = decode_arrays(sessions, image_embeddings, image_side, prompts, per_call=per_call)
         objects, tokens = np.nonzero(ious > min_iou)
-        return PassingMasks(ious, objects, tokens, masks[objects, tokens, : size_hw[0], : size_hw[1]])
+        return SelectedMasks(ious, objects, tokens, masks[objects, tokens, : size_hw[0], : size_hw[1]])
     side = sessions["image_side"].run({"image_embeddings": image_embeddings}) if image_side is None else image_side
     grid_hw = image_embeddings.shape[2:]
     cells_hw = (-(-size_hw[0] // 4), -(-size_hw[1] // 4))
@@ -214,9 +214,9 @@ def decode_passing(
         found = _run_selective(sessions, grid_hw, cells_hw, side, tensors, thresholds)
         kept = found["kept"]
         masks = found["low_res_masks"][:, : size_hw[0], : size_hw[1]]
-        parts.append(PassingMasks(found["iou_predictions"], rows[0] + kept[:, 0], kept[:, 1], masks))
+        parts.append(SelectedMasks(found["iou_predictions"], rows[0] + kept[:, 0], kept[:, 1], masks))
     return (
-        parts[0] if len(parts) == 1 else PassingMasks(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
+        parts[0] if len(parts) == 1 else SelectedMasks(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
     )
 
 

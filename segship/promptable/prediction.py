@@ -12,9 +12,9 @@ from numpy.typing import NDArray
 
 from segship.errors import PromptError
 from segship.masks.cleanup import MaskCleanUp, box_window, clean_low_res, clear_outside_box
-from segship.masks.held import GivenMasks, HeldMasks
+from segship.masks.lazy import ArrayMasks, LazyMasks
 from segship.masks.rle import Rle, Runs, compress_runs
-from segship.masks.upscaling import Cells, Upscaler, crop_cells
+from segship.masks.upscaling import LogitsPatch, Upscaler, crop_patch
 from segship.promptable.prompts import ObjectPrompt
 from segship.promptable.transforms import to_model_frame
 
@@ -68,7 +68,7 @@ class MaskPrediction:
     Attributes
     ----------
     held
-        The masks themselves, as `segship.masks.held` keeps them.
+        The masks themselves, as `segship.masks.lazy` keeps them.
     iou_predictions
         (objects, masks) float32, the model's own estimate of each mask's IoU.
     low_res_masks
@@ -81,7 +81,7 @@ class MaskPrediction:
         What was noticed, such as ``box_clipped`` or ``no_positive_prompt``.
     """
 
-    held: HeldMasks | GivenMasks
+    held: LazyMasks | ArrayMasks
     iou_predictions: NDArray[np.float32]
     low_res_masks: NDArray[np.float32]
     original_size: tuple[int, int]
@@ -175,7 +175,7 @@ def best_masks(prediction: MaskPrediction) -> MaskPrediction:
     )
 
 
-def hold_masks(
+def make_masks(
     low_res: NDArray[np.float32],
     embedding: ImageEmbedding,
     objects: Sequence[ObjectPrompt],
@@ -184,7 +184,7 @@ def hold_masks(
     *,
     pixels_per_cell: float,
     return_logits: bool,
-) -> HeldMasks | GivenMasks:
+) -> LazyMasks | ArrayMasks:
     """Clean masks if that is wanted, and keep what their pixels depend on.
 
     Parameters
@@ -206,29 +206,29 @@ def hold_masks(
     limits = [enlarging.everything] * len(objects)
     if cleaning is not None:
         for index, prompt in enumerate(objects):
-            masks[index] = [_cleaned(cells, prompt, embedding, cleaning, pixels_per_cell) for cells in masks[index]]
+            masks[index] = [_cleaned(patch, prompt, embedding, cleaning, pixels_per_cell) for patch in masks[index]]
             if cleaning.box_margin is not None and prompt.box is not None:
                 limits[index] = box_window(prompt.box, cleaning.box_margin, embedding.original_size)
     if not return_logits:
-        return HeldMasks([[crop_cells(cells) for cells in entry] for entry in masks], enlarging, limits)
+        return LazyMasks([[crop_patch(patch) for patch in entry] for entry in masks], enlarging, limits)
     pixels = np.empty((*low_res.shape[:2], *embedding.original_size), np.float32)
     for entry, index in np.ndindex(low_res.shape[:2]):
         pixels[entry, index] = enlarging.enlarge(masks[entry][index])
         clear_outside_box(pixels[entry, index], limits[entry])
-    return GivenMasks(pixels)
+    return ArrayMasks(pixels)
 
 
 def _cleaned(
-    cells: Cells, prompt: ObjectPrompt, embedding: ImageEmbedding, cleaning: MaskCleanUp, pixels_per_cell: float
-) -> Cells:
+    patch: LogitsPatch, prompt: ObjectPrompt, embedding: ImageEmbedding, cleaning: MaskCleanUp, pixels_per_cell: float
+) -> LogitsPatch:
     """Clean the part of a low-resolution mask that is not padding."""
     height, width = (int(np.ceil(side / pixels_per_cell)) for side in embedding.input_size)
     points = to_model_frame(prompt.points, embedding.original_size, embedding.input_size) / np.float32(pixels_per_cell)
-    part = cells.logits[:height, :width]
+    part = patch.logits[:height, :width]
     cleaned = clean_low_res(part, cleaning, points_xy=points, labels=prompt.labels, has_box=prompt.box is not None)
     if cleaned is part:
-        return cells
+        return patch
     # A cell of padding may lie next to the image, and the image depends on it a little.
-    whole = cells.logits.copy()
+    whole = patch.logits.copy()
     whole[:height, :width] = cleaned
-    return cells._replace(logits=whole)
+    return patch._replace(logits=whole)

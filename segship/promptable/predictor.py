@@ -17,15 +17,15 @@ from numpy.typing import NDArray
 from segship.errors import BackendUnavailable, PromptError
 from segship.images import ImageLimits, ImageSource, read_image
 from segship.masks.cleanup import MaskCleanUp
-from segship.masks.upscaling import Cells, Upscaler, upscaler
-from segship.promptable.decoder import PassingMasks, decode_arrays, decode_passing, objects_per_call
+from segship.masks.upscaling import LogitsPatch, Upscaler, upscaler
+from segship.promptable.decoder import SelectedMasks, decode_arrays, decode_passing, objects_per_call
 from segship.promptable.prediction import (
     AMBIGUOUS_MASKS,
     ImageEmbedding,
     MaskChoice,
     MaskPrediction,
     choose_masks,
-    hold_masks,
+    make_masks,
 )
 from segship.promptable.prompts import (
     ObjectPrompt,
@@ -222,7 +222,7 @@ class Predictor:
         all_ious, all_low_res = self._run_decoder(embedding, resolved.objects)
         ious, low_res = choose_masks(all_ious, all_low_res, resolved.objects, multimask_output)
         return MaskPrediction(
-            held=hold_masks(
+            held=make_masks(
                 low_res,
                 embedding,
                 resolved.objects,
@@ -304,7 +304,7 @@ class Predictor:
         *,
         min_iou: float = -np.inf,
         limits: PromptLimits | None = None,
-    ) -> PassingMasks:
+    ) -> SelectedMasks:
         """Return the ambiguous masks whose predicted IoU is above a bound, as the decoder itself gives them.
 
         They are those of `decode_low_res`, cut to the part that is not padding; a bundle with ``selective_decoder``
@@ -342,7 +342,7 @@ class Predictor:
 
     def upscale(self, low_res: NDArray[np.float32], embedding: ImageEmbedding) -> NDArray[np.float32]:
         """Return the (H, W) float32 logits, in the image frame, of one low-resolution mask (4h, 4w)."""
-        return self._upscaler(embedding).enlarge(Cells(low_res))
+        return self._upscaler(embedding).enlarge(LogitsPatch(low_res))
 
     def close(self) -> None:
         """Release the sessions; the predictor cannot be used afterwards."""

@@ -18,7 +18,7 @@ from PIL import Image
 
 from segship.errors import ImageError
 from segship.images.resizing import Band, plan_bands, resize_band, work_on_bands
-from segship.masks.upscaling import Cells, upscaler
+from segship.masks.upscaling import LogitsPatch, upscaler
 
 Size = tuple[int, int]
 FloatArray = npt.NDArray[np.float32]
@@ -221,4 +221,4 @@ def upscale_mask(low_res: FloatArray, *, image_size: int, input_size: Size, orig
         Logits in the image frame, to rounding; a pixel belongs to the mask where they are above 0, which is exactly
         where torch's are.
     """
-    return upscaler(len(low_res), image_size, input_size, original_size).enlarge(Cells(low_res))
+    return upscaler(len(low_res), image_size, input_size, original_size).enlarge(LogitsPatch(low_res))

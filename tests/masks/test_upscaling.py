@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import interpolate
 
-from segship.masks.upscaling import NOTHING, Cells, Upscaler, Window, bilinear_taps, crop_cells, upscaler
+from segship.masks.upscaling import NOTHING, LogitsPatch, Upscaler, Window, bilinear_taps, crop_patch, upscaler
 from segship.promptable.transforms import resized_size
 
 # Height and width of the image; cells and side of the model frame.
@@ -51,7 +51,7 @@ def painted(upscaler, cells):
 
 def thresholded(upscaler, low_res, threshold, window=None):
     mask = np.zeros(upscaler.original_size, bool)
-    cells = Cells(low_res)
+    cells = LogitsPatch(low_res)
     window = upscaler.window(cells, threshold) if window is None else window
     for strip in upscaler.strips(cells, (threshold,), window):
         columns = strip.masks[0][:, :-1].T
@@ -79,7 +79,7 @@ def test_painted_crops_and_enlarged_logits_equal_torch(size, cells, image_size):
         expected = enlarge(low_res, image_size, input_size, size)
         whole = upscaler.valid(low_res)
         assert np.array_equal(painted(upscaler, whole), expected > 0)
-        assert np.array_equal(painted(upscaler, crop_cells(whole)), expected > 0)
+        assert np.array_equal(painted(upscaler, crop_patch(whole)), expected > 0)
         logits = upscaler.enlarge(whole)
         assert np.array_equal(logits > 0, expected > 0)
         assert np.abs(logits - expected).max() <= 2e-6 * np.abs(low_res).max()
@@ -128,10 +128,10 @@ def test_any_mask_of_any_size_equals_torch(frame, kind, height, width, seed):
     input_size = resized_size((height, width), image_size)
     enlarging = Upscaler(cells, image_size, input_size, (height, width))
     expected = enlarge(low_res, image_size, input_size, (height, width)) > 0
-    crop = crop_cells(enlarging.valid(low_res))
+    crop = crop_patch(enlarging.valid(low_res))
     assert np.array_equal(painted(enlarging, crop), expected)
     assert np.array_equal(thresholded(enlarging, low_res, 0.0), expected)
-    assert np.array_equal(enlarging.enlarge(Cells(low_res)) > 0, expected)
+    assert np.array_equal(enlarging.enlarge(LogitsPatch(low_res)) > 0, expected)
 
 
 def test_pieces_of_a_window_join_without_a_seam():
@@ -140,7 +140,7 @@ def test_pieces_of_a_window_join_without_a_seam():
     mask = np.zeros((300, 450), bool)
     for top, bottom in ((0, 1), (1, 29), (29, 100), (100, 300)):
         for left, right in ((0, 31), (31, 200), (200, 450)):
-            upscaler.paint(Cells(low_res), Window(top, bottom, left, right), mask)
+            upscaler.paint(LogitsPatch(low_res), Window(top, bottom, left, right), mask)
     assert np.array_equal(mask, enlarge(low_res, 256, (171, 256), (300, 450)) > 0)
 
 
@@ -156,7 +156,7 @@ def test_more_pixels_across_than_one_tile_holds():
 def test_a_crop_keeps_its_place_and_what_its_pixels_depend_on():
     low_res = np.full((16, 16), -1, np.float32)
     low_res[4:6, 9] = 1
-    crop = crop_cells(Cells(low_res, top=3, left=5))
+    crop = crop_patch(LogitsPatch(low_res, top=3, left=5))
     assert (crop.top, crop.left) == (5, 12)
     assert np.array_equal(crop.logits, low_res[2:8, 7:12]) and crop.logits.base is None
 
@@ -173,7 +173,8 @@ def test_single_pixels_equal_torch_bit_for_bit(size, cells, image_size):
     rng = np.random.default_rng(0)
     rows, columns = rng.integers(0, size[0], 500), rng.integers(0, size[1], 500)
     assert np.array_equal(
-        upscaler.exact(Cells(low_res), rows, columns), enlarge(low_res, image_size, input_size, size)[rows, columns]
+        upscaler.exact(LogitsPatch(low_res), rows, columns),
+        enlarge(low_res, image_size, input_size, size)[rows, columns],
     )
 
 
@@ -192,16 +193,16 @@ def test_window_holds_every_pixel_above_the_level():
     for seed in range(8):
         low_res = draw(64, seed)
         inside = np.zeros((300, 450), bool)
-        window = upscaler.window(Cells(low_res), -1.0)
+        window = upscaler.window(LogitsPatch(low_res), -1.0)
         inside[window.top : window.bottom, window.left : window.right] = True
         assert not ((enlarge(low_res, 256, (170, 256), (300, 450)) > -1) & ~inside).any()
 
 
 def test_a_mask_without_a_cell_has_no_window():
     upscaler = Upscaler(64, 256, (170, 256), (300, 450))
-    assert upscaler.window(Cells(np.full((64, 64), -5, np.float32))) == NOTHING
-    assert upscaler.window(Cells(np.zeros((64, 64), np.float32))) == NOTHING
-    assert crop_cells(Cells(np.zeros((64, 64), np.float32))).logits.size == 0
+    assert upscaler.window(LogitsPatch(np.full((64, 64), -5, np.float32))) == NOTHING
+    assert upscaler.window(LogitsPatch(np.zeros((64, 64), np.float32))) == NOTHING
+    assert crop_patch(LogitsPatch(np.zeros((64, 64), np.float32))).logits.size == 0
 
 
 def test_cells_in_the_padding_have_no_pixel():

@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from segship.errors import PromptError
-from segship.masks.held import GivenMasks, HeldMasks
+from segship.masks.lazy import ArrayMasks, LazyMasks
 from segship.masks.rle import encode_rle, mask_to_runs
 from segship.masks.spans import masks_to_boxes
-from segship.masks.upscaling import crop_cells, upscaler
+from segship.masks.upscaling import crop_patch, upscaler
 from segship.promptable.prediction import MaskPrediction, best_masks, choose_masks
 from segship.promptable.prompts import ObjectPrompt
 from segship.promptable.transforms import resized_size, upscale_mask
@@ -44,13 +44,13 @@ def logits(low_res: np.ndarray) -> np.ndarray:
 
 def held(low_res: np.ndarray) -> MaskPrediction:
     enlarging = upscaler(CELLS, SIDE, INPUT, SIZE)
-    cells = [[crop_cells(enlarging.valid(mask)) for mask in entry] for entry in low_res]
-    masks = HeldMasks(cells, enlarging, [enlarging.everything] * len(low_res))
+    cells = [[crop_patch(enlarging.valid(mask)) for mask in entry] for entry in low_res]
+    masks = LazyMasks(cells, enlarging, [enlarging.everything] * len(low_res))
     return MaskPrediction(masks, IOUS, low_res, SIZE)
 
 
 def given(masks: np.ndarray, low_res: np.ndarray) -> MaskPrediction:
-    return MaskPrediction(GivenMasks(masks), IOUS, low_res, SIZE)
+    return MaskPrediction(ArrayMasks(masks), IOUS, low_res, SIZE)
 
 
 @pytest.fixture(params=["held", "held, pixels first", "bool", "logits"])
@@ -85,7 +85,7 @@ def test_all_views_show_the_same_masks(prediction: MaskPrediction, logits: np.nd
 
 def test_full_frames_are_made_only_for_masks(low_res: np.ndarray, logits: np.ndarray) -> None:
     prediction = held(low_res)
-    assert isinstance(prediction.held, HeldMasks)
+    assert isinstance(prediction.held, LazyMasks)
     for view in (prediction.areas, prediction.boxes, prediction.rles, prediction.empty, prediction.mask(0, 0)):
         assert len(view)
     assert prediction.held._pixels is None
@@ -102,7 +102,7 @@ def test_logits_that_were_asked_for_come_out_as_they_are(low_res: np.ndarray, lo
 def test_a_prediction_without_objects_has_empty_views() -> None:
     enlarging = upscaler(CELLS, SIDE, INPUT, SIZE)
     none = np.zeros((0, 0), np.float32)
-    prediction = MaskPrediction(HeldMasks([], enlarging, []), none, none, SIZE)
+    prediction = MaskPrediction(LazyMasks([], enlarging, []), none, none, SIZE)
     assert prediction.masks.shape == (0, 0, *SIZE)
     assert prediction.areas.shape == prediction.empty.shape == (0, 0)
     assert prediction.boxes.shape == (0, 0, 4) and prediction.rles == []

@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from segship.masks.held import GivenMasks
+from segship.masks.lazy import ArrayMasks
 from segship.masks.rle import mask_to_runs
 from segship.masks.spans import masks_to_boxes
 from segship.promptable.everything.records import ImageRecords, MaskRecord
@@ -21,7 +21,7 @@ def result() -> Result:
     masks = rng.random((2, 3, 37, 53)) < 0.3
     masks[1, 2] = False
     prediction = MaskPrediction(
-        held=GivenMasks(masks),
+        held=ArrayMasks(masks),
         iou_predictions=np.array([[0.5, 0.9, 0.7], [0.8, 0.1, 0.8]], np.float32),
         low_res_masks=rng.normal(size=(2, 3, 16, 16)).astype(np.float32),
         original_size=(37, 53),

@@ -19,7 +19,7 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 from pycocotools.coco import COCO
 
-from segship.masks.held import GivenMasks
+from segship.masks.lazy import ArrayMasks
 from segship.masks.rle import decode_rle
 from segship.promptable.everything.records import ImageRecords
 from segship.writers import Result, label_instances, prediction_document, write_result
@@ -109,7 +109,7 @@ def test_coco_is_a_data_set_with_one_image_and_one_category(result: Result) -> N
 def test_coco_boxes_are_x_y_width_height(result: Result) -> None:
     masks = np.zeros_like(result.masks)
     masks[0, 0, 5:9, 10:30] = True
-    boxed = replace(result, prediction=replace(result.prediction, held=GivenMasks(masks)))
+    boxed = replace(result, prediction=replace(result.prediction, held=ArrayMasks(masks)))
     assert strict_json(CocoWriter().write(boxed)["my photo.coco.json"])["annotations"][0]["bbox"] == [10, 5, 20, 4]
 
 

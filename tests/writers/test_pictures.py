@@ -13,7 +13,7 @@ from PIL import Image
 
 from segship.draw import draw_masks, draw_overlay
 from segship.errors import OutputError
-from segship.masks.held import GivenMasks
+from segship.masks.lazy import ArrayMasks
 from segship.promptable.everything.records import ImageRecords
 from segship.writers import Result
 from segship.writers.pictures import FolderWriter, OverlayWriter, PngWriter
@@ -38,7 +38,7 @@ def test_overlay_shows_the_best_masks_and_the_prompts_in_rgb(result: Result) -> 
     large = replace(
         result,
         pixels=np.full((370, 530, 3), (200, 40, 90), np.uint8),
-        prediction=replace(result.prediction, held=GivenMasks(masks), original_size=(370, 530)),
+        prediction=replace(result.prediction, held=ArrayMasks(masks), original_size=(370, 530)),
     )
     overlay = read(OverlayWriter().write(large)["my photo.overlay.jpg"])
     expected = draw_overlay(large.pixels, np.stack([masks[0, 1], masks[1, 0]]), objects=large.objects)
@@ -56,7 +56,7 @@ def test_image_too_large_for_jpeg_is_refused(result: Result, capfd: pytest.Captu
     long = replace(
         result,
         pixels=np.zeros((66_000, 1, 3), np.uint8),
-        prediction=replace(result.prediction, held=GivenMasks(masks), iou_predictions=np.ones((1, 1), np.float32)),
+        prediction=replace(result.prediction, held=ArrayMasks(masks), iou_predictions=np.ones((1, 1), np.float32)),
         objects=(),
     )
     with pytest.raises(OutputError, match="66000 x 1 pixels cannot be encoded as .jpg") as caught:

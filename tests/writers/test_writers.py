@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from segship.errors import BackendUnavailable, InputError, OutputError
-from segship.masks.held import GivenMasks
+from segship.masks.lazy import ArrayMasks
 from segship.promptable.everything.records import ImageRecords
 from segship.writers import WRITERS, Result, as_instances, check_formats, label_instances, tables, write_result
 
@@ -38,7 +38,7 @@ def test_every_format_is_the_same_twice(name: str, result: Result) -> None:
 @pytest.mark.parametrize("name", WRITERS)
 def test_every_format_takes_logits_for_masks(name: str, result: Result) -> None:
     logits = np.where(result.prediction.masks, np.float32(0.25), np.float32(0))
-    with_logits = replace(result, prediction=replace(result.prediction, held=GivenMasks(logits)))
+    with_logits = replace(result, prediction=replace(result.prediction, held=ArrayMasks(logits)))
     assert WRITERS[name].write(with_logits) == WRITERS[name].write(result)
 
 

@@ -20,8 +20,16 @@ from segship.images import ImageLimits
 from segship.masks.cleanup import MaskCleanUp, clean_low_res
 from segship.masks.nms import box_nms, mask_nms
 from segship.masks.rle import mask_to_runs
-from segship.masks.upscaling import Cells, EncodedMask, FloatArray, count_above, crop_cells, encode_logits, upscaler
-from segship.promptable.decoder import PassingMasks
+from segship.masks.upscaling import (
+    EncodedMask,
+    FloatArray,
+    LogitsPatch,
+    count_above,
+    crop_patch,
+    encode_logits,
+    upscaler,
+)
+from segship.promptable.decoder import SelectedMasks
 from segship.promptable.everything.filters import estimate_boxes, estimate_stability, near_crop_edge, stability
 from segship.promptable.everything.grids import Crop, Points
 from segship.promptable.everything.options import AmgOptions, Thresholds
@@ -32,7 +40,7 @@ from segship.promptable.prompts import PromptLimits, Prompts
 
 
 @dataclass(frozen=True, slots=True)
-class Work:
+class Context:
     """What holds for all crops of one call.
 
     Attributes
@@ -71,10 +79,10 @@ class Candidate:
     stability_score: float
     box_xyxy: tuple[int, int, int, int]
     point_xy: tuple[float, float]
-    mask: EncodedMask | Cells
+    mask: EncodedMask | LogitsPatch
 
 
-class CropWork:
+class CropSearch:
     """Everything in one crop, in three steps: make one, `ask` at points as often as wanted, take its `records`.
 
     Parameters
@@ -85,17 +93,17 @@ class CropWork:
         (H, W, 3) uint8 RGB, the whole image.
     crop
         The part to look at.
-    work
-        See `Work`.
+    context
+        See `Context`.
     """
 
-    def __init__(self, predictor: Predictor, pixels: NDArray[np.uint8], crop: Crop, work: Work) -> None:
+    def __init__(self, predictor: Predictor, pixels: NDArray[np.uint8], crop: Crop, context: Context) -> None:
         left, top, right, bottom = crop.box_xyxy
         self.crop = crop
         self.candidates: list[Candidate] = []
         self._predictor = predictor
-        self._work = work
-        self._embedding: ImageEmbedding = predictor.encode(pixels[top:bottom, left:right], limits=work.limits)
+        self._context = context
+        self._embedding: ImageEmbedding = predictor.encode(pixels[top:bottom, left:right], limits=context.limits)
         low_res_size = predictor.manifest.geometry.low_res_size
         self._upscaler = upscaler(low_res_size, predictor.image_size, self._embedding.input_size, crop.size_hw)
         self._clean_up = predictor.mask_clean_up
@@ -115,9 +123,9 @@ class CropWork:
 
     def ask(self, points_xy: Points) -> None:
         """Ask the decoder at points (n, 2), pixels of the crop, and keep what passes the filters."""
-        size = self._work.points_per_call
+        size = self._context.points_per_call
         limits = PromptLimits(objects=max(size, PromptLimits().objects))
-        threshold = self._work.thresholds.pred_iou_thresh
+        threshold = self._context.thresholds.pred_iou_thresh
         # A threshold of 0 is none, as the reference has it: scores may lie below 0.
         bound = threshold if threshold > 0 else -np.inf
         for begin in range(0, len(points_xy), size):
@@ -125,27 +133,27 @@ class CropWork:
             prompts = Prompts(points=batch[:, None, :])
             found = self._predictor.decode_passing(self._embedding, prompts, min_iou=bound, limits=limits)
             self._take(batch, found)
-            self._work.tick(len(batch))
+            self._context.tick(len(batch))
 
     def records(self) -> list[MaskRecord]:
         """Return a record of each mask that is no duplicate of a better one, by descending predicted IoU."""
         if not self.candidates:
             return []
         scores = np.array([candidate.predicted_iou for candidate in self.candidates], np.float32)
-        if self._work.options.nms == "mask":
+        if self._context.options.nms == "mask":
             runs = [self._comparable_runs(candidate) for candidate in self.candidates]
-            kept = mask_nms(runs, scores, self._work.options.box_nms_thresh)
+            kept = mask_nms(runs, scores, self._context.options.box_nms_thresh)
         else:
             boxes = np.array([candidate.box_xyxy for candidate in self.candidates], np.float32)
-            kept = box_nms(boxes, scores, self._work.options.box_nms_thresh)
+            kept = box_nms(boxes, scores, self._context.options.box_nms_thresh)
         chosen = [self.candidates[index] for index in kept.tolist()]
         records = [self._record(candidate) for candidate in chosen]
-        if self._work.options.mode == "reference":
+        if self._context.options.mode == "reference":
             return records
         # Only with thresholds of 0 can there be any.
         return [record for record in records if record.area]
 
-    def _take(self, points_xy: Points, found: PassingMasks) -> None:
+    def _take(self, points_xy: Points, found: SelectedMasks) -> None:
         logits = found.low_res_masks
         if not len(logits):
             return
@@ -156,34 +164,36 @@ class CropWork:
                 code="nonfinite_output",
             )
         points = points_xy[found.objects]
-        if self._work.options.mode == "reference":
+        if self._context.options.mode == "reference":
             self._filter_at_image_size(points, found.scores, logits)
         else:
             self._filter_at_low_resolution(points, found.scores, logits)
 
     def _filter_at_image_size(self, points_xy: Points, ious: FloatArray, logits: FloatArray) -> None:
-        threshold = self._work.thresholds.stability_score_thresh
+        threshold = self._context.thresholds.stability_score_thresh
         left, top, _, _ = self.crop.box_xyxy
         for point, iou, low_res in zip(points_xy, ious, logits, strict=True):
-            score = stability(*count_above(Cells(low_res), self._upscaler, self._work.options.stability_score_offset))
+            score = stability(
+                *count_above(LogitsPatch(low_res), self._upscaler, self._context.options.stability_score_offset)
+            )
             if threshold > 0 and not np.float32(score) >= np.float32(threshold):
                 continue
-            mask = self._encode(Cells(low_res))
+            mask = self._encode(LogitsPatch(low_res))
             x0, y0, x1, y1 = mask.box_xyxy
             # An empty mask has a box of zeros in the crop, as the reference has it.
             box = (x0 - left, y0 - top, x1 - left, y1 - top) if mask.area else (0, 0, 0, 0)
-            if not near_crop_edge(np.array([box]), self.crop, self._work.size_hw)[0]:
+            if not near_crop_edge(np.array([box]), self.crop, self._context.size_hw)[0]:
                 self.candidates.append(Candidate(float(iou), score, box, _pair(point), mask))
 
     def _filter_at_low_resolution(self, points_xy: Points, ious: FloatArray, logits: FloatArray) -> None:
-        threshold = self._work.thresholds.stability_score_thresh
+        threshold = self._context.thresholds.stability_score_thresh
         if self._clean_up is not None:
             logits = self._without_stray_pieces(points_xy, logits, self._clean_up)
         scores = estimate_stability(
-            logits, self._upscaler, offset=self._work.options.stability_score_offset, threshold=threshold
+            logits, self._upscaler, offset=self._context.options.stability_score_offset, threshold=threshold
         )
         boxes = estimate_boxes(logits, self._upscaler)
-        stays = ~near_crop_edge(boxes, self.crop, self._work.size_hw)
+        stays = ~near_crop_edge(boxes, self.crop, self._context.size_hw)
         if threshold > 0:
             stays &= scores >= threshold
         for index in np.flatnonzero(stays).tolist():
@@ -204,33 +214,33 @@ class CropWork:
         ]
         return np.stack(cleaned)
 
-    def _hold(self, low_res: FloatArray) -> EncodedMask | Cells:
+    def _hold(self, low_res: FloatArray) -> EncodedMask | LogitsPatch:
         """Return the part of the logits that is needed later, or the mask itself once too much is held."""
-        cells = crop_cells(Cells(low_res))
-        if self._held + cells.logits.nbytes > self._work.held_bytes:
-            return self._encode(cells)
-        self._held += cells.logits.nbytes
-        return cells
+        patch = crop_patch(LogitsPatch(low_res))
+        if self._held + patch.logits.nbytes > self._context.held_bytes:
+            return self._encode(patch)
+        self._held += patch.logits.nbytes
+        return patch
 
-    def _encode(self, cells: Cells) -> EncodedMask:
+    def _encode(self, patch: LogitsPatch) -> EncodedMask:
         left, top, _, _ = self.crop.box_xyxy
-        return encode_logits(cells, self._upscaler, corner_xy=(left, top), image_size_hw=self._work.size_hw)
+        return encode_logits(patch, self._upscaler, corner_xy=(left, top), image_size_hw=self._context.size_hw)
 
     def _encoded(self, candidate: Candidate) -> EncodedMask:
-        return self._encode(candidate.mask) if isinstance(candidate.mask, Cells) else candidate.mask
+        return self._encode(candidate.mask) if isinstance(candidate.mask, LogitsPatch) else candidate.mask
 
     def _comparable_runs(self, candidate: Candidate) -> NDArray[np.int64]:
         """Return run lengths for comparing masks with one another: of cells while all are held, else of pixels."""
-        if self._work.options.mode == "fast" and self._all_held():
-            assert isinstance(candidate.mask, Cells)
+        if self._context.options.mode == "fast" and self._all_held():
+            assert isinstance(candidate.mask, LogitsPatch)
             logits, top, left = candidate.mask
             return mask_to_runs(logits > 0, corner_xy=(left, top), size_hw=self._upscaler.valid_cells)
-        if isinstance(candidate.mask, Cells):
+        if isinstance(candidate.mask, LogitsPatch):
             candidate.mask = self._encoded(candidate)
         return candidate.mask.runs
 
     def _all_held(self) -> bool:
-        return all(isinstance(candidate.mask, Cells) for candidate in self.candidates)
+        return all(isinstance(candidate.mask, LogitsPatch) for candidate in self.candidates)
 
     def _record(self, candidate: Candidate) -> MaskRecord:
         mask = self._encoded(candidate)
@@ -239,7 +249,7 @@ class CropWork:
         x, y = candidate.point_xy
         return MaskRecord(
             runs=mask.runs,
-            size=self._work.size_hw,
+            size=self._context.size_hw,
             area=mask.area,
             bbox=(x0, y0, x1 - x0, y1 - y0),
             predicted_iou=candidate.predicted_iou,

@@ -18,7 +18,7 @@ from segship.masks.nms import box_nms, mask_nms
 from segship.masks.regions import clean_runs
 from segship.masks.rle import runs_to_area, runs_to_box, runs_to_spans
 from segship.masks.spans import merge_runs
-from segship.masks.upscaling import Cells, FloatArray, Upscaler, count_above
+from segship.masks.upscaling import FloatArray, LogitsPatch, Upscaler, count_above
 from segship.promptable.everything.grids import Crop
 from segship.promptable.everything.options import Nms
 from segship.promptable.everything.records import MaskRecord
@@ -61,7 +61,7 @@ def estimate_stability(
     error = 2.0 * np.maximum(whole, 1.0) ** -0.75 + 0.002
     doubtful = (np.abs(scores - threshold) <= error) if threshold > 0 else np.zeros(len(cells), np.bool_)
     for index in np.flatnonzero(doubtful):
-        scores[index] = stability(*count_above(Cells(low_res[index]), upscaler, offset))
+        scores[index] = stability(*count_above(LogitsPatch(low_res[index]), upscaler, offset))
     return scores
 
 

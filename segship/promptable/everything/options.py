@@ -25,9 +25,6 @@ if TYPE_CHECKING:
 Mode = Literal["fast", "reference"]
 Nms = Literal["box", "mask"]
 
-SAM_PRED_IOU_THRESH = 0.88
-SAM_STABILITY_SCORE_THRESH = 0.95
-
 _MOST_POINTS_PER_SIDE = 1024
 _MOST_POINTS_PER_BATCH = 65_536
 # 5 layers are 1,365 crops, each of them a run of the encoder.
@@ -181,27 +178,26 @@ class AmgOptions:
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """The two thresholds that a model may have its own defaults for, as they are used.
+    """Where everything mode cuts; a model may have thresholds of its own, and these defaults are SAM's.
 
     Attributes
     ----------
     pred_iou_thresh, stability_score_thresh
-        See `AmgOptions`.
+        See `AmgOptions`; 0 to 1.
     """
 
-    pred_iou_thresh: float
-    stability_score_thresh: float
+    pred_iou_thresh: float = 0.88
+    stability_score_thresh: float = 0.95
 
 
 def thresholds_for(predictor: Predictor, options: AmgOptions) -> Thresholds:
     """Return the thresholds of a call: what the options say, else what the model's manifest says, else SAM's."""
-    own = predictor.manifest.amg_defaults
+    own = predictor.manifest.amg_defaults or Thresholds()
     pred_iou, stability = options.pred_iou_thresh, options.stability_score_thresh
-    if pred_iou is None:
-        pred_iou = SAM_PRED_IOU_THRESH if own is None else own.pred_iou_thresh
-    if stability is None:
-        stability = SAM_STABILITY_SCORE_THRESH if own is None else own.stability_score_thresh
-    return Thresholds(float(pred_iou), float(stability))
+    return Thresholds(
+        float(own.pred_iou_thresh if pred_iou is None else pred_iou),
+        float(own.stability_score_thresh if stability is None else stability),
+    )
 
 
 def _check_whole(name: str, value: object, least: int, most: int) -> None:

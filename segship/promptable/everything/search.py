@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from segship.errors import InputError
 from segship.images import ImageLimits, ImageSource, read_image
 from segship.promptable.everything.cost import AmgCost, estimate_cost
-from segship.promptable.everything.crops import CropWork, Work
+from segship.promptable.everything.crops import Context, CropSearch
 from segship.promptable.everything.filters import (
     clean_small_regions,
     coverage,
@@ -64,7 +64,7 @@ def ask_coarse_to_fine(
     pixels: NDArray[np.uint8],
     crops: Sequence[Crop],
     grids: Sequence[Points],
-    work: Work,
+    context: Context,
     deadline: Deadline,
 ) -> list[MaskRecord]:
     """Return records of the crops, the whole image first, as far as the time goes.
@@ -72,47 +72,47 @@ def ask_coarse_to_fine(
     The first portion of the coarsest grid is asked in any case, so a picture is never left without an answer for lack
     of time alone.
     """
-    finished: list[CropWork] = []
+    finished: list[CropSearch] = []
     slowest_encode = 0.0
     for crop in crops:
-        if finished and not deadline.allows(_CAUTION * slowest_encode + _time_to_finish(finished, work)):
+        if finished and not deadline.allows(_CAUTION * slowest_encode + _time_to_finish(finished, context)):
             break
         if finished and not _is_open(finished[0], crop, grids[crop.layer]):
             continue
         began = time.monotonic()
-        crop_work = CropWork(predictor, pixels, crop, work)
+        search = CropSearch(predictor, pixels, crop, context)
         slowest_encode = max(slowest_encode, time.monotonic() - began)
-        finished.append(crop_work)
-        _ask_portions(crop_work, grids[crop.layer], finished, work, deadline)
-    return [record for crop_work in finished for record in crop_work.records()]
+        finished.append(search)
+        _ask_portions(search, grids[crop.layer], finished, context, deadline)
+    return [record for search in finished for record in search.records()]
 
 
 def _ask_portions(
-    crop_work: CropWork, grid: Points, finished: Sequence[CropWork], work: Work, deadline: Deadline
+    search: CropSearch, grid: Points, finished: Sequence[CropSearch], context: Context, deadline: Deadline
 ) -> None:
-    points = crop_work.scale(grid)
+    points = search.scale(grid)
     slowest = 0.0
     for portion in coarse_to_fine(grid):
         waiting = portion
         while len(waiting):
-            waiting = waiting[~crop_work.covered(points[waiting])]
+            waiting = waiting[~search.covered(points[waiting])]
             if not len(waiting):
                 break
             is_first = len(finished) == 1 and slowest == 0.0
-            if not is_first and not deadline.allows(_CAUTION * slowest + _time_to_finish(finished, work)):
+            if not is_first and not deadline.allows(_CAUTION * slowest + _time_to_finish(finished, context)):
                 return
             began = time.monotonic()
-            crop_work.ask(points[waiting[: work.points_per_call]])
-            waiting = waiting[work.points_per_call :]
+            search.ask(points[waiting[: context.points_per_call]])
+            waiting = waiting[context.points_per_call :]
             slowest = max(slowest, time.monotonic() - began)
 
 
-def _time_to_finish(finished: Sequence[CropWork], work: Work) -> float:
-    height, width = work.size_hw
-    return _SECONDS_PER_PIXEL * height * width * sum(len(crop_work.candidates) for crop_work in finished)
+def _time_to_finish(finished: Sequence[CropSearch], context: Context) -> float:
+    height, width = context.size_hw
+    return _SECONDS_PER_PIXEL * height * width * sum(len(search.candidates) for search in finished)
 
 
-def _is_open(whole: CropWork, crop: Crop, grid: Points) -> bool:
+def _is_open(whole: CropSearch, crop: Crop, grid: Points) -> bool:
     """Return whether a point of the crop lies where the look at the whole image has found nothing."""
     left, top, _, _ = crop.box_xyxy
     points = grid * np.array(crop.size_hw[::-1]) + np.array([left, top])
@@ -186,15 +186,15 @@ def generate(
     loaded = read_image(image, limits=limits)
     cost = estimate_cost(predictor, loaded.size_hw, options)
     counter = _Counter(cost.points, progress)
-    work = _make_work(options, cost, loaded.size_hw, limits, counter.add)
+    context = _make_context(options, cost, loaded.size_hw, limits, counter.add)
     notes = list(loaded.notes)
     if options.deadline_seconds is None:
         records = [
-            record for crop in _crops(work) for record in _look_at(predictor, loaded.pixels, crop, work).records()
+            record for crop in _crops(context) for record in _look_at(predictor, loaded.pixels, crop, context).records()
         ]
     else:
         deadline = Deadline(started + options.deadline_seconds)
-        records = ask_coarse_to_fine(predictor, loaded.pixels, _crops(work), layer_grids(options), work, deadline)
+        records = ask_coarse_to_fine(predictor, loaded.pixels, _crops(context), layer_grids(options), context, deadline)
         notes += [DEADLINE_REACHED] if deadline.reached else []
     records = _finish(records, options)
     if options.partition:
@@ -282,15 +282,15 @@ def iter_masks(
     loaded = read_image(image, limits=limits)
     cost = estimate_cost(predictor, loaded.size_hw, options)
     counter = _Counter(cost.points, progress)
-    work = _make_work(options, cost, loaded.size_hw, limits, counter.add)
-    return _iterate(predictor, loaded.pixels, work)
+    context = _make_context(options, cost, loaded.size_hw, limits, counter.add)
+    return _iterate(predictor, loaded.pixels, context)
 
 
-def _iterate(predictor: Predictor, pixels: NDArray[np.uint8], work: Work) -> Iterator[MaskRecord]:
-    options = work.options
+def _iterate(predictor: Predictor, pixels: NDArray[np.uint8], context: Context) -> Iterator[MaskRecord]:
+    options = context.options
     yielded: list[MaskRecord] = []
-    for crop in sorted(_crops(work), key=lambda crop: crop.area):
-        records = _clean(_look_at(predictor, pixels, crop, work).records(), options)
+    for crop in sorted(_crops(context), key=lambda crop: crop.area):
+        records = _clean(_look_at(predictor, pixels, crop, context).records(), options)
         known = len(yielded)
         if known:
             # Those that were yielded have larger scores, or equal ones and come first, so they all stay.
@@ -302,14 +302,14 @@ def _iterate(predictor: Predictor, pixels: NDArray[np.uint8], work: Work) -> Ite
         yield from records
 
 
-def _look_at(predictor: Predictor, pixels: NDArray[np.uint8], crop: Crop, work: Work) -> CropWork:
-    crop_work = CropWork(predictor, pixels, crop, work)
-    crop_work.ask(crop_work.scale(layer_grids(work.options)[crop.layer]))
-    return crop_work
+def _look_at(predictor: Predictor, pixels: NDArray[np.uint8], crop: Crop, context: Context) -> CropSearch:
+    search = CropSearch(predictor, pixels, crop, context)
+    search.ask(search.scale(layer_grids(context.options)[crop.layer]))
+    return search
 
 
-def _crops(work: Work) -> list[Crop]:
-    return crop_boxes(work.size_hw, work.options.crop_n_layers, work.options.crop_overlap_ratio)
+def _crops(context: Context) -> list[Crop]:
+    return crop_boxes(context.size_hw, context.options.crop_n_layers, context.options.crop_overlap_ratio)
 
 
 def _finish(records: list[MaskRecord], options: AmgOptions) -> list[MaskRecord]:
@@ -328,10 +328,10 @@ def _clean(records: list[MaskRecord], options: AmgOptions) -> list[MaskRecord]:
     return clean_small_regions(records, options.min_mask_region_area, threshold, nms=options.nms)
 
 
-def _make_work(
+def _make_context(
     options: AmgOptions, cost: AmgCost, size_hw: tuple[int, int], limits: ImageLimits, tick: Callable[[int], None]
-) -> Work:
-    return Work(
+) -> Context:
+    return Context(
         options=options,
         thresholds=Thresholds(cost.pred_iou_thresh, cost.stability_score_thresh),
         size_hw=size_hw,

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from segship.masks.cleanup import MaskCleanUp
+from segship.promptable.everything.options import Thresholds
 from segship.spec import SamGeometry
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
@@ -70,14 +71,6 @@ class HybridConfig:
         return 16
 
 
-@dataclass(frozen=True, slots=True)
-class AmgThresholds:
-    """Where everything mode cuts, unless a call says otherwise."""
-
-    pred_iou_thresh: float
-    stability_score_thresh: float
-
-
 EncoderConfig = VitConfig | TinyVitConfig | HybridConfig
 
 
@@ -111,7 +104,7 @@ class SamConfig:
     pixel_mean: tuple[float, float, float] = IMAGENET_MEAN
     pixel_std: tuple[float, float, float] = IMAGENET_STD
     mask_clean_up: MaskCleanUp | None = None
-    amg_thresholds: AmgThresholds | None = None
+    amg_thresholds: Thresholds | None = None
 
     @property
     def embedding_size(self) -> int:
@@ -138,7 +131,7 @@ SAM_ARCHITECTURES: dict[str, SamConfig] = {
         decoder_mlp_dim=512,
         iou_head_hidden_dim=128,
         mask_clean_up=MaskCleanUp(),
-        amg_thresholds=AmgThresholds(pred_iou_thresh=0.45, stability_score_thresh=0.35),
+        amg_thresholds=Thresholds(pred_iou_thresh=0.45, stability_score_thresh=0.35),
     ),
 }
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from segship.masks.upscaling import Cells, Upscaler, count_above, encode_logits
+from segship.masks.upscaling import LogitsPatch, Upscaler, count_above, encode_logits
 from segship.promptable.everything.filters import estimate_boxes, estimate_stability, near_crop_edge, stability
 from segship.promptable.everything.grids import crop_boxes
 from tests.masks.test_upscaling import draw
@@ -51,7 +51,7 @@ def test_twenty_pixels_are_near_and_twenty_one_are_not():
 def test_estimated_boxes_are_within_a_pixel(upscaler, logits):
     estimated = estimate_boxes(logits, upscaler)
     exact = np.array(
-        [encode_logits(Cells(entry), upscaler, corner_xy=(0, 0), image_size_hw=SIZE).box_xyxy for entry in logits]
+        [encode_logits(LogitsPatch(entry), upscaler, corner_xy=(0, 0), image_size_hw=SIZE).box_xyxy for entry in logits]
     )
     some = (logits > 0).any(axis=(1, 2))
     off = np.abs(estimated - exact)[some]
@@ -67,7 +67,7 @@ def test_a_box_of_nothing_is_zeros(upscaler):
 
 @pytest.mark.parametrize("threshold", [0.3, 0.6, 0.8, 0.9])
 def test_estimated_stability_falls_on_the_right_side(upscaler, logits, threshold):
-    exact = np.array([stability(*count_above(Cells(entry), upscaler, 1.0)) for entry in logits])
+    exact = np.array([stability(*count_above(LogitsPatch(entry), upscaler, 1.0)) for entry in logits])
     estimated = estimate_stability(logits, upscaler, offset=1.0, threshold=threshold)
     assert ((estimated >= threshold) == (exact >= threshold)).mean() >= 0.98
 

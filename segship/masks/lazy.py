@@ -2,8 +2,8 @@
 """The masks of one prediction, held small: pixels and run lengths are made when somebody asks for them.
 
 On the use road between the decoder and whoever takes its masks. A program that draws one mask of three, or that sends
-run lengths, never pays for the pixels of all of them. `HeldMasks` keeps of each mask the logits that its pixels depend
-on, `GivenMasks` an array that is there already. Threads may share either.
+run lengths, never pays for the pixels of all of them. `LazyMasks` keeps of each mask the logits that its pixels depend
+on, `ArrayMasks` an array that is there already. Threads may share either.
 """
 
 from __future__ import annotations
@@ -15,12 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segship.masks.rle import Runs, mask_to_runs, runs_to_area, runs_to_box
-from segship.masks.upscaling import Cells, EncodedMask, Upscaler, Window, encode_logits
+from segship.masks.upscaling import EncodedMask, LogitsPatch, Upscaler, Window, encode_logits
 
 Flags = NDArray[np.bool_]
 
 
-class GivenMasks:
+class ArrayMasks:
     """Masks as an array.
 
     Parameters
@@ -54,26 +54,26 @@ class GivenMasks:
         """Return the box around one mask: x0 y0 x1 y1 half-open; zeros for a mask without a pixel."""
         return runs_to_box(self.runs(entry, index), (self.pixels.shape[2], self.pixels.shape[3]))
 
-    def take(self, columns: NDArray[np.intp]) -> GivenMasks:
+    def take(self, columns: NDArray[np.intp]) -> ArrayMasks:
         """Return of each object one mask alone, the one at its place in ``columns`` (objects,)."""
-        return GivenMasks(self.pixels[np.arange(len(columns)), columns][:, None])
+        return ArrayMasks(self.pixels[np.arange(len(columns)), columns][:, None])
 
 
-class HeldMasks:
+class LazyMasks:
     """Masks as logits.
 
     Parameters
     ----------
-    cells
-        Of each object a list, of each mask the cells that its pixels depend on (`segship.masks.upscaling.crop_cells`).
+    patches
+        Of each object a list, of each mask the patch that its pixels depend on (`segship.masks.upscaling.crop_patch`).
     upscaler
         Of the image.
     limits
         Of each object the part of the image outside which its masks are empty.
     """
 
-    def __init__(self, cells: Sequence[Sequence[Cells]], upscaler: Upscaler, limits: Sequence[Window]) -> None:
-        self._cells = cells
+    def __init__(self, patches: Sequence[Sequence[LogitsPatch]], upscaler: Upscaler, limits: Sequence[Window]) -> None:
+        self._patches = patches
         self._upscaler = upscaler
         self._limits = limits
         self._lock = Lock()
@@ -83,7 +83,7 @@ class HeldMasks:
     @property
     def shape(self) -> tuple[int, int]:
         """(objects, masks)."""
-        return len(self._cells), len(self._cells[0]) if self._cells else 0
+        return len(self._patches), len(self._patches[0]) if self._patches else 0
 
     @property
     def pixels(self) -> Flags:
@@ -115,15 +115,15 @@ class HeldMasks:
         """Return the box around one mask: x0 y0 x1 y1 half-open; zeros for a mask without a pixel."""
         return runs_to_box(self.runs(entry, index), self._upscaler.original_size)
 
-    def take(self, columns: NDArray[np.intp]) -> HeldMasks | GivenMasks:
+    def take(self, columns: NDArray[np.intp]) -> LazyMasks | ArrayMasks:
         """Return of each object one mask alone, the one at its place in ``columns`` (objects,)."""
         if self._pixels is not None:
-            return GivenMasks(self._pixels).take(columns)
-        cells = [[row[column]] for row, column in zip(self._cells, columns.tolist(), strict=True)]
-        return HeldMasks(cells, self._upscaler, self._limits)
+            return ArrayMasks(self._pixels).take(columns)
+        patches = [[row[column]] for row, column in zip(self._patches, columns.tolist(), strict=True)]
+        return LazyMasks(patches, self._upscaler, self._limits)
 
     def _window(self, entry: int, index: int) -> Window:
-        window, limit = self._upscaler.window(self._cells[entry][index]), self._limits[entry]
+        window, limit = self._upscaler.window(self._patches[entry][index]), self._limits[entry]
         top, left = max(window.top, limit.top), max(window.left, limit.left)
         return Window(top, max(min(window.bottom, limit.bottom), top), left, max(min(window.right, limit.right), left))
 
@@ -132,7 +132,7 @@ class HeldMasks:
         found = self._encoded.get((entry, index))
         if found is None:
             found = encode_logits(
-                self._cells[entry][index],
+                self._patches[entry][index],
                 self._upscaler,
                 corner_xy=(0, 0),
                 image_size_hw=self._upscaler.original_size,
@@ -144,4 +144,4 @@ class HeldMasks:
     def _paint(self, places: Sequence[tuple[int, ...]], masks: Iterable[Flags]) -> None:
         """Paint the masks at some places into empty masks, each (H, W)."""
         for (entry, index), mask in zip(places, masks, strict=True):
-            self._upscaler.paint(self._cells[entry][index], self._window(entry, index), mask)
+            self._upscaler.paint(self._patches[entry][index], self._window(entry, index), mask)

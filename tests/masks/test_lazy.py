@@ -6,10 +6,10 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from segship.masks.held import GivenMasks, HeldMasks
+from segship.masks.lazy import ArrayMasks, LazyMasks
 from segship.masks.rle import mask_to_runs
 from segship.masks.spans import masks_to_boxes
-from segship.masks.upscaling import Cells, Window, crop_cells, upscaler
+from segship.masks.upscaling import LogitsPatch, Window, crop_patch, upscaler
 from segship.promptable.transforms import resized_size, upscale_mask
 from tests.masks.test_upscaling import draw, worst_case
 
@@ -27,8 +27,8 @@ def low_res_masks():
 
 def hold(low_res, limits=None):
     enlarging = upscaler(CELLS, SIDE, INPUT, SIZE)
-    cells = [[crop_cells(enlarging.valid(mask)) for mask in entry] for entry in low_res]
-    return HeldMasks(cells, enlarging, limits or [enlarging.everything] * len(low_res))
+    cells = [[crop_patch(enlarging.valid(mask)) for mask in entry] for entry in low_res]
+    return LazyMasks(cells, enlarging, limits or [enlarging.everything] * len(low_res))
 
 
 def reference(low_res):
@@ -60,7 +60,7 @@ def test_runs_areas_and_boxes_are_those_of_the_pixels(first):
     masks, expected = hold(low_res), reference(low_res)
     if first == "pixels":
         assert masks.pixels.any()
-    for kind in (masks, GivenMasks(expected), GivenMasks(np.where(expected, 1.5, -0.5).astype(np.float32))):
+    for kind in (masks, ArrayMasks(expected), ArrayMasks(np.where(expected, 1.5, -0.5).astype(np.float32))):
         for entry, index in np.ndindex(masks.shape):
             mask = expected[entry, index]
             assert np.array_equal(kind.runs(entry, index), mask_to_runs(mask))
@@ -109,9 +109,9 @@ def test_threads_get_one_array():
 
 
 def test_no_object_is_no_mask():
-    masks = HeldMasks([], upscaler(CELLS, SIDE, INPUT, SIZE), [])
+    masks = LazyMasks([], upscaler(CELLS, SIDE, INPUT, SIZE), [])
     assert masks.pixels.shape == (0, 0, *SIZE)
 
 
 def test_empty_crop_holds_no_cell():
-    assert crop_cells(Cells(np.full((4, 4), -1, np.float32))).logits.shape == (0, 0)
+    assert crop_patch(LogitsPatch(np.full((4, 4), -1, np.float32))).logits.shape == (0, 0)
