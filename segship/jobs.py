@@ -20,8 +20,14 @@ from segship.promptable.prompts import Prompts
 from segship.semantic.class_map import ClassMap
 from segship.semantic.predictor import SemanticPredictor
 from segship.semantic.views import SemanticOptions
-from segship.writers import Instances, Result, prediction_document, write_result
-from segship.writers.class_maps import ClassMapResult, class_map_document, write_class_map
+from segship.writers import (
+    ClassMapResult,
+    Instances,
+    Result,
+    class_map_document,
+    prediction_document,
+    write_result,
+)
 from segship.writers.instances import count_labels, label_records
 from segship.writers.names import safe_file_name
 
@@ -37,7 +43,7 @@ class SegmentOptions:
     clip
         Move points outside the image to its edge instead of refusing them.
     formats
-        Keys of `segship.writers.WRITERS`.
+        Of masks, keys of `segship.writers.WRITERS`.
     overwrite
         Replace files that are there.
     limits
@@ -72,7 +78,6 @@ class SegmentedImage:
     @property
     def prediction(self) -> MaskPrediction:
         """The masks."""
-        assert isinstance(self.result.prediction, MaskPrediction)
         return self.result.prediction
 
     def to_dict(self) -> dict[str, Any]:
@@ -158,7 +163,7 @@ class EverythingOptions:
     amg
         What to look for, and how.
     formats
-        Keys of `segship.writers.WRITERS`.
+        Of masks, keys of `segship.writers.WRITERS`.
     overwrite
         Replace files that are there.
     limits
@@ -306,7 +311,7 @@ class MapOptions:
     look
         How the model looks at it.
     formats
-        Keys of `segship.writers.class_maps.CLASS_MAP_WRITERS`.
+        Of class maps, keys of `segship.writers.WRITERS`.
     overwrite
         Replace files that are there.
     limits
@@ -386,7 +391,7 @@ def map_image(
     class_map = predictor.segment(loaded, options.look, limits=options.limits)
     watch.lap("segment")
     result = ClassMapResult(stem, name, loaded.pixels, class_map, describe_making(predictor, options.look))
-    files = write_class_map(result, directory, options.formats, overwrite=options.overwrite)
+    files = write_result(result, directory, options.formats, overwrite=options.overwrite)
     watch.lap("write")
     return MappedImage(result, tuple(files), watch.milliseconds)
 

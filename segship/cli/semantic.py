@@ -25,7 +25,7 @@ from segship.draw import percent
 from segship.images import ImageLimits
 from segship.jobs import MapOptions, MappedImage, map_image
 from segship.semantic.predictor import NOTES, SemanticPredictor, open_semantic
-from segship.writers.class_maps import check_class_map_formats
+from segship.writers import check_formats
 
 DEFAULT_FORMATS = "overlay,classes"
 
@@ -75,7 +75,7 @@ def semantic(
     pictures = expand_pictures(images)
     options = MapOptions(
         look=parse_look(window, stride, ratios, flip=flip, multi_scale=multi_scale),
-        formats=check_class_map_formats(part.strip() for part in format.split(",")),
+        formats=check_formats((part.strip() for part in format.split(",")), "class maps"),
         overwrite=overwrite,
         limits=ImageLimits() if max_pixels is None else ImageLimits(pixels=max_pixels),
     )

@@ -11,7 +11,7 @@ segments.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 
 from segship.errors import InputError
 from segship.masks.rle import Runs, runs_to_area, runs_to_crop
-from segship.semantic.class_map import ClassMap
 
 # panopticapi's limit of 64 x 64 pixels, and the size of most of COCO's images, to which it belongs.
 _STUFF_AREA = 64 * 64
@@ -77,7 +76,7 @@ class Segment(NamedTuple):
 
 
 def merge_panoptic(
-    masks: Sequence[LabelledMask], class_map: ClassMap, things: Collection[str], options: PanopticOptions
+    masks: Sequence[LabelledMask], class_map: NDArray[np.uint8], is_thing: NDArray[np.bool_], options: PanopticOptions
 ) -> tuple[NDArray[np.uint32], list[Segment]]:
     """Return a picture of segment ids and what each of them is.
 
@@ -85,17 +84,18 @@ def merge_panoptic(
     ----------
     masks
         Of the class map's image.
-    things
-        Names of the classes that can be counted.
+    class_map
+        (H, W) uint8, the class of each pixel; numbers from K on are none.
+    is_thing
+        (K,) bool, of every class whether it can be counted.
 
     Returns
     -------
     tuple
         (H, W) uint32: 0 for nothing, 1 for the first segment, ...; and the segments, things first. Each has a pixel.
     """
-    is_thing = np.array([name in things for name in class_map.classes])
     order = _by_score([index for index, mask in enumerate(masks) if _takes_part(mask, is_thing, options)], masks)
-    ids = np.zeros(class_map.array.shape, np.uint32)
+    ids = np.zeros(class_map.shape, np.uint32)
     segments: list[Segment] = []
     for index in order:
         if is_thing[masks[index].category] and _paint_thing(ids, masks[index].runs, len(segments) + 1, options):
@@ -133,9 +133,9 @@ def _paint_thing(ids: NDArray[np.uint32], runs: Runs, number: int, options: Pano
     return True
 
 
-def _with_outlines(class_map: ClassMap, stuff: Sequence[LabelledMask]) -> NDArray[np.uint8]:
+def _with_outlines(class_map: NDArray[np.uint8], stuff: Sequence[LabelledMask]) -> NDArray[np.uint8]:
     """Return the class map with masks of stuff painted over it, so that the ones of higher scores are on top."""
-    classes = class_map.array.copy()
+    classes = class_map.copy()
     for mask in reversed(stuff):
         crop, (x0, y0) = runs_to_crop(mask.runs, (classes.shape[0], classes.shape[1]))
         classes[y0 : y0 + crop.shape[0], x0 : x0 + crop.shape[1]][crop] = mask.category

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results as files: one small class a format, all of them in `WRITERS`.
+"""Results as files: every format of every kind of result in one table, `WRITERS`.
 
 Last step of the use road. A writer turns what there is of one image into named bytes: a `Result` (prompted masks),
-`segship.promptable.everything.records.ImageRecords` (everything in a picture), or `Instances`, the one view that
-formats have of both. `write_result` puts the bytes on disk through `segship.files`, whole or not at all. Nothing of an
-input file but its name and its pixels reaches an output: no EXIF, no colour profile, no path. `read_mask_input` reads
-back what the npz format keeps for refining a mask, and `to_supervision` gives masks to a library instead of a file.
-What each format keeps and loses is in docs/files.md.
+`segship.promptable.everything.records.ImageRecords` (everything in a picture), `Instances`, the one view that formats
+have of both, or a `ClassMapResult`. `encode_result` gives the bytes, `write_files` puts them on disk through
+`segship.files`, whole or not at all, and `write_result` does both. Nothing of an input file but its name and its pixels
+reaches an output: no EXIF, no color profile, no path. `read_mask_input` reads back what the npz format keeps for
+refining a mask, and `to_supervision` gives masks to a library instead of a file. What each format keeps and loses is in
+docs/files.md, of class maps in docs/semantic.md.
 """
 
 from __future__ import annotations
@@ -14,36 +15,49 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Protocol
 
 from segship.errors import OutputError
 from segship.files import write_directory, write_file
 from segship.writers.documents import (
-    CocoWriter,
-    JsonWriter,
-    Sa1bWriter,
+    class_map_document,
     coco_document,
+    encode_json,
     prediction_document,
     sa1b_document,
 )
 from segship.writers.instances import (
+    ClassMapResult,
     Instance,
     Instances,
-    Prediction,
+    Kind,
     Result,
     Source,
-    Writer,
     as_instances,
-    check_source,
+    kind_of,
     label_instances,
 )
-from segship.writers.label_maps import PANOPTIC_DOCUMENT, PANOPTIC_PICTURE, InstancesWriter, PanopticWriter
-from segship.writers.pictures import METADATA, FolderWriter, OverlayWriter, PngWriter
+from segship.writers.pictures import (
+    METADATA,
+    PANOPTIC_DOCUMENT,
+    PANOPTIC_PICTURE,
+    FolderWriter,
+    PanopticWriter,
+    PngWriter,
+    encode_class_map_overlay,
+    encode_classes,
+    encode_colors,
+    encode_instances,
+    encode_label_ids,
+    encode_overlay,
+)
 from segship.writers.shapes import LabelMeWriter, YoloWriter, labelme_document
 from segship.writers.tables import (
-    NpzWriter,
-    ParquetWriter,
+    encode_npz,
+    encode_parquet,
     has_pyarrow,
     pyarrow_missing,
     read_mask_input,
@@ -52,17 +66,19 @@ from segship.writers.tables import (
 
 __all__ = [
     "WRITERS",
+    "ClassMapResult",
     "Instance",
     "Instances",
     "LabelMeWriter",
-    "Prediction",
     "Result",
     "Source",
     "Writer",
     "YoloWriter",
     "as_instances",
     "check_formats",
+    "class_map_document",
     "coco_document",
+    "encode_result",
     "label_instances",
     "labelme_document",
     "prediction_document",
@@ -73,26 +89,77 @@ __all__ = [
     "write_result",
 ]
 
-WRITERS: dict[str, Writer] = {
-    "overlay": OverlayWriter(),
-    "png": PngWriter(),
-    "coco": CocoWriter(),
-    "npz": NpzWriter(),
-    "json": JsonWriter(),
-    "sa1b": Sa1bWriter(),
-    "labelme": LabelMeWriter(),
-    "yolo": YoloWriter(),
-    "instances": InstancesWriter(),
-    "panoptic": PanopticWriter(),
-    "parquet": ParquetWriter(),
-    "folder": FolderWriter(),
+
+class Writer(Protocol):
+    """A format."""
+
+    @property
+    def extension(self) -> str:
+        """What the names of its files end with, or the name of its folder; none is the end of another one."""
+
+    @property
+    def loses(self) -> str:
+        """What the format cannot keep; the tables of docs/files.md and docs/semantic.md repeat it."""
+
+    # Of the kind of result under which the writer stands in `WRITERS`.
+    def write(self, result: Any, /) -> dict[str, bytes]:
+        """Return the files of one image: name to bytes.
+
+        A name with one ``/`` is a file inside a folder, which is written whole or not at all.
+        """
+
+
+@dataclass(frozen=True, slots=True)
+class FileWriter:
+    """A format of one file an image, made by a function; what is no bytes is a document for JSON."""
+
+    extension: str
+    loses: str
+    make: Callable[[Any], bytes | dict[str, Any]]
+
+    def write(self, result: Any, /) -> dict[str, bytes]:
+        """Return the file of one image: name to bytes."""
+        made = self.make(result)
+        return {f"{result.stem}.{self.extension}": made if isinstance(made, bytes) else encode_json(made)}
+
+
+WRITERS: dict[Kind, dict[str, Writer]] = {
+    "masks": {
+        "overlay": FileWriter("overlay.jpg", "everything but the look; it is for people", encode_overlay),
+        "png": PngWriter(),
+        "coco": FileWriter("coco.json", "pixels, prompts, low-resolution logits, notes", coco_document),
+        "npz": FileWriter("prediction.npz", "pixels, names of files, notes", encode_npz),
+        "json": FileWriter("prediction.json", "pixels, low-resolution logits", prediction_document),
+        "sa1b": FileWriter(
+            "sa1b.json",
+            "pixels, labels of points, categories, notes; a prompted mask has null for its stability score",
+            sa1b_document,
+        ),
+        "labelme": LabelMeWriter(),
+        "yolo": YoloWriter(),
+        "instances": FileWriter(
+            "instances.png",
+            "what a smaller mask covers, scores, boxes, points, categories, pixels; holds 65,535 masks",
+            encode_instances,
+        ),
+        "panoptic": PanopticWriter(),
+        "parquet": FileWriter("parquet", "pixels, labels of points, boxes that prompted, notes", encode_parquet),
+        "folder": FolderWriter(),
+    },
+    "class maps": {
+        "overlay": FileWriter("semantic.jpg", "everything but the look; it is for people", encode_class_map_overlay),
+        "classes": FileWriter("classes.png", "pixels, names of classes, probabilities, notes", encode_classes),
+        "label-ids": FileWriter("label_ids.png", "pixels, names of classes, probabilities, notes", encode_label_ids),
+        "colours": FileWriter("colours.png", "all but the colours", encode_colors),
+        "json": FileWriter("semantic.json", "pixels, which of them has which class", class_map_document),
+    },
 }
 
 # What the folders of formats hold, and nothing else: only a folder with no other entry is replaced.
 _INSIDE = re.compile("|".join([r"[0-9]+\.png", *map(re.escape, (METADATA, PANOPTIC_DOCUMENT, PANOPTIC_PICTURE))]))
 
 
-def check_formats(formats: Iterable[str]) -> tuple[str, ...]:
+def check_formats(formats: Iterable[str], kind: Kind = "masks") -> tuple[str, ...]:
     """Return the formats, each once; refuses what cannot be written, so that it is refused before any work is done.
 
     Raises
@@ -102,52 +169,55 @@ def check_formats(formats: Iterable[str]) -> tuple[str, ...]:
     BackendUnavailable
         ``pyarrow_missing``: the format needs an extra that is not installed.
     """
-    wanted = tuple(dict.fromkeys(formats))
+    wanted, known = tuple(dict.fromkeys(formats)), WRITERS[kind]
     for name in wanted:
-        if name not in WRITERS:
-            message = f"there is no output format {name!r}; accepted are {', '.join(WRITERS)}"
-            raise OutputError(message, code="unknown_format")
+        if name not in known:
+            message = f"there is no output format {name!r} for {kind}; accepted are "
+            raise OutputError(message + ", ".join(known), code="unknown_format")
     if "parquet" in wanted and not has_pyarrow():
         raise pyarrow_missing()
     return wanted
 
 
-def write_result(
-    result: Source, directory: str | os.PathLike[str], formats: Iterable[str], *, overwrite: bool = False
-) -> list[Path]:
-    """Write what there is of one image in some formats.
+def encode_result(result: Source | ClassMapResult, formats: Iterable[str]) -> dict[str, bytes]:
+    """Return the files of one image in some formats: name to bytes, in the order of the formats.
 
     Parameters
     ----------
-    result
-        `Result`, `segship.promptable.everything.records.ImageRecords` or `Instances`.
-    directory
-        Where the files shall be; it must exist.
     formats
-        Keys of `WRITERS`.
-    overwrite
-        Replace files that are there, and folders that hold nothing but files of a format. Otherwise nothing at all is
-        written if one of them is there.
-
-    Returns
-    -------
-    list
-        The files, and the folders of formats that are folders, in the order of the formats.
+        Of the result's kind in `WRITERS`.
 
     Raises
     ------
     OutputError
-        ``unknown_format``, ``output_exists``, ``output_not_ours``, or what `segship.files` says about the place.
+        ``unknown_format``, or what a format cannot hold: ``too_many_masks``, ``cannot_encode``, ``no_label_ids``.
     InputError
         ``bad_source``: there is no such result.
     BackendUnavailable
         ``pyarrow_missing``.
     """
-    check_source(result)
-    written: dict[str, bytes] = {}
-    for name in check_formats(formats):
-        written.update(WRITERS[name].write(result))
-    return write_files(written, directory, overwrite=overwrite)
+    kind = kind_of(result)
+    encoded: dict[str, bytes] = {}
+    for name in check_formats(formats, kind):
+        encoded.update(WRITERS[kind][name].write(result))
+    return encoded
+
+
+def write_result(
+    result: Source | ClassMapResult,
+    directory: str | os.PathLike[str],
+    formats: Iterable[str],
+    *,
+    overwrite: bool = False,
+) -> list[Path]:
+    """Write what there is of one image in some formats; takes and refuses what `encode_result` and `write_files` do.
+
+    Returns
+    -------
+    list
+        The files, and the folders of formats that are folders, in the order of the formats.
+    """
+    return write_files(encode_result(result, formats), directory, overwrite=overwrite)
 
 
 def write_files(

@@ -1,49 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results as JSON: a COCO data set for other tools, SA-1B's own form, and our document with all but the logits."""
+"""Results as JSON: a COCO data set for other tools, SA-1B's own form, and documents with all but arrays."""
 
 from __future__ import annotations
 
 import json
 from typing import TYPE_CHECKING, Any
 
-from segship.writers.instances import Instance, Instances, Result, Source, as_instances, shortest_number
+from segship.datasets.known import label_ids
+from segship.writers.instances import (
+    ClassMapResult,
+    Instance,
+    Instances,
+    Result,
+    Source,
+    as_instances,
+    shortest_number,
+)
 from segship.writers.names import safe_file_name
 
 if TYPE_CHECKING:
     from segship.promptable.prompts import ObjectPrompt
-
-
-class CocoWriter:
-    """A COCO data set of one image: every mask an annotation with compressed run lengths."""
-
-    extension = "coco.json"
-    loses = "pixels, prompts, low-resolution logits, notes"
-
-    def write(self, source: Source) -> dict[str, bytes]:
-        """Return the files of one image: name to bytes."""
-        return {f"{source.stem}.{self.extension}": encode_json(coco_document(source))}
-
-
-class Sa1bWriter:
-    """One image of the SA-1B data set: every mask a record with compressed run lengths."""
-
-    extension = "sa1b.json"
-    loses = "pixels, labels of points, categories, notes; a prompted mask has null for its stability score"
-
-    def write(self, source: Source) -> dict[str, bytes]:
-        """Return the files of one image: name to bytes."""
-        return {f"{source.stem}.{self.extension}": encode_json(sa1b_document(source))}
-
-
-class JsonWriter:
-    """Scores, boxes, areas, run lengths, prompts and notes for programs to read."""
-
-    extension = "prediction.json"
-    loses = "pixels, low-resolution logits"
-
-    def write(self, source: Source) -> dict[str, bytes]:
-        """Return the files of one image: name to bytes."""
-        return {f"{source.stem}.{self.extension}": encode_json(prediction_document(source))}
 
 
 def coco_document(source: Source) -> dict[str, Any]:
@@ -109,6 +85,39 @@ def prediction_document(source: Source) -> dict[str, Any]:
             for entry in instances.entries
         ]
     return {**document, "notes": list(instances.notes)}
+
+
+def class_map_document(result: ClassMapResult) -> dict[str, Any]:
+    """Return what a class map says for `json.dumps`.
+
+    There are ``image`` (file_name, width, height), ``made_by``, ``data_set``, ``classes`` (the ones that occur, the
+    largest first: class, name, label_id where the data set has one, color, pixels, share of all pixels from 0 to 1),
+    ``unclassified_pixels`` and ``notes``.
+    """
+    class_map = result.class_map
+    height, width = class_map.array.shape
+    numbers = {name: number for number, name in enumerate(class_map.classes)}
+    own = label_ids(class_map.table)
+    areas = class_map.areas()
+    classes = [
+        {
+            "class": numbers[name],
+            "name": name,
+            **({} if own is None else {"label_id": own[numbers[name]]}),
+            "color": list(class_map.palette[numbers[name]]),
+            "pixels": pixels,
+            "share": round(pixels / class_map.array.size, 6),
+        }
+        for name, pixels in areas.items()
+    ]
+    return {
+        "image": {"file_name": safe_file_name(result.name), "width": width, "height": height},
+        "made_by": dict(result.made_by),
+        "data_set": class_map.table.name,
+        "classes": classes,
+        "unclassified_pixels": class_map.array.size - sum(areas.values()),
+        "notes": list(class_map.notes),
+    }
 
 
 def coco_image(instances: Instances) -> dict[str, Any]:

@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a writer takes and what it is: `Result` and `Writer`."""
+"""What writers take: prompted masks, records, class maps of one image; and `Instances`, the one view of all masks."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Protocol, TypeAlias
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,37 +21,8 @@ from segship.semantic.class_map import ClassMap
 from segship.semantic.labels import NOBODY, check_size, vote_class
 
 if TYPE_CHECKING:
+    from segship.promptable.prediction import MaskPrediction
     from segship.promptable.prompts import ObjectPrompt
-
-
-class Prediction(Protocol):
-    """What is read of a prediction; `segship.promptable.prediction.MaskPrediction` is one."""
-
-    @property
-    def masks(self) -> NDArray[np.bool_] | NDArray[np.float32]:
-        """(objects, masks, H, W) bool, or logits of which those above 0 are set."""
-
-    @property
-    def iou_predictions(self) -> NDArray[np.float32]:
-        """(objects, masks) float32."""
-
-    def mask(self, entry: int, index: int) -> NDArray[np.bool_]:
-        """Return one mask (H, W)."""
-
-    def mask_runs(self, entry: int, index: int) -> Runs:
-        """Return the run lengths (n,) int64 of one mask."""
-
-    @property
-    def low_res_masks(self) -> NDArray[np.float32]:
-        """(objects, masks, 4h, 4w) float32 logits."""
-
-    @property
-    def original_size(self) -> tuple[int, int]:
-        """Height and width of the image, in pixels."""
-
-    @property
-    def notes(self) -> tuple[str, ...]:
-        """What was noticed on the way."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -77,7 +48,7 @@ class Result:
     stem: str
     name: str
     pixels: NDArray[np.uint8]
-    prediction: Prediction
+    prediction: MaskPrediction
     objects: Sequence[ObjectPrompt] = ()
     notes: tuple[str, ...] = ()
 
@@ -91,28 +62,6 @@ class Result:
     def best_masks(self) -> NDArray[np.intp]:
         """(objects,) the index of the mask with the highest predicted IoU, the first of equals."""
         return np.asarray(self.prediction.iou_predictions.argmax(axis=1))
-
-
-class Writer(Protocol):
-    """A format."""
-
-    @property
-    def extension(self) -> str:
-        """What the names of its files end with, or the name of its folder; none is the end of another one."""
-
-    @property
-    def loses(self) -> str:
-        """What the format cannot keep; the table of docs/files.md repeats it."""
-
-    def write(self, source: Source) -> dict[str, bytes]:
-        """Return the files of one image: name to bytes.
-
-        A name with one ``/`` is a file inside a folder, which is written whole or not at all.
-        """
-
-
-CATEGORY = "object"
-"""The only category of masks that nobody named: Segment Anything does not say what a thing is."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -235,7 +184,7 @@ class Instances:
     name: str
     pixels: NDArray[np.uint8]
     entries: tuple[Instance, ...]
-    categories: tuple[str, ...] = (CATEGORY,)
+    categories: tuple[str, ...] = (NOBODY,)
     notes: tuple[str, ...] = ()
     labels: Labels | None = None
 
@@ -245,8 +194,45 @@ class Instances:
         return (self.pixels.shape[0], self.pixels.shape[1])
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class ClassMapResult:
+    """One image with its class map, ready to be written.
+
+    Attributes
+    ----------
+    stem, name, pixels
+        As in `Result`.
+    class_map
+        Of the image's size.
+    made_by
+        What made it, for the JSON document: architecture, backend, precision, how it was looked at.
+    """
+
+    stem: str
+    name: str
+    pixels: NDArray[np.uint8]
+    class_map: ClassMap
+    made_by: Mapping[str, Any] = field(default_factory=dict)
+
+
 Source: TypeAlias = Result | ImageRecords | Instances
-"""What every format takes."""
+"""The masks of one image, in any of their forms."""
+Kind = Literal["masks", "class maps"]
+"""What a result holds; formats of masks take every `Source`, those of class maps a `ClassMapResult`."""
+
+
+def kind_of(result: Source | ClassMapResult) -> Kind:
+    """Return what a result holds; refuses anything else as ``bad_source``."""
+    if isinstance(result, ClassMapResult):
+        return "class maps"
+    if isinstance(result, Result | ImageRecords | Instances):
+        return "masks"
+    raise _bad_source(result)
+
+
+def _bad_source(found: object) -> InputError:
+    accepted = "Result, ImageRecords, Instances and ClassMapResult"
+    return InputError(f"{type(found).__name__} cannot be written; accepted are {accepted}", code="bad_source")
 
 
 def as_instances(source: Source, *, best_only: bool = False) -> Instances:
@@ -270,7 +256,8 @@ def as_instances(source: Source, *, best_only: bool = False) -> Instances:
     if isinstance(source, Result):
         notes = tuple(dict.fromkeys([*source.prediction.notes, *source.notes]))
         return Instances(source.stem, source.name, source.pixels, _of_result(source, best_only), notes=notes)
-    check_source(source)
+    if not isinstance(source, ImageRecords):
+        raise _bad_source(source)
     entries = tuple(_of_record(record) for record in source.records)
     view = Instances(source.stem, source.name, source.pixels, entries, notes=source.notes)
     for entry in entries:
@@ -278,13 +265,6 @@ def as_instances(source: Source, *, best_only: bool = False) -> Instances:
             message = f"a record is for an image of {entry.size} pixels, and the image has {view.size}; give the same"
             raise InputError(message, code="bad_source")
     return view
-
-
-def check_source(source: Source) -> None:
-    """Refuse what no format takes, as ``bad_source``."""
-    if not isinstance(source, Result | ImageRecords | Instances):
-        message = f"{type(source).__name__} cannot be written; accepted are Result, ImageRecords and Instances"
-        raise InputError(message, code="bad_source")
 
 
 def label_instances(source: Source, labels: Sequence[str], categories: Sequence[str] | None = None) -> Instances:
@@ -315,7 +295,7 @@ def label_instances(source: Source, labels: Sequence[str], categories: Sequence[
     numbers = {name: number for number, name in enumerate(names)}
     entries = [replace(entry, category=numbers[label]) for entry, label in zip(instances.entries, labels, strict=True)]
     entries = [replace(entry, label_confidence=None, label_purity=None) for entry in entries]
-    return replace(instances, entries=tuple(entries), categories=names or (CATEGORY,), labels=None)
+    return replace(instances, entries=tuple(entries), categories=names or (NOBODY,), labels=None)
 
 
 def shortest_number(value: NDArray[np.float32] | np.float32) -> float | None:

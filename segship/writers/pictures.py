@@ -1,17 +1,37 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results as pictures: the overlay for people, one PNG a mask for programs, with or without a table."""
+"""Results as pictures: overlays for people; for programs one PNG a mask, label maps, COCO panoptic, class maps.
+
+A pixel of a label map belongs to one mask alone: 16-bit instance ids, and COCO panoptic. Where masks overlap, the
+smaller one is on top: masks are painted from the largest to the smallest, and of equal areas the later one over the
+earlier, as in the overlay. So a wheel shows on its car. A mask that others cover wholly has no pixel. Masks that do not
+overlap, such as a partition, lose nothing. Of a prompted prediction the best mask of every object is painted, since its
+other masks are other readings of the same thing.
+
+Masks that a class map has voted for (`segship.semantic.labels`) become COCO panoptic with things and stuff, merged as
+`segship.masks.panoptic` says.
+"""
 
 from __future__ import annotations
 
+import io
+import math
+from collections.abc import Sequence
 from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
-from segship.draw import draw_labelled_masks, draw_masks, draw_overlay
+from segship.datasets.folders import encode_label_image
+from segship.datasets.known import classes_to_label_ids
+from segship.draw import draw_class_map, draw_labelled_masks, draw_masks, draw_overlay
 from segship.errors import OutputError
-from segship.writers.instances import Instance, Instances, Result, Source, as_instances
+from segship.masks.panoptic import LabelledMask, Segment, merge_panoptic
+from segship.masks.rle import paint_order, paint_runs
+from segship.masks.spans import masks_to_boxes, xyxy_to_xywh
+from segship.writers.documents import coco_categories, coco_image, describe_label, encode_json
+from segship.writers.instances import ClassMapResult, Instance, Instances, Labels, Result, Source, as_instances
 
 JPEG_QUALITY = 92
 # Masks are large flat areas, which the fastest setting already makes small.
@@ -23,24 +43,50 @@ METADATA_COLUMNS = (
 )
 
 
-class OverlayWriter:
-    """A JPEG of the image: the best mask of every object and all prompts, or all records in colours of their own.
+LARGEST_16_BIT = 2**16 - 1
+LARGEST_PANOPTIC = 2**24 - 1
+PANOPTIC_PICTURE = "panoptic.png"
+PANOPTIC_DOCUMENT = "panoptic.json"
 
-    Records with labels from a class map have the colours of their classes, and a legend.
+
+def encode_overlay(source: Source) -> bytes:
+    """Return a JPEG of the image: the best mask of every object and all prompts, or all records in their own colors.
+
+    Records with labels from a class map have the colors of their classes, and a legend.
     """
+    if isinstance(source, Result):
+        best = [source.prediction.mask_runs(*place) for place in enumerate(source.best_masks.tolist())]
+        return _encode_jpeg(draw_overlay(source.pixels, best, objects=source.objects))
+    return _encode_jpeg(_draw_instances(as_instances(source)))
 
-    extension = "overlay.jpg"
-    loses = "everything but the look; it is for people"
 
-    def write(self, source: Source) -> dict[str, bytes]:
-        """Return the files of one image: name to bytes."""
-        if isinstance(source, Result):
-            best = [source.prediction.mask_runs(*place) for place in enumerate(source.best_masks.tolist())]
-            overlay = draw_overlay(source.pixels, best, objects=source.objects)
-        else:
-            overlay = _draw_instances(as_instances(source))
-        bgr = cv2.cvtColor(overlay, cv2.COLOR_RGB2BGR)
-        return {f"{source.stem}.{self.extension}": encode_jpeg(bgr)}
+def encode_instances(source: Source) -> bytes:
+    """Return a 16-bit gray PNG of the image's size: 0 where there is no mask, 1 for the first mask, ..."""
+    return encode_png(_paint(as_instances(source, best_only=True), LARGEST_16_BIT, np.uint16))
+
+
+def encode_class_map_overlay(result: ClassMapResult) -> bytes:
+    """Return a JPEG of the image with its classes over it and a legend below or beside it."""
+    return _encode_jpeg(draw_class_map(result.pixels, result.class_map))
+
+
+def encode_classes(result: ClassMapResult) -> bytes:
+    """Return an 8-bit PNG whose palette indices are the classes (train ids), 255 for none."""
+    image = Image.fromarray(result.class_map.array)
+    image.putpalette(np.array(result.class_map.palette, np.uint8).tobytes().ljust(768, b"\0"))
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return stream.getvalue()
+
+
+def encode_label_ids(result: ClassMapResult) -> bytes:
+    """Return an 8-bit gray PNG of the data set's own numbers, as its annotations and evaluation server have them."""
+    return encode_label_image(classes_to_label_ids(result.class_map.array, result.class_map.table))
+
+
+def encode_colors(result: ClassMapResult) -> bytes:
+    """Return a PNG in the data set's colors; black where there is no class."""
+    return encode_png(np.ascontiguousarray(result.class_map.coloured()[..., ::-1]))
 
 
 class PngWriter:
@@ -80,14 +126,42 @@ class FolderWriter:
         return {**pictures, f"{folder}/{METADATA}": table.encode("ascii")}
 
 
+class PanopticWriter:
+    """COCO panoptic: a PNG whose colours are segment ids, and the JSON that describes them, in a folder.
+
+    The id of a pixel is R + 256 G + 65536 B: 0 where there is no mask, 1 for the first mask, ... A segment that
+    others cover wholly is left out of the JSON, as panopticapi demands; ``area`` and ``bbox`` are of what is seen. Of
+    masks with labels from a class map, things have an id each, and then every class of stuff has one.
+    """
+
+    extension = "panoptic"
+    loses = "what a smaller mask covers, stability scores, points, pixels, notes"
+
+    def write(self, source: Source) -> dict[str, bytes]:
+        """Return the files of one image: name to bytes."""
+        instances = as_instances(source, best_only=True)
+        if instances.labels is None:
+            labels = _paint(instances, LARGEST_PANOPTIC, np.uint32)
+            segments: list[Segment] = [Segment(entry.category, index) for index, entry in enumerate(instances.entries)]
+        else:
+            labels, segments = _merge(instances, instances.labels)
+        folder = f"{source.stem}.{self.extension}"
+        # OpenCV has blue first, which is the highest byte.
+        colors = np.stack([labels >> 16, labels >> 8 & 0xFF, labels & 0xFF], axis=-1).astype(np.uint8)
+        return {
+            f"{folder}/{PANOPTIC_PICTURE}": encode_png(colors),
+            f"{folder}/{PANOPTIC_DOCUMENT}": encode_json(_panoptic_document(instances, labels, segments)),
+        }
+
+
 def encode_png(pixels: NDArray[Any]) -> bytes:
-    """Return (H, W) or (H, W, 3) pixels, uint8 or uint16, colours as blue green red, as a PNG without metadata."""
+    """Return (H, W) or (H, W, 3) pixels, uint8 or uint16, colors as blue green red, as a PNG without metadata."""
     return _encode_image(".png", pixels, cv2.IMWRITE_PNG_COMPRESSION, PNG_COMPRESSION)
 
 
-def encode_jpeg(pixels: NDArray[Any]) -> bytes:
-    """Return (H, W, 3) uint8 pixels, blue green red, as a JPEG without metadata."""
-    return _encode_image(".jpg", pixels, cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY)
+def _encode_jpeg(pixels: NDArray[np.uint8]) -> bytes:
+    bgr = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
+    return _encode_image(".jpg", bgr, cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY)
 
 
 def _draw_instances(instances: Instances) -> NDArray[np.uint8]:
@@ -134,3 +208,65 @@ def _encode_image(extension: str, pixels: NDArray[Any], parameter: int, value: i
         message = f"an image of {height} x {width} pixels cannot be encoded as {extension}; write coco, json or npz"
         raise OutputError(message, code="cannot_encode")
     return data.tobytes()
+
+
+def _paint(instances: Instances, largest: int, dtype: Any) -> NDArray[Any]:
+    """Return (H, W) labels: 0 for no mask, and one more than its place in the list for every mask."""
+    entries = instances.entries
+    if len(entries) > largest:
+        message = f"there are {len(entries)} masks, and this format holds {largest}; write coco, npz or parquet"
+        raise OutputError(message, code="too_many_masks")
+    height, width = instances.size
+    columns = np.zeros((width, height), dtype)
+    for index in paint_order([entry.runs for entry in entries]):
+        paint_runs(columns, entries[index].runs, index + 1)
+    return np.ascontiguousarray(columns.T)
+
+
+def _merge(instances: Instances, labels: Labels) -> tuple[NDArray[np.uint32], list[Segment]]:
+    masks = [
+        LabelledMask(
+            entry.runs,
+            entry.category,
+            -math.inf if entry.score is None else entry.score,
+            0.0 if entry.label_purity is None else entry.label_purity,
+        )
+        for entry in instances.entries
+    ]
+    is_thing = np.array([name in labels.things for name in labels.class_map.classes])
+    return merge_panoptic(masks, labels.class_map.array, is_thing, labels.panoptic)
+
+
+def _panoptic_document(instances: Instances, ids: NDArray[np.uint32], segments: Sequence[Segment]) -> dict[str, Any]:
+    areas = np.bincount(ids.ravel(), minlength=len(segments) + 1).tolist()
+    described = [
+        _segment(number, segment, instances, ids, areas[number])
+        for number, segment in enumerate(segments, start=1)
+        if areas[number]
+    ]
+    annotation = {"image_id": 1, "file_name": PANOPTIC_PICTURE, "segments_info": described}
+    return {
+        "images": [coco_image(instances)],
+        "annotations": [annotation],
+        "categories": [
+            {**category, "isthing": int(category["supercategory"] != "stuff"), **_color(instances, index)}
+            for index, category in enumerate(coco_categories(instances))
+        ],
+    }
+
+
+def _color(instances: Instances, index: int) -> dict[str, list[int]]:
+    palette = () if instances.labels is None else instances.labels.class_map.palette
+    return {"color": list(palette[index])} if index < len(palette) else {}
+
+
+def _segment(number: int, segment: Segment, instances: Instances, ids: NDArray[np.uint32], area: int) -> dict[str, Any]:
+    document = {"id": number, "category_id": segment.category + 1, "area": area}
+    if segment.mask is None:
+        bbox = xyxy_to_xywh(masks_to_boxes(ids == number)).tolist()
+        return {**document, "bbox": bbox, "iscrowd": 0}
+    entry = instances.entries[segment.mask]
+    x0, y0, x1, y1 = entry.box_xyxy
+    seen = masks_to_boxes(ids[y0:y1, x0:x1] == number) + np.array([x0, y0, x0, y0])
+    bbox = xyxy_to_xywh(seen).tolist()
+    return {**document, "bbox": bbox, "iscrowd": 0, "score": entry.score, **describe_label(entry)}

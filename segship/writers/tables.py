@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Results as arrays without loss: the npz format, and reading a mask input back from it.
+"""Results as arrays and tables: npz, and a mask input read back from it; Parquet; supervision's `Detections`.
 
 The reader takes files from anywhere: nothing is unpickled, and memory follows the bytes that are there.
 """
@@ -32,8 +32,8 @@ _HEADER = re.compile(rb"\{'descr': '([<>]f[248])', 'fortran_order': (True|False)
 _DAMAGED = (KeyError, ValueError, OSError, EOFError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error)
 
 
-class NpzWriter:
-    """All arrays without loss, for numpy; nothing in it needs ``allow_pickle``.
+def encode_npz(source: Source) -> bytes:
+    """Return all arrays without loss, for numpy; nothing in the file needs ``allow_pickle``.
 
     Of a prompted prediction: ``masks_packed`` (objects, masks, H, ceil(W / 8)) uint8 are the masks as bits: unpack
     them with ``np.unpackbits(file["masks_packed"], axis=-1, count=W).astype(bool)``. ``iou_predictions``,
@@ -46,17 +46,11 @@ class NpzWriter:
     for what is not known. ``point_coords`` (p, 2) are the points of all, and ``point_records`` (p,) says whose each is.
     ``category`` (n,) is an index into ``categories``, and ``original_size`` height and width.
     """
-
-    extension = "prediction.npz"
-    loses = "pixels, names of files, notes"
-
-    def write(self, source: Source) -> dict[str, bytes]:
-        """Return the files of one image: name to bytes."""
-        arrays = _result_arrays(source) if isinstance(source, Result) else _instance_arrays(as_instances(source))
-        stream = io.BytesIO()
-        # Not compressed: bits and run lengths are small already, and logits are noise to a compressor.
-        np.savez(stream, **arrays)
-        return {f"{source.stem}.{self.extension}": stream.getvalue()}
+    arrays = _result_arrays(source) if isinstance(source, Result) else _instance_arrays(as_instances(source))
+    stream = io.BytesIO()
+    # Not compressed: bits and run lengths are small already, and logits are noise to a compressor.
+    np.savez(stream, **arrays)
+    return stream.getvalue()
 
 
 def _result_arrays(result: Result) -> dict[str, Any]:
@@ -166,8 +160,8 @@ def _bad_mask_input(path: str | os.PathLike[str], found: str) -> PromptError:
     return PromptError(message, code="bad_mask_input")
 
 
-class ParquetWriter:
-    """One row a mask; tables of many images can be joined to one, since every row names its image.
+def encode_parquet(source: Source) -> bytes:
+    """Return a table with one row a mask; tables of many images can be joined to one, since every row names its image.
 
     Columns: ``image`` (the stem of its files), ``file_name``, ``height``, ``width``, ``index`` (which mask of the
     image), ``object`` and ``mask`` (its place in a prompted prediction, else null), ``category``, ``counts`` (the mask
@@ -175,18 +169,11 @@ class ParquetWriter:
     ``predicted_iou``, ``stability_score``, ``point_coords``, ``crop_box``, ``label_confidence``, ``label_purity``. What
     is not known is null.
     """
-
-    extension = "parquet"
-    loses = "pixels, labels of points, boxes that prompted, notes"
-
-    def write(self, source: Source) -> dict[str, bytes]:
-        """Return the files of one image: name to bytes."""
-        pyarrow = import_pyarrow()
-        instances = as_instances(source)
-        table = pyarrow.Table.from_pylist(_rows(instances), schema=_schema(pyarrow))
-        stream = io.BytesIO()
-        pyarrow.parquet.write_table(table, stream, compression="zstd")
-        return {f"{source.stem}.{self.extension}": stream.getvalue()}
+    pyarrow = _import_pyarrow()
+    table = pyarrow.Table.from_pylist(_rows(as_instances(source)), schema=_schema(pyarrow))
+    stream = io.BytesIO()
+    pyarrow.parquet.write_table(table, stream, compression="zstd")
+    return stream.getvalue()
 
 
 def has_pyarrow() -> bool:
@@ -194,14 +181,7 @@ def has_pyarrow() -> bool:
     return importlib.util.find_spec("pyarrow") is not None
 
 
-def import_pyarrow() -> Any:
-    """Return the module pyarrow with its parquet part.
-
-    Raises
-    ------
-    BackendUnavailable
-        ``pyarrow_missing``: it is not installed; the message names the extra.
-    """
+def _import_pyarrow() -> Any:
     try:
         importlib.import_module("pyarrow.parquet")
     except ModuleNotFoundError as error:

@@ -15,7 +15,7 @@ from segship.masks.rle import runs_to_mask
 from segship.promptable.everything.records import ImageRecords
 from segship.promptable.prompts import Prompts
 from segship.writers import Result, label_instances, read_mask_input, write_result
-from segship.writers.tables import NpzWriter
+from segship.writers.tables import encode_npz
 
 
 @pytest.fixture
@@ -116,7 +116,7 @@ def test_compression_that_numpy_does_not_use_is_refused(npz: Path, tmp_path: Pat
 
 
 def test_damaged_files_give_a_reason(result: Result, tmp_path: Path) -> None:
-    data = NpzWriter().write(result)["my photo.prediction.npz"]
+    data = encode_npz(result)
     path = tmp_path / "damaged.npz"
     rng = np.random.default_rng(0)
     outcomes = set()

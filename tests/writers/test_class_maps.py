@@ -15,14 +15,10 @@ from segship.datasets.known import ADE20K, CITYSCAPES
 from segship.errors import OutputError
 from segship.evaluation import EvaluateOptions, evaluate
 from segship.semantic.class_map import ClassMap
-from segship.writers.class_maps import (
-    CLASS_MAP_WRITERS,
-    ClassMapResult,
-    check_class_map_formats,
-    class_map_document,
-    write_class_map,
-)
+from segship.writers import WRITERS, ClassMapResult, check_formats, class_map_document, write_result
 from segship.writers.names import output_stems
+
+CLASS_MAPS = WRITERS["class maps"]
 
 
 @pytest.fixture
@@ -35,7 +31,7 @@ def result():
 
 
 def test_classes_are_indices_whose_palette_is_the_data_set_s(result, tmp_path):
-    (path,) = write_class_map(result, tmp_path, ["classes"])
+    (path,) = write_result(result, tmp_path, ["classes"])
     assert path.name == "my photo.classes.png"
     assert np.array_equal(read_label_image(path), result.class_map.array)
     with Image.open(path) as image:
@@ -44,7 +40,7 @@ def test_classes_are_indices_whose_palette_is_the_data_set_s(result, tmp_path):
 
 
 def test_label_ids_are_gray_and_the_data_set_s_own(result, tmp_path):
-    (path,) = write_class_map(result, tmp_path, ["label-ids"])
+    (path,) = write_result(result, tmp_path, ["label-ids"])
     labels = read_label_image(path)
     road = result.class_map.array == 0
     assert set(labels[road]) == {7} and not labels[:3, :4].any()
@@ -53,12 +49,12 @@ def test_label_ids_are_gray_and_the_data_set_s_own(result, tmp_path):
 
 
 def test_colours_are_a_picture(result, tmp_path):
-    (path,) = write_class_map(result, tmp_path, ["colours"])
+    (path,) = write_result(result, tmp_path, ["colours"])
     assert np.array_equal(np.asarray(Image.open(path)), result.class_map.coloured())
 
 
 def test_the_document_has_areas_shares_and_how_it_was_made(result, tmp_path):
-    (path,) = write_class_map(result, tmp_path, ["json"])
+    (path,) = write_result(result, tmp_path, ["json"])
     document = json.loads(path.read_bytes())
     assert document == class_map_document(result)
     assert document["image"] == {"file_name": "my photo.jpg", "width": 50, "height": 30}
@@ -75,22 +71,15 @@ def test_the_document_has_areas_shares_and_how_it_was_made(result, tmp_path):
     assert road["label_id"] == 7
 
 
-@pytest.mark.parametrize("name", CLASS_MAP_WRITERS)
+@pytest.mark.parametrize("name", CLASS_MAPS)
 def test_every_format_is_named_by_stem_the_same_twice_and_without_the_input_s_path(name, result):
-    files = CLASS_MAP_WRITERS[name].write(result)
-    assert files == CLASS_MAP_WRITERS[name].write(result)
+    files = CLASS_MAPS[name].write(result)
+    assert files == CLASS_MAPS[name].write(result)
     ((file, data),) = files.items()
-    assert file == f"my photo.{CLASS_MAP_WRITERS[name].extension}" and b"dir/" not in data
+    assert file == f"my photo.{CLASS_MAPS[name].extension}" and b"dir/" not in data
     if not file.endswith(".json"):
         with Image.open(io.BytesIO(data)) as image:
             assert image.width >= 50 and not image.getexif()
-
-
-def test_no_file_is_named_like_one_of_another_command(result):
-    from segship.writers import WRITERS
-
-    own = {writer.extension for writer in CLASS_MAP_WRITERS.values()}
-    assert len(own) == len(CLASS_MAP_WRITERS) and not own & {writer.extension for writer in WRITERS.values()}
 
 
 @pytest.mark.parametrize(("format", "ids"), [("classes", "train"), ("label-ids", "label")])
@@ -102,7 +91,7 @@ def test_an_evaluation_finds_what_was_written_and_nothing_else(format, ids, tmp_
         truth = read_truth(sample)
         pixels = np.asarray(Image.open(sample.image))
         result = ClassMapResult(stem, sample.image.name, pixels, ClassMap(truth, CITYSCAPES))
-        write_class_map(result, maps, list(CLASS_MAP_WRITERS))
+        write_result(result, maps, list(CLASS_MAPS))
     options = EvaluateOptions(predictions=maps, ids=ids, workers=0)
     evaluation = evaluate("cityscapes", tmp_path / "data", options)
     assert evaluation.summary() == {"aAcc": 100.0, "mIoU": 100.0, "mAcc": 100.0} and not evaluation.failed
@@ -110,7 +99,7 @@ def test_an_evaluation_finds_what_was_written_and_nothing_else(format, ids, tmp_
 
 def test_own_classes_and_ade20k_have_the_numbers_that_they_have(result, tmp_path):
     array = np.array([[0, 149]], np.uint8)
-    (path,) = write_class_map(
+    (path,) = write_result(
         ClassMapResult("a", "a.png", np.zeros((1, 2, 3), np.uint8), ClassMap(array, ADE20K)), tmp_path, ["label-ids"]
     )
     assert read_label_image(path).tolist() == [[1, 150]]
@@ -118,7 +107,7 @@ def test_own_classes_and_ade20k_have_the_numbers_that_they_have(result, tmp_path
     mine = ClassMapResult("b", "b.png", np.zeros((1, 2, 3), np.uint8), own)
     assert "label_id" not in class_map_document(mine)["classes"][0]
     with pytest.raises(OutputError, match="write classes"):
-        write_class_map(mine, tmp_path, ["classes", "label-ids"])
+        write_result(mine, tmp_path, ["classes", "label-ids"])
     assert not (tmp_path / "b.classes.png").exists()
 
 
@@ -126,14 +115,14 @@ def test_nothing_is_overwritten_unless_asked_and_nothing_written_if_one_is_there
     taken = tmp_path / "my photo.colours.png"
     taken.write_text("mine")
     with pytest.raises(OutputError) as caught:
-        write_class_map(result, tmp_path, ["classes", "colours"])
+        write_result(result, tmp_path, ["classes", "colours"])
     assert caught.value.code == "output_exists" and [path.name for path in tmp_path.iterdir()] == [taken.name]
-    write_class_map(result, tmp_path, ["colours"], overwrite=True)
+    write_result(result, tmp_path, ["colours"], overwrite=True)
     assert taken.read_bytes() != b"mine"
 
 
 def test_unknown_formats_list_the_known_ones():
-    assert check_class_map_formats(["json", "classes", "json"]) == ("json", "classes")
+    assert check_formats(["json", "classes", "json"], "class maps") == ("json", "classes")
     with pytest.raises(OutputError, match="'png' for class maps; accepted are overlay, classes") as caught:
-        check_class_map_formats(["png"])
+        check_formats(["png"], "class maps")
     assert caught.value.code == "unknown_format"

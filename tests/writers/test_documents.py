@@ -22,8 +22,7 @@ from pycocotools.coco import COCO
 from segship.masks.lazy import ArrayMasks
 from segship.masks.rle import decode_rle
 from segship.promptable.everything.records import ImageRecords
-from segship.writers import Result, label_instances, prediction_document, write_result
-from segship.writers.documents import CocoWriter, JsonWriter, Sa1bWriter
+from segship.writers import WRITERS, Result, label_instances, prediction_document, write_result
 
 # The form of one file of SA-1B, from the description of the data set and its files.
 NUMBERS = {"type": "array", "items": {"type": "number"}}
@@ -98,7 +97,7 @@ def test_pycocotools_reads_every_mask_identically(result: Result, tmp_path: Path
 
 
 def test_coco_is_a_data_set_with_one_image_and_one_category(result: Result) -> None:
-    document = strict_json(CocoWriter().write(result)["my photo.coco.json"])
+    document = strict_json(WRITERS["masks"]["coco"].write(result)["my photo.coco.json"])
     assert document["images"] == [{"id": 1, "file_name": "my photo.jpg", "width": 53, "height": 37}]
     assert document["categories"] == [{"id": 1, "name": "object", "supercategory": "object"}]
     assert [entry["id"] for entry in document["annotations"]] == [1, 2, 3, 4, 5, 6]
@@ -110,11 +109,12 @@ def test_coco_boxes_are_x_y_width_height(result: Result) -> None:
     masks = np.zeros_like(result.masks)
     masks[0, 0, 5:9, 10:30] = True
     boxed = replace(result, prediction=replace(result.prediction, held=ArrayMasks(masks)))
-    assert strict_json(CocoWriter().write(boxed)["my photo.coco.json"])["annotations"][0]["bbox"] == [10, 5, 20, 4]
+    document = strict_json(WRITERS["masks"]["coco"].write(boxed)["my photo.coco.json"])
+    assert document["annotations"][0]["bbox"] == [10, 5, 20, 4]
 
 
 def test_json_holds_scores_masks_prompts_and_notes(result: Result) -> None:
-    document = strict_json(JsonWriter().write(result)["my photo.prediction.json"])
+    document = strict_json(WRITERS["masks"]["json"].write(result)["my photo.prediction.json"])
     assert document["image"] == {"file_name": "my photo.jpg", "width": 53, "height": 37}
     assert document["notes"] == ["box_clipped", "trailing_data"]
     first, second = document["objects"]
@@ -135,14 +135,14 @@ def test_json_holds_scores_masks_prompts_and_notes(result: Result) -> None:
 def test_score_that_is_no_number_is_null(result: Result) -> None:
     scores = np.full((2, 3), np.nan, np.float32)
     broken = replace(result, prediction=replace(result.prediction, iou_predictions=scores))
-    document = strict_json(JsonWriter().write(broken)["my photo.prediction.json"])
+    document = strict_json(WRITERS["masks"]["json"].write(broken)["my photo.prediction.json"])
     assert document["objects"][0]["masks"][0]["iou_prediction"] is None
 
 
 def test_names_are_kept_readable_and_made_safe(result: Result) -> None:
     odd = replace(result, name="写真\n\udcff.jpg")
     assert prediction_document(odd)["image"]["file_name"] == "写真__.jpg"
-    assert "写真".encode() in JsonWriter().write(odd)["my photo.prediction.json"]
+    assert "写真".encode() in WRITERS["masks"]["json"].write(odd)["my photo.prediction.json"]
 
 
 def test_notes_are_said_once(result: Result) -> None:
@@ -189,7 +189,7 @@ def test_supervision_reads_the_data_set_identically(
 
 
 def test_sa1b_has_the_form_of_the_data_set(records: ImageRecords, record_masks: np.ndarray) -> None:
-    document = strict_json(Sa1bWriter().write(records)["my photo.sa1b.json"])
+    document = strict_json(WRITERS["masks"]["sa1b"].write(records)["my photo.sa1b.json"])
     jsonschema.validate(document, SA1B)
     assert document["image"] == {"image_id": 1, "width": 80, "height": 60, "file_name": "my photo.jpg"}
     for annotation, record, mask in zip(document["annotations"], records.records, record_masks, strict=True):
@@ -200,7 +200,7 @@ def test_sa1b_has_the_form_of_the_data_set(records: ImageRecords, record_masks: 
 
 
 def test_sa1b_of_a_prediction_says_null_for_what_is_not_known(result: Result) -> None:
-    document = strict_json(Sa1bWriter().write(result)["my photo.sa1b.json"])
+    document = strict_json(WRITERS["masks"]["sa1b"].write(result)["my photo.sa1b.json"])
     first, *_, last = document["annotations"]
     assert first["stability_score"] is None and first["point_coords"] == [[10.1, 20.0], [30.0, 5.0]]
     assert first["predicted_iou"] == 0.5 and first["crop_box"] == [0, 0, 53, 37]
@@ -208,7 +208,7 @@ def test_sa1b_of_a_prediction_says_null_for_what_is_not_known(result: Result) ->
 
 
 def test_json_of_records_has_their_keys_and_their_category(records: ImageRecords) -> None:
-    document = strict_json(JsonWriter().write(records)["my photo.prediction.json"])
+    document = strict_json(WRITERS["masks"]["json"].write(records)["my photo.prediction.json"])
     assert document["image"] == {"file_name": "my photo.jpg", "width": 80, "height": 60}
     assert document["notes"] == ["deadline_reached"] and "objects" not in document
     assert document["records"][0] == {**records.records[0].to_dict("coco_rle"), "category": "object"}

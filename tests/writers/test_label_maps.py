@@ -13,8 +13,8 @@ from PIL import Image
 
 from segship.errors import OutputError
 from segship.promptable.everything.records import ImageRecords
-from segship.writers import Result, label_instances, label_maps
-from segship.writers.label_maps import InstancesWriter, PanopticWriter
+from segship.writers import WRITERS, Result, label_instances, pictures
+from segship.writers.pictures import PanopticWriter
 
 
 def read(data: bytes) -> np.ndarray:
@@ -46,7 +46,7 @@ def panoptic(source: Result | ImageRecords) -> tuple[dict, np.ndarray]:
 
 
 def test_instance_ids_are_16_bit_and_small_masks_are_on_top(records: ImageRecords, record_masks: np.ndarray) -> None:
-    labels = read(InstancesWriter().write(records)["my photo.instances.png"])
+    labels = read(WRITERS["masks"]["instances"].write(records)["my photo.instances.png"])
     assert labels.dtype == np.uint16 and labels.shape == (60, 80)
     assert np.array_equal(labels, paint(list(record_masks)))
     disc = record_masks[1] & ~record_masks[3] & ~record_masks[2]
@@ -54,20 +54,20 @@ def test_instance_ids_are_16_bit_and_small_masks_are_on_top(records: ImageRecord
 
 
 def test_of_a_prediction_the_best_mask_of_every_object_is_painted(result: Result) -> None:
-    labels = read(InstancesWriter().write(result)["my photo.instances.png"])
+    labels = read(WRITERS["masks"]["instances"].write(result)["my photo.instances.png"])
     assert np.array_equal(labels, paint([result.masks[0, 1], result.masks[1, 0]]))
 
 
 def test_of_equal_areas_the_later_is_on_top(records: ImageRecords) -> None:
     twins = replace(records, records=(records.records[0], records.records[0]))
-    labels = read(InstancesWriter().write(twins)["my photo.instances.png"])
+    labels = read(WRITERS["masks"]["instances"].write(twins)["my photo.instances.png"])
     assert set(np.unique(labels)) == {0, 2}
 
 
 def test_masks_that_do_not_overlap_come_back_exactly(records: ImageRecords, record_masks: np.ndarray) -> None:
     apart = replace(records, records=(records.records[0], records.records[2], records.records[3]))
     _, ids = panoptic(apart)
-    labels = read(InstancesWriter().write(apart)["my photo.instances.png"])
+    labels = read(WRITERS["masks"]["instances"].write(apart)["my photo.instances.png"])
     alone = record_masks[2] & ~record_masks[3]
     for number, mask in ((1, record_masks[0]), (2, alone), (3, record_masks[3])):
         assert np.array_equal(labels == number, mask) and np.array_equal(ids == number, mask)
@@ -110,12 +110,12 @@ def test_panoptic_categories_are_those_that_were_given(records: ImageRecords) ->
 def test_picture_without_masks_is_all_zero(no_records: ImageRecords) -> None:
     document, ids = panoptic(no_records)
     assert not ids.any() and document["annotations"][0]["segments_info"] == []
-    assert not read(InstancesWriter().write(no_records)["my photo.instances.png"]).any()
+    assert not read(WRITERS["masks"]["instances"].write(no_records)["my photo.instances.png"]).any()
 
 
 def test_more_masks_than_ids_are_refused(records: ImageRecords, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert label_maps.LARGEST_16_BIT == 65_535 and label_maps.LARGEST_PANOPTIC == 16_777_215
+    assert pictures.LARGEST_16_BIT == 65_535 and pictures.LARGEST_PANOPTIC == 16_777_215
     many = replace(records, records=records.records[:1] * 65_536)
     with pytest.raises(OutputError, match="65536 masks, and this format holds 65535") as caught:
-        InstancesWriter().write(many)
+        WRITERS["masks"]["instances"].write(many)
     assert caught.value.code == "too_many_masks"

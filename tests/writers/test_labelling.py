@@ -64,7 +64,7 @@ def labelled(records, class_map):
 
 
 def document_of(name, labelled):
-    (data,) = WRITERS[name].write(labelled).values()
+    (data,) = WRITERS["masks"][name].write(labelled).values()
     return json.loads(data)
 
 
@@ -151,7 +151,7 @@ def check_panoptic(files):
 
 
 def test_panoptic_keeps_the_rules_of_its_format(labelled, masks):
-    ids, segments, categories = check_panoptic(WRITERS["panoptic"].write(labelled))
+    ids, segments, categories = check_panoptic(WRITERS["masks"]["panoptic"].write(labelled))
     found = [(categories[segment["category_id"]]["name"], segment["area"]) for segment in segments.values()]
     # Two cars; the wheel lies wholly in the first. Road from its mask, sky and building from the class map.
     assert [name for name, _ in found] == ["car", "car", "road", "building", "sky"]
@@ -164,10 +164,10 @@ def test_panoptic_keeps_the_rules_of_its_format(labelled, masks):
 
 def test_things_and_merging_are_what_the_caller_says(records, class_map):
     few = label_records(records, class_map, things=["person"], panoptic=PanopticOptions(stuff_area=0))
-    _, segments, categories = check_panoptic(WRITERS["panoptic"].write(few))
+    _, segments, categories = check_panoptic(WRITERS["masks"]["panoptic"].write(few))
     assert [categories[segment["category_id"]]["isthing"] for segment in segments.values()] == [0] * 4
     strict = label_records(records, class_map, panoptic=PanopticOptions(least_purity=1.0, stuff_area=0))
-    _, segments, categories = check_panoptic(WRITERS["panoptic"].write(strict))
+    _, segments, categories = check_panoptic(WRITERS["masks"]["panoptic"].write(strict))
     # The first car's mask has a row of road in it, and the second one of building and sky.
     assert [segment["area"] for segment in segments.values() if "score" in segment] == [24]
     with pytest.raises(InputError, match="'lorry' is no class of cityscapes"):
@@ -176,13 +176,13 @@ def test_things_and_merging_are_what_the_caller_says(records, class_map):
 
 def test_panoptic_of_a_picture_without_masks_is_its_stuff(records, class_map):
     nothing = ImageRecords("a", "a.jpg", records.pixels, ())
-    ids, segments, _ = check_panoptic(WRITERS["panoptic"].write(label_records(nothing, class_map)))
+    ids, segments, _ = check_panoptic(WRITERS["masks"]["panoptic"].write(label_records(nothing, class_map)))
     assert len(segments) == 3 and np.array_equal(ids == 0, class_map.array == 13)
 
 
-@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("name", WRITERS["masks"])
 def test_every_format_takes_labelled_masks_and_is_the_same_twice(labelled, name):
-    assert WRITERS[name].write(labelled) == WRITERS[name].write(labelled)
+    assert WRITERS["masks"][name].write(labelled) == WRITERS["masks"][name].write(labelled)
 
 
 def test_masks_on_pixels_without_a_class_are_objects(records, class_map):

@@ -15,8 +15,8 @@ from segship.draw import draw_masks, draw_overlay
 from segship.errors import OutputError
 from segship.masks.lazy import ArrayMasks
 from segship.promptable.everything.records import ImageRecords
-from segship.writers import Result
-from segship.writers.pictures import FolderWriter, OverlayWriter, PngWriter
+from segship.writers import WRITERS, Result
+from segship.writers.pictures import FolderWriter, PngWriter
 
 
 def read(data: bytes) -> np.ndarray:
@@ -40,7 +40,7 @@ def test_overlay_shows_the_best_masks_and_the_prompts_in_rgb(result: Result) -> 
         pixels=np.full((370, 530, 3), (200, 40, 90), np.uint8),
         prediction=replace(result.prediction, held=ArrayMasks(masks), original_size=(370, 530)),
     )
-    overlay = read(OverlayWriter().write(large)["my photo.overlay.jpg"])
+    overlay = read(WRITERS["masks"]["overlay"].write(large)["my photo.overlay.jpg"])
     expected = draw_overlay(large.pixels, np.stack([masks[0, 1], masks[1, 0]]), objects=large.objects)
     difference = np.abs(overlay.astype(int) - expected)
     # Edges lose by JPEG's coarse colour, areas do not; masks or channels that were mixed up would differ everywhere.
@@ -60,7 +60,7 @@ def test_image_too_large_for_jpeg_is_refused(result: Result, capfd: pytest.Captu
         objects=(),
     )
     with pytest.raises(OutputError, match="66000 x 1 pixels cannot be encoded as .jpg") as caught:
-        OverlayWriter().write(long)
+        WRITERS["masks"]["overlay"].write(long)
     assert caught.value.code == "cannot_encode"
     # OpenCV says so on its own, too.
     capfd.readouterr()
@@ -74,7 +74,7 @@ def test_png_masks_of_records_are_exactly_the_masks(records: ImageRecords, recor
 
 
 def test_overlay_of_records_shows_all_masks(records: ImageRecords, record_masks: np.ndarray) -> None:
-    overlay = read(OverlayWriter().write(records)["my photo.overlay.jpg"])
+    overlay = read(WRITERS["masks"]["overlay"].write(records)["my photo.overlay.jpg"])
     expected = draw_masks(records.pixels, record_masks)
     # The pixels are noise, which JPEG keeps badly; another seed would differ by far more.
     assert np.abs(overlay.astype(int) - expected).mean() < np.abs(draw_masks(records.pixels, []) - expected).mean()

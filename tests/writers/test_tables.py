@@ -14,7 +14,7 @@ from segship.errors import BackendUnavailable
 from segship.masks.rle import decode_rle
 from segship.promptable.everything.records import ImageRecords
 from segship.writers import Result, write_result
-from segship.writers.tables import ParquetWriter
+from segship.writers.tables import encode_parquet
 
 pyarrow = pytest.importorskip("pyarrow")
 parquet = pytest.importorskip("pyarrow.parquet")
@@ -29,7 +29,7 @@ def mask_of(row: dict) -> np.ndarray:
 
 
 def test_every_record_is_a_row_with_all_that_is_known(records: ImageRecords, record_masks: np.ndarray) -> None:
-    rows = read(ParquetWriter().write(records)["my photo.parquet"])
+    rows = read(encode_parquet(records))
     assert len(rows) == 6
     for index, (row, record, mask) in enumerate(zip(rows, records.records, record_masks, strict=True)):
         assert np.array_equal(mask_of(row), mask)
@@ -42,7 +42,7 @@ def test_every_record_is_a_row_with_all_that_is_known(records: ImageRecords, rec
 
 
 def test_every_mask_of_a_prediction_is_a_row(result: Result) -> None:
-    rows = read(ParquetWriter().write(result)["my photo.parquet"])
+    rows = read(encode_parquet(result))
     assert [(row["object"], row["mask"]) for row in rows] == list(np.ndindex(2, 3))
     for row in rows:
         assert np.array_equal(mask_of(row), result.masks[row["object"], row["mask"]])
@@ -67,5 +67,5 @@ def test_missing_pyarrow_is_named(records: ImageRecords, monkeypatch: pytest.Mon
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     monkeypatch.setitem(sys.modules, "pyarrow.parquet", None)
     with pytest.raises(BackendUnavailable, match=r'pip install "segship\[parquet\]"') as caught:
-        ParquetWriter().write(records)
+        encode_parquet(records)
     assert caught.value.code == "pyarrow_missing"

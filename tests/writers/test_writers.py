@@ -14,55 +14,67 @@ from PIL import Image
 from segship.errors import BackendUnavailable, InputError, OutputError
 from segship.masks.lazy import ArrayMasks
 from segship.promptable.everything.records import ImageRecords
-from segship.writers import WRITERS, Result, as_instances, check_formats, label_instances, tables, write_result
+from segship.writers import (
+    WRITERS,
+    Result,
+    as_instances,
+    check_formats,
+    encode_result,
+    label_instances,
+    tables,
+    write_files,
+    write_result,
+)
+from segship.writers.instances import Kind
 
-DOCS = Path(__file__).parents[2] / "docs" / "files.md"
+DOCS = Path(__file__).parents[2] / "docs"
+MASKS = WRITERS["masks"]
 
 
-@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("name", MASKS)
 def test_every_format_names_its_files_by_stem_and_extension(name: str, result: Result) -> None:
-    files = WRITERS[name].write(result)
+    files = MASKS[name].write(result)
     assert files
     for file, data in files.items():
         # Of a file inside a folder, the name of the folder.
         outer = file.split("/")[0]
-        assert outer.startswith("my photo.") and outer.endswith("." + WRITERS[name].extension)
+        assert outer.startswith("my photo.") and outer.endswith("." + MASKS[name].extension)
         assert data
 
 
-@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("name", MASKS)
 def test_every_format_is_the_same_twice(name: str, result: Result) -> None:
-    assert WRITERS[name].write(result) == WRITERS[name].write(result)
+    assert MASKS[name].write(result) == MASKS[name].write(result)
 
 
-@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("name", MASKS)
 def test_every_format_takes_logits_for_masks(name: str, result: Result) -> None:
     logits = np.where(result.prediction.masks, np.float32(0.25), np.float32(0))
     with_logits = replace(result, prediction=replace(result.prediction, held=ArrayMasks(logits)))
-    assert WRITERS[name].write(with_logits) == WRITERS[name].write(result)
+    assert MASKS[name].write(with_logits) == MASKS[name].write(result)
 
 
-@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("name", MASKS)
 def test_no_format_carries_metadata_or_directories_of_the_input(name: str, result: Result) -> None:
     elsewhere = replace(result, name="/home/someone/secret place/my photo.jpg")
-    for file, data in WRITERS[name].write(elsewhere).items():
+    for file, data in MASKS[name].write(elsewhere).items():
         assert b"secret" not in data
         if file.endswith((".jpg", ".png")):
             with Image.open(io.BytesIO(data)) as image:
                 assert not image.getexif() and not {"icc_profile", "exif", "xmp", "comment"} & set(image.info)
 
 
-@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("name", MASKS)
 def test_every_format_takes_records_and_names_them_alike(name: str, records: ImageRecords, result: Result) -> None:
-    files = WRITERS[name].write(records)
-    assert files == WRITERS[name].write(records)
-    assert files == WRITERS[name].write(as_instances(records))
+    files = MASKS[name].write(records)
+    assert files == MASKS[name].write(records)
+    assert files == MASKS[name].write(as_instances(records))
     for file in files:
-        assert file.split("/")[0].endswith("." + WRITERS[name].extension)
+        assert file.split("/")[0].endswith("." + MASKS[name].extension)
         assert b"dir" not in files[file][:60]
 
 
-@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("name", MASKS)
 def test_every_format_has_a_valid_file_for_an_image_without_records(
     name: str, no_records: ImageRecords, tmp_path: Path
 ) -> None:
@@ -72,19 +84,19 @@ def test_every_format_has_a_valid_file_for_an_image_without_records(
     assert all(path.exists() for path in paths)
 
 
-@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("name", MASKS)
 def test_every_format_takes_masks_that_were_named(name: str, result: Result) -> None:
     named = label_instances(result, ["cat", "dog", "cat", "dog", "dog", "cat"])
-    assert WRITERS[name].write(named)
+    assert MASKS[name].write(named)
 
 
-@pytest.mark.parametrize("name", WRITERS)
+@pytest.mark.parametrize("name", MASKS)
 def test_every_format_takes_a_result_without_prompts(name: str, result: Result) -> None:
-    assert WRITERS[name].write(replace(result, objects=()))
+    assert MASKS[name].write(replace(result, objects=()))
 
 
 def test_no_extension_is_the_end_of_another() -> None:
-    extensions = [writer.extension for writer in WRITERS.values()]
+    extensions = [writer.extension for writers in WRITERS.values() for writer in writers.values()]
     # "png" is left out: its files are named .objectN.maskN.png.
     others = [extension for extension in extensions if extension != "png"]
     assert not [(a, b) for a in others for b in others if a != b and a.endswith(b)]
@@ -114,7 +126,7 @@ def test_files_are_replaced_when_asked(result: Result, tmp_path: Path) -> None:
     taken = tmp_path / "my photo.coco.json"
     taken.write_text("mine")
     write_result(result, tmp_path, ["coco"], overwrite=True)
-    assert taken.read_bytes() == WRITERS["coco"].write(result)[taken.name]
+    assert taken.read_bytes() == MASKS["coco"].write(result)[taken.name]
 
 
 def test_planted_link_is_never_written_through(result: Result, tmp_path: Path) -> None:
@@ -135,7 +147,7 @@ def test_missing_directory_is_named(result: Result, tmp_path: Path) -> None:
 
 
 def test_unknown_format_lists_the_known_ones(result: Result, tmp_path: Path) -> None:
-    with pytest.raises(OutputError, match="'gif'; accepted are overlay, png, coco, npz, json") as caught:
+    with pytest.raises(OutputError, match="'gif' for masks; accepted are overlay, png, coco, npz, json") as caught:
         write_result(result, tmp_path, ["overlay", "gif"])
     assert caught.value.code == "unknown_format" and not list(tmp_path.iterdir())
 
@@ -214,7 +226,16 @@ def test_file_in_the_place_of_a_folder_is_not_replaced(records: ImageRecords, tm
         write_result(records, tmp_path, ["folder"], overwrite=True)
 
 
-@pytest.mark.parametrize("name", WRITERS)
-def test_docs_say_of_every_format_what_it_loses(name: str) -> None:
-    row = next(line for line in DOCS.read_text(encoding="utf-8").splitlines() if line.startswith(f"| `{name}` |"))
-    assert WRITERS[name].loses in row and f".{WRITERS[name].extension}" in row
+@pytest.mark.parametrize(("page", "kind"), [("files.md", "masks"), ("semantic.md", "class maps")])
+def test_docs_say_of_every_format_what_it_loses(page: str, kind: Kind) -> None:
+    rows = (DOCS / page).read_text(encoding="utf-8").splitlines()
+    for name, writer in WRITERS[kind].items():
+        row = next(line for line in rows if line.startswith(f"| `{name}` |"))
+        assert writer.loses in row and f".{writer.extension}" in row
+
+
+def test_bytes_come_without_a_directory(records: ImageRecords, tmp_path: Path) -> None:
+    files = encode_result(records, ["folder", "coco"])
+    assert list(files)[-2:] == ["my photo.masks/metadata.csv", "my photo.coco.json"]
+    write_files(files, tmp_path)
+    assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*") if path.is_file()} == set(files)
