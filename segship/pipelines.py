@@ -269,8 +269,8 @@ def _read_prompts(inputs: Inputs) -> Prompts:
         if error.code != "bad_label":
             raise
         raise PromptError(
-            f"{error} The first example of MindFormers' task card has 2 for background; its code, like SAM's, knows 0: "
-            "write 0.",
+            f"{error}; the first example of MindFormers' task card has 2 for background, and its code, like SAM's, "
+            "knows 0: write 0",
             code=error.code,
         ) from None
 

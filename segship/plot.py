@@ -181,4 +181,4 @@ def _matplotlib(module: str) -> Any:
 
 
 def _bad(found: str, accepted: str) -> InputError:
-    return InputError(f"The figure cannot be drawn: {found}; accepted is {accepted}.", code="bad_overlay")
+    return InputError(f"the figure cannot be drawn: {found}; accepted is {accepted}", code="bad_overlay")

@@ -166,7 +166,7 @@ def test_channel_order_and_reset(task):
     [
         ({"point": [[1, 2]]}, {}, "key 'point'; accepted is a mapping with the keys image, points", "unknown_key"),
         ("points", {}, "inputs are a str; accepted is a mapping", "bad_input"),
-        ({}, {}, "There are no prompts", "no_prompts"),
+        ({}, {}, "there are no prompts", "no_prompts"),
         (CLICK, {"crop_n_layers": 1}, "crop_n_layers: this belongs to calls with seg_image=True", "unknown_parameter"),
         (CLICK, {"seg_image": True}, "key 'points'; accepted is a mapping with the keys image when", "unknown_key"),
         ({}, {"seg_image": True}, "the inputs have no image", "no_image"),

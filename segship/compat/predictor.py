@@ -377,15 +377,15 @@ class SamPredictor:
         batch, side = as_array(transformed_image), self.model.image_encoder.img_size
         if batch.ndim != 4 or batch.shape[:2] != (1, 3) or max(batch.shape[2:]) != side:
             raise ImageError(
-                f"The transformed image has the shape {batch.shape}; accepted is (1, 3, h, w) with a longer side of "
-                f"{side}, or give the image as it is to set_image.",
+                f"the transformed image has the shape {batch.shape}; accepted is (1, 3, h, w) with a longer side of "
+                f"{side}, or give the image as it is to set_image",
                 code="bad_array_shape",
             )
         rounded = np.rint(batch[0].transpose(1, 2, 0))
         if not ((rounded >= 0) & (rounded <= 255)).all():
             raise ImageError(
-                f"The transformed image has values from {batch.min():g} to {batch.max():g}; accepted are 0 to 255, "
-                "before mean and standard deviation are applied.",
+                f"the transformed image has values from {batch.min():g} to {batch.max():g}; accepted are 0 to 255, "
+                "before mean and standard deviation are applied",
                 code="value_range",
             )
         self._encode(np.ascontiguousarray(rounded, np.uint8))
@@ -436,7 +436,7 @@ class SamPredictor:
         prompts = _prompts(point_coords, point_labels, box, mask_input)
         if prompts.object_count > 1:
             raise PromptError(
-                f"The prompts are for {prompts.object_count} objects and predict takes one; "
+                f"the prompts are for {prompts.object_count} objects and predict takes one; "
                 "predict_torch, or Predictor.decode of segship, takes several",
                 code="too_many_objects",
             )

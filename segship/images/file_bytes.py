@@ -61,10 +61,10 @@ def read_file(path: str | Path, limit: int) -> bytes:
             _check_file(path, status, limit)
             data = file.read(status.st_size + 1)
     except (FileNotFoundError, NotADirectoryError, ValueError):
-        raise ImageError(f"There is no file {str(path)!r}; give the path of an image.", code="missing_file") from None
+        raise ImageError(f"there is no file {str(path)!r}; give the path of an image", code="missing_file") from None
     except OSError as error:
         raise ImageError(
-            f"The file {str(path)!r} cannot be read ({error.strerror}); check its permissions.", code="unreadable_file"
+            f"the file {str(path)!r} cannot be read ({error.strerror}); check its permissions", code="unreadable_file"
         ) from None
     check_byte_count(len(data), limit)
     return data
@@ -73,7 +73,7 @@ def read_file(path: str | Path, limit: int) -> bytes:
 def _check_file(path: str | Path, status: os.stat_result, limit: int) -> None:
     if not stat.S_ISREG(status.st_mode):
         kind = "a directory" if stat.S_ISDIR(status.st_mode) else "a pipe, socket or device"
-        raise ImageError(f"{str(path)!r} is {kind}; give the path of one image file.", code="not_a_file")
+        raise ImageError(f"{str(path)!r} is {kind}; give the path of one image file", code="not_a_file")
     check_byte_count(status.st_size, limit)
 
 
@@ -81,7 +81,7 @@ def check_byte_count(count: int, limit: int) -> None:
     """Refuse more encoded bytes than the limit."""
     if count > limit:
         raise ImageError(
-            f"The image file has {count:,} bytes; at most {limit:,} are read. Raise ImageLimits.bytes to accept it.",
+            f"the image file has {count:,} bytes; at most {limit:,} are read; raise ImageLimits.bytes to accept it",
             code="too_many_bytes",
         )
 
@@ -92,29 +92,29 @@ def recognise_format(data: bytes, formats: Collection[str]) -> str:
     unknown = allowed - _SIGNATURES.keys()
     if unknown:
         raise ImageError(
-            f"The image formats {sorted(unknown)} cannot be read; known are {list(_SIGNATURES)}.",
+            f"the image formats {sorted(unknown)} cannot be read; known are {list(_SIGNATURES)}",
             code="format_not_allowed",
         )
     if not data:
-        raise ImageError("The image is empty (0 bytes); give a whole image file.", code="empty_file")
+        raise ImageError("the image is empty (0 bytes); give a whole image file", code="empty_file")
     accepted = ", ".join(name for name in _SIGNATURES if name in allowed)
     for name, signature in _SIGNATURES.items():
         if signature.match(data):
             if name in allowed:
                 return name
             raise ImageError(
-                f"The image is a {name.upper()} file; accepted here: {accepted}. Add {name!r} to formats to read it.",
+                f"the image is a {name.upper()} file; accepted here: {accepted}; add {name!r} to formats to read it",
                 code="format_not_allowed",
             )
     for title, signature in _NEVER_READ.items():
         if signature.match(data):
             raise ImageError(
-                f"The image looks like {title}, which is never read; convert it to one of {accepted}.",
+                f"the image looks like {title}, which is never read; convert it to one of {accepted}",
                 code="format_not_allowed",
             )
     raise ImageError(
-        f"The data is no image of a known format; accepted here: {accepted}. "
-        "Check that the file is whole and not, say, a web page saved under an image's name.",
+        f"the data is no image of a known format; accepted here: {accepted}; "
+        "check that the file is whole and not, say, a web page saved under an image's name",
         code="unknown_format",
     )
 
@@ -134,12 +134,12 @@ def picture_end(data: bytes, name: str) -> int | None:
 
 def truncated() -> ImageError:
     """Return the refusal of a file that stops too early."""
-    return ImageError("The image file ends before its picture does; copy or download it again.", code="truncated")
+    return ImageError("the image file ends before its picture does; copy or download it again", code="truncated")
 
 
 def _too_complex(what: str, limit: int) -> ImageError:
     return ImageError(
-        f"The image file has more than {limit:,} {what}, which no camera or editor writes; save it anew.",
+        f"the image file has more than {limit:,} {what}, which no camera or editor writes; save it anew",
         code="too_complex",
     )
 

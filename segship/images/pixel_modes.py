@@ -66,7 +66,7 @@ def rgb_pixels(image: Image.Image, background: Color) -> tuple[RgbPixels, bool]:
         # Pillow would copy what needs no conversion.
         return np.array(image if mode == "RGB" else image.convert("RGB")), False
     raise ImageError(
-        f"The image has the mode {mode}, which has no agreed conversion to RGB here; save it as RGB.",
+        f"the image has the mode {mode}, which has no agreed conversion to RGB here; save it as RGB",
         code="unsupported_mode",
     )
 
@@ -84,7 +84,7 @@ def _wide_to_rgb(image: Image.Image, background: Color) -> tuple[RgbPixels, bool
     # Pillow turns "0 is white" round for 8-bit TIFF files but not for wider ones.
     if getattr(image, "tag_v2", {}).get(_TIFF_PHOTOMETRIC_TAG) == _TIFF_MIN_IS_WHITE:
         raise ImageError(
-            f"The image is a TIFF of mode {image.mode} in which 0 means white; save it with 0 as black.",
+            f"the image is a TIFF of mode {image.mode} in which 0 means white; save it with 0 as black",
             code="unsupported_mode",
         )
     values = np.asarray(image)
@@ -108,7 +108,7 @@ def _scale_sixteen_bit(values: npt.NDArray[np.generic], mode: str) -> RgbPixels:
 def _scale_float(values: npt.NDArray[np.generic]) -> RgbPixels:
     if not np.isfinite(values).all():
         raise ImageError(
-            "The image has pixels that are NaN or infinite; replace them by numbers from 0 to 1.",
+            "the image has pixels that are NaN or infinite; replace them by numbers from 0 to 1",
             code="non_finite_pixels",
         )
     _check_range(values, 0, 1, "F")
@@ -119,8 +119,8 @@ def _check_range(values: npt.NDArray[np.generic], low: int, high: int, mode: str
     found_low, found_high = values.min(), values.max()
     if found_low < low or found_high > high:
         raise ImageError(
-            f"The image of mode {mode} has values from {found_low} to {found_high}; accepted are {low} to {high}. "
-            "Scale it to that range, or to 8 bits, first.",
+            f"the image of mode {mode} has values from {found_low} to {found_high}; accepted are {low} to {high}; "
+            "scale it to that range, or to 8 bits, first",
             code="value_range",
         )
 

@@ -160,7 +160,7 @@ def read_image(
     """
     if len(background) != 3 or not all(isinstance(value, int) and 0 <= value <= 255 for value in background):
         raise ImageError(
-            f"The background is {background!r}; give three whole numbers from 0 to 255.", code="bad_background"
+            f"the background is {background!r}; give three whole numbers from 0 to 255", code="bad_background"
         )
     if reduce not in REDUCTIONS:
         message = f"reduce is {reduce!r}; accepted are {', '.join(map(str, REDUCTIONS))}"
@@ -195,8 +195,8 @@ def _read(
     if hasattr(source, "__array__"):
         return _read_array(np.asarray(source), limits), False
     raise ImageError(
-        f"An image cannot be read from a {type(source).__name__}; "
-        "give a path, bytes, a Pillow image or an (H, W, 3) uint8 RGB array.",
+        f"an image cannot be read from a {type(source).__name__}; "
+        "give a path, bytes, a Pillow image or an (H, W, 3) uint8 RGB array",
         code="unsupported_source",
     )
 
@@ -256,8 +256,8 @@ def _decoded(step: Callable[[], Result]) -> Result:
         raise
     except (Image.DecompressionBombError, Image.DecompressionBombWarning):
         raise ImageError(
-            f"The image has more pixels than Pillow's own limit of {Image.MAX_IMAGE_PIXELS}; make it smaller, "
-            "or raise PIL.Image.MAX_IMAGE_PIXELS.",
+            f"the image has more pixels than Pillow's own limit of {Image.MAX_IMAGE_PIXELS}; make it smaller, "
+            "or raise PIL.Image.MAX_IMAGE_PIXELS",
             code="too_many_pixels",
         ) from None
     except OSError as error:
@@ -266,7 +266,7 @@ def _decoded(step: Callable[[], Result]) -> Result:
         raise _corrupt() from None
     except MemoryError:
         raise ImageError(
-            "There is not enough memory to decode the image; make it smaller.", code="out_of_memory"
+            "there is not enough memory to decode the image; make it smaller", code="out_of_memory"
         ) from None
     except Exception:
         # A damaged file can make a plugin raise anything, and its text may quote memory; neither goes further.
@@ -274,27 +274,27 @@ def _decoded(step: Callable[[], Result]) -> Result:
 
 
 def _corrupt() -> ImageError:
-    return ImageError("The image cannot be decoded, it is damaged; open and save it in an editor.", code="corrupt")
+    return ImageError("the image cannot be decoded, it is damaged; open and save it in an editor", code="corrupt")
 
 
 def _check_size(height: int, width: int, limits: ImageLimits) -> None:
-    found = f"The image is {width:,} x {height:,} pixels"
+    found = f"the image is {width:,} x {height:,} pixels"
     if min(height, width) < 1:
-        raise ImageError(f"{found}; both sides must be at least 1.", code="corrupt")
+        raise ImageError(f"{found}; both sides must be at least 1", code="corrupt")
     if height * width > limits.pixels:
         raise ImageError(
-            f"{found}, {height * width:,} in all; at most {limits.pixels:,} are read. "
-            "Scale it down, or raise ImageLimits.pixels.",
+            f"{found}, {height * width:,} in all; at most {limits.pixels:,} are read; "
+            "scale it down, or raise ImageLimits.pixels",
             code="too_many_pixels",
         )
     if max(height, width) > limits.side:
         raise ImageError(
-            f"{found}; a side may have at most {limits.side:,}. Scale it down, or cut it into tiles.",
+            f"{found}; a side may have at most {limits.side:,}; scale it down, or cut it into tiles",
             code="side_too_long",
         )
     if max(height, width) > limits.aspect_ratio * min(height, width):
         raise ImageError(
-            f"{found}; the longer side may be at most {limits.aspect_ratio:,} times the shorter. Cut it into pieces.",
+            f"{found}; the longer side may be at most {limits.aspect_ratio:,} times the shorter; cut it into pieces",
             code="aspect_ratio",
         )
 
@@ -302,13 +302,13 @@ def _check_size(height: int, width: int, limits: ImageLimits) -> None:
 def _read_array(array: npt.NDArray[Any], limits: ImageLimits) -> LoadedImage:
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3) or 0 in array.shape:
         raise ImageError(
-            f"The image array has the shape {array.shape}; accepted are (H, W, 3) RGB and (H, W) gray, neither empty.",
+            f"the image array has the shape {array.shape}; accepted are (H, W, 3) RGB and (H, W) gray, neither empty",
             code="bad_array_shape",
         )
     if array.dtype != np.uint8:
         raise ImageError(
-            f"The image array has the dtype {array.dtype}; accepted is uint8, 0 to 255. "
-            "Scale it, then use .astype(numpy.uint8).",
+            f"the image array has the dtype {array.dtype}; accepted is uint8, 0 to 255; "
+            "scale it, then use .astype(numpy.uint8)",
             code="bad_array_dtype",
         )
     _check_size(array.shape[0], array.shape[1], limits)

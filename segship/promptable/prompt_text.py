@@ -54,7 +54,7 @@ def parse_point(text: str) -> LabelledPoint:
     label = numbers[2] if len(numbers) == 3 else LABEL_FOREGROUND
     if label not in (LABEL_BACKGROUND, LABEL_FOREGROUND):
         raise PromptError(
-            f"The point {_quoted(text)} has the label {label:g}; accepted are 1 for foreground and 0 for background.",
+            f"the point {_quoted(text)} has the label {label:g}; accepted are 1 for foreground and 0 for background",
             code="bad_label",
         )
     return LabelledPoint(numbers[0], numbers[1], int(label))
@@ -75,16 +75,16 @@ def parse_box(text: str) -> tuple[float, float, float, float]:
 def _parse_numbers(text: str, counts: tuple[int, ...], accepted: str) -> list[float]:
     parts = text.split(",")
     if len(parts) not in counts:
-        raise PromptError(f"{_quoted(text)} has {len(parts)} parts; {accepted}.", code="bad_shape")
+        raise PromptError(f"{_quoted(text)} has {len(parts)} parts; {accepted}", code="bad_shape")
     return [_parse_number(part, text, accepted) for part in parts]
 
 
 def _parse_number(part: str, text: str, accepted: str) -> float:
     if _NUMBER.fullmatch(part) is None and _NOT_FINITE.fullmatch(part) is None:
-        raise PromptError(f"{_quoted(text)} has {_quoted(part)} where a number belongs; {accepted}.", code="bad_shape")
+        raise PromptError(f"{_quoted(text)} has {_quoted(part)} where a number belongs; {accepted}", code="bad_shape")
     number = float(part)
     if number - number != 0:
-        raise PromptError(f"{_quoted(text)} has a number that is not finite; {accepted}.", code="non_finite")
+        raise PromptError(f"{_quoted(text)} has a number that is not finite; {accepted}", code="non_finite")
     return number
 
 
@@ -115,36 +115,36 @@ def parse_prompts_json(text: str | bytes, limits: PromptLimits = DEFAULT_LIMITS)
     document = _load_json(_checked_text(text, limits), limits)
     if not isinstance(document, dict):
         raise PromptError(
-            f"The JSON document is {_kind(document)}; it must be an object with {', '.join(_KEYS)}, or with objects.",
+            f"the JSON document is {_kind(document)}; it must be an object with {', '.join(_KEYS)}, or with objects",
             code="bad_json",
         )
     if "objects" not in document:
-        return _prompts_of(document, "The JSON document")
-    _refuse_unknown_keys(document, ("objects",), 'A JSON document with "objects"')
+        return _prompts_of(document, "the JSON document")
+    _refuse_unknown_keys(document, ("objects",), 'a JSON document with "objects"')
     entries = document["objects"]
     if not isinstance(entries, list):
-        raise PromptError(f'"objects" is {_kind(entries)}; it must be a list of objects.', code="bad_json")
+        raise PromptError(f'"objects" is {_kind(entries)}; it must be a list of objects', code="bad_json")
     if len(entries) > limits.objects:
         raise PromptError(
-            f'"objects" has {len(entries)} entries; at most {limits.objects} are taken in one call.',
+            f'"objects" has {len(entries)} entries; at most {limits.objects} are taken in one call',
             code="too_many_objects",
         )
     if not entries:
-        raise PromptError('"objects" is empty; give at least one object with points or a box.', code="no_prompts")
-    return [_prompts_of(entry, f"Entry {index} of objects") for index, entry in enumerate(entries)]
+        raise PromptError('"objects" is empty; give at least one object with points or a box', code="no_prompts")
+    return [_prompts_of(entry, f"entry {index} of objects") for index, entry in enumerate(entries)]
 
 
 def _checked_text(text: str | bytes, limits: PromptLimits) -> str:
     if len(text) > limits.json_bytes or (isinstance(text, str) and len(_encoded(text)) > limits.json_bytes):
         raise PromptError(
-            f"The JSON document is longer than {limits.json_bytes:,} bytes; give fewer prompts in one call.",
+            f"the JSON document is longer than {limits.json_bytes:,} bytes; give fewer prompts in one call",
             code="json_too_large",
         )
     try:
         return text if isinstance(text, str) else text.decode("utf-8")
     except UnicodeDecodeError as error:
         raise PromptError(
-            f"The JSON document is not UTF-8 at byte {error.start}; save it as UTF-8.", code="bad_json"
+            f"the JSON document is not UTF-8 at byte {error.start}; save it as UTF-8", code="bad_json"
         ) from None
 
 
@@ -160,7 +160,7 @@ def _load_json(text: str, limits: PromptLimits) -> Any:
         depth += (token in "[{") - (token in "]}")
         if depth > limits.json_depth:
             raise PromptError(
-                f"The JSON document is nested deeper than {limits.json_depth} levels; points need four.",
+                f"the JSON document is nested deeper than {limits.json_depth} levels; points need four",
                 code="json_too_deep",
             )
     try:
@@ -170,12 +170,12 @@ def _load_json(text: str, limits: PromptLimits) -> Any:
         )
     except json.JSONDecodeError as error:
         raise PromptError(
-            f"The text is not JSON: {error.msg} at line {error.lineno}, column {error.colno}.", code="bad_json"
+            f"the text is not JSON: {error.msg} at line {error.lineno}, column {error.colno}", code="bad_json"
         ) from None
 
 
 def _refuse_constant(name: str) -> NoReturn:
-    raise PromptError(f"The JSON document has {name}; give finite numbers.", code="non_finite")
+    raise PromptError(f"the JSON document has {name}; give finite numbers", code="non_finite")
 
 
 def _refuse_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -183,7 +183,7 @@ def _refuse_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     for key, value in pairs:
         if key in entries:
             raise PromptError(
-                f"The JSON document has the key {_quoted(key)} twice in one object; give it once.", code="duplicate_key"
+                f"the JSON document has the key {_quoted(key)} twice in one object; give it once", code="duplicate_key"
             )
         entries[key] = value
     return entries
@@ -191,7 +191,7 @@ def _refuse_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 def _prompts_of(entry: Any, where: str) -> Prompts:
     if not isinstance(entry, dict):
-        raise PromptError(f"{where} is {_kind(entry)}; it must be an object with {', '.join(_KEYS)}.", code="bad_json")
+        raise PromptError(f"{where} is {_kind(entry)}; it must be an object with {', '.join(_KEYS)}", code="bad_json")
     _refuse_unknown_keys(entry, _KEYS, where)
     for key, value in entry.items():
         _check_numbers(value, f"{where} has in {key!r}")
@@ -205,21 +205,21 @@ def _refuse_unknown_keys(entry: dict[str, Any], known: tuple[str, ...], where: s
     unknown = [key for key in entry if key not in known]
     if unknown:
         raise PromptError(
-            f"{where} has the unknown key {_quoted(unknown[0])}; accepted are {', '.join(known)}.", code="unknown_key"
+            f"{where} has the unknown key {_quoted(unknown[0])}; accepted are {', '.join(known)}", code="unknown_key"
         )
 
 
 def _check_numbers(value: Any, where: str) -> None:
     """Refuse anything but null or lists of numbers: numpy would take true for 1 and a text for an array of text."""
     if value is not None and not isinstance(value, list):
-        raise PromptError(f"{where} {_kind(value)}; accepted are lists of numbers.", code="bad_shape")
+        raise PromptError(f"{where} {_kind(value)}; accepted are lists of numbers", code="bad_shape")
     waiting = [value] if value else []
     while waiting:
         for item in waiting.pop():
             if isinstance(item, list):
                 waiting.append(item)
             elif not isinstance(item, float):
-                raise PromptError(f"{where} {_kind(item)}; accepted are lists of numbers.", code="bad_shape")
+                raise PromptError(f"{where} {_kind(item)}; accepted are lists of numbers", code="bad_shape")
 
 
 def _kind(value: Any) -> str:

@@ -49,14 +49,14 @@ def _read_array(value: npt.ArrayLike, name: str, accepted: str, code: str, kinds
     try:
         array = np.asarray(value)
     except (ValueError, TypeError, OverflowError):
-        raise PromptError(f"{name} is not a regular array of numbers; accepted is {accepted}.", code=code) from None
+        raise PromptError(f"{name} is not a regular array of numbers; accepted is {accepted}", code=code) from None
     # An empty list carries no type. Whole numbers past 64 bits become objects, and are too large for any image.
     if array.dtype == object and all(type(number) is int for number in array.flat):
-        raise PromptError(f"{name} has a number past 64 bits; give pixels of the image.", code="non_finite")
+        raise PromptError(f"{name} has a number past 64 bits; give pixels of the image", code="non_finite")
     if array.size and array.dtype.kind not in kinds:
-        raise PromptError(f"{name} has the type {array.dtype}; accepted are numbers, {accepted}.", code=code)
+        raise PromptError(f"{name} has the type {array.dtype}; accepted are numbers, {accepted}", code=code)
     if array.size and not np.isfinite(array).all():
-        raise PromptError(f"{name} has a number that is NaN or infinite; give finite numbers.", code="non_finite")
+        raise PromptError(f"{name} has a number that is NaN or infinite; give finite numbers", code="non_finite")
     return array
 
 
@@ -65,7 +65,7 @@ def _as_float32(array: npt.NDArray[Any], name: str) -> FloatArray:
         # Always a copy, so that later changes of the caller's array change nothing here.
         converted = array.astype(np.float32, copy=True)
     if not np.isfinite(converted).all():
-        raise PromptError(f"{name} has a number too large for float32; give finite numbers.", code="non_finite")
+        raise PromptError(f"{name} has a number too large for float32; give finite numbers", code="non_finite")
     converted.setflags(write=False)
     return converted
 
@@ -78,7 +78,7 @@ def read_points(points: npt.ArrayLike | None) -> FloatArray | None:
     if array.size == 0:
         return None
     if array.ndim not in (2, 3) or array.shape[-1] != 2:
-        hint = " One point is [[x, y]]." if array.ndim == 1 else ""
+        hint = "; one point is [[x, y]]" if array.ndim == 1 else ""
         raise PromptError(f"points has the shape {array.shape}; accepted is {POINTS_ACCEPTED}.{hint}", code="bad_shape")
     return _as_float32(array if array.ndim == 3 else array[None], "points")
 
@@ -92,22 +92,22 @@ def read_labels(labels: npt.ArrayLike | None, points: FloatArray | None) -> Labe
         if array.size == 0:
             return None
         raise PromptError(
-            f"labels has {array.size} values and there are no points; give one label a point. "
-            "A box has its own argument, boxes, and needs no label.",
+            f"labels has {array.size} values and there are no points; give one label a point; "
+            "a box has its own argument, boxes, and needs no label",
             code="length_mismatch",
         )
     objects, count = points.shape[:2]
     if array.shape != (objects, count) and not (objects == 1 and array.shape == (count,)):
         raise PromptError(
-            f"labels has the shape {array.shape}; the points are for {objects} objects with {count} points each. "
-            f"Give one label a point: {_LABELS_ACCEPTED}.",
+            f"labels has the shape {array.shape}; the points are for {objects} objects with {count} points each; "
+            f"give one label a point: {_LABELS_ACCEPTED}",
             code="length_mismatch",
         )
     wrong = array[(array != LABEL_BACKGROUND) & (array != LABEL_FOREGROUND)]
     if wrong.size:
         raise PromptError(
-            f"labels has the value {wrong[0]}; accepted are 1 for foreground and 0 for background. "
-            "The corners of a box go into boxes.",
+            f"labels has the value {wrong[0]}; accepted are 1 for foreground and 0 for background; "
+            "the corners of a box go into boxes",
             code="bad_label",
         )
     stored = array.reshape(objects, count).astype(np.int64, copy=True)
@@ -123,7 +123,7 @@ def read_boxes(boxes: npt.ArrayLike | None) -> FloatArray | None:
     if array.size == 0:
         return None
     if array.ndim not in (1, 2) or array.shape[-1] != 4:
-        raise PromptError(f"boxes has the shape {array.shape}; accepted is {_BOXES_ACCEPTED}.", code="bad_shape")
+        raise PromptError(f"boxes has the shape {array.shape}; accepted is {_BOXES_ACCEPTED}", code="bad_shape")
     return _as_float32(array.reshape(-1, 4), "boxes")
 
 
@@ -135,7 +135,7 @@ def read_mask_input(mask_input: npt.ArrayLike | None) -> FloatArray | None:
     array = _read_array(mask_input, "mask_input", accepted, "bad_mask_input")
     shape = (1,) * (4 - array.ndim) + array.shape
     if array.ndim not in (2, 3, 4) or array.size == 0 or (array.ndim == 3 and array.shape[0] != 1) or shape[1] != 1:
-        raise PromptError(f"mask_input has the shape {array.shape}; accepted is {accepted}.", code="bad_mask_input")
+        raise PromptError(f"mask_input has the shape {array.shape}; accepted is {accepted}", code="bad_mask_input")
     return _as_float32(array.reshape(shape), "mask_input")
 
 
@@ -200,8 +200,8 @@ class Prompts:
         if len(set(counts.values())) > 1:
             found = ", ".join(f"{name} for {count}" for name, count in counts.items())
             raise PromptError(
-                f"The prompts are for different numbers of objects: {found}. Give every part once per object; "
-                f"one object is not repeated for the others, and points are {POINTS_ACCEPTED}.",
+                f"the prompts are for different numbers of objects: {found}; give every part once per object; "
+                f"one object is not repeated for the others, and points are {POINTS_ACCEPTED}",
                 code="length_mismatch",
             )
 
@@ -280,13 +280,13 @@ def resolve_prompts(
     counts = [part.object_count for part in given]
     if not counts or 0 in counts:
         raise PromptError(
-            "There are no prompts; give points, boxes or a mask_input for every object. "
-            "To segment everything, use generate_masks.",
+            "there are no prompts; give points, boxes or a mask_input for every object; "
+            "to segment everything, use generate_masks",
             code="no_prompts",
         )
     if sum(counts) > limits.objects:
         raise PromptError(
-            f"The prompts are for {sum(counts)} objects; at most {limits.objects} are taken in one call.",
+            f"the prompts are for {sum(counts)} objects; at most {limits.objects} are taken in one call",
             code="too_many_objects",
         )
     notes: dict[str, None] = {}
@@ -316,7 +316,7 @@ def _resolve_object(
 ) -> ObjectPrompt:
     if len(given.points) > limits.points_per_object:
         raise PromptError(
-            f"Object {index} has {len(given.points)} points; at most {limits.points_per_object} are taken.",
+            f"object {index} has {len(given.points)} points; at most {limits.points_per_object} are taken",
             code="too_many_points",
         )
     resolved = replace(given, points=_resolve_points(given.points, index, original_size, outside, notes))
@@ -339,8 +339,8 @@ def _resolve_points(
     if outside == "error":
         x, y = points[is_outside][0]
         raise PromptError(
-            f"Object {index} has a point at x={x:g}, y={y:g}, outside the image; "
-            f"accepted are x from 0 to {width} and y from 0 to {height}.",
+            f"object {index} has a point at x={x:g}, y={y:g}, outside the image; "
+            f"accepted are x from 0 to {width} and y from 0 to {height}",
             code="point_outside",
         )
     notes["point_clipped"] = None
@@ -349,14 +349,14 @@ def _resolve_points(
 
 def _resolve_box(box: FloatArray, index: int, original_size: Size, notes: dict[str, None]) -> FloatArray:
     height, width = original_size
-    found = "Object {} has the box x0={:g}, y0={:g}, x1={:g}, y1={:g}".format(index, *box)
+    found = "object {} has the box x0={:g}, y0={:g}, x1={:g}, y1={:g}".format(index, *box)
     corners = np.sort(box.reshape(2, 2), axis=0)
     if (corners[0] == corners[1]).any():
-        raise PromptError(f"{found}, which has no area; move two corners apart.", code="empty_box")
+        raise PromptError(f"{found}, which has no area; move two corners apart", code="empty_box")
     clipped = np.clip(corners, 0, np.array([width, height], np.float32))
     if (clipped[0] >= clipped[1]).any():
         raise PromptError(
-            f"{found}, all of it outside the image; the image goes from 0, 0 to {width}, {height}.", code="box_outside"
+            f"{found}, all of it outside the image; the image goes from 0, 0 to {width}, {height}", code="box_outside"
         )
     if (corners != box.reshape(2, 2)).any():
         notes["box_reversed"] = None
@@ -414,7 +414,7 @@ def encode_prompts(
         ``no_prompts`` without objects, ``bad_mask_input`` for a mask input of another size.
     """
     if not objects:
-        raise PromptError("There are no objects to encode; give at least one.", code="no_prompts")
+        raise PromptError("there are no objects to encode; give at least one", code="no_prompts")
     tokens = [_object_tokens(entry, original_size, input_size, rules) for entry in objects]
     longest = max(1, *(len(labels) for _, labels in tokens))
     point_coords = np.zeros((len(objects), longest, 2), np.float32)
@@ -456,7 +456,7 @@ def _check_mask_input_size(mask_input: FloatArray, index: int, low_res_size: int
     expected = (1, low_res_size, low_res_size)
     if mask_input.shape != expected:
         raise PromptError(
-            f"Object {index} has a mask_input of shape {mask_input.shape}; this model takes {expected}, "
-            "the low_res_masks of an earlier prediction.",
+            f"object {index} has a mask_input of shape {mask_input.shape}; this model takes {expected}, "
+            "the low_res_masks of an earlier prediction",
             code="bad_mask_input",
         )

@@ -58,8 +58,8 @@ def resized_size(original_size_hw: Size, image_size: int) -> Size:
     resized = int(height * scale + 0.5), int(width * scale + 0.5)
     if min(resized) < 1:
         raise ImageError(
-            f"An image of {width} x {height} pixels shrinks to {resized[1]} x {resized[0]} when its longer side "
-            f"becomes {image_size}; the longer side may be at most {2 * image_size} times the shorter. Cut it up.",
+            f"an image of {width} x {height} pixels shrinks to {resized[1]} x {resized[0]} when its longer side "
+            f"becomes {image_size}; the longer side may be at most {2 * image_size} times the shorter; cut it up",
             code="aspect_ratio",
         )
     return resized

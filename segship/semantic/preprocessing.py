@@ -114,6 +114,6 @@ def _sides(size_hw: Size, factor: float) -> Size:
     height, width = size_hw
     resized = int(height * factor + 0.5), int(width * factor + 0.5)
     if min(resized) < 1:
-        message = f"An image of {width} x {height} pixels shrinks to {resized[1]} x {resized[0]}; cut it up."
+        message = f"an image of {width} x {height} pixels shrinks to {resized[1]} x {resized[0]}; cut it up"
         raise ImageError(message, code="aspect_ratio")
     return resized

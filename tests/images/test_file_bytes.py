@@ -49,7 +49,7 @@ def test_a_path_and_its_bytes_give_the_same_pixels(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["missing.png", "a.png/below.png", "nul\0byte.png"])
 def test_a_missing_file_is_named(tmp_path: Path, name: str) -> None:
     (tmp_path / "a.png").write_bytes(encoded("png"))
-    assert "There is no file" in refusal(str(tmp_path / name), "missing_file")
+    assert "there is no file" in refusal(str(tmp_path / name), "missing_file")
 
 
 def test_a_directory_is_refused(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_points_of_another_rank_or_type_are_refused(points: object) -> None:
 
 
 def test_a_flat_point_is_told_how_to_be_one() -> None:
-    assert "One point is [[x, y]]" in refusal("bad_shape", points=[500, 375])
+    assert "one point is [[x, y]]" in refusal("bad_shape", points=[500, 375])
 
 
 @pytest.mark.parametrize("boxes", [[1, 2, 3], [[[1, 2, 3, 4]]], [[1, 2, 3, 4], [1, 2]], 7, ["a"] * 4])

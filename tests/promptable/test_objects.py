@@ -56,7 +56,7 @@ def test_points_on_every_edge_are_inside() -> None:
 def test_a_point_outside_is_refused_or_moved_to_the_edge(point: tuple[float, float]) -> None:
     prompts = Prompts(points=[[1, 2], point])
     message = refusal(prompts, "point_outside")
-    assert "Object 0" in message and "x from 0 to 100 and y from 0 to 60" in message
+    assert "object 0" in message and "x from 0 to 100 and y from 0 to 60" in message
     resolved = resolve_prompts(prompts, SIZE, outside="clip")
     assert resolved.notes == ("point_clipped",)
     expected = [[1, 2], [min(max(point[0], 0), 100), min(max(point[1], 0), 60)]]
@@ -180,7 +180,7 @@ def test_families_differ_in_the_padding_point() -> None:
 
 
 def test_a_mask_input_of_another_size_is_refused() -> None:
-    with pytest.raises(PromptError, match=r"Object 1 .* \(1, 8, 8\); this model takes \(1, 16, 16\)") as caught:
+    with pytest.raises(PromptError, match=r"object 1 .* \(1, 8, 8\); this model takes \(1, 16, 16\)") as caught:
         encode([Prompts(points=[[1, 2]]), Prompts(mask_input=np.zeros((8, 8)))])
     assert caught.value.code == "bad_mask_input"
 
