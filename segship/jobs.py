@@ -125,7 +125,7 @@ def segment_image(
     watch = Stopwatch()
     loaded = read_image(source, limits=options.limits)
     watch.lap("read")
-    embedding = predictor.encode(loaded, limits=options.limits)
+    embedding = predictor.encode_loaded(loaded)
     watch.lap("encode")
     prediction = predictor.decode(
         embedding,

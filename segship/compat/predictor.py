@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from segship.catalog import EMBEDDED_MODELS, KNOWN_CHECKPOINTS, load_promptable
 from segship.errors import ImageError, InputError, PromptError
 from segship.images import ImageLimits
-from segship.promptable.prediction import ImageEmbedding, MaskPrediction
+from segship.promptable.prediction import ImageEmbedding
 from segship.promptable.predictor import Predictor
-from segship.promptable.prompts import PromptLimits, Prompts
+from segship.promptable.prompts import Prompts, resolve_prompts
 from segship.promptable.transforms import resize_image, resized_size, to_image_frame
 
 
@@ -287,9 +287,6 @@ Masks = tuple[NDArray[Any], NDArray[np.float32], NDArray[np.float32]]
 
 # The reference knows no limits. An array lies in memory already, so only the largest side that we take is kept.
 ARRAY_LIMITS = ImageLimits(pixels=400_000_000)
-# Objects that go through the decoder at once; more would only take more memory.
-_OBJECTS_AT_ONCE = 64
-_PROMPT_LIMITS = PromptLimits(points_per_object=4096, objects=_OBJECTS_AT_ONCE)
 _CHANGED = {
     "point_clipped": "a point outside the image was moved to its edge",
     "box_clipped": "a box was cut at the edge of the image",
@@ -440,7 +437,7 @@ class SamPredictor:
                 "predict_torch, or Predictor.decode of segship, takes several",
                 code="too_many_objects",
             )
-        masks, scores, logits = self._decode([prompts], multimask_output, return_logits)
+        masks, scores, logits = self._decode(prompts, multimask_output, return_logits)
         return masks[0], scores[0], logits[0]
 
     def predict_torch(
@@ -475,17 +472,13 @@ class SamPredictor:
         InputError, PromptError
             As `predict` does.
         """
-        given, embedding = _prompts(point_coords, point_labels, boxes, mask_input), self._embedding()
+        given = _prompts(point_coords, point_labels, boxes, mask_input)
         if given.points is not None and np.ndim(point_coords) != 3:
             raise PromptError(
                 f"point_coords has the shape {np.shape(point_coords)}; accepted is (B, N, 2)", code="bad_shape"
             )
-        given = _in_image_frame(given, embedding)
-        parts = [
-            _objects(given, slice(start, start + _OBJECTS_AT_ONCE))
-            for start in range(0, max(1, given.object_count), _OBJECTS_AT_ONCE)
-        ]
-        masks, scores, logits = self._decode(parts, multimask_output, return_logits)
+        given = _in_image_frame(given, self._embedding())
+        masks, scores, logits = self._decode(given, multimask_output, return_logits)
         return as_tensor_array(masks), as_tensor_array(scores), as_tensor_array(logits)
 
     def get_image_embedding(self) -> TensorArray:
@@ -518,27 +511,18 @@ class SamPredictor:
             encoder_sha256=self.model.predictor.encoder_sha256,
         )
 
-    def _decode(self, parts: Sequence[Prompts], multimask_output: bool, return_logits: bool) -> Masks:
+    def _decode(self, prompts: Prompts, multimask_output: bool, return_logits: bool) -> Masks:
         embedding = self._embedding()
-        predictions = [
-            self.model.predictor.decode(
-                embedding,
-                part,
-                multimask_output=bool(multimask_output),
-                return_logits=return_logits,
-                outside="clip",
-                limits=_PROMPT_LIMITS,
-            )
-            for part in parts
-        ]
-        _warn_of_changes(predictions)
-        if len(predictions) == 1:
-            return predictions[0].masks, predictions[0].iou_predictions, predictions[0].low_res_masks
-        return (
-            np.concatenate([prediction.masks for prediction in predictions]),
-            np.concatenate([prediction.iou_predictions for prediction in predictions]),
-            np.concatenate([prediction.low_res_masks for prediction in predictions]),
+        # The reference knows no limits, and uses points outside the image as they are.
+        resolved = resolve_prompts(prompts, embedding.original_size, outside="clip", limits=None)
+        prediction = self.model.predictor.decode_resolved(
+            embedding, resolved, multimask_output=bool(multimask_output), return_logits=return_logits
         )
+        for note, text in _CHANGED.items():
+            if note in prediction.notes:
+                # To the line that called predict or predict_torch.
+                warnings.warn(f"{text}; the reference would have used it as it is", stacklevel=3)
+        return prediction.masks, prediction.iou_predictions, prediction.low_res_masks
 
 
 def _prompts(points: Any, labels: Any, boxes: Any, mask_input: Any) -> Prompts:
@@ -556,16 +540,3 @@ def _in_image_frame(prompts: Prompts, embedding: ImageEmbedding) -> Prompts:
         boxes=None if prompts.boxes is None else move(prompts.boxes.reshape(-1, 2, 2)).reshape(-1, 4),
         mask_input=prompts.mask_input,
     )
-
-
-def _objects(prompts: Prompts, rows: slice) -> Prompts:
-    parts = (prompts.points, prompts.labels, prompts.boxes, prompts.mask_input)
-    return Prompts(*(None if part is None else part[rows] for part in parts))
-
-
-def _warn_of_changes(predictions: Sequence[MaskPrediction]) -> None:
-    notes = {note for prediction in predictions for note in prediction.notes}
-    for note, text in _CHANGED.items():
-        if note in notes:
-            # To the line that called predict or predict_torch.
-            warnings.warn(f"{text}; the reference would have used it as it is", stacklevel=4)

@@ -18,6 +18,6 @@ Notes of a `LoadedImage`: ``animated_first_frame`` (several frames or pages, the
 ``reduced_4``, ``reduced_8`` (read at that part of its size, as was asked).
 """
 
-from segship.images.reading import DEFAULT_LIMITS, ImageLimits, ImageSource, LoadedImage, read_image
+from segship.images.reading import ImageLimits, ImageSource, LoadedImage, read_image
 
-__all__ = ["DEFAULT_LIMITS", "ImageLimits", "ImageSource", "LoadedImage", "read_image"]
+__all__ = ["ImageLimits", "ImageSource", "LoadedImage", "read_image"]

@@ -78,8 +78,6 @@ class ImageLimits:
     aspect_ratio: int = 1000
 
 
-DEFAULT_LIMITS = ImageLimits()
-
 REDUCTIONS = (1, 2, 4, 8)
 """How much smaller an image can be read: what a JPEG decoder does without effort."""
 
@@ -131,7 +129,7 @@ ImageSource = str | Path | bytes | bytearray | memoryview | Image.Image | npt.ND
 def read_image(
     source: ImageSource,
     *,
-    limits: ImageLimits = DEFAULT_LIMITS,
+    limits: ImageLimits | None = None,
     background: tuple[int, int, int] = (0, 0, 0),
     formats: Collection[str] = DEFAULT_FORMATS,
     reduce: int = 1,
@@ -144,7 +142,7 @@ def read_image(
         Path of a file, its bytes, a Pillow image, or an array: (H, W, 3) uint8 RGB, which is taken as it is and not
         copied, or (H, W) uint8 gray. What was read already comes back as it is, if it is within the limits.
     limits
-        The largest image to read.
+        The largest image to read; the defaults of `ImageLimits` when None.
     background
         RGB colour under transparent pixels, each 0 to 255.
     formats
@@ -166,7 +164,7 @@ def read_image(
         message = f"reduce is {reduce!r}; accepted are {', '.join(map(str, REDUCTIONS))}"
         raise ImageError(message, code="bad_reduction")
     # A JPEG file comes back reduced as it was decoded; whatever does not is reduced here.
-    loaded, was_reduced = _read(source, limits, background, formats, reduce)
+    loaded, was_reduced = _read(source, limits or ImageLimits(), background, formats, reduce)
     if reduce == 1:
         return loaded
     notes = (*loaded.notes, f"reduced_{reduce}")

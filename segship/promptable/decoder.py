@@ -1,29 +1,27 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prompt tensors through the decoder graphs: which objects take which, how many at once, back in the caller's order.
 
-Between `segship.promptable.prompts`, which makes the tensors, and `segship.promptable.predictor`, which owns the
-sessions. An object without a mask input takes ``selective_decoder``, which does a quarter of the work, and less where
-only masks of good scores are wanted (`decode_passing`); older bundles have ``shared_decoder`` in its place, which makes
-all masks. All other objects take ``mask_decoder``, as all do in a bundle that has nothing else.
+Between `segship.promptable.prompts`, which makes the tensors, and `segship.promptable.predictor`. An object without a
+mask input takes ``selective_decoder``, which does a quarter of the work, and less where only masks of good scores are
+wanted (`Decoder.select`). All other objects take ``mask_decoder``, as all do in a bundle that has nothing else.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
+from segship.arrays import AnyArray, BoolArray, FloatArray, IntArray, Size
 from segship.spec import LABEL_EMPTY, MASK_TOKENS, SamGeometry, image_side_spec
 
 if TYPE_CHECKING:
     from segship.backends.session import Session
 
-Arrays = Mapping[str, NDArray[Any]]
-
-SHARED_GRAPHS = ("selective_decoder", "shared_decoder")
-"""Graphs for objects without a mask input; of those that a bundle has, the first is taken."""
+Arrays = Mapping[str, AnyArray]
+Decoded = tuple[FloatArray, FloatArray]
+"""(N, 4) float32 predicted IoUs and (N, 4, 4h, 4w) float32 logits, the single-mask token first."""
 
 # More objects a call gain nothing on a CPU and take more memory; with fewer the tokens' small matrices weigh more.
 MOST_OBJECTS_PER_CALL = 8
@@ -38,23 +36,14 @@ _CHANNELS_PER_HEAD = 32
 # Float tensors of the size of the embedding that a two-way decoder holds for each object; measured 45 to 52 MB an
 # object for SAM's 4 MiB embedding in ONNX Runtime.
 _EMBEDDINGS_PER_OBJECT = 13
-# What ``shared_decoder`` gains shrinks with the number n of tokens: of its M = heads * n rows an object it makes
+# What sharing gains shrinks with the number n of tokens: of its M = heads * n rows an object it makes
 # 12 M^2 + 2 M C products for each cell where ``mask_decoder`` makes 6 C^2, with what else they do being equal. With
 # SAM's sizes that is even at n = 20, 15 places; the rows pass through memory too, so the line is drawn before.
 MOST_SHARED_PLACES = 11
 
 
-def objects_per_call(geometry: SamGeometry, *, on_gpu: bool = False, bytes_left: int | None = None) -> int:
+def objects_per_call(geometry: SamGeometry, *, on_gpu: bool = False) -> int:
     """Return how many objects the decoder should take at once; results do not depend on it, but for rounding.
-
-    Parameters
-    ----------
-    geometry
-        Sizes of the model.
-    on_gpu
-        Whether the decoder runs on a GPU.
-    bytes_left
-        Memory that the decoder's tensors may take; None is no bound. At least one object is always taken.
 
     Examples
     --------
@@ -63,10 +52,9 @@ def objects_per_call(geometry: SamGeometry, *, on_gpu: bool = False, bytes_left:
     """
     cells = geometry.embedding_size**2
     low_rank_bytes = 4 * cells * 2 * _TOKENS_OF_A_CLICK * max(1, geometry.embedding_channels // _CHANNELS_PER_HEAD)
-    fitting = OBJECTS_PER_GPU_CALL if on_gpu else min(MOST_OBJECTS_PER_CALL, _CACHE_BYTES // (2 * low_rank_bytes))
-    if bytes_left is not None:
-        fitting = min(fitting, bytes_left // bytes_per_object(geometry))
-    return max(1, fitting)
+    if on_gpu:
+        return OBJECTS_PER_GPU_CALL
+    return max(1, min(MOST_OBJECTS_PER_CALL, _CACHE_BYTES // (2 * low_rank_bytes)))
 
 
 def bytes_per_object(geometry: SamGeometry) -> int:
@@ -80,181 +68,151 @@ def image_side_bytes(geometry: SamGeometry) -> int:
 
 
 class SelectedMasks(NamedTuple):
-    """The masks of N objects whose scores pass."""
+    """Of N objects the P masks whose scores are above a threshold."""
 
-    iou_predictions: NDArray[np.float32]
+    iou_predictions: FloatArray
     """(N, 4), all of them."""
-    objects: NDArray[np.int64]
+    objects: IntArray
     """(P,), which object each mask is of; never falling."""
-    tokens: NDArray[np.int64]
+    tokens: IntArray
     """(P,), which of an object's four it is."""
-    low_res_masks: NDArray[np.float32]
-    """(P, height, width) logits of the cells that were asked for."""
+    low_res_masks: FloatArray
+    """(P, height, width) logits of the part that was asked for."""
 
     @property
-    def scores(self) -> NDArray[np.float32]:
+    def scores(self) -> FloatArray:
         """(P,) predicted IoU of each mask."""
         return self.iou_predictions[self.objects, self.tokens]
 
 
-def decode_arrays(
-    sessions: Mapping[str, Session],
-    image_embeddings: NDArray[np.float32],
-    image_side: Arrays | None,
-    prompts: Arrays,
-    *,
-    per_call: int,
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Decode the N objects of prompt tensors.
+class Decoder:
+    """The decoder graphs of one model.
+
+    Methods take ``image_embeddings`` (1, C, h, w) float32; ``image_side``, what `image_side` made of them, None to make
+    it where it is needed; and ``prompts``, the tensors of N objects from `segship.promptable.prompts.encode_prompts`.
+    They trust their callers.
 
     Parameters
     ----------
     sessions
-        Graph -> session.
-    image_embeddings
-        (1, C, h, w) float32.
-    image_side
-        What ``image_side`` made of them; None to run it here if an object needs it and the bundle has it.
-    prompts
-        What `segship.promptable.prompts.encode_prompts` returns.
+        Graph -> session; ``mask_decoder``, and ``image_side`` with ``selective_decoder`` where the model has them.
     per_call
         Objects of one call, see `objects_per_call`.
-
-    Returns
-    -------
-    tuple
-        (N, 4) float32 predicted IoUs and (N, 4, 4h, 4w) float32 logits, in the order of the prompts.
     """
-    shared = _take_shared(sessions, prompts)
-    parts: list[tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.float32]]] = []
-    if shared.any():
-        side = sessions["image_side"].run({"image_embeddings": image_embeddings}) if image_side is None else image_side
-        for rows in _portions(shared, per_call):
-            parts.append((rows, *decode_shared(sessions, image_embeddings.shape[2:], side, _rows(prompts, rows))))
-    for rows in _portions(~shared, per_call):
-        tensors = _without_empty_ends(_rows(prompts, rows))
-        found = sessions["mask_decoder"].run({"image_embeddings": image_embeddings, **tensors})
-        parts.append((rows, found["iou_predictions"], found["low_res_masks"]))
-    if len(parts) == 1:
-        return parts[0][1:]
-    order = np.argsort(np.concatenate([rows for rows, _, _ in parts]))
-    ious, masks = np.concatenate([part[1] for part in parts]), np.concatenate([part[2] for part in parts])
-    if np.array_equal(order, np.arange(len(order))):
-        return ious, masks
-    return ious[order], masks[order]
+
+    def __init__(self, sessions: Mapping[str, Session], per_call: int) -> None:
+        self.per_call = per_call
+        self._sessions = sessions
+
+    def image_side(self, image_embeddings: FloatArray) -> dict[str, AnyArray] | None:
+        """Return what all prompts of an image share, by the names of the graph; None where the model has no such."""
+        session = self._sessions.get("image_side")
+        return None if session is None else session.run({"image_embeddings": image_embeddings})
+
+    def decode(self, image_embeddings: FloatArray, image_side: Arrays | None, prompts: Arrays) -> Decoded:
+        """Return all four masks of every object, in the order of the prompts."""
+        shared = self._shares(prompts)
+        parts: list[tuple[IntArray, FloatArray, FloatArray]] = []
+        if shared.any():
+            side = image_side or self._made_side(image_embeddings)
+            for rows in self._portions(shared):
+                parts.append((rows, *self.share(image_embeddings, side, _rows(prompts, rows))))
+        for rows in self._portions(~shared):
+            tensors = {**_rows(prompts, rows), **_clicks(prompts, rows)}
+            found = self._sessions["mask_decoder"].run({"image_embeddings": image_embeddings, **tensors})
+            parts.append((rows, found["iou_predictions"], found["low_res_masks"]))
+        if len(parts) == 1:
+            return parts[0][1:]
+        places, ious, masks = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
+        order = np.argsort(places)
+        in_order = np.array_equal(order, np.arange(len(order)))
+        return (ious, masks) if in_order else (ious[order], masks[order])
+
+    def share(self, image_embeddings: FloatArray, image_side: Arrays, prompts: Arrays) -> Decoded:
+        """Decode objects without a mask input in one call of the graph that is there for them."""
+        tensors = _clicks(prompts, slice(None))
+        if "selective_decoder" not in self._sessions:
+            # The torch backend on CUDA: a recorded CUDA graph cannot wait for shapes that depend on the data.
+            found = self._sessions["shared_decoder"].run({**image_side, **tensors})
+            return found["iou_predictions"], found["low_res_masks"]
+        grid_hw = (image_embeddings.shape[2], image_embeddings.shape[3])
+        found = self._run_selective(grid_hw, grid_hw, image_side, tensors, np.full(MASK_TOKENS, -np.inf, np.float32))
+        ious, masks = found["iou_predictions"], found["low_res_masks"]
+        if len(masks) == ious.size:
+            return ious, masks.reshape(*ious.shape, *masks.shape[1:])
+        # Scores that are not numbers pass nothing; who asked sees them and refuses the answer.
+        whole = np.full((*ious.shape, *masks.shape[1:]), np.nan, np.float32)
+        whole[tuple(found["kept"].T)] = masks
+        return ious, whole
+
+    def select(
+        self,
+        image_embeddings: FloatArray,
+        image_side: Arrays | None,
+        prompts: Arrays,
+        *,
+        min_iou: FloatArray,
+        size_hw: Size,
+    ) -> SelectedMasks:
+        """Return the masks of `decode` whose predicted IoU is above a threshold; ``selective_decoder`` makes no others.
+
+        Parameters
+        ----------
+        min_iou
+            (4,) float32, a threshold for each of an object's masks; infinity where none is wanted.
+        size_hw
+            Height and width of the part of the masks, in their pixels, that is wanted; the rest may be padding.
+        """
+        height, width = size_hw
+        if "selective_decoder" not in self._sessions or not self._shares(prompts).all():
+            ious, masks = self.decode(image_embeddings, image_side, prompts)
+            objects, tokens = np.nonzero(ious > min_iou)
+            return SelectedMasks(ious, objects, tokens, masks[objects, tokens, :height, :width])
+        side = image_side or self._made_side(image_embeddings)
+        grid_hw, part_hw = (image_embeddings.shape[2], image_embeddings.shape[3]), (-(-height // 4), -(-width // 4))
+        parts = []
+        for rows in self._portions(np.ones(len(prompts["point_labels"]), np.bool_)):
+            found = self._run_selective(grid_hw, part_hw, side, _clicks(prompts, rows), min_iou)
+            objects, tokens = found["kept"].T
+            masks = found["low_res_masks"][:, :height, :width]
+            parts.append(SelectedMasks(found["iou_predictions"], rows[0] + objects, tokens, masks))
+        return parts[0] if len(parts) == 1 else SelectedMasks(*map(np.concatenate, zip(*parts, strict=True)))
+
+    def _run_selective(
+        self, grid_hw: Size, part_hw: Size, image_side: Arrays, clicks: Arrays, min_iou: FloatArray
+    ) -> dict[str, AnyArray]:
+        """Run ``selective_decoder`` for the first rows and columns of the grid."""
+        whole = image_side["upscaled"]
+        part = whole.reshape(1, *grid_hw, whole.shape[2])[:, : part_hw[0], : part_hw[1]]
+        thresholds = np.tile(min_iou, (len(clicks["point_labels"]), 1))
+        inputs = {**image_side, "upscaled": np.ascontiguousarray(part), **clicks, "min_iou": thresholds}
+        return self._sessions["selective_decoder"].run(inputs)
+
+    def _made_side(self, image_embeddings: FloatArray) -> Arrays:
+        return self._sessions["image_side"].run({"image_embeddings": image_embeddings})
+
+    def _shares(self, prompts: Arrays) -> BoolArray:
+        """Return (N,) bool, True for objects that need no ``mask_decoder`` and are done sooner without."""
+        if "image_side" not in self._sessions:
+            return np.zeros(len(prompts["point_labels"]), np.bool_)
+        places = (prompts["point_labels"] != LABEL_EMPTY).sum(axis=1)
+        return np.asarray((prompts["has_mask_input"] == 0) & (places <= MOST_SHARED_PLACES), np.bool_)
+
+    def _portions(self, chosen: BoolArray) -> list[IntArray]:
+        rows = np.flatnonzero(chosen)
+        return [rows[begin : begin + self.per_call] for begin in range(0, len(rows), self.per_call)]
 
 
-def decode_shared(
-    sessions: Mapping[str, Session], grid_hw: tuple[int, ...], image_side: Arrays, prompts: Arrays
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-    """Decode objects without a mask input in one call of the graph that is there for them.
-
-    Parameters
-    ----------
-    grid_hw
-        Height and width of the embedding.
-    image_side, prompts
-        As in `decode_arrays`.
-
-    Returns
-    -------
-    tuple
-        As of `decode_arrays`.
-    """
-    tensors = _without_empty_ends({name: prompts[name] for name in ("point_coords", "point_labels")})
-    if "selective_decoder" not in sessions:
-        found = sessions["shared_decoder"].run({**image_side, **tensors})
-        return found["iou_predictions"], found["low_res_masks"]
-    thresholds = np.full((len(tensors["point_labels"]), MASK_TOKENS), -np.inf, np.float32)
-    found = _run_selective(sessions, grid_hw, grid_hw, image_side, tensors, thresholds)
-    ious, masks = found["iou_predictions"], found["low_res_masks"]
-    shape = (*ious.shape, *masks.shape[1:])
-    if len(masks) == ious.size:
-        return ious, masks.reshape(shape)
-    # Scores that are not numbers pass nothing; who asked sees them and refuses the answer.
-    whole = np.full(shape, np.nan, np.float32)
-    whole[found["kept"][:, 0], found["kept"][:, 1]] = masks
-    return ious, whole
-
-
-def decode_passing(
-    sessions: Mapping[str, Session],
-    image_embeddings: NDArray[np.float32],
-    image_side: Arrays | None,
-    prompts: Arrays,
-    *,
-    min_iou: NDArray[np.float32],
-    size_hw: tuple[int, int],
-    per_call: int,
-) -> SelectedMasks:
-    """Decode objects, and of their masks only those whose predicted IoU is above a threshold.
-
-    The masks are those of `decode_arrays`. A bundle with ``selective_decoder`` makes no others.
-
-    Parameters
-    ----------
-    sessions, image_embeddings, image_side, prompts, per_call
-        As in `decode_arrays`.
-    min_iou
-        (4,) float32, a threshold for each of an object's masks; infinity where none is wanted.
-    size_hw
-        Height and width of the part of the masks, in their pixels, that is wanted; the rest may be padding.
-    """
-    if "selective_decoder" not in sessions or not _take_shared(sessions, prompts).all():
-        ious, masks = decode_arrays(sessions, image_embeddings, image_side, prompts, per_call=per_call)
-        objects, tokens = np.nonzero(ious > min_iou)
-        return SelectedMasks(ious, objects, tokens, masks[objects, tokens, : size_hw[0], : size_hw[1]])
-    side = sessions["image_side"].run({"image_embeddings": image_embeddings}) if image_side is None else image_side
-    grid_hw = image_embeddings.shape[2:]
-    cells_hw = (-(-size_hw[0] // 4), -(-size_hw[1] // 4))
-    parts = []
-    for rows in _portions(np.ones(len(prompts["point_labels"]), np.bool_), per_call):
-        tensors = _without_empty_ends({name: prompts[name][rows] for name in ("point_coords", "point_labels")})
-        thresholds = np.tile(min_iou, (len(rows), 1))
-        found = _run_selective(sessions, grid_hw, cells_hw, side, tensors, thresholds)
-        kept = found["kept"]
-        masks = found["low_res_masks"][:, : size_hw[0], : size_hw[1]]
-        parts.append(SelectedMasks(found["iou_predictions"], rows[0] + kept[:, 0], kept[:, 1], masks))
-    return (
-        parts[0] if len(parts) == 1 else SelectedMasks(*(np.concatenate(arrays) for arrays in zip(*parts, strict=True)))
-    )
-
-
-def _run_selective(
-    sessions: Mapping[str, Session],
-    grid_hw: tuple[int, ...],
-    cells_hw: tuple[int, ...],
-    image_side: Arrays,
-    tensors: Arrays,
-    thresholds: NDArray[np.float32],
-) -> dict[str, NDArray[Any]]:
-    """Run ``selective_decoder`` for the first rows and columns of the grid."""
-    whole = image_side["upscaled"]
-    cells = whole.reshape(1, *grid_hw, whole.shape[2])[:, : cells_hw[0], : cells_hw[1]]
-    inputs = {**image_side, "upscaled": np.ascontiguousarray(cells), **tensors, "min_iou": thresholds}
-    return sessions["selective_decoder"].run(inputs)
-
-
-def _take_shared(sessions: Mapping[str, Session], prompts: Arrays) -> NDArray[np.bool_]:
-    """Return (N,) bool, True for objects that a graph of `SHARED_GRAPHS` takes and does sooner."""
-    if not any(graph in sessions for graph in SHARED_GRAPHS):
-        return np.zeros(len(prompts["point_labels"]), np.bool_)
-    places = (prompts["point_labels"] != LABEL_EMPTY).sum(axis=1)
-    return np.asarray((prompts["has_mask_input"] == 0) & (places <= MOST_SHARED_PLACES), np.bool_)
-
-
-def _rows(tensors: Arrays, rows: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+def _rows(tensors: Arrays, rows: IntArray) -> dict[str, AnyArray]:
     return {name: array[rows] for name, array in tensors.items()}
 
 
-def _portions(chosen: NDArray[np.bool_], per_call: int) -> list[NDArray[np.int64]]:
-    rows = np.flatnonzero(chosen)
-    return [rows[begin : begin + per_call] for begin in range(0, len(rows), per_call)]
-
-
-def _without_empty_ends(tensors: dict[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-    """Cut off the places at the end that are empty in every object of a call."""
-    used = (tensors["point_labels"] != LABEL_EMPTY).any(axis=0)
+def _clicks(tensors: Arrays, rows: IntArray | slice) -> dict[str, AnyArray]:
+    """Return coordinates and labels of some objects, without the places at the end that are empty in all of them."""
+    coords, labels = tensors["point_coords"][rows], tensors["point_labels"][rows]
+    used = (labels != LABEL_EMPTY).any(axis=0)
     places = max(1, int(used.nonzero()[0].max(initial=0)) + 1)
-    cut = {name: np.ascontiguousarray(tensors[name][:, :places]) for name in ("point_coords", "point_labels")}
-    return {**tensors, **cut}
+    return {
+        "point_coords": np.ascontiguousarray(coords[:, :places]),
+        "point_labels": np.ascontiguousarray(labels[:, :places]),
+    }

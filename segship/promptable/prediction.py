@@ -136,6 +136,14 @@ class MaskPrediction:
         return np.asarray(self.areas == 0, np.bool_)
 
 
+def check_choice(choice: MaskChoice) -> None:
+    """Refuse what is no `MaskChoice`."""
+    if choice is not True and choice is not False and choice not in ("best", "auto"):
+        raise PromptError(
+            f"multimask_output is {choice!r}; accepted are True, False, 'best' and 'auto'", code="bad_multimask_output"
+        )
+
+
 def choose_masks(
     ious: NDArray[np.float32],
     low_res: NDArray[np.float32],
@@ -147,10 +155,6 @@ def choose_masks(
         return ious[:, AMBIGUOUS_MASKS], low_res[:, AMBIGUOUS_MASKS]
     if choice is False:
         return ious[:, :1], low_res[:, :1]
-    if choice not in ("best", "auto"):
-        raise PromptError(
-            f"multimask_output is {choice!r}; accepted are True, False, 'best' and 'auto'", code="bad_multimask_output"
-        )
     # argmax takes the first of equals, so ties go to the lower index.
     best = 1 + ious[:, AMBIGUOUS_MASKS].argmax(axis=1)
     if choice == "auto":

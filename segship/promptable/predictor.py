@@ -8,30 +8,32 @@ belongs to an image travels in the `ImageEmbedding` that `encode` returns.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, Self
+from typing import TYPE_CHECKING, Literal, Self
 
 import numpy as np
 import numpy.typing as npt
-from numpy.typing import NDArray
 
+from segship.arrays import AnyArray, FloatArray, Points
 from segship.errors import BackendUnavailable, PromptError
-from segship.images import ImageLimits, ImageSource, read_image
+from segship.images import ImageLimits, ImageSource, LoadedImage, read_image
 from segship.masks.cleanup import MaskCleanUp
 from segship.masks.upscaling import LogitsPatch, Upscaler, upscaler
-from segship.promptable.decoder import SelectedMasks, decode_arrays, decode_passing, objects_per_call
+from segship.promptable.decoder import Decoded, Decoder, SelectedMasks, objects_per_call
 from segship.promptable.prediction import (
     AMBIGUOUS_MASKS,
     ImageEmbedding,
     MaskChoice,
     MaskPrediction,
+    check_choice,
     choose_masks,
     make_masks,
 )
 from segship.promptable.prompts import (
-    ObjectPrompt,
     PromptLimits,
     PromptRules,
     Prompts,
+    ResolvedPrompts,
+    encode_clicks,
     encode_prompts,
     resolve_prompts,
 )
@@ -54,8 +56,8 @@ class Predictor:
     manifest
         What the model is: sizes, preprocessing, prompt rules.
     sessions
-        Graph -> session with its contract of `segship.spec`: ``image_encoder`` and ``mask_decoder``, and ``image_side``
-        with ``selective_decoder`` (older bundles: ``shared_decoder``) where the bundle has them.
+        Graph -> session with its contract of `segship.spec`: ``image_encoder`` and those of
+        `segship.promptable.decoder.Decoder`.
     encoder_sha256
         Digest that ties embeddings to this encoder.
     backend
@@ -84,10 +86,11 @@ class Predictor:
         self.precision = precision
         self.backend_reason = backend_reason
         self._sessions = dict(sessions)
+        self._decoder = Decoder(self._sessions, self.objects_per_call)
         self._encoder_sha256 = encoder_sha256
         self._threads = threads
         # Inputs of calls that have ended, for the next ones: as many as there ever were calls at once.
-        self._spare_frames: list[NDArray[np.float32]] = []
+        self._spare_frames: list[FloatArray] = []
 
     @property
     def image_size(self) -> int:
@@ -145,29 +148,7 @@ class Predictor:
         >>> embedding.original_size
         (400, 600)
         """
-        loaded = read_image(image, limits=limits or ImageLimits())
-        height, width = loaded.size_hw
-        frame = self._spare_frame()
-        tensor = prepare_image(loaded.picture, self._preprocessing, threads=self._threads, out=frame)
-        outputs = self._sessions["image_encoder"].run({"image": tensor})
-        if not any(np.may_share_memory(tensor, output) for output in outputs.values()):
-            self._spare_frames.append(tensor)
-        _require_finite(outputs, "image_embeddings", self.description)
-        side = self._sessions.get("image_side")
-        return ImageEmbedding(
-            image_embeddings=outputs["image_embeddings"],
-            original_size=(height, width),
-            input_size=resized_size((height, width), self.image_size),
-            encoder_sha256=self._encoder_sha256,
-            notes=loaded.notes,
-            image_side=None if side is None else side.run({"image_embeddings": outputs["image_embeddings"]}),
-        )
-
-    def _spare_frame(self) -> NDArray[np.float32] | None:
-        try:
-            return self._spare_frames.pop()
-        except IndexError:
-            return None
+        return self.encode_loaded(read_image(image, limits=limits))
 
     def decode(
         self,
@@ -217,25 +198,11 @@ class Predictor:
         >>> prediction.masks.shape, prediction.masks.dtype
         ((1, 3, 400, 600), dtype('bool'))
         """
+        check_choice(multimask_output)
         self._check_embedding(embedding)
         resolved = resolve_prompts(prompts, embedding.original_size, outside=outside, limits=limits or PromptLimits())
-        all_ious, all_low_res = self._run_decoder(embedding, resolved.objects)
-        ious, low_res = choose_masks(all_ious, all_low_res, resolved.objects, multimask_output)
-        return MaskPrediction(
-            held=make_masks(
-                low_res,
-                embedding,
-                resolved.objects,
-                self._upscaler(embedding),
-                self.mask_clean_up if clean_up else None,
-                pixels_per_cell=self.image_size / self.manifest.geometry.low_res_size,
-                return_logits=return_logits,
-            ),
-            iou_predictions=ious,
-            low_res_masks=low_res,
-            original_size=embedding.original_size,
-            objects=resolved.objects,
-            notes=(*embedding.notes, *resolved.notes),
+        return self.decode_resolved(
+            embedding, resolved, multimask_output=multimask_output, return_logits=return_logits, clean_up=clean_up
         )
 
     def predict(
@@ -275,27 +242,19 @@ class Predictor:
         prompts: Prompts | Sequence[Prompts],
         *,
         limits: PromptLimits | None = None,
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        """Return what the decoder itself gives, for code that chooses and upscales masks on its own.
+    ) -> Decoded:
+        """Return what the decoder itself gives for prompts as `decode` takes them.
 
-        Parameters
-        ----------
-        embedding, prompts, limits
-            As `decode` takes them.
+        For code that chooses and upscales masks on its own.
 
         Returns
         -------
         tuple
             (N, 4) float32 predicted IoUs and (N, 4, 4h, 4w) float32 logits, the single-mask token first.
-
-        Raises
-        ------
-        PromptError
-            As `decode` does.
         """
         self._check_embedding(embedding)
         resolved = resolve_prompts(prompts, embedding.original_size, limits=limits or PromptLimits())
-        return self._run_decoder(embedding, resolved.objects)
+        return self._run_decoder(embedding, self._prompt_tensors(embedding, resolved))
 
     def decode_passing(
         self,
@@ -305,44 +264,28 @@ class Predictor:
         min_iou: float = -np.inf,
         limits: PromptLimits | None = None,
     ) -> SelectedMasks:
-        """Return the ambiguous masks whose predicted IoU is above a bound, as the decoder itself gives them.
+        """Return the ambiguous masks whose predicted IoU is above a bound, for prompts as `decode` takes them.
 
         They are those of `decode_low_res`, cut to the part that is not padding; a bundle with ``selective_decoder``
         does not compute the others.
 
         Parameters
         ----------
-        embedding, prompts, limits
-            As `decode` takes them.
         min_iou
             The bound, compared in float32; all masks pass when it is left out.
 
         Raises
         ------
-        PromptError
-            As `decode` does.
         BackendUnavailable
             ``nonfinite_output`` when a score is not finite.
         """
         self._check_embedding(embedding)
         resolved = resolve_prompts(prompts, embedding.original_size, limits=limits or PromptLimits())
-        thresholds = np.full(MASK_TOKENS, np.inf, np.float32)
-        thresholds[AMBIGUOUS_MASKS] = min_iou
-        found = decode_passing(
-            self._sessions,
-            embedding.image_embeddings,
-            embedding.image_side,
-            self._prompt_tensors(embedding, resolved.objects),
-            min_iou=thresholds,
-            size_hw=self._upscaler(embedding).valid_cells,
-            per_call=self.objects_per_call,
-        )
-        _require_finite({"iou_predictions": found.iou_predictions}, "iou_predictions", self.description)
-        return found
+        return self._select(embedding, self._prompt_tensors(embedding, resolved), min_iou)
 
-    def upscale(self, low_res: NDArray[np.float32], embedding: ImageEmbedding) -> NDArray[np.float32]:
+    def upscale(self, low_res: FloatArray, embedding: ImageEmbedding) -> FloatArray:
         """Return the (H, W) float32 logits, in the image frame, of one low-resolution mask (4h, 4w)."""
-        return self._upscaler(embedding).enlarge(LogitsPatch(low_res))
+        return self.upscaler(embedding).enlarge(LogitsPatch(low_res))
 
     def close(self) -> None:
         """Release the sessions; the predictor cannot be used afterwards."""
@@ -355,6 +298,73 @@ class Predictor:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    # What follows trusts its callers: images were read, prompts resolved, and embeddings are this predictor's own.
+
+    def encode_loaded(self, loaded: LoadedImage) -> ImageEmbedding:
+        """Encode an image that `segship.images.read_image` gave."""
+        size_hw = loaded.size_hw
+        frame = self._spare_frame()
+        tensor = prepare_image(loaded.picture, self._preprocessing, threads=self._threads, out=frame)
+        outputs = self._sessions["image_encoder"].run({"image": tensor})
+        if not any(np.may_share_memory(tensor, output) for output in outputs.values()):
+            self._spare_frames.append(tensor)
+        image_embeddings = outputs["image_embeddings"]
+        # A NaN here would make plausible-looking empty masks of every later click.
+        self._require_finite(image_embeddings, "image_embeddings")
+        return ImageEmbedding(
+            image_embeddings=image_embeddings,
+            original_size=size_hw,
+            input_size=resized_size(size_hw, self.image_size),
+            encoder_sha256=self._encoder_sha256,
+            notes=loaded.notes,
+            image_side=self._decoder.image_side(image_embeddings),
+        )
+
+    def decode_resolved(
+        self,
+        embedding: ImageEmbedding,
+        resolved: ResolvedPrompts,
+        *,
+        multimask_output: MaskChoice = True,
+        return_logits: bool = False,
+        clean_up: bool = True,
+    ) -> MaskPrediction:
+        """Decode prompts that `segship.promptable.prompts.resolve_prompts` gave, as `decode` does."""
+        ious, low_res = self._run_decoder(embedding, self._prompt_tensors(embedding, resolved))
+        ious, low_res = choose_masks(ious, low_res, resolved.objects, multimask_output)
+        return MaskPrediction(
+            held=make_masks(
+                low_res,
+                embedding,
+                resolved.objects,
+                self.upscaler(embedding),
+                self.mask_clean_up if clean_up else None,
+                pixels_per_cell=self.image_size / self.manifest.geometry.low_res_size,
+                return_logits=return_logits,
+            ),
+            iou_predictions=ious,
+            low_res_masks=low_res,
+            original_size=embedding.original_size,
+            objects=resolved.objects,
+            notes=(*embedding.notes, *resolved.notes),
+        )
+
+    def select_at(self, embedding: ImageEmbedding, points_xy: Points, min_iou: float) -> SelectedMasks:
+        """Return what `decode_passing` does at points (N, 2) inside the image, each an object of its own."""
+        tensors = encode_clicks(
+            points_xy,
+            original_size=embedding.original_size,
+            input_size=embedding.input_size,
+            low_res_size=self.manifest.geometry.low_res_size,
+            rules=self._prompt_rules,
+        )
+        return self._select(embedding, tensors, min_iou)
+
+    def upscaler(self, embedding: ImageEmbedding) -> Upscaler:
+        """Return what makes low-resolution masks of an image as large as it is."""
+        low_res_size = self.manifest.geometry.low_res_size
+        return upscaler(low_res_size, self.image_size, embedding.input_size, embedding.original_size)
+
     @property
     def _preprocessing(self) -> Preprocessing:
         entry = self.manifest.preprocessing
@@ -364,6 +374,36 @@ class Predictor:
     def _prompt_rules(self) -> PromptRules:
         return PromptRules(padding_point=self.manifest.prompt_rules.padding_point)
 
+    def _spare_frame(self) -> FloatArray | None:
+        try:
+            return self._spare_frames.pop()
+        except IndexError:
+            return None
+
+    def _prompt_tensors(self, embedding: ImageEmbedding, resolved: ResolvedPrompts) -> dict[str, AnyArray]:
+        return encode_prompts(
+            resolved.objects,
+            original_size=embedding.original_size,
+            input_size=embedding.input_size,
+            low_res_size=self.manifest.geometry.low_res_size,
+            rules=self._prompt_rules,
+        )
+
+    def _run_decoder(self, embedding: ImageEmbedding, tensors: Mapping[str, AnyArray]) -> Decoded:
+        ious, low_res = self._decoder.decode(embedding.image_embeddings, embedding.image_side, tensors)
+        self._require_finite(ious, "iou_predictions")
+        return ious, low_res
+
+    def _select(self, embedding: ImageEmbedding, tensors: Mapping[str, AnyArray], min_iou: float) -> SelectedMasks:
+        thresholds = np.full(MASK_TOKENS, np.inf, np.float32)
+        thresholds[AMBIGUOUS_MASKS] = min_iou
+        size_hw = self.upscaler(embedding).valid_cells
+        found = self._decoder.select(
+            embedding.image_embeddings, embedding.image_side, tensors, min_iou=thresholds, size_hw=size_hw
+        )
+        self._require_finite(found.iou_predictions, "iou_predictions")
+        return found
+
     def _check_embedding(self, embedding: ImageEmbedding) -> None:
         if embedding.encoder_sha256 != self._encoder_sha256:
             raise PromptError(
@@ -372,37 +412,10 @@ class Predictor:
                 code="foreign_embedding",
             )
 
-    def _run_decoder(
-        self, embedding: ImageEmbedding, objects: Sequence[ObjectPrompt]
-    ) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
-        inputs = self._prompt_tensors(embedding, objects)
-        ious, low_res = decode_arrays(
-            self._sessions, embedding.image_embeddings, embedding.image_side, inputs, per_call=self.objects_per_call
-        )
-        _require_finite({"iou_predictions": ious}, "iou_predictions", self.description)
-        return ious, low_res
-
-    def _prompt_tensors(
-        self, embedding: ImageEmbedding, objects: Sequence[ObjectPrompt]
-    ) -> dict[str, NDArray[np.float32]]:
-        return encode_prompts(
-            objects,
-            original_size=embedding.original_size,
-            input_size=embedding.input_size,
-            low_res_size=self.manifest.geometry.low_res_size,
-            rules=self._prompt_rules,
-        )
-
-    def _upscaler(self, embedding: ImageEmbedding) -> Upscaler:
-        low_res_size = self.manifest.geometry.low_res_size
-        return upscaler(low_res_size, self.image_size, embedding.input_size, embedding.original_size)
-
-
-def _require_finite(outputs: Mapping[str, NDArray[Any]], name: str, runs_on: str) -> None:
-    # A NaN in the embedding would make plausible-looking empty masks of every later click.
-    if not np.isfinite(outputs[name]).all():
-        raise BackendUnavailable(
-            f"{name} holds values that are not finite (NaN or infinity) in {runs_on}; "
-            "try precision fp32 or another backend, and `segship doctor`",
-            code="nonfinite_output",
-        )
+    def _require_finite(self, output: AnyArray, name: str) -> None:
+        if not np.isfinite(output).all():
+            raise BackendUnavailable(
+                f"{name} holds values that are not finite (NaN or infinity) in {self.description}; "
+                "try precision fp32 or another backend, and `segship doctor`",
+                code="nonfinite_output",
+            )

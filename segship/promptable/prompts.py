@@ -19,13 +19,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
+from segship.arrays import AnyArray, FloatArray, IntArray, Points, Size
 from segship.errors import PromptError
-from segship.promptable.transforms import Size, to_model_frame
+from segship.promptable.transforms import to_model_frame
 from segship.spec import (
     LABEL_BACKGROUND,
     LABEL_BOX_BOTTOM_RIGHT,
@@ -35,16 +36,13 @@ from segship.spec import (
     LABEL_NOT_A_POINT,
 )
 
-FloatArray = npt.NDArray[np.float32]
-LabelArray = npt.NDArray[np.int64]
-
 POINTS_ACCEPTED = "(N, 2) for N points of one object, or (B, N, 2) for B objects"
 _LABELS_ACCEPTED = "(N,) for points (N, 2), or (B, N) for points (B, N, 2)"
 _BOXES_ACCEPTED = "(4,) for one object, or (B, 4) for B objects, as x0 y0 x1 y1"
 _MASK_INPUT_ACCEPTED = "(h, w) or (1, h, w) for one object, or (B, 1, h, w) for B objects"
 
 
-def _read_array(value: npt.ArrayLike, name: str, accepted: str, code: str, kinds: str = "iuf") -> npt.NDArray[Any]:
+def _read_array(value: npt.ArrayLike, name: str, accepted: str, code: str, kinds: str = "iuf") -> AnyArray:
     """Return an array of finite numbers; ``kinds`` are numpy's letters of the number types that are accepted."""
     try:
         array = np.asarray(value)
@@ -60,7 +58,7 @@ def _read_array(value: npt.ArrayLike, name: str, accepted: str, code: str, kinds
     return array
 
 
-def _as_float32(array: npt.NDArray[Any], name: str) -> FloatArray:
+def _as_float32(array: AnyArray, name: str) -> FloatArray:
     with np.errstate(over="ignore"):
         # Always a copy, so that later changes of the caller's array change nothing here.
         converted = array.astype(np.float32, copy=True)
@@ -83,7 +81,7 @@ def read_points(points: npt.ArrayLike | None) -> FloatArray | None:
     return _as_float32(array if array.ndim == 3 else array[None], "points")
 
 
-def read_labels(labels: npt.ArrayLike | None, points: FloatArray | None) -> LabelArray | None:
+def read_labels(labels: npt.ArrayLike | None, points: FloatArray | None) -> IntArray | None:
     """Return one label a point as (B, N) int64; foreground where none are given."""
     if labels is None:
         return None if points is None else np.full(points.shape[:2], LABEL_FOREGROUND, np.int64)
@@ -179,7 +177,7 @@ class Prompts:
     """
 
     points: FloatArray | None
-    labels: LabelArray | None
+    labels: IntArray | None
     boxes: FloatArray | None
     mask_input: FloatArray | None
 
@@ -232,7 +230,7 @@ class ObjectPrompt:
     """
 
     points: FloatArray
-    labels: LabelArray
+    labels: IntArray
     box: FloatArray | None = None
     mask_input: FloatArray | None = None
 
@@ -255,7 +253,7 @@ def resolve_prompts(
     original_size: Size,
     *,
     outside: Literal["error", "clip"] = "error",
-    limits: PromptLimits = DEFAULT_LIMITS,
+    limits: PromptLimits | None = DEFAULT_LIMITS,
 ) -> ResolvedPrompts:
     """Check prompts against their image and split them into objects.
 
@@ -269,7 +267,7 @@ def resolve_prompts(
         What happens to a point outside the image: ``error`` refuses it, ``clip`` moves it to the edge. A box is cut at
         the edge either way, and refused if all of it is outside.
     limits
-        The most objects, and points an object.
+        The most objects, and points an object; None takes any number.
 
     Raises
     ------
@@ -284,7 +282,7 @@ def resolve_prompts(
             "to segment everything, use generate_masks",
             code="no_prompts",
         )
-    if sum(counts) > limits.objects:
+    if limits is not None and sum(counts) > limits.objects:
         raise PromptError(
             f"the prompts are for {sum(counts)} objects; at most {limits.objects} are taken in one call",
             code="too_many_objects",
@@ -311,10 +309,10 @@ def _resolve_object(
     index: int,
     original_size: Size,
     outside: Literal["error", "clip"],
-    limits: PromptLimits,
+    limits: PromptLimits | None,
     notes: dict[str, None],
 ) -> ObjectPrompt:
-    if len(given.points) > limits.points_per_object:
+    if limits is not None and len(given.points) > limits.points_per_object:
         raise PromptError(
             f"object {index} has {len(given.points)} points; at most {limits.points_per_object} are taken",
             code="too_many_points",
@@ -386,7 +384,7 @@ def encode_prompts(
     input_size: Size,
     low_res_size: int,
     rules: PromptRules,
-) -> dict[str, npt.NDArray[Any]]:
+) -> dict[str, AnyArray]:
     """Return the prompt tensors of ``mask_decoder``.
 
     Parameters
@@ -433,6 +431,24 @@ def encode_prompts(
         "point_labels": point_labels,
         "mask_input": mask_input,
         "has_mask_input": has_mask_input,
+    }
+
+
+def encode_clicks(
+    points_xy: Points, *, original_size: Size, input_size: Size, low_res_size: int, rules: PromptRules
+) -> dict[str, AnyArray]:
+    """Return what `encode_prompts` does for N objects of one foreground point each, (N, 2) in the image frame."""
+    # Rounded first, as `Prompts` stores points.
+    coords = to_model_frame(points_xy.astype(np.float32), original_size, input_size)[:, None]
+    labels = np.full((len(coords), 1), LABEL_FOREGROUND, np.float32)
+    if rules.padding_point != "never":
+        coords = np.concatenate([coords, np.zeros_like(coords)], axis=1)
+        labels = np.concatenate([labels, np.full_like(labels, LABEL_NOT_A_POINT)], axis=1)
+    return {
+        "point_coords": coords,
+        "point_labels": labels,
+        "mask_input": np.zeros((len(coords), 1, low_res_size, low_res_size), np.float32),
+        "has_mask_input": np.zeros(len(coords), np.float32),
     }
 
 

@@ -19,7 +19,7 @@ from segship.bundle.agreement import mask_step, tensor_step
 from segship.bundle.measured import ComparisonBar, ComparisonStep
 from segship.cases import comparison_images, prompt_mixes
 from segship.masks.scores import mask_iou
-from segship.promptable.decoder import SHARED_GRAPHS, decode_arrays, decode_shared
+from segship.promptable.decoder import Decoder
 from segship.promptable.prompts import PromptRules, encode_prompts, resolve_prompts
 from segship.promptable.transforms import Preprocessing, prepare_image, resized_size, upscale_mask
 from segship.ship.families.sam.model import ImageEncoderGraph, MaskDecoderGraph, Sam
@@ -134,7 +134,7 @@ def compare_sam(
     """
     embeddings: TensorPairs = []
     sides: TensorPairs = []
-    sharing = next((graph for graph in SHARED_GRAPHS if graph in sessions), SHARED_GRAPHS[0])
+    sharing = "shared_decoder" if "shared_decoder" in sessions else "selective_decoder"
     found: dict[str, Pairs] = {"mask_decoder": ([], []), sharing: ([], [])}
     ious: list[float] = []
     for case in reference.images:
@@ -146,12 +146,13 @@ def compare_sam(
         for decoded in case.decoder_cases:
             answer = sessions["mask_decoder"].run({"image_embeddings": case.image_embeddings, **decoded.inputs})
             _pair(found["mask_decoder"], decoded, answer)
-            chained = decode_arrays(sessions, made, None, decoded.inputs, per_call=len(decoded.iou_predictions))[1]
+            decoder = Decoder(sessions, per_call=len(decoded.iou_predictions))
+            chained = decoder.decode(made, None, decoded.inputs)[1]
             ious.extend(_mask_ious(reference.image_size, case, decoded.low_res_masks, chained))
             rows = np.flatnonzero(decoded.inputs["has_mask_input"] == 0)
             if "image_side" in sessions and len(rows):
                 prompts = {name: decoded.inputs[name][rows] for name in ("point_coords", "point_labels")}
-                own = decode_shared(sessions, case.image_embeddings.shape[2:], side, prompts)
+                own = decoder.share(case.image_embeddings, side, prompts)
                 _pair(found[sharing], decoded, dict(zip(("iou_predictions", "low_res_masks"), own, strict=True)), rows)
     steps = [tensor_step(step, "image_encoder", "image_embeddings", embeddings, bar)]
     if sides:

@@ -9,9 +9,7 @@ import pytest
 from segship.backends.torch import Session
 from segship.promptable.decoder import (
     MOST_SHARED_PLACES,
-    bytes_per_object,
-    decode_arrays,
-    decode_passing,
+    Decoder,
     image_side_bytes,
     objects_per_call,
 )
@@ -88,7 +86,7 @@ def test_objects_with_and_without_masks_come_back_in_order(sessions, sharing, em
     prompts = make_prompts(7, masked=masked)
     plain = sessions["mask_decoder"].run({"image_embeddings": embeddings, **prompts})
     sessions["mask_decoder"].calls.clear()
-    found = decode_arrays(sessions, embeddings, None, prompts, per_call=per_call)
+    found = Decoder(sessions, per_call).decode(embeddings, None, prompts)
     assert_close((plain["iou_predictions"], plain["low_res_masks"]), found)
     for name, objects in (("mask_decoder", len(masked)), (sharing, 7 - len(masked))):
         assert sum(shape[0] for shape in sessions[name].calls) == objects
@@ -98,9 +96,9 @@ def test_objects_with_and_without_masks_come_back_in_order(sessions, sharing, em
 @pytest.mark.parametrize("objects", [1, 2, 5, 8, 9])
 def test_any_number_of_objects_equals_one_at_a_time(sessions, embeddings, objects):
     prompts = make_prompts(objects)
-    together = decode_arrays(sessions, embeddings, None, prompts, per_call=8)
+    together = Decoder(sessions, 8).decode(embeddings, None, prompts)
     alone = [
-        decode_arrays(sessions, embeddings, None, {name: a[i : i + 1] for name, a in prompts.items()}, per_call=8)
+        Decoder(sessions, 8).decode(embeddings, None, {name: a[i : i + 1] for name, a in prompts.items()})
         for i in range(objects)
     ]
     assert_close([np.concatenate(part) for part in zip(*alone, strict=True)], together)
@@ -118,11 +116,11 @@ INF = float("inf")
 @pytest.mark.parametrize("share", [0.0, 0.4, 1.0])
 def test_passing_masks_are_those_that_a_filter_leaves(sessions, sharing, embeddings, share, per_call, size_hw):
     prompts = make_prompts(7)
-    ious, masks = decode_arrays(sessions, embeddings, None, prompts, per_call=per_call)
+    ious, masks = Decoder(sessions, per_call).decode(embeddings, None, prompts)
     middle = np.sort(ious[:, 1:], axis=None)
     bound = {0.0: INF, 0.4: middle[[11, 12]].mean(), 1.0: -INF}[share]
     minimum = thresholds(INF, bound, bound, bound)
-    found = decode_passing(sessions, embeddings, None, prompts, min_iou=minimum, size_hw=size_hw, per_call=per_call)
+    found = Decoder(sessions, per_call).select(embeddings, None, prompts, min_iou=minimum, size_hw=size_hw)
     objects, tokens = np.nonzero(ious > minimum)
     assert len(objects) == {0.0: 0, 0.4: 9, 1.0: 21}[share]
     np.testing.assert_array_equal(found.objects, objects)
@@ -136,20 +134,19 @@ def test_passing_masks_are_those_that_a_filter_leaves(sessions, sharing, embeddi
 
 def test_a_score_that_equals_its_threshold_does_not_pass(sessions, embeddings):
     prompts = make_prompts(2)
-    ious = decode_arrays(sessions, embeddings, None, prompts, per_call=8)[0]
-    settings = {"size_hw": (32, 32), "per_call": 8}
+    decoder = Decoder(sessions, 8)
+    ious = decoder.decode(embeddings, None, prompts)[0]
     for minimum, passes in ((ious[1, 2], False), (np.nextafter(ious[1, 2], np.float32(-INF)), True)):
-        found = decode_passing(
-            sessions, embeddings, None, prompts, min_iou=thresholds(INF, INF, minimum, INF), **settings
-        )
+        bounds = thresholds(INF, INF, minimum, INF)
+        found = decoder.select(embeddings, None, prompts, min_iou=bounds, size_hw=(32, 32))
         assert (1 in found.objects) == passes
 
 
 def test_objects_with_a_mask_input_are_filtered_too(sessions, embeddings):
     prompts = make_prompts(4, masked=(1, 2))
-    ious, masks = decode_arrays(sessions, embeddings, None, prompts, per_call=8)
+    ious, masks = Decoder(sessions, 8).decode(embeddings, None, prompts)
     minimum = thresholds(*[np.median(ious)] * 4)
-    found = decode_passing(sessions, embeddings, None, prompts, min_iou=minimum, size_hw=(20, 30), per_call=8)
+    found = Decoder(sessions, 8).select(embeddings, None, prompts, min_iou=minimum, size_hw=(20, 30))
     np.testing.assert_array_equal(np.argwhere(ious > minimum), np.stack([found.objects, found.tokens], axis=1))
     assert_close((masks[found.objects, found.tokens, :20, :30],), (found.low_res_masks,))
 
@@ -169,15 +166,8 @@ def test_masks_that_nobody_wants_are_not_made(embeddings):
         "selective_decoder": Watching(SelectiveDecoderGraph(sam), selective_decoder_spec(geometry)),
     }
     for minimum in (INF, -INF):
-        decode_passing(
-            graphs,
-            embeddings,
-            None,
-            make_prompts(3),
-            min_iou=thresholds(INF, minimum, INF, INF),
-            size_hw=(9, 32),
-            per_call=8,
-        )
+        bounds = thresholds(INF, minimum, INF, INF)
+        Decoder(graphs, 8).select(embeddings, None, make_prompts(3), min_iou=bounds, size_hw=(9, 32))
     assert made == [(0, 12, 32), (3, 12, 32)]
 
 
@@ -189,7 +179,7 @@ def test_scores_that_are_not_numbers_leave_masks_that_are_none(embeddings):
     }
     prompts = make_prompts(3)
     prompts["point_coords"][1] = np.nan
-    ious, masks = decode_arrays(graphs, embeddings, None, prompts, per_call=8)
+    ious, masks = Decoder(graphs, 8).decode(embeddings, None, prompts)
     assert masks.shape == (3, 4, 32, 32)
     assert np.isnan(ious[1]).all() and np.isnan(masks[1]).all()
     assert np.isfinite(ious[[0, 2]]).all() and np.isfinite(masks[[0, 2]]).all()
@@ -199,19 +189,19 @@ def test_what_the_embedding_holds_is_not_made_again(sessions, embeddings):
     side = sessions["image_side"].run({"image_embeddings": embeddings})
     sessions["image_side"].calls.clear()
     prompts = make_prompts(3)
-    held = decode_arrays(sessions, embeddings, side, prompts, per_call=8)
+    held = Decoder(sessions, 8).decode(embeddings, side, prompts)
     assert not sessions["image_side"].calls
-    made = decode_arrays(sessions, embeddings, None, prompts, per_call=8)
+    made = Decoder(sessions, 8).decode(embeddings, None, prompts)
     assert len(sessions["image_side"].calls) == 1
     for expected, actual in zip(held, made, strict=True):
         np.testing.assert_array_equal(expected, actual)
 
 
 def test_objects_with_many_points_take_the_general_decoder(sessions, sharing, embeddings):
-    decode_arrays(sessions, embeddings, None, make_prompts(2, places=MOST_SHARED_PLACES), per_call=8)
+    Decoder(sessions, 8).decode(embeddings, None, make_prompts(2, places=MOST_SHARED_PLACES))
     assert not sessions["mask_decoder"].calls
     sessions[sharing].calls.clear()
-    decode_arrays(sessions, embeddings, None, make_prompts(2, places=MOST_SHARED_PLACES + 1), per_call=8)
+    Decoder(sessions, 8).decode(embeddings, None, make_prompts(2, places=MOST_SHARED_PLACES + 1))
     assert sessions["mask_decoder"].calls and not sessions[sharing].calls
 
 
@@ -219,7 +209,7 @@ def test_one_long_object_does_not_pad_the_others(sessions, sharing, embeddings):
     prompts = make_prompts(3, places=MOST_SHARED_PLACES + 4)
     prompts["point_labels"][:2, 2:] = -2
     plain = sessions["mask_decoder"].run({"image_embeddings": embeddings, **prompts})
-    found = decode_arrays(sessions, embeddings, None, prompts, per_call=8)
+    found = Decoder(sessions, 8).decode(embeddings, None, prompts)
     assert_close((plain["iou_predictions"], plain["low_res_masks"]), found)
     assert sessions[sharing].calls == [(2, 2)]
 
@@ -228,7 +218,7 @@ def test_bundles_without_the_new_graphs_decode_as_before(sessions, embeddings):
     old = {"mask_decoder": sessions["mask_decoder"]}
     prompts = make_prompts(3, masked=(1,))
     expected = sessions["mask_decoder"].run({"image_embeddings": embeddings, **prompts})
-    ious, masks = decode_arrays(old, embeddings, None, prompts, per_call=8)
+    ious, masks = Decoder(old, 8).decode(embeddings, None, prompts)
     np.testing.assert_array_equal(ious, expected["iou_predictions"])
     np.testing.assert_array_equal(masks, expected["low_res_masks"])
 
@@ -252,11 +242,9 @@ def test_a_predictor_gives_the_same_masks_with_and_without_the_shared_path():
         assert_close((expected.iou_predictions, expected.low_res_masks), (found.iou_predictions, found.low_res_masks))
 
 
-def test_objects_per_call_follow_cache_and_memory():
+def test_objects_per_call_follow_the_cache():
     assert objects_per_call(SAM) == 8
     assert objects_per_call(SamGeometry(2048, 256, 128)) == 2
-    assert objects_per_call(SAM, bytes_left=3 * bytes_per_object(SAM)) == 3
-    assert objects_per_call(SAM, bytes_left=0) == 1
     assert objects_per_call(SAM, on_gpu=True) == 64
 
 

@@ -16,6 +16,7 @@ from segship.promptable.prompts import (
     PromptLimits,
     PromptRules,
     Prompts,
+    encode_clicks,
     encode_prompts,
     resolve_prompts,
 )
@@ -226,3 +227,20 @@ def test_any_prompts_become_sound_tensors_or_a_code(prompts: list[Prompts]) -> N
         count = len(entry.points)
         expected = to_model_frame(entry.points, SIZE, INPUT_SIZE)
         assert np.array_equal(tensors["point_coords"][row, :count], expected)
+
+
+@pytest.mark.parametrize("padding_point", ["without_box", "always", "never"])
+def test_clicks_are_encoded_as_prompts_are(padding_point) -> None:
+    points = np.random.default_rng(0).random((50, 2)) * np.array([100, 60])
+    settings = {
+        "original_size": SIZE,
+        "input_size": INPUT_SIZE,
+        "low_res_size": 16,
+        "rules": PromptRules(padding_point=padding_point),
+    }
+    expected = encode_prompts(resolve_prompts(Prompts(points=points[:, None]), SIZE).objects, **settings)
+    found = encode_clicks(points, **settings)
+    assert found.keys() == expected.keys()
+    for name, array in expected.items():
+        assert found[name].dtype == array.dtype
+        np.testing.assert_array_equal(found[name], array)

@@ -14,7 +14,7 @@ from segship.masks.lazy import ArrayMasks, LazyMasks
 from segship.masks.rle import encode_rle, mask_to_runs
 from segship.masks.spans import masks_to_boxes
 from segship.masks.upscaling import crop_patch, upscaler
-from segship.promptable.prediction import MaskPrediction, best_masks, choose_masks
+from segship.promptable.prediction import MaskPrediction, best_masks, check_choice, choose_masks
 from segship.promptable.prompts import ObjectPrompt
 from segship.promptable.transforms import resized_size, upscale_mask
 
@@ -153,7 +153,6 @@ def test_each_choice_takes_its_tokens() -> None:
 
 @pytest.mark.parametrize("choice", ["all", None, 3, "True"])
 def test_other_choices_are_refused(choice: object) -> None:
-    low_res = np.zeros((1, 4, 2, 2), np.float32)
     with pytest.raises(PromptError, match="accepted are True, False, 'best' and 'auto'") as caught:
-        choose_masks(np.zeros((1, 4), np.float32), low_res, [click(1)], choice)  # type: ignore[arg-type]
+        check_choice(choice)  # type: ignore[arg-type]
     assert caught.value.code == "bad_multimask_output"

@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segship.errors import BackendUnavailable
-from segship.images import ImageLimits
+from segship.images import LoadedImage
 from segship.masks.cleanup import MaskCleanUp, clean_low_res
 from segship.masks.nms import box_nms, mask_nms
 from segship.masks.rle import mask_to_runs
@@ -27,16 +27,13 @@ from segship.masks.upscaling import (
     count_above,
     crop_patch,
     encode_logits,
-    upscaler,
 )
 from segship.promptable.decoder import SelectedMasks
 from segship.promptable.everything.filters import estimate_boxes, estimate_stability, near_crop_edge, stability
 from segship.promptable.everything.grids import Crop, Points
 from segship.promptable.everything.options import AmgOptions, Thresholds
 from segship.promptable.everything.records import MaskRecord
-from segship.promptable.prediction import ImageEmbedding
 from segship.promptable.predictor import Predictor
-from segship.promptable.prompts import PromptLimits, Prompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,8 +50,6 @@ class Context:
         Points that the decoder takes at once.
     held_bytes
         The most that low-resolution logits may take before they are made into run lengths early.
-    limits
-        Bounds that the image keeps.
     tick
         Is told how many points have been asked, after each call of the decoder.
     """
@@ -64,7 +59,6 @@ class Context:
     size_hw: tuple[int, int]
     points_per_call: int
     held_bytes: int
-    limits: ImageLimits
     tick: Callable[[int], None] = field(default=lambda points: None)
 
 
@@ -103,9 +97,9 @@ class CropSearch:
         self.candidates: list[Candidate] = []
         self._predictor = predictor
         self._context = context
-        self._embedding: ImageEmbedding = predictor.encode(pixels[top:bottom, left:right], limits=context.limits)
-        low_res_size = predictor.manifest.geometry.low_res_size
-        self._upscaler = upscaler(low_res_size, predictor.image_size, self._embedding.input_size, crop.size_hw)
+        part = np.ascontiguousarray(pixels[top:bottom, left:right])
+        self._embedding = predictor.encode_loaded(LoadedImage(part))
+        self._upscaler = predictor.upscaler(self._embedding)
         self._clean_up = predictor.mask_clean_up
         self._cover = np.zeros(self._upscaler.valid_cells, np.bool_)
         self._held = 0
@@ -123,16 +117,12 @@ class CropSearch:
 
     def ask(self, points_xy: Points) -> None:
         """Ask the decoder at points (n, 2), pixels of the crop, and keep what passes the filters."""
-        size = self._context.points_per_call
-        limits = PromptLimits(objects=max(size, PromptLimits().objects))
-        threshold = self._context.thresholds.pred_iou_thresh
+        size, threshold = self._context.points_per_call, self._context.thresholds.pred_iou_thresh
         # A threshold of 0 is none, as the reference has it: scores may lie below 0.
         bound = threshold if threshold > 0 else -np.inf
         for begin in range(0, len(points_xy), size):
             batch = points_xy[begin : begin + size]
-            prompts = Prompts(points=batch[:, None, :])
-            found = self._predictor.decode_passing(self._embedding, prompts, min_iou=bound, limits=limits)
-            self._take(batch, found)
+            self._take(batch, self._predictor.select_at(self._embedding, batch, bound))
             self._context.tick(len(batch))
 
     def records(self) -> list[MaskRecord]:

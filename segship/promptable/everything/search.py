@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
-from numpy.typing import NDArray
 
+from segship.arrays import Pixels, Size
 from segship.errors import InputError
 from segship.images import ImageLimits, ImageSource, read_image
 from segship.promptable.everything.cost import AmgCost, estimate_cost
@@ -61,7 +61,7 @@ class Deadline:
 
 def ask_coarse_to_fine(
     predictor: Predictor,
-    pixels: NDArray[np.uint8],
+    pixels: Pixels,
     crops: Sequence[Crop],
     grids: Sequence[Points],
     context: Context,
@@ -146,7 +146,7 @@ class AmgResult:
     """
 
     records: tuple[MaskRecord, ...]
-    size: tuple[int, int]
+    size: Size
     coverage: float
     cost: AmgCost
     points: int
@@ -182,11 +182,11 @@ def generate(
         When the image cannot be read, cannot be cut into so many crops, or ``memory_bytes`` does not suffice.
     """
     started = time.monotonic()
-    options, limits = options or AmgOptions(), limits or ImageLimits()
+    options = options or AmgOptions()
     loaded = read_image(image, limits=limits)
     cost = estimate_cost(predictor, loaded.size_hw, options)
     counter = _Counter(cost.points, progress)
-    context = _make_context(options, cost, loaded.size_hw, limits, counter.add)
+    context = _make_context(options, cost, loaded.size_hw, counter.add)
     notes = list(loaded.notes)
     if options.deadline_seconds is None:
         records = [
@@ -274,7 +274,7 @@ def iter_masks(
     >>> next(segship.iter_masks(predictor, segship.demo_photograph(), options)).size
     (400, 600)
     """
-    options, limits = options or AmgOptions(), limits or ImageLimits()
+    options = options or AmgOptions()
     for name in ("partition", "deadline_seconds"):
         if getattr(options, name):
             message = f"{name} is {getattr(options, name)!r}, and needs the whole image at once; use generate_masks"
@@ -282,11 +282,11 @@ def iter_masks(
     loaded = read_image(image, limits=limits)
     cost = estimate_cost(predictor, loaded.size_hw, options)
     counter = _Counter(cost.points, progress)
-    context = _make_context(options, cost, loaded.size_hw, limits, counter.add)
+    context = _make_context(options, cost, loaded.size_hw, counter.add)
     return _iterate(predictor, loaded.pixels, context)
 
 
-def _iterate(predictor: Predictor, pixels: NDArray[np.uint8], context: Context) -> Iterator[MaskRecord]:
+def _iterate(predictor: Predictor, pixels: Pixels, context: Context) -> Iterator[MaskRecord]:
     options = context.options
     yielded: list[MaskRecord] = []
     for crop in sorted(_crops(context), key=lambda crop: crop.area):
@@ -302,7 +302,7 @@ def _iterate(predictor: Predictor, pixels: NDArray[np.uint8], context: Context) 
         yield from records
 
 
-def _look_at(predictor: Predictor, pixels: NDArray[np.uint8], crop: Crop, context: Context) -> CropSearch:
+def _look_at(predictor: Predictor, pixels: Pixels, crop: Crop, context: Context) -> CropSearch:
     search = CropSearch(predictor, pixels, crop, context)
     search.ask(search.scale(layer_grids(context.options)[crop.layer]))
     return search
@@ -328,16 +328,13 @@ def _clean(records: list[MaskRecord], options: AmgOptions) -> list[MaskRecord]:
     return clean_small_regions(records, options.min_mask_region_area, threshold, nms=options.nms)
 
 
-def _make_context(
-    options: AmgOptions, cost: AmgCost, size_hw: tuple[int, int], limits: ImageLimits, tick: Callable[[int], None]
-) -> Context:
+def _make_context(options: AmgOptions, cost: AmgCost, size_hw: Size, tick: Callable[[int], None]) -> Context:
     return Context(
         options=options,
         thresholds=Thresholds(cost.pred_iou_thresh, cost.stability_score_thresh),
         size_hw=size_hw,
         points_per_call=cost.points_per_call,
         held_bytes=cost.held_bytes,
-        limits=limits,
         tick=tick,
     )
 
