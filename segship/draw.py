@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Masks and prompts drawn over their image, looking as people know it from Segment Anything.
 
-`draw_overlay` shows prompts and what came of them, `draw_masks` every mask of a picture, each in a colour of its own.
+`draw_overlay` shows prompts and what came of them, `draw_masks` every mask of a picture, each in a color of its own.
 
 Last step of the use road for human eyes. Prompts: blue masks, green stars for foreground points and red ones for
 background points, both with a white edge, green boxes. Colours, opacity and proportions follow the helpers of SAM's
@@ -22,6 +22,7 @@ import numpy.typing as npt
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from segship.arrays import BoolArray, Color, Pixels, Points
 from segship.errors import InputError
 from segship.masks.rle import Runs, mask_to_runs, paint_order, runs_to_crop
 from segship.semantic.class_map import ClassMap
@@ -29,9 +30,6 @@ from segship.spec import LABEL_FOREGROUND
 
 if TYPE_CHECKING:
     from segship.promptable.prompts import ObjectPrompt
-
-Pixels = NDArray[np.uint8]
-Color = tuple[int, int, int]
 
 SAM_BLUE: Color = (30, 144, 255)
 MASK_OPACITY = 0.6
@@ -69,7 +67,7 @@ _LARGEST_COORDINATE = 1e6
 
 def draw_overlay(
     image: Pixels,
-    masks: NDArray[np.bool_] | Sequence[Runs],
+    masks: BoolArray | Sequence[Runs],
     *,
     objects: Sequence[ObjectPrompt] = (),
     points: npt.ArrayLike | None = None,
@@ -85,7 +83,7 @@ def draw_overlay(
         (H, W, 3) uint8 RGB; stays as it is.
     masks
         (objects, H, W) or (H, W) bool, or run lengths of each mask (`segship.masks.rle`), one mask an object; each
-        object has its own colour, see `PALETTE`.
+        object has its own color, see `PALETTE`.
     objects
         Prompts whose points and boxes are drawn.
     points, labels
@@ -126,7 +124,7 @@ def draw_overlay(
 
 def draw_masks(
     image: Pixels,
-    masks: NDArray[np.bool_] | Sequence[Runs],
+    masks: BoolArray | Sequence[Runs],
     *,
     seed: int = 0,
     opacity: float = EVERYTHING_OPACITY,
@@ -136,7 +134,7 @@ def draw_masks(
     """Return a copy of an image with all masks of it drawn on it, the largest first, so that small ones stay visible.
 
     Of equal areas the earlier mask is drawn first. Follows show_anns of SAM's
-    notebooks/automatic_mask_generator_example.ipynb; the colours are lighter and the same in every run.
+    notebooks/automatic_mask_generator_example.ipynb; the colors are lighter and the same in every run.
 
     Parameters
     ----------
@@ -145,11 +143,11 @@ def draw_masks(
     masks
         (n, H, W) bool, or n arrays of run lengths, which need no memory for pixels (`segship.masks.rle`).
     seed
-        Of the colours, see `seeded_colors`; mask i has colour i whatever the order of drawing.
+        Of the colors, see `seeded_colors`; mask i has color i whatever the order of drawing.
     opacity
-        How much of a mask's colour is seen, from 0 to 1.
+        How much of a mask's color is seen, from 0 to 1.
     borders
-        Draw the border of every mask, in its colour at full strength.
+        Draw the border of every mask, in its color at full strength.
     colors
         RGB of every mask, instead of seeded ones.
 
@@ -164,12 +162,11 @@ def draw_masks(
         ``bad_overlay``: an array has another shape or type, or the opacity is out of range.
     """
     runs = _gather_runs(image, masks)
-    if not 0 <= opacity <= 1:
-        raise _bad(f"opacity is {opacity}", "a number from 0 to 1")
+    _check_opacity(opacity)
     canvas = np.array(image, order="C")
     colors = seeded_colors(len(runs), seed) if colors is None else colors
     if len(colors) != len(runs):
-        raise _bad(f"there are {len(colors)} colours and {len(runs)} masks", "one colour a mask")
+        raise _bad(f"there are {len(colors)} colors and {len(runs)} masks", "one color a mask")
     size = (image.shape[0], image.shape[1])
     for index in paint_order(runs):
         crop, (x0, y0) = runs_to_crop(runs[index], size)
@@ -182,7 +179,7 @@ def draw_masks(
 
 
 def seeded_colors(count: int, seed: int = 0) -> list[Color]:
-    """Return RGB colours that differ well and depend on the seed and their place alone, not on their number.
+    """Return RGB colors that differ well and depend on the seed and their place alone, not on their number.
 
     Examples
     --------
@@ -201,11 +198,11 @@ def _from_hsv(hue: float, saturation: float, value: float) -> Color:
     return (red, green, blue)
 
 
-def _gather_runs(image: Pixels, masks: NDArray[np.bool_] | Sequence[Runs]) -> list[Runs]:
+def _gather_runs(image: Pixels, masks: BoolArray | Sequence[Runs]) -> list[Runs]:
     """Return masks as run lengths that fill the image exactly."""
+    _check_image(image)
     if isinstance(masks, np.ndarray) and masks.ndim != 1:
         return [mask_to_runs(mask) for mask in _check_masks(image, masks)]
-    _check_masks(image, np.zeros((0, *image.shape[:2]), np.bool_))
     runs = [np.asarray(one) for one in masks]
     pixels = image.shape[0] * image.shape[1]
     for index, one in enumerate(runs):
@@ -215,9 +212,17 @@ def _gather_runs(image: Pixels, masks: NDArray[np.bool_] | Sequence[Runs]) -> li
     return runs
 
 
-def _check_masks(image: Pixels, masks: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _check_image(image: Pixels) -> None:
     if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
         raise _bad(f"the image has the shape {image.shape} and type {image.dtype}", "(H, W, 3) uint8 RGB")
+
+
+def _check_opacity(opacity: float) -> None:
+    if not 0 <= opacity <= 1:
+        raise _bad(f"opacity is {opacity}", "a number from 0 to 1")
+
+
+def _check_masks(image: Pixels, masks: BoolArray) -> BoolArray:
     found = f"the masks have the shape {masks.shape} and type {masks.dtype}"
     if masks.ndim == 2:
         masks = masks[None]
@@ -229,7 +234,7 @@ def _check_masks(image: Pixels, masks: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 def _gather_points(
     objects: Sequence[ObjectPrompt], points: npt.ArrayLike | None, labels: npt.ArrayLike | None
-) -> tuple[NDArray[np.float64], list[int]]:
+) -> tuple[Points, list[int]]:
     more = _read_rows([] if points is None else points, 2, "points")
     more_labels = np.full(len(more), LABEL_FOREGROUND) if labels is None else np.asarray(labels).ravel()
     if len(more) != len(more_labels):
@@ -238,12 +243,12 @@ def _gather_points(
     return every, [int(label) for row in (*(entry.labels for entry in objects), more_labels) for label in row]
 
 
-def _gather_boxes(objects: Sequence[ObjectPrompt], boxes: npt.ArrayLike | None) -> NDArray[np.float64]:
+def _gather_boxes(objects: Sequence[ObjectPrompt], boxes: npt.ArrayLike | None) -> Points:
     given = [entry.box.reshape(1, 4) for entry in objects if entry.box is not None]
     return np.concatenate([*given, _read_rows([] if boxes is None else boxes, 4, "boxes")]).astype(np.float64)
 
 
-def _read_rows(given: npt.ArrayLike, columns: int, name: str) -> NDArray[np.float64]:
+def _read_rows(given: npt.ArrayLike, columns: int, name: str) -> Points:
     array: NDArray[Any] = np.asarray(given)
     if not array.size:
         return np.zeros((0, columns))
@@ -272,45 +277,41 @@ def _blending_table(color: Color, opacity: float) -> Pixels:
     return np.floor(values + 0.5).astype(np.uint8)[:, None]
 
 
-def _draw_box(canvas: Pixels, box_xyxy: NDArray[np.float64]) -> None:
+def _draw_box(canvas: Pixels, box_xyxy: Points) -> None:
     # On whole pixels, so that the line is sharp: the first and the last pixel inside the half-open box.
     x0, y0, x1, y1 = (round(side) for side in box_xyxy.tolist())
     thickness = max(1, round(max(canvas.shape[:2]) * _BOX_LINE))
     cv2.rectangle(canvas, (x0, y0), (x1 - 1, y1 - 1), GREEN, thickness, cv2.LINE_8)
 
 
-def _draw_star(canvas: Pixels, point_xy: NDArray[np.float64], color: Color) -> None:
+def _draw_star(canvas: Pixels, point_xy: Points, color: Color) -> None:
     radius = max(_SMALLEST_STAR_RADIUS, max(canvas.shape[:2]) * _STAR_RADIUS)
     # Ten corners, outer and inner by turns, the first pointing up.
     angles = np.arange(10) * np.pi / 5 - np.pi / 2
     radii = np.where(np.arange(10) % 2 == 0, radius, radius * _STAR_WAIST)
     corners = point_xy + radii[:, None] * np.stack([np.cos(angles), np.sin(angles)], axis=1)
     outline = [_fixed_point(corners)]
-    # The edge first, so that it takes nothing from the colour of a small star.
+    # The edge first, so that it takes nothing from the color of a small star.
     cv2.polylines(canvas, outline, True, WHITE, max(2, round(radius / 4)), cv2.LINE_AA, _SHIFT)
     cv2.fillPoly(canvas, outline, color, cv2.LINE_AA, _SHIFT)
 
 
-def _fixed_point(points_xy: NDArray[np.float64]) -> NDArray[np.int32]:
+def _fixed_point(points_xy: Points) -> NDArray[np.int32]:
     # The image frame has 0 at the edge of the first pixel, OpenCV has it at its centre.
     fixed: NDArray[np.int32] = np.rint((points_xy - 0.5) * 2.0**_SHIFT).astype(np.int32)
     return fixed
 
 
 def _bad(found: str, accepted: str) -> InputError:
-    return InputError(f"An overlay cannot be drawn: {found}; accepted is {accepted}.", code="bad_overlay")
+    return InputError(f"an overlay cannot be drawn: {found}; accepted is {accepted}", code="bad_overlay")
 
 
-Colour = tuple[int, int, int]
+CLASS_OPACITY = 0.55
+"""Of the classes' colors, so that the picture is still seen."""
 
-OPACITY = 0.55
-"""Of the classes' colours, so that the picture is still seen."""
-
-_BACKGROUND: Colour = (255, 255, 255)
-_TEXT: Colour = (32, 32, 32)
-_PALE_TEXT: Colour = (96, 96, 96)
-_EDGE: Colour = (150, 150, 150)
-_BORDER = np.array((255, 255, 255), np.float32)
+_TEXT: Color = (32, 32, 32)
+_PALE_TEXT: Color = (96, 96, 96)
+_EDGE: Color = (150, 150, 150)
 _BORDER_OPACITY = 0.6
 # Text grows with the picture, and stays readable on a small one.
 _TEXT_PART = 1 / 64
@@ -323,13 +324,15 @@ _SHADES = (0.0, 0.3, -0.25, 0.15, -0.12)
 class LegendRow(NamedTuple):
     """One line of a legend."""
 
-    colour: Colour
+    color: Color
     name: str
     share: str
 
 
-def draw_class_map(image: Pixels, class_map: ClassMap, *, opacity: float = OPACITY, legend: bool = True) -> Pixels:
-    """Return a copy of an image with the colours of its classes over it, borders between them, and a legend.
+def draw_class_map(
+    image: Pixels, class_map: ClassMap, *, opacity: float = CLASS_OPACITY, legend: bool = True
+) -> Pixels:
+    """Return a copy of an image with the colors of its classes over it, borders between them, and a legend.
 
     Parameters
     ----------
@@ -338,7 +341,7 @@ def draw_class_map(image: Pixels, class_map: ClassMap, *, opacity: float = OPACI
     class_map
         Of the image's size.
     opacity
-        How much of a class's colour is seen, 0 to 1.
+        How much of a class's color is seen, 0 to 1.
     legend
         Add the legend, which makes the picture higher or wider: classes that occur, the largest first, with their
         share of the pixels.
@@ -353,20 +356,23 @@ def draw_class_map(image: Pixels, class_map: ClassMap, *, opacity: float = OPACI
     InputError
         ``bad_overlay``: the image is no such array or has another size, or the opacity is out of range.
     """
-    _check(image, class_map, opacity)
-    colours = class_map.coloured()
-    blended = cv2.addWeighted(image, 1 - opacity, colours, opacity, 0)
+    _check_image(image)
+    _check_opacity(opacity)
+    if class_map.array.shape != image.shape[:2]:
+        raise _bad(f"the class map has the shape {class_map.array.shape}", f"the image's size {image.shape[:2]}")
+    colors = class_map.coloured()
+    blended = cv2.addWeighted(image, 1 - opacity, colors, opacity, 0)
     # What has no class stays as it is.
     canvas = np.where((class_map.array < len(class_map.classes))[..., None], blended, image)
     borders = class_borders(class_map.array)
-    canvas[borders] = np.rint(canvas[borders] * (1 - _BORDER_OPACITY) + _BORDER * _BORDER_OPACITY)
+    canvas[borders] = np.rint(canvas[borders] * (1 - _BORDER_OPACITY) + np.array(WHITE) * _BORDER_OPACITY)
     return add_legend(canvas, legend_rows(class_map)) if legend else canvas
 
 
 def draw_labelled_masks(
-    image: Pixels, masks: Sequence[Runs], names: Sequence[str], palette: Mapping[str, Colour]
+    image: Pixels, masks: Sequence[Runs], names: Sequence[str], palette: Mapping[str, Color]
 ) -> Pixels:
-    """Return a copy of an image with masks in the colours of their classes, and a legend that counts them.
+    """Return a copy of an image with masks in the colors of their classes, and a legend that counts them.
 
     Parameters
     ----------
@@ -380,8 +386,8 @@ def draw_labelled_masks(
         Class -> RGB; those that are not in it are gray. Masks of one class differ a little, so that neighbours can be
         told apart.
     """
-    colours = [_shade(palette.get(name, _EDGE), index) for index, name in enumerate(names)]
-    canvas = draw_masks(image, masks, opacity=OPACITY, colors=colours)
+    colors = [_shade(palette.get(name, _EDGE), index) for index, name in enumerate(names)]
+    canvas = draw_masks(image, masks, opacity=CLASS_OPACITY, colors=colors)
     rows = [
         LegendRow(palette.get(name, _EDGE), name, f"{count} mask" + ("s" if count > 1 else ""))
         for name, count in Counter(names).most_common()
@@ -389,14 +395,14 @@ def draw_labelled_masks(
     return add_legend(canvas, rows)
 
 
-def _shade(colour: Colour, index: int) -> Colour:
-    """Return a colour that is a little lighter or darker, by the place of its mask."""
+def _shade(color: Color, index: int) -> Color:
+    """Return a color that is a little lighter or darker, by the place of its mask."""
     change = _SHADES[index % len(_SHADES)]
-    red, green, blue = (round(value + (255 - value if change > 0 else value) * change) for value in colour)
+    red, green, blue = (round(value + (255 - value if change > 0 else value) * change) for value in color)
     return red, green, blue
 
 
-def class_borders(array: NDArray[np.uint8]) -> NDArray[np.bool_]:
+def class_borders(array: NDArray[np.uint8]) -> BoolArray:
     """Return (H, W) bool: pixels whose right or lower neighbour has another class."""
     borders = np.zeros(array.shape, np.bool_)
     borders[:, :-1] |= array[:, :-1] != array[:, 1:]
@@ -406,8 +412,8 @@ def class_borders(array: NDArray[np.uint8]) -> NDArray[np.bool_]:
 
 def legend_rows(class_map: ClassMap) -> list[LegendRow]:
     """Return a row for every class that occurs, the largest first, and one for what has none."""
-    colours = dict(zip(class_map.classes, class_map.palette, strict=True))
-    rows = [LegendRow(colours[name], name, percent(share)) for name, share in class_map.shares().items()]
+    colors = dict(zip(class_map.classes, class_map.palette, strict=True))
+    rows = [LegendRow(colors[name], name, percent(share)) for name, share in class_map.shares().items()]
     nothing = 1 - sum(class_map.areas().values()) / class_map.array.size
     return [*rows, LegendRow((0, 0, 0), UNKNOWN, percent(nothing))] if nothing > 0 else rows
 
@@ -466,7 +472,7 @@ class _Block:
     def draw(self, columns: int) -> Pixels:
         lines = -(-len(self._rows) // columns)
         size = (self._gap + columns * self._column, 2 * self._gap + lines * self._line)
-        legend = Image.new("RGB", size, _BACKGROUND)
+        legend = Image.new("RGB", size, WHITE)
         drawer = ImageDraw.Draw(legend)
         for index, row in enumerate(self._rows):
             column, line = divmod(index, lines)
@@ -476,23 +482,8 @@ class _Block:
     def _draw_row(self, drawer: ImageDraw.ImageDraw, row: LegendRow, x: int, y: int) -> None:
         middle = y + self._line // 2
         top = middle - self._swatch // 2
-        drawer.rectangle((x, top, x + self._swatch - 1, top + self._swatch - 1), fill=row.colour, outline=_EDGE)
+        drawer.rectangle((x, top, x + self._swatch - 1, top + self._swatch - 1), fill=row.color, outline=_EDGE)
         x += self._swatch + self._gap
         drawer.text((x, middle), row.name, fill=_TEXT, font=self._font, anchor="lm")
         x += self._names + 2 * self._gap + self._shares
         drawer.text((x, middle), row.share, fill=_PALE_TEXT, font=self._font, anchor="rm")
-
-
-def _check(image: Pixels, class_map: ClassMap, opacity: float) -> None:
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-        raise _bad_drawing(f"the image has the shape {image.shape} and type {image.dtype}", "(H, W, 3) uint8 RGB")
-    if class_map.array.shape != image.shape[:2]:
-        raise _bad_drawing(
-            f"the class map has the shape {class_map.array.shape}", f"the image's size {image.shape[:2]}"
-        )
-    if not 0 <= opacity <= 1:
-        raise _bad_drawing(f"opacity is {opacity}", "a number from 0 to 1")
-
-
-def _bad_drawing(found: str, accepted: str) -> InputError:
-    return InputError(f"A class map cannot be drawn: {found}; accepted is {accepted}.", code="bad_overlay")

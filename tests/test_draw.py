@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pixels of overlays: the colours of SAM, in the right places, at sizes that follow the image."""
+"""Pixels of overlays: the colors of SAM, in the right places, at sizes that follow the image."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_image_that_was_given_stays_as_it_is() -> None:
     assert np.array_equal(image, GRAY)
 
 
-def test_objects_have_colours_of_their_own_and_begin_again_after_the_last() -> None:
+def test_objects_have_colors_of_their_own_and_begin_again_after_the_last() -> None:
     masks = np.stack([square(0, 10, 10 * i, 10 * i + 10) for i in range(len(PALETTE) + 1)])
     overlay = draw_overlay(GRAY, masks)
     assert len(set(PALETTE)) == len(PALETTE)
@@ -114,7 +114,7 @@ def test_stars_and_lines_grow_with_the_image() -> None:
     assert changed[1] == pytest.approx(changed[0], rel=0.2)
 
 
-def test_star_of_a_tiny_image_keeps_its_colour() -> None:
+def test_star_of_a_tiny_image_keeps_its_color() -> None:
     image = np.full((24, 32, 3), 100, np.uint8)
     overlay = draw_overlay(image, np.zeros((24, 32), bool), points=[[16.5, 12.5]], labels=[0])
     assert has_color(overlay, RED).sum() >= 5
@@ -175,13 +175,13 @@ def test_prompts_that_cannot_be_drawn_are_refused(prompts: dict, message: str) -
         draw_overlay(GRAY, NOTHING, **prompts)
 
 
-def test_colours_are_reproducible_and_do_not_depend_on_their_number() -> None:
+def test_colors_are_reproducible_and_do_not_depend_on_their_number() -> None:
     assert seeded_colors(50) == seeded_colors(400)[:50] == seeded_colors(50, seed=0)
     assert seeded_colors(50, seed=1) != seeded_colors(50)
     assert len(set(seeded_colors(300))) > 295
 
 
-def test_colours_next_to_one_another_differ_well() -> None:
+def test_colors_next_to_one_another_differ_well() -> None:
     colors = np.array(seeded_colors(200), int)
     assert np.abs(np.diff(colors, axis=0)).sum(axis=1).min() > 100 and colors.max(axis=1).min() > 150
 
@@ -230,7 +230,7 @@ def test_run_lengths_that_do_not_fill_the_image_are_refused(draw, runs: np.ndarr
     assert caught.value.code == "bad_overlay"
 
 
-def test_opacity_is_the_share_of_the_colour() -> None:
+def test_opacity_is_the_share_of_the_color() -> None:
     mask = square(20, 60, 30, 90)
     overlay = draw_masks(GRAY, mask, opacity=0.25, borders=False)
     expected = [int(0.75 * 100 + 0.25 * channel + 0.5) for channel in seeded_colors(1)[0]]
@@ -238,7 +238,7 @@ def test_opacity_is_the_share_of_the_colour() -> None:
     assert np.array_equal(draw_masks(GRAY, mask, opacity=0, borders=False), GRAY)
 
 
-def test_border_has_the_colour_of_its_mask_at_full_strength() -> None:
+def test_border_has_the_color_of_its_mask_at_full_strength() -> None:
     mask = square(50, 100, 60, 160)
     mask[70:80, 90:110] = False
     overlay = draw_masks(GRAY, mask)

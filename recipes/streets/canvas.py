@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 
 # float32 throughout; numpy's types do not follow that through arithmetic with scalars.
 Picture = NDArray[Any]
-Colour = ArrayLike
+Color = ArrayLike
 """Red, green and blue, 0 to 255."""
 
 Place = tuple[slice, slice]
@@ -88,7 +88,7 @@ class Canvas:
         self,
         label: str,
         corners: ArrayLike,
-        colour: Colour,
+        color: Color,
         *,
         grain: float = 4.0,
         scale: float = 1.2,
@@ -102,8 +102,8 @@ class Canvas:
             What it is.
         corners
             (N, 2) x, y pixels; what lies outside the picture is cut off.
-        colour
-            See `Colour`.
+        color
+            See `Color`.
         grain, scale
             Deviation of its texture in values of pixels, and how coarse it is: 0, 1.2, 5 or 20.
         shade
@@ -120,13 +120,13 @@ class Canvas:
             place, inside = _stencil(pixels)
             covered[place] = inside
             self.polygons.append(Labelled(label, pixels))
-            self._paint(place, inside, colour, (grain, scale, shade))
+            self._paint(place, inside, color, (grain, scale, shade))
         return covered
 
     def detail(
         self,
         corners: ArrayLike,
-        colour: Colour,
+        color: Color,
         *,
         grain: float = 4.0,
         scale: float = 1.2,
@@ -136,7 +136,7 @@ class Canvas:
         pixels = self._visible(corners, _LEAST_DETAIL)
         if pixels is not None:
             place, inside = _stencil(pixels)
-            self._paint(place, inside if within is None else inside & within[place], colour, (grain, scale, 0.0))
+            self._paint(place, inside if within is None else inside & within[place], color, (grain, scale, 0.0))
 
     def _visible(self, corners: ArrayLike, least_area: float) -> NDArray[np.int64] | None:
         """Return the corners of what is seen of a polygon, in whole pixels; None if that is too little."""
@@ -151,10 +151,10 @@ class Canvas:
         return np.rint(points).astype(np.int64)
 
     def _paint(
-        self, place: Place, inside: NDArray[np.bool_], colour: Colour, texture: tuple[float, float, float]
+        self, place: Place, inside: NDArray[np.bool_], color: Color, texture: tuple[float, float, float]
     ) -> None:
         grain, scale, shade = texture
-        paint = np.asarray(colour, np.float32) + self._noise[scale][place][..., None] * np.float32(grain)
+        paint = np.asarray(color, np.float32) + self._noise[scale][place][..., None] * np.float32(grain)
         if shade:
             paint *= 1 - np.float32(shade) * np.linspace(0, 1, len(inside), dtype=np.float32)[:, None, None]
         self.image[place][inside] = paint[inside]

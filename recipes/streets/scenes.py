@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from recipes.streets.street import Size, StreetScene, draw_street
 from segship.datasets.classes import IGNORED
 from segship.datasets.folders import IMAGE_SUFFIX, TRUTH_FILES, TruthKind, encode_label_image
-from segship.datasets.known import ADE20K, LABELS, classes_to_annotation, polygons_to_label_ids, polygons_to_train_ids
+from segship.datasets.known import ADE20K, LABELS, classes_to_label_ids, polygons_to_label_ids, polygons_to_train_ids
 from segship.errors import SegshipError
 from segship.files import write_file
 
@@ -92,7 +92,7 @@ def write_ade20k(root: str | Path, counts: Mapping[str, int], *, size_hw: Size =
         write_file(_folder(root, "images", folder) / f"{name}.jpg", _encode(scene.pixels, ".jpg"))
         classes = table[polygons_to_label_ids(scene.to_json())]
         truth = _folder(root, "annotations", folder) / f"{name}.png"
-        write_file(truth, encode_label_image(classes_to_annotation(classes)))
+        write_file(truth, encode_label_image(classes_to_label_ids(classes, ADE20K)))
 
 
 LAYOUTS: dict[str, Callable[..., None]] = {"cityscapes": write_cityscapes, "ade20k": write_ade20k}

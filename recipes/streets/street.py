@@ -98,17 +98,17 @@ def draw_street(seed: int | Sequence[int], size_hw: Size = (256, 512)) -> Street
 
 def _sky(canvas: Canvas) -> None:
     rng, horizon = canvas.rng, canvas.camera.horizon_y
-    colour = [(120, 160, 215), (205, 208, 212), (170, 190, 220), (230, 205, 180)][rng.integers(4)]
+    color = [(120, 160, 215), (205, 208, 212), (170, 190, 220), (230, 205, 180)][rng.integers(4)]
     frame = [(0, 0), (canvas.width - 1, 0), (canvas.width - 1, horizon + 3), (0, horizon + 3)]
-    canvas.put("sky", frame, colour, grain=rng.uniform(2, 12), scale=20.0, shade=-0.12)
+    canvas.put("sky", frame, color, grain=rng.uniform(2, 12), scale=20.0, shade=-0.12)
     # What stands at the end of the street.
     count = 14
     across = np.linspace(-0.02, 1.02, count) * canvas.width
     up = horizon - np.abs(rng.normal(0.03, 0.02, count)) * canvas.height
     edge = [*zip(across, up, strict=True), (canvas.width, horizon + 3), (0, horizon + 3)]
     green = rng.random() < 0.6
-    label, colour = ("vegetation", (92, 110, 84)) if green else ("building", (150, 146, 142))
-    canvas.put(label, edge, colour, grain=9)
+    label, color = ("vegetation", (92, 110, 84)) if green else ("building", (150, 146, 142))
+    canvas.put(label, edge, color, grain=9)
 
 
 def _strip(canvas: Canvas, left: float, right: float) -> NDArray[np.float64]:
@@ -119,9 +119,9 @@ def _ground(canvas: Canvas, street: _Street) -> None:
     rng = canvas.rng
     for side, sign in ((0, -1), (1, 1)):
         kinds = [("terrain", (112, 124, 72), 14), ("sidewalk", (150, 144, 136), 7), ("parking", (118, 116, 114), 7)]
-        label, colour, grain = kinds[rng.choice(3, p=[0.55, 0.3, 0.15])]
+        label, color, grain = kinds[rng.choice(3, p=[0.55, 0.3, 0.15])]
         edges = sorted((street.walk[side], sign * 200.0))
-        canvas.put(label, _strip(canvas, *edges), colour, grain=grain)
+        canvas.put(label, _strip(canvas, *edges), color, grain=grain)
     grey = rng.uniform(72, 112)
     canvas.put("road", _strip(canvas, *street.road), (grey, grey, grey + rng.uniform(-4, 8)), grain=5, scale=1.2)
     for side in (0, 1):
@@ -169,13 +169,13 @@ def _house(canvas: Canvas, place: tuple[float, int, float, float]) -> None:
     front, sign, begin, end = place
     floors = int(rng.integers(2, 7))
     top = 3.1 * floors + rng.uniform(0.5, 2)
-    colour = pick(canvas, _PLASTER)
+    color = pick(canvas, _PLASTER)
     far_x = front + sign * 14
     gable = canvas.quad([front, front, far_x, far_x], [0, top, top, 0], [begin])
-    canvas.put("building", gable, 0.8 * colour, grain=6, shade=0.15)
-    wall = canvas.put("building", canvas.quad(front, [0, top, top, 0], [begin, begin, end, end]), colour, grain=6)
+    canvas.put("building", gable, 0.8 * color, grain=6, shade=0.15)
+    wall = canvas.put("building", canvas.quad(front, [0, top, top, 0], [begin, begin, end, end]), color, grain=6)
     roof = canvas.quad(front, [top - 0.5, top, top, top - 0.5], [begin, begin, end, end])
-    canvas.detail(roof, 0.6 * colour, grain=4, within=wall)
+    canvas.detail(roof, 0.6 * color, grain=4, within=wall)
     pitch, tall = rng.uniform(2.2, 3.6), rng.uniform(1.3, 1.9)
     for depth in np.arange(begin + 0.8, end - 1.4, pitch):
         for floor in range(floors):
@@ -189,8 +189,8 @@ def _barrier(canvas: Canvas, place: tuple[float, float, float], label: str) -> N
     rng = canvas.rng
     front, begin, end = place
     top = rng.uniform(1.0, 1.5) if label == "fence" else rng.uniform(1.4, 2.6)
-    colour = (120, 96, 66) if label == "fence" else (150, 140, 128)
-    body = canvas.put(label, canvas.quad(front, [0, top, top, 0], [begin, begin, end, end]), colour, grain=8)
+    color = (120, 96, 66) if label == "fence" else (150, 140, 128)
+    body = canvas.put(label, canvas.quad(front, [0, top, top, 0], [begin, begin, end, end]), color, grain=8)
     if label == "fence":
         for depth in np.arange(begin, end, 0.5):
             slat = canvas.quad(front, [0, top, top, 0], [depth, depth, depth + 0.2, depth + 0.2])

@@ -7,16 +7,16 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
-from recipes.streets.canvas import Canvas, Colour
+from recipes.streets.canvas import Canvas, Color
 
 Points = NDArray[np.float64]
 
-GLASS: Colour = (45, 52, 62)
-RUBBER: Colour = (28, 28, 30)
-STEEL: Colour = (128, 130, 132)
-SKIN: tuple[Colour, ...] = ((224, 180, 150), (186, 138, 105), (120, 82, 60))
-CLOTHES: tuple[Colour, ...] = ((40, 44, 60), (150, 40, 45), (60, 70, 90), (190, 190, 185), (35, 80, 120), (95, 85, 60))
-CAR_PAINT: tuple[Colour, ...] = (
+GLASS: Color = (45, 52, 62)
+RUBBER: Color = (28, 28, 30)
+STEEL: Color = (128, 130, 132)
+SKIN: tuple[Color, ...] = ((224, 180, 150), (186, 138, 105), (120, 82, 60))
+CLOTHES: tuple[Color, ...] = ((40, 44, 60), (150, 40, 45), (60, 70, 90), (190, 190, 185), (35, 80, 120), (95, 85, 60))
+CAR_PAINT: tuple[Color, ...] = (
     (30, 32, 36),
     (200, 202, 205),
     (140, 143, 148),
@@ -38,9 +38,9 @@ VEHICLES: dict[str, tuple[float, float, float, tuple[tuple[float, float], ...]]]
 }
 
 
-def pick(canvas: Canvas, colours: tuple[Colour, ...]) -> Points:
-    """Choose a colour and vary it a little."""
-    base = np.asarray(colours[canvas.rng.integers(len(colours))], np.float64)
+def pick(canvas: Canvas, colors: tuple[Color, ...]) -> Points:
+    """Choose a color and vary it a little."""
+    base = np.asarray(colors[canvas.rng.integers(len(colors))], np.float64)
     return np.clip(base * canvas.rng.uniform(0.85, 1.15) + canvas.rng.normal(0, 6, 3), 8, 250)
 
 
@@ -68,8 +68,8 @@ def put_vehicle(
     solid = [(side, up * height, z + along * length) for side in sides for along, up in outline]
     shadow = [(side + dx, 0, z + dz) for side, dx in zip(sides, (-0.2, 0.2), strict=True) for dz in (0, length)]
     canvas.darken(hull(project(shadow)), 0.55)
-    colour = pick(canvas, CAR_PAINT)
-    body = canvas.put(label or kind, hull(project(solid)), colour, grain=3, scale=5.0, shade=0.35)
+    color = pick(canvas, CAR_PAINT)
+    body = canvas.put(label or kind, hull(project(solid)), color, grain=3, scale=5.0, shade=0.35)
     # The side that is seen is the one towards the camera.
     side = sides[0] if x > 0 else sides[1]
     _wheels(canvas, side, z, length, height, body)
@@ -231,9 +231,9 @@ def _traffic_light(canvas: Canvas, x: float, top: float, z: float) -> None:
     box = canvas.quad([x - 0.17, x - 0.17, x + 0.17, x + 0.17], [top - 0.9, top, top, top - 0.9], z)
     body = canvas.put("traffic light", box, (30, 33, 30), grain=3)
     lit = int(canvas.rng.integers(3))
-    for place, colour in enumerate(((235, 45, 40), (240, 180, 40), (60, 220, 130))):
+    for place, color in enumerate(((235, 45, 40), (240, 180, 40), (60, 220, 130))):
         lamp = _standing(canvas, x, z, disc(0, top - 0.17 - 0.28 * place, 0.1), 1)
-        canvas.detail(lamp, np.asarray(colour) * (1 if place == lit else 0.3), grain=2, within=body)
+        canvas.detail(lamp, np.asarray(color) * (1 if place == lit else 0.3), grain=2, within=body)
 
 
 def _traffic_sign(canvas: Canvas, x: float, top: float, z: float) -> None:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A data set's classes: names and colours by the number that a class map holds."""
+"""A data set's classes: names and colors by the number that a class map holds."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from segship.arrays import Color, Pixels
 from segship.errors import InputError
 from segship.files import read_bytes
 
@@ -39,20 +39,20 @@ class ClassTable:
 
     name: str
     classes: tuple[str, ...]
-    palette: tuple[tuple[int, int, int], ...]
+    palette: tuple[Color, ...]
 
-    def colour(self, class_map: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    def paint(self, class_map: Pixels) -> Pixels:
         """Paint a class map (H, W) as an (H, W, 3) picture; numbers without a class are black."""
-        colours = np.zeros((256, 3), np.uint8)
-        colours[: len(self.palette)] = self.palette
-        return colours[class_map]
+        colors = np.zeros((256, 3), np.uint8)
+        colors[: len(self.palette)] = self.palette
+        return colors[class_map]
 
 
 def read_table(name: str, text: str) -> ClassTable:
     """Read classes written as ``rrggbb class name``, separated by commas."""
     rows = [row.strip().split(maxsplit=1) for row in text.replace("\n", " ").split(",")]
-    colours = tuple((int(code[:2], 16), int(code[2:4], 16), int(code[4:], 16)) for code, _ in rows)
-    return ClassTable(name, tuple(label for _, label in rows), colours)
+    colors = tuple((int(code[:2], 16), int(code[2:4], 16), int(code[4:], 16)) for code, _ in rows)
+    return ClassTable(name, tuple(label for _, label in rows), colors)
 
 
 LONGEST_NAME = 128
@@ -63,16 +63,16 @@ _VALUES = (0.9, 0.9, 0.6, 0.75)
 _FORMS = '["road", "tree"] or {"classes": ["road", "tree"], "palette": [[128, 64, 128], [0, 128, 0]]}'
 
 
-def make_palette(count: int) -> tuple[tuple[int, int, int], ...]:
-    """Return so many colours that differ well.
+def make_palette(count: int) -> tuple[Color, ...]:
+    """Return so many colors that differ well.
 
     Examples
     --------
     >>> make_palette(2)
     ((229, 68, 68), (68, 115, 229))
     """
-    colours = (colorsys.hsv_to_rgb(index * _GOLDEN % 1.0, 0.7, _VALUES[index % 4]) for index in range(count))
-    return tuple((int(red * 255), int(green * 255), int(blue * 255)) for red, green, blue in colours)
+    colors = (colorsys.hsv_to_rgb(index * _GOLDEN % 1.0, 0.7, _VALUES[index % 4]) for index in range(count))
+    return tuple((int(red * 255), int(green * 255), int(blue * 255)) for red, green, blue in colors)
 
 
 def read_class_file(path: Path) -> ClassTable:
@@ -96,18 +96,18 @@ def read_class_file(path: Path) -> ClassTable:
             raise _bad(path, f"{str(name)[:60]!r} is no name of 1 to {LONGEST_NAME} printable characters")
     if len(set(names)) != len(names):
         raise _bad(path, f"{next(name for name in names if names.count(name) > 1)[:60]!r} stands twice")
-    colours = make_palette(len(names)) if palette is None else _colours(path, palette, names)
-    return ClassTable(OWN_CLASSES, tuple(names), colours)
+    colors = make_palette(len(names)) if palette is None else _colors(path, palette, names)
+    return ClassTable(OWN_CLASSES, tuple(names), colors)
 
 
-def _colours(path: Path, palette: Any, names: list[str]) -> tuple[tuple[int, int, int], ...]:
+def _colors(path: Path, palette: Any, names: list[str]) -> tuple[Color, ...]:
     if not isinstance(palette, list) or len(palette) != len(names):
         count = len(palette) if isinstance(palette, list) else "no"
-        raise _bad(path, f"it has {len(names)} classes and {count} colours")
+        raise _bad(path, f"it has {len(names)} classes and {count} colors")
     for row in palette:
         numbers = row if isinstance(row, list) and len(row) == 3 else []
         if not numbers or not all(type(number) is int and 0 <= number <= 255 for number in numbers):
-            raise _bad(path, f"{str(row)[:60]} is no colour of three numbers from 0 to 255")
+            raise _bad(path, f"{str(row)[:60]} is no color of three numbers from 0 to 255")
     return tuple((row[0], row[1], row[2]) for row in palette)
 
 

@@ -8,9 +8,9 @@ from collections.abc import Collection, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from segship.arrays import Pixels
 from segship.datasets.classes import IGNORED, ClassTable, read_table
 from segship.errors import InputError, OutputError
 
@@ -82,7 +82,7 @@ ADE20K: ClassTable = read_table(
 """Annotations hold 0 for everything else and the class plus one; predictions begin with 0 for the first class."""
 
 
-def annotation_to_classes(annotation: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def annotation_to_classes(annotation: Pixels) -> Pixels:
     """Turn an annotation (H, W) uint8, in which 0 is everything else, into a class map; 0 and 255 become 255.
 
     Examples
@@ -97,70 +97,49 @@ def annotation_to_classes(annotation: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return classes
 
 
-def classes_to_annotation(classes: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Undo `annotation_to_classes`; 255 becomes 0."""
-    return classes + np.uint8(1)
-
-
-Colour = tuple[int, int, int]
+CITYSCAPES: ClassTable = read_table(
+    "cityscapes",
+    """
+    804080 road, f423e8 sidewalk, 464646 building, 66669c wall, be9999 fence, 999999 pole,
+    faaa1e traffic light, dcdc00 traffic sign, 6b8e23 vegetation, 98fb98 terrain, 4682b4 sky, dc143c person,
+    ff0000 rider, 00008e car, 000046 truck, 003c64 bus, 005064 train, 0000e6 motorcycle, 770b20 bicycle
+    """,
+)
+# Of its annotations, in the order of the classes.
+_CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
+# The others are not scored; the plate, with no number of its own, is drawn nowhere.
+_CITYSCAPES_UNSCORED = {
+    "unlabeled": 0,
+    "ego vehicle": 1,
+    "rectification border": 2,
+    "out of roi": 3,
+    "static": 4,
+    "dynamic": 5,
+    "ground": 6,
+    "parking": 9,
+    "rail track": 10,
+    "guard rail": 14,
+    "bridge": 15,
+    "tunnel": 16,
+    "polegroup": 18,
+    "caravan": 29,
+    "trailer": 30,
+    "license plate": -1,
+}
 
 
 class Label(NamedTuple):
-    """One label of the annotations."""
+    """One label of Cityscapes' annotations."""
 
     name: str
     id: int
     train_id: int
-    colour: Colour
 
-
-_UNSCORED: tuple[tuple[str, int, Colour], ...] = (
-    ("unlabeled", 0, (0, 0, 0)),
-    ("ego vehicle", 1, (0, 0, 0)),
-    ("rectification border", 2, (0, 0, 0)),
-    ("out of roi", 3, (0, 0, 0)),
-    ("static", 4, (0, 0, 0)),
-    ("dynamic", 5, (111, 74, 0)),
-    ("ground", 6, (81, 0, 81)),
-    ("parking", 9, (250, 170, 160)),
-    ("rail track", 10, (230, 150, 140)),
-    ("guard rail", 14, (180, 165, 180)),
-    ("bridge", 15, (150, 100, 100)),
-    ("tunnel", 16, (150, 120, 90)),
-    ("polegroup", 18, (153, 153, 153)),
-    ("caravan", 29, (0, 0, 90)),
-    ("trailer", 30, (0, 0, 110)),
-    # Drawn nowhere.
-    ("license plate", -1, (0, 0, 142)),
-)
-# In the order of the classes.
-_SCORED: tuple[tuple[str, int, Colour], ...] = (
-    ("road", 7, (128, 64, 128)),
-    ("sidewalk", 8, (244, 35, 232)),
-    ("building", 11, (70, 70, 70)),
-    ("wall", 12, (102, 102, 156)),
-    ("fence", 13, (190, 153, 153)),
-    ("pole", 17, (153, 153, 153)),
-    ("traffic light", 19, (250, 170, 30)),
-    ("traffic sign", 20, (220, 220, 0)),
-    ("vegetation", 21, (107, 142, 35)),
-    ("terrain", 22, (152, 251, 152)),
-    ("sky", 23, (70, 130, 180)),
-    ("person", 24, (220, 20, 60)),
-    ("rider", 25, (255, 0, 0)),
-    ("car", 26, (0, 0, 142)),
-    ("truck", 27, (0, 0, 70)),
-    ("bus", 28, (0, 60, 100)),
-    ("train", 31, (0, 80, 100)),
-    ("motorcycle", 32, (0, 0, 230)),
-    ("bicycle", 33, (119, 11, 32)),
-)
 
 LABELS: tuple[Label, ...] = (
-    *(Label(name, id, IGNORED, colour) for name, id, colour in _UNSCORED),
-    *(Label(name, id, train_id, colour) for train_id, (name, id, colour) in enumerate(_SCORED)),
+    *(Label(name, id, IGNORED) for name, id in _CITYSCAPES_UNSCORED.items()),
+    *(Label(name, id, k) for k, (name, id) in enumerate(zip(CITYSCAPES.classes, _CITYSCAPES_IDS, strict=True))),
 )
-CITYSCAPES = ClassTable("cityscapes", tuple(name for name, _, _ in _SCORED), tuple(colour for _, _, colour in _SCORED))
 
 _BY_NAME = {label.name: label for label in LABELS}
 # What Pillow can draw; two corners are a line.
@@ -168,7 +147,7 @@ _SMALLEST_POLYGON = 2
 _LARGEST_SIDE = 1 << 15
 
 
-def label_ids_to_train_ids(label_ids: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def label_ids_to_train_ids(label_ids: Pixels) -> Pixels:
     """Turn a map of ids (H, W) uint8 into one of train ids; unknown ids become 255."""
     table = np.full(256, IGNORED, np.uint8)
     for label in LABELS:
@@ -177,15 +156,7 @@ def label_ids_to_train_ids(label_ids: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return table[label_ids]
 
 
-def train_ids_to_label_ids(train_ids: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Turn a class map (H, W) uint8 into one of ids, which the evaluation server takes; 255 becomes 0, unlabeled."""
-    table = np.zeros(256, np.uint8)
-    for train_id, (_, id, _) in enumerate(_SCORED):
-        table[train_id] = id
-    return table[train_ids]
-
-
-def polygons_to_train_ids(document: str | bytes) -> NDArray[np.uint8]:
+def polygons_to_train_ids(document: str | bytes) -> Pixels:
     """Draw the polygons of a ``*_gtFine_polygons.json`` as a map of train ids (H, W) uint8.
 
     Follows cityscapesscripts/preparation/json2labelImg.py: in the file's order, later ones over earlier ones; deleted
@@ -199,12 +170,12 @@ def polygons_to_train_ids(document: str | bytes) -> NDArray[np.uint8]:
     return _draw(document, {label.name: label.train_id for label in LABELS}, IGNORED)
 
 
-def polygons_to_label_ids(document: str | bytes) -> NDArray[np.uint8]:
+def polygons_to_label_ids(document: str | bytes) -> Pixels:
     """Draw such polygons as a map of ids (H, W) uint8, 0 where there is none; see `polygons_to_train_ids`."""
     return _draw(document, {label.name: label.id for label in LABELS}, 0)
 
 
-def _draw(document: str | bytes, numbers: Mapping[str, int], background: int) -> NDArray[np.uint8]:
+def _draw(document: str | bytes, numbers: Mapping[str, int], background: int) -> Pixels:
     try:
         annotation = json.loads(document)
         size = (int(annotation["imgWidth"]), int(annotation["imgHeight"]))
@@ -297,9 +268,6 @@ def thing_classes(table: ClassTable, things: Collection[str] | None = None) -> f
     return frozenset(things)
 
 
-NO_LABEL = 0
-
-
 def label_ids(table: ClassTable) -> tuple[int, ...] | None:
     """Return the data set's own number of every class; None for classes that no known data set has.
 
@@ -309,14 +277,13 @@ def label_ids(table: ClassTable) -> tuple[int, ...] | None:
     (7, 8, 11)
     """
     if table.classes == CITYSCAPES.classes:
-        by_name = {label.name: label.id for label in LABELS}
-        return tuple(by_name[name] for name in table.classes)
+        return _CITYSCAPES_IDS
     if table.classes in (ADE20K.classes, COCO_STUFF.classes):
         return tuple(range(1, len(table.classes) + 1))
     return None
 
 
-def classes_to_label_ids(class_map: NDArray[np.uint8], table: ClassTable) -> NDArray[np.uint8]:
+def classes_to_label_ids(class_map: Pixels, table: ClassTable) -> Pixels:
     """Turn a class map (H, W) uint8 into one of the data set's own numbers; 0 where there is no class.
 
     Raises
@@ -331,6 +298,6 @@ def classes_to_label_ids(class_map: NDArray[np.uint8], table: ClassTable) -> NDA
             "classes, which holds those"
         )
         raise OutputError(message, code="no_label_ids")
-    numbers = np.full(256, NO_LABEL, np.uint8)
+    numbers = np.zeros(256, np.uint8)
     numbers[: len(own)] = own
     return numbers[class_map]

@@ -6,9 +6,8 @@ At the end of the use road: it takes class maps from a model or from files, and 
 
 from segship.evaluation.evaluating import EvaluateOptions, evaluate
 from segship.evaluation.report import Evaluation
-from segship.evaluation.scoring import score_samples
+from segship.evaluation.scoring import Snapshot, StateFile, score_samples
 from segship.evaluation.sources import ModelSource, WrittenMaps, WrittenSource, find_written_maps
-from segship.evaluation.state import Snapshot, StateFile
 
 __all__ = [
     "EvaluateOptions",

@@ -6,41 +6,20 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Protocol
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any
 
 import segship
+from segship.bundle.manifest import MANIFEST_FILE
 from segship.catalog import find_model
-from segship.datasets.classes import ClassTable
 from segship.datasets.folders import DATA_SETS, Sample, Truth, find_samples
 from segship.errors import InputError, OutputError
 from segship.evaluation.report import Evaluation
-from segship.evaluation.scoring import Progress, digest_of_samples, score_samples
+from segship.evaluation.scoring import Progress, StateFile, digest_of_samples, score_samples
 from segship.evaluation.sources import Ids, ModelSource, RawType, Source, WrittenMaps, WrittenSource, find_written_maps
-from segship.evaluation.state import StateFile
 from segship.files import sha256_of, write_file
-from segship.semantic.class_map import ClassMap
+from segship.semantic.predictor import SemanticPredictor, open_semantic
 from segship.semantic.views import SemanticOptions
 from segship.writers.names import safe_file_name
-
-MANIFEST_FILE = "manifest.json"
-
-
-class SemanticModel(Protocol):
-    """What an evaluation asks of a model.
-
-    One that takes several pictures at once has ``segment_batch`` too, and one that may refuse a way of looking
-    ``check_options``, so that it does so before anything runs.
-    """
-
-    table: ClassTable
-    backend: str
-    precision: str
-
-    def segment(self, image: NDArray[np.uint8], options: SemanticOptions | None = None) -> ClassMap:
-        """Return the class map of a picture."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,16 +167,14 @@ def _open_source(data_set: str, samples: Sequence[Sample], options: EvaluateOpti
         return WrittenSource(written, found), identity
     assert options.bundle is not None
     path = find_model(options.bundle)
-    predictor = open_model(path, options.runtime)
+    predictor = open_semantic(path, **options.runtime)
     if predictor.table.classes != DATA_SETS[data_set].table.classes:
         message = (
             f"{path} has the {len(predictor.table.classes)} classes of {predictor.table.name}, and {data_set} has "
             "other ones; evaluate it on its own data set"
         )
         raise InputError(message, code="other_classes")
-    check_options = getattr(predictor, "check_options", None)
-    if check_options is not None:
-        check_options(options.look)
+    predictor.check_options(options.look)
     identity = {
         "model": str(options.bundle),
         "model_digest": sha256_of(path / MANIFEST_FILE if path.is_dir() else path),
@@ -209,27 +186,12 @@ def _open_source(data_set: str, samples: Sequence[Sample], options: EvaluateOpti
     return _model_source(predictor, options), identity
 
 
-def open_model(path: Path, runtime: Mapping[str, Any]) -> SemanticModel:
-    """Open a semantic bundle or checkpoint.
-
-    Raises
-    ------
-    InputError
-        ``other_family``: it is a promptable model.
-    """
-    # Imported here, since scores of class maps made elsewhere need no model.
-    from segship.semantic.predictor import open_semantic
-
-    return open_semantic(path, **runtime)
-
-
-def _model_source(predictor: SemanticModel, options: EvaluateOptions) -> ModelSource:
+def _model_source(predictor: SemanticPredictor, options: EvaluateOptions) -> ModelSource:
     if options.look != SemanticOptions():
         return ModelSource(lambda pixels: predictor.segment(pixels, options.look).array, batch=options.batch)
-    batches = getattr(predictor, "segment_batch", None)
     return ModelSource(
         lambda pixels: predictor.segment(pixels).array,
-        None if batches is None else lambda pictures: [answer.array for answer in batches(list(pictures))],
+        lambda pictures: [answer.array for answer in predictor.segment_batch(pictures)],
         options.batch,
     )
 

@@ -1,19 +1,29 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From samples and predictions to counts: added in order, kept in a file, and taken up again after a crash."""
+"""From samples and predictions to counts: added in order, kept in a file, and taken up again after a crash.
+
+The file is always whole, and tied to what was scored on what. Counts of one model must never be added to those of
+another, so a file of another run is refused, not overwritten.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
 import time
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+
+from segship.arrays import IntArray
 from segship.datasets.folders import DATA_SETS, FailedSample, Sample
 from segship.errors import InputError
 from segship.evaluation.report import ConfusionMatrix, Evaluation
 from segship.evaluation.sources import Outcome, Source
-from segship.evaluation.state import Snapshot, StateFile
+from segship.files import read_bytes, write_file
 from segship.machine import count_workers
 
 Progress = Callable[[int, int], None]
@@ -22,6 +32,94 @@ Progress = Callable[[int, int], None]
 SECONDS_BETWEEN_SAVES = 5.0
 # How many failures a message lists.
 _SHOWN = 5
+_FORMAT = "segship evaluation state 1"
+_MAX_STATE_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Snapshot:
+    """Counts after a number of samples.
+
+    Attributes
+    ----------
+    done
+        Samples, in the order of the data set, that were scored or failed.
+    counts
+        (K, K + 1) int64, see `segship.evaluation.report.ConfusionMatrix`.
+    failed
+        Those that could not be used.
+    """
+
+    done: int
+    counts: IntArray
+    failed: tuple[FailedSample, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class StateFile:
+    """Where snapshots of one run are kept.
+
+    Attributes
+    ----------
+    path
+        The file.
+    identity
+        What the counts depend on: digest of the model, data set, split, options, ...
+    """
+
+    path: Path
+    identity: Mapping[str, str]
+
+    def load(self) -> Snapshot | None:
+        """Return the last snapshot; None when there is no file.
+
+        Raises
+        ------
+        InputError
+            ``bad_state`` when the file is damaged, ``state_of_another_run`` when it belongs to another one.
+        """
+        if not self.path.exists():
+            return None
+        try:
+            document = json.loads(read_bytes(self.path, limit=_MAX_STATE_BYTES))
+            if document["format"] != _FORMAT:
+                raise ValueError(document["format"])
+            identity = dict(document["identity"])
+            counts = np.array(document["counts"], np.int64)
+            snapshot = Snapshot(
+                int(document["done"]), counts, tuple(FailedSample(**entry) for entry in document["failed"])
+            )
+        except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
+            message = f"{self.path} is no state of an evaluation ({error!r}); start anew with --fresh, or remove it"
+            raise InputError(message, code="bad_state") from error
+        self._check(identity)
+        return snapshot
+
+    def _check(self, identity: Mapping[str, Any]) -> None:
+        names = sorted(identity.keys() | self.identity.keys())
+        other = [name for name in names if identity.get(name) != self.identity.get(name)]
+        if other:
+            differences = "; ".join(f"{name} was {identity.get(name)}, now {self.identity.get(name)}" for name in other)
+            message = (
+                f"{self.path} holds the counts of another run: {differences}; repeat that run to finish it, "
+                "start anew with --fresh, or choose another --out"
+            )
+            raise InputError(message, code="state_of_another_run")
+
+    def save(self, snapshot: Snapshot) -> None:
+        """Replace the file by a snapshot, whole or not at all."""
+        document = {
+            "format": _FORMAT,
+            "identity": dict(self.identity),
+            "done": snapshot.done,
+            "failed": [asdict(failure) for failure in snapshot.failed],
+            "counts": snapshot.counts.tolist(),
+        }
+        write_file(self.path, json.dumps(document, ensure_ascii=False).encode(), overwrite=True)
+
+    def remove(self) -> None:
+        """Remove the file, if there is one."""
+        self.path.unlink(missing_ok=True)
 
 
 def score_samples(

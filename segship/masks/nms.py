@@ -177,9 +177,9 @@ def _read_boxes(boxes_xyxy: npt.ArrayLike) -> NDArray[np.float32] | NDArray[np.f
         return np.zeros((0, 4))
     if boxes.ndim != 2 or boxes.shape[1] != 4 or boxes.dtype.kind not in "iuf":
         found = f"boxes_xyxy is an array of {boxes.dtype} with the shape {boxes.shape}"
-        raise InputError(f"{found}; accepted are numbers (n, 4), x0 y0 x1 y1.", code="bad_shape")
+        raise InputError(f"{found}; accepted are numbers (n, 4), x0 y0 x1 y1", code="bad_shape")
     if not np.isfinite(boxes).all():
-        raise InputError("boxes_xyxy has a number that is NaN or infinite; give finite numbers.", code="non_finite")
+        raise InputError("boxes_xyxy has a number that is NaN or infinite; give finite numbers", code="non_finite")
     return boxes if boxes.dtype == np.float32 else boxes.astype(np.float64)
 
 
@@ -190,16 +190,16 @@ def _read_order(
     numbers = np.asarray(scores, np.float64)
     if numbers.shape != (count,):
         found = f"scores has the shape {numbers.shape} for {count} boxes or masks"
-        raise InputError(f"{found}; give one score for each.", code="length_mismatch")
+        raise InputError(f"{found}; give one score for each", code="length_mismatch")
     if not np.isfinite(numbers).all():
-        raise InputError("scores has a number that is NaN or infinite; give finite numbers.", code="non_finite")
+        raise InputError("scores has a number that is NaN or infinite; give finite numbers", code="non_finite")
     if not 0 <= iou_threshold <= 1:
-        raise InputError(f"iou_threshold is {iou_threshold}; accepted is a number from 0 to 1.", code="bad_option")
+        raise InputError(f"iou_threshold is {iou_threshold}; accepted is a number from 0 to 1", code="bad_option")
     order = np.argsort(-numbers, kind="stable")
     if categories is None:
         return order, None
     groups = np.asarray(categories)
     if groups.shape != (count,):
         found = f"categories has the shape {groups.shape} for {count} boxes or masks"
-        raise InputError(f"{found}; give one category for each.", code="length_mismatch")
+        raise InputError(f"{found}; give one category for each", code="length_mismatch")
     return order, groups[order]

@@ -268,10 +268,10 @@ def _centres_before(places: NDArray[np.float64], length: int) -> _Integers:
 def _read_ring(ring: Ring) -> Ring:
     array = np.asarray(ring, np.float64)
     if array.ndim != 2 or array.shape[1] != 2 or len(array) < 3:
-        message = f"A ring of a polygon has the shape {array.shape}; accepted is (n, 2), x y of 3 corners or more."
+        message = f"a ring of a polygon has the shape {array.shape}; accepted is (n, 2), x y of 3 corners or more"
         raise InputError(message, code="bad_shape")
     # Also with NaN, which is not below anything.
     if not (np.abs(array) <= _FARTHEST).all():
-        message = f"A ring of a polygon has a corner that is NaN or farther than {_FARTHEST:.0e} pixels from the image."
+        message = f"a ring of a polygon has a corner that is NaN or farther than {_FARTHEST:.0e} pixels from the image"
         raise InputError(message + " Give finite pixels of the image frame.", code="non_finite")
     return array

@@ -53,7 +53,7 @@ def connected_pieces(mask: npt.ArrayLike, connectivity: Literal[4, 8] = 8) -> Pi
     """
     pixels = read_mask(mask)
     if connectivity not in (4, 8):
-        raise InputError(f"connectivity is {connectivity!r}; accepted are 4 and 8.", code="bad_option")
+        raise InputError(f"connectivity is {connectivity!r}; accepted are 4 and 8", code="bad_option")
     labels = np.zeros(pixels.shape, np.int32)
     x0, y0, x1, y1 = masks_to_boxes(pixels).tolist()
     if x0 == x1:
@@ -176,7 +176,7 @@ class _Cleaned(NamedTuple):
 def _check_options(area_threshold: float, mode: str) -> None:
     read_number(area_threshold, "area_threshold")
     if mode not in ("holes", "islands"):
-        raise InputError(f"mode is {mode!r}; accepted are 'holes' and 'islands'.", code="bad_option")
+        raise InputError(f"mode is {mode!r}; accepted are 'holes' and 'islands'", code="bad_option")
 
 
 def _clean(

@@ -25,9 +25,9 @@ def read_mask(mask: npt.ArrayLike, name: str = "mask") -> NDArray[np.bool_]:
     """
     array: NDArray[Any] = np.asarray(mask)
     if array.ndim != 2:
-        raise InputError(f"{name} has the shape {array.shape}; accepted is one mask, (H, W).", code="bad_shape")
+        raise InputError(f"{name} has the shape {array.shape}; accepted is one mask, (H, W)", code="bad_shape")
     if array.dtype.kind not in "biu":
-        message = f"{name} has the type {array.dtype}; give bool or whole numbers, such as logits > 0."
+        message = f"{name} has the type {array.dtype}; give bool or whole numbers, such as logits > 0"
         raise InputError(message, code="bad_array_dtype")
     return array if array.dtype == np.bool_ else array != 0
 
@@ -37,7 +37,7 @@ def read_number(value: float, name: str, *, most: float = math.inf) -> float:
     # `not`, since NaN is neither below nor above anything.
     if not 0 <= value <= most or math.isinf(value):
         accepted = "a finite number from 0 up" if math.isinf(most) else f"a number from 0 to {most:g}"
-        raise InputError(f"{name} is {value}; accepted is {accepted}.", code="bad_option")
+        raise InputError(f"{name} is {value}; accepted is {accepted}", code="bad_option")
     return float(value)
 
 
@@ -332,7 +332,7 @@ def _shorten(value: object) -> str:
 
 
 def _bad(found: str, accepted: str) -> InputError:
-    message = f"A run-length mask cannot be read: {found}; accepted is {accepted}. Check the program that wrote it."
+    message = f"a run-length mask cannot be read: {found}; accepted is {accepted}; check the program that wrote it"
     return InputError(message, code="bad_rle")
 
 

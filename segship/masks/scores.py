@@ -55,7 +55,7 @@ def mask_ious(
         return mask_ious(second, first, height=height).T
     one, other = read_spans(first), read_spans(second)
     if len(one) and len(other) and one.pixels != other.pixels:
-        message = f"The masks have {one.pixels} and {other.pixels} pixels; give masks of one size."
+        message = f"the masks have {one.pixels} and {other.pixels} pixels; give masks of one size"
         raise InputError(message, code="bad_shape")
     # With no height given, the whole mask is taken for one column: boxes that are larger than need be.
     rows = max(one.pixels, 1) if height is None else height
@@ -138,7 +138,7 @@ def boundary_f_score(first: npt.ArrayLike, second: npt.ArrayLike, *, tolerance_p
     """
     one, other = read_mask(first, "first"), read_mask(second, "second")
     if one.shape != other.shape:
-        raise InputError(f"The masks have the shapes {one.shape} and {other.shape}; give one size.", code="bad_shape")
+        raise InputError(f"the masks have the shapes {one.shape} and {other.shape}; give one size", code="bad_shape")
     reach = read_number(tolerance_px, "tolerance_px")
     if not one.any() or not other.any():
         return float(one.any() == other.any())

@@ -100,7 +100,7 @@ class Spans:
         if not has_pixels.any():
             return boxes
         if height < 1 or self.pixels % height:
-            message = f"height is {height}, and the masks have {self.pixels} pixels; give the rows of the masks."
+            message = f"height is {height}, and the masks have {self.pixels} pixels; give the rows of the masks"
             raise InputError(message, code="bad_shape")
         first, last = self.starts, self.ends - 1
         x0, x1 = first // height, last // height
@@ -150,12 +150,12 @@ def read_spans(runs: Sequence[Runs | Mapping[str, Any]]) -> Spans:
     bounds = np.cumsum(np.concatenate(([0], lengths)))
     flat = np.concatenate([np.zeros(0, np.int64), *arrays])
     if flat.dtype != np.int64 or (flat < 0).any():
-        message = "Run lengths are whole numbers (int64) from 0 up; segship.masks.rle.read_rle checks those of a file."
+        message = "run lengths are whole numbers (int64) from 0 up; segship.masks.rle.read_rle checks those of a file"
         raise InputError(message, code="bad_rle")
     ends = np.cumsum(flat)
     totals = np.diff(np.concatenate(([0], ends))[bounds])
     if len(totals) and (totals != totals[0]).any():
-        message = f"Masks of one call have {totals.min()} and {totals.max()} pixels; give masks of one size."
+        message = f"masks of one call have {totals.min()} and {totals.max()} pixels; give masks of one size"
         raise InputError(message, code="bad_shape")
     pixels = int(totals[0]) if len(totals) else 0
     # Every second run of a mask is set. A file may have runs of no length in the middle.
@@ -218,7 +218,7 @@ def merge_runs(runs: Sequence[Runs | Mapping[str, Any]], *, intersect: bool = Fa
     array([1, 3, 2])
     """
     if not len(runs):
-        raise InputError("There are no masks to merge, so their size is unknown; give at least one.", code="bad_shape")
+        raise InputError("there are no masks to merge, so their size is unknown; give at least one", code="bad_shape")
     spans = read_spans(runs)
     return spans_to_runs(spans.starts, spans.ends, spans.pixels, at_least=len(spans) if intersect else 1)
 

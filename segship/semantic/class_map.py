@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The answer of a semantic model: which class every pixel belongs to, as an array with the names and colours for it."""
+"""The answer of a semantic model: which class every pixel belongs to, as an array with the names and colors for it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
+from segship.arrays import BoolArray, Color, FloatArray, Pixels
 from segship.datasets.classes import IGNORED, ClassTable
 from segship.errors import InputError
 
@@ -21,17 +21,17 @@ class ClassMap:
     array
         (H, W) uint8 in the image frame: the number of each pixel's class, 255 for none.
     table
-        Names and colours of the classes.
+        Names and colors of the classes.
     notes
         What was noticed while reading the image or on the way to the map.
     probability
         (H, W) float32, 0 to 1: how probable the model finds each pixel's class; None unless it was asked for.
     """
 
-    array: NDArray[np.uint8]
+    array: Pixels
     table: ClassTable
     notes: tuple[str, ...] = ()
-    probability: NDArray[np.float32] | None = None
+    probability: FloatArray | None = None
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -39,7 +39,7 @@ class ClassMap:
         return self.table.classes
 
     @property
-    def palette(self) -> tuple[tuple[int, int, int], ...]:
+    def palette(self) -> tuple[Color, ...]:
         """Red, green and blue of every class."""
         return self.table.palette
 
@@ -53,7 +53,7 @@ class ClassMap:
         """Return which part of all pixels every class that occurs has, 0 to 1, largest first."""
         return {name: count / self.array.size for name, count in self.areas().items()}
 
-    def mask(self, name: str) -> NDArray[np.bool_]:
+    def mask(self, name: str) -> BoolArray:
         """Return (H, W) bool: the pixels of a class, by its name.
 
         Raises
@@ -66,9 +66,9 @@ class ClassMap:
             raise InputError(message, code="unknown_class")
         return np.asarray(self.array == self.classes.index(name))
 
-    def coloured(self) -> NDArray[np.uint8]:
-        """Return the map as an (H, W, 3) picture in the data set's colours."""
-        return self.table.colour(self.array)
+    def coloured(self) -> Pixels:
+        """Return the map as an (H, W, 3) picture in the data set's colors."""
+        return self.table.paint(self.array)
 
     @property
     def coverage(self) -> float:

@@ -11,12 +11,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from segship.catalog import SEMANTIC_CHECKPOINTS, SemanticCheckpoint
+from segship.catalog import CHECKPOINT_SUFFIXES, SEMANTIC_CHECKPOINTS, SemanticCheckpoint
 from segship.errors import FetchError
 from segship.fetch import checkpoint_path
 from segship.fetch.fetching import how_to_fetch
 from segship.files import CHUNK_BYTES, open_regular, write_file
-from segship.ship.checkpoints.survey import SUFFIXES, Survey, survey_checkpoint
+from segship.ship.checkpoints.survey import Survey, survey_checkpoint
 from segship.ship.families.config import SemaskConfig
 from segship.ship.families.semask.recognise import is_semask, recognise_semask
 
@@ -78,8 +78,10 @@ def take_by_hand(name: str, *, from_file: Path | None = None, destination: Path 
     if not source.is_file():
         message = f"there is no file {source}; give the path of the file that the browser downloaded"
         raise FetchError(message, code="file_missing")
-    if source.suffix not in SUFFIXES:
-        message = f"{source} does not end in {', '.join(SUFFIXES)}; give the file that the browser downloaded"
+    if source.suffix not in CHECKPOINT_SUFFIXES:
+        message = (
+            f"{source} does not end in {', '.join(CHECKPOINT_SUFFIXES)}; give the file that the browser downloaded"
+        )
         raise FetchError(message, code="wrong_checkpoint")
     survey = survey_checkpoint(source)
     config = _check(known, survey, source)

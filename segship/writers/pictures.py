@@ -127,7 +127,7 @@ class FolderWriter:
 
 
 class PanopticWriter:
-    """COCO panoptic: a PNG whose colours are segment ids, and the JSON that describes them, in a folder.
+    """COCO panoptic: a PNG whose colors are segment ids, and the JSON that describes them, in a folder.
 
     The id of a pixel is R + 256 G + 65536 B: 0 where there is no mask, 1 for the first mask, ... A segment that
     others cover wholly is left out of the JSON, as panopticapi demands; ``area`` and ``bbox`` are of what is seen. Of

@@ -10,9 +10,9 @@ from segship.datasets.classes import IGNORED
 from segship.datasets.known import (
     CITYSCAPES,
     LABELS,
+    classes_to_label_ids,
     label_ids_to_train_ids,
     polygons_to_train_ids,
-    train_ids_to_label_ids,
 )
 from segship.errors import InputError
 
@@ -45,7 +45,7 @@ def test_ids_and_train_ids_turn_into_each_other():
     for train_id, id in enumerate(SCORED_IDS):
         expected[id] = train_id
     assert train_ids[0].tolist() == expected.tolist()
-    back = train_ids_to_label_ids(train_ids)[0]
+    back = classes_to_label_ids(train_ids, CITYSCAPES)[0]
     assert back.tolist() == [id if id in SCORED_IDS else 0 for id in range(256)]
 
 

@@ -8,9 +8,9 @@ from segship.datasets.known import ADE20K, CITYSCAPES, COCO_STUFF
 
 
 @pytest.mark.parametrize(("table", "count"), [(CITYSCAPES, 19), (ADE20K, 150), (COCO_STUFF, 171)])
-def test_every_class_has_a_name_of_its_own_and_a_colour(table, count):
+def test_every_class_has_a_name_of_its_own_and_a_color(table, count):
     assert len(table.classes) == len(set(table.classes)) == len(table.palette) == count
-    assert all(0 <= value <= 255 for colour in table.palette for value in colour)
+    assert all(0 <= value <= 255 for color in table.palette for value in color)
 
 
 def test_well_known_entries():
@@ -20,6 +20,6 @@ def test_well_known_entries():
     assert (COCO_STUFF.classes[0], COCO_STUFF.classes[170]) == ("person", "wood")
 
 
-def test_colouring_paints_unknown_numbers_black():
-    painted = CITYSCAPES.colour(np.array([[0, 13, 255]], np.uint8))
+def test_coloring_paints_unknown_numbers_black():
+    painted = CITYSCAPES.paint(np.array([[0, 13, 255]], np.uint8))
     assert painted.tolist() == [[[128, 64, 128], [0, 0, 142], [0, 0, 0]]]

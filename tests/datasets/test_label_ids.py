@@ -13,7 +13,6 @@ from segship.datasets.known import (
     classes_to_label_ids,
     label_ids,
     label_ids_to_train_ids,
-    train_ids_to_label_ids,
 )
 from segship.errors import OutputError
 
@@ -22,7 +21,6 @@ def test_cityscapes_has_the_ids_of_its_labels():
     classes = np.array([[0, 13, 18, 255]], np.uint8)
     labels = classes_to_label_ids(classes, CITYSCAPES)
     assert labels.tolist() == [[7, 26, 33, 0]] and labels.dtype == np.uint8
-    assert np.array_equal(labels, train_ids_to_label_ids(classes))
     assert np.array_equal(label_ids_to_train_ids(labels), classes)
 
 

@@ -37,10 +37,10 @@ def test_a_link_to_a_file_is_followed(tmp_path):
 @pytest.mark.parametrize(
     ("pixels", "mode"), [(np.zeros((3, 3, 3), np.uint8), "RGB"), (np.zeros((3, 3), np.uint16), "I;16")]
 )
-def test_pictures_of_colours_or_of_16_bits_are_refused(tmp_path, pixels, mode):
-    Image.fromarray(pixels).save(tmp_path / "colours.png")
+def test_pictures_of_colors_or_of_16_bits_are_refused(tmp_path, pixels, mode):
+    Image.fromarray(pixels).save(tmp_path / "colors.png")
     with pytest.raises(InputError, match=f"'{mode}'") as caught:
-        read_label_image(tmp_path / "colours.png")
+        read_label_image(tmp_path / "colors.png")
     assert caught.value.code == "bad_label_image"
 
 

@@ -16,7 +16,7 @@ from segship.datasets.known import (
     CITYSCAPES,
     LABELS,
     annotation_to_classes,
-    classes_to_annotation,
+    classes_to_label_ids,
     polygons_to_label_ids,
     polygons_to_train_ids,
 )
@@ -59,7 +59,7 @@ def test_annotations_of_ade20k_are_one_more_than_classes_and_0_is_ignored(tmp_pa
     everything = np.arange(256, dtype=np.uint8)
     expected = [IGNORED, *range(150), *range(150, 254), IGNORED]
     assert annotation_to_classes(everything).tolist() == expected
-    assert classes_to_annotation(np.array([0, 149, 255], np.uint8)).tolist() == [1, 150, 0]
+    assert classes_to_label_ids(np.array([0, 149, 255], np.uint8), ADE20K).tolist() == [1, 150, 0]
     write_ade20k(tmp_path, {"val": 2}, size_hw=(48, 96), seed=4)
     write_cityscapes(tmp_path, {"val": 2}, size_hw=(48, 96), seed=4)
     pairs = zip(find_samples("ade20k", tmp_path), find_samples("cityscapes", tmp_path), strict=True)

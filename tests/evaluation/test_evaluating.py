@@ -28,6 +28,9 @@ class BrightnessModel:
             raise RuntimeError("out of memory")
         return ClassMap((image[..., 1] // 14).astype(np.uint8), self.table)
 
+    def check_options(self, options):
+        pass
+
     def segment_batch(self, images):
         return [self.segment(image) for image in images]
 
@@ -39,7 +42,7 @@ def model(monkeypatch, tmp_path):
     bundle = tmp_path / "bundle"
     bundle.mkdir()
     (bundle / "manifest.json").write_text("{}")
-    monkeypatch.setattr(evaluating, "open_model", lambda path, runtime: model)
+    monkeypatch.setattr(evaluating, "open_semantic", lambda path, **runtime: model)
     return SimpleNamespace(path=bundle, model=model)
 
 

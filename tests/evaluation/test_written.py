@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from segship.datasets.folders import Sample, encode_label_image
-from segship.datasets.known import ADE20K, train_ids_to_label_ids
+from segship.datasets.known import ADE20K, CITYSCAPES, classes_to_label_ids
 from segship.errors import InputError
 from segship.evaluation import WrittenMaps, WrittenSource, find_written_maps, score_samples
 from segship.evaluation.sources import read_written_map
@@ -109,7 +109,7 @@ def test_npy_of_every_kind_is_read(tmp_path, kind, shape):
 
 def test_png_holds_train_ids_or_label_ids(tmp_path):
     assert np.array_equal(read(tmp_path / "a.png", encode_label_image(MAP)), MAP)
-    labels = train_ids_to_label_ids(MAP)
+    labels = classes_to_label_ids(MAP, CITYSCAPES)
     assert np.array_equal(read(tmp_path / "a.png", encode_label_image(labels), ids="label"), MAP)
 
 

@@ -7,7 +7,7 @@ from segship.datasets.known import CITYSCAPES
 from segship.semantic.class_map import ClassMap
 
 
-def test_areas_masks_and_colours():
+def test_areas_masks_and_colors():
     array = np.array([[0, 0, 13], [10, 0, 255]], np.uint8)
     class_map = ClassMap(array, CITYSCAPES)
     assert class_map.areas() == {"road": 3, "sky": 1, "car": 1}

@@ -43,7 +43,7 @@ def test_overlay_shows_the_best_masks_and_the_prompts_in_rgb(result: Result) -> 
     overlay = read(WRITERS["masks"]["overlay"].write(large)["my photo.overlay.jpg"])
     expected = draw_overlay(large.pixels, np.stack([masks[0, 1], masks[1, 0]]), objects=large.objects)
     difference = np.abs(overlay.astype(int) - expected)
-    # Edges lose by JPEG's coarse colour, areas do not; masks or channels that were mixed up would differ everywhere.
+    # Edges lose by JPEG's coarse color, areas do not; masks or channels that were mixed up would differ everywhere.
     assert np.median(difference) <= 2 and difference.mean() < 2
 
 

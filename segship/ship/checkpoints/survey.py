@@ -14,8 +14,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO, Literal, TypeVar
 
-from segship.catalog import KnownCheckpoint, identify
-from segship.datasets.classes import MOST_CLASSES
+from segship.arrays import Color
+from segship.catalog import CHECKPOINT_SUFFIXES, KnownCheckpoint, identify
+from segship.datasets.classes import LONGEST_NAME, MOST_CLASSES
 from segship.errors import CheckpointError, InputError
 from segship.files import CHUNK_BYTES, open_regular
 from segship.ship.checkpoints.archive import (
@@ -105,16 +106,12 @@ def _strip_prefixes(state: dict[str, T], notes: list[str]) -> dict[str, T]:
     return state
 
 
-LONGEST_NAME = 128
-Colour = tuple[int, int, int]
-
-
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """Classes of a checkpoint; ``palette`` is None if it has no colours, or not one for each class."""
+    """Classes of a checkpoint; ``palette`` is None if it has no colors, or not one for each class."""
 
     classes: tuple[str, ...]
-    palette: tuple[Colour, ...] | None
+    palette: tuple[Color, ...] | None
 
 
 def find_labels(contents: object) -> Labels | None:
@@ -125,9 +122,9 @@ def find_labels(contents: object) -> Labels | None:
     classes = _items(meta.get("CLASSES"))
     if not classes or not all(_is_name(name) for name in classes):
         return None
-    colours = tuple(_colour(row) for row in _items(meta.get("PALETTE")))
-    known = tuple(colour for colour in colours if colour is not None)
-    return Labels(tuple(map(str, classes)), known if len(known) == len(colours) == len(classes) else None)
+    colors = tuple(_color(row) for row in _items(meta.get("PALETTE")))
+    known = tuple(color for color in colors if color is not None)
+    return Labels(tuple(map(str, classes)), known if len(known) == len(colors) == len(classes) else None)
 
 
 def _items(value: object) -> tuple[object, ...]:
@@ -138,13 +135,12 @@ def _is_name(value: object) -> bool:
     return isinstance(value, str) and 0 < len(value) <= LONGEST_NAME and value.isprintable()
 
 
-def _colour(value: object) -> Colour | None:
+def _color(value: object) -> Color | None:
     row: Sequence[object] = _items(value)
     numbers = [number for number in row if type(number) is int and 0 <= number <= 255]
     return (numbers[0], numbers[1], numbers[2]) if len(numbers) == len(row) == 3 else None
 
 
-SUFFIXES = (".pth", ".pt", ".safetensors")
 Format = Literal["torch", "safetensors"]
 
 # Tied weights share a storage; more sharing than this is a file that unfolds to many times its size.
@@ -244,8 +240,8 @@ def stamp_of(file: int | Path) -> tuple[int, ...]:
 def _opened_checkpoint(path: Path) -> Iterator[tuple[Format, BinaryIO, int]]:
     """Open a file that may be a checkpoint: its format, the file, its size."""
     kind: Format = "safetensors" if path.suffix == ".safetensors" else "torch"
-    if path.suffix not in SUFFIXES:
-        message = f"{path} does not end in {', '.join(SUFFIXES)}; give a checkpoint of torch or safetensors"
+    if path.suffix not in CHECKPOINT_SUFFIXES:
+        message = f"{path} does not end in {', '.join(CHECKPOINT_SUFFIXES)}; give a checkpoint of torch or safetensors"
         raise CheckpointError(message, code="not_a_checkpoint")
     with _opened(path) as stream:
         size = os.fstat(stream.fileno()).st_size
@@ -295,7 +291,7 @@ def _refuse_other_kinds(kind: Format, head: bytes, size: int) -> None:
         raise CheckpointError(message, code="not_a_checkpoint")
     message = (
         f"its {size} bytes are no zip container of torch.save (they begin with {head[:8]!r}); plain pickles are not "
-        f"read. If it is an old checkpoint, convert it: {_CONVERT}"
+        f"read; if it is an old checkpoint, convert it: {_CONVERT}"
     )
     raise CheckpointError(message, code="not_a_checkpoint")
 

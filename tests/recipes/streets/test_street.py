@@ -44,7 +44,7 @@ def test_every_pixel_has_an_annotation_and_every_scored_class_turns_up():
 
 
 def test_classes_look_different_so_that_they_can_be_learnt():
-    """The mean colours of sky, road and vegetation differ by far more than noise."""
+    """The mean colors of sky, road and vegetation differ by far more than noise."""
     sums, counts = np.zeros((256, 3)), np.zeros(256)
     for seed in range(8):
         scene = draw_street(seed, SIZE)

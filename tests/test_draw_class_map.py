@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Overlays: colours where the classes are, borders between them, and a legend that hides nothing."""
+"""Overlays: colors where the classes are, borders between them, and a legend that hides nothing."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def gray():
     return np.full((90, 160, 3), 100, np.uint8)
 
 
-def colours_in(picture):
+def colors_in(picture):
     red, green, blue = (picture[..., channel].astype(int) for channel in range(3))
     return {(code >> 16, code >> 8 & 255, code & 255) for code in np.unique(red << 16 | green << 8 | blue).tolist()}
 
@@ -49,7 +49,7 @@ def test_legend_names_what_occurs_with_its_share_largest_first(street):
     rows = legend_rows(street)
     assert [row.name for row in rows] == ["sky", "road", "car", "no class"]
     assert [row.share for row in rows] == ["52.1 %", "41.7 %", "5.6 %", "0.7 %"]
-    assert rows[1].colour == (128, 64, 128)
+    assert rows[1].color == (128, 64, 128)
     assert sum(float(row.share.split()[0]) for row in rows) == pytest.approx(100, abs=0.3)
     assert percent(0.0004) == "< 0.1 %" and percent(1.0) == "100.0 %"
 
@@ -65,15 +65,15 @@ def test_the_legend_stands_below_or_beside_and_hides_nothing(size):
     is_wide = size[1] >= size[0]
     assert (drawn.shape[0] > size[0]) if is_wide else (drawn.shape[1] > size[1])
     legend = drawn[size[0] :] if is_wide else drawn[:, size[1] :]
-    # A swatch in the colour of every class, and dark text.
-    assert set(CITYSCAPES.palette) <= colours_in(legend) and legend.sum(axis=2).min() < 150
+    # A swatch in the color of every class, and dark text.
+    assert set(CITYSCAPES.palette) <= colors_in(legend) and legend.sum(axis=2).min() < 150
 
 
 def test_every_row_of_a_legend_is_inside_of_it(gray):
     array = (np.arange(90 * 160) % 150).reshape(90, 160).astype(np.uint8)
     class_map = ClassMap(array, ADE20K)
     legend = draw_class_map(gray, class_map)[90:]
-    assert set(ADE20K.palette) <= colours_in(legend)
+    assert set(ADE20K.palette) <= colors_in(legend)
     # Nothing is cut off at the edges.
     assert (legend[-1] == 255).all() and (legend[:, -1] == 255).all() and (legend[:, 0] == 255).all()
 
