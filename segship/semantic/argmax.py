@@ -11,21 +11,20 @@ from typing import NamedTuple
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
-from segship.semantic.preprocessing import Size
+from segship.arrays import FloatArray, Pixels, Size
 
 
-class Decision(NamedTuple):
-    """What was decided for every pixel."""
+class Argmax(NamedTuple):
+    """The class of every pixel."""
 
-    classes: NDArray[np.uint8]
+    classes: Pixels
     """(H, W) uint8."""
-    probability: NDArray[np.float32] | None
+    probability: FloatArray | None
     """(H, W) float32, that of the class; None if it was not asked for."""
 
 
-def decide(logits: NDArray[np.float32], size_hw: Size, *, probability: bool = False) -> Decision:
+def argmax_logits(logits: FloatArray, size_hw: Size, *, probability: bool = False) -> Argmax:
     """Resize logits bilinearly and return the class of each pixel.
 
     Parameters
@@ -41,7 +40,7 @@ def decide(logits: NDArray[np.float32], size_hw: Size, *, probability: bool = Fa
     --------
     >>> import numpy as np
     >>> planes = np.array([[[0.0, 2.0]], [[1.0, 1.0]]], np.float32)
-    >>> decide(planes, (1, 2)).classes.tolist()
+    >>> argmax_logits(planes, (1, 2)).classes.tolist()
     [[1, 0]]
     """
     assert 1 <= len(logits) <= 256, f"{len(logits)} planes do not fit into numbers of 8 bits"
@@ -57,21 +56,21 @@ def decide(logits: NDArray[np.float32], size_hw: Size, *, probability: bool = Fa
         np.maximum(classes, larger, out=classes)
         np.maximum(best, resized, out=best)
     if not probability:
-        return Decision(classes, None)
+        return Argmax(classes, None)
     total = np.zeros(size_hw, np.float32)
     for plane in logits:
         # The logits themselves must not change: what is resized to its own size is not copied.
         total += np.exp(_resized(plane, size_hw, buffer) - best)
-    return Decision(classes, np.divide(np.float32(1), total, out=total))
+    return Argmax(classes, np.divide(np.float32(1), total, out=total))
 
 
-def decide_probabilities(probabilities: NDArray[np.float32], *, probability: bool = False) -> Decision:
+def argmax_probabilities(probabilities: FloatArray, *, probability: bool = False) -> Argmax:
     """Return the class of each pixel from means of softmaxes (K, H, W) float32, and their value if it is wanted."""
-    classes = decide(probabilities, (probabilities.shape[1], probabilities.shape[2])).classes
-    return Decision(classes, probabilities.max(axis=0) if probability else None)
+    classes = argmax_logits(probabilities, (probabilities.shape[1], probabilities.shape[2])).classes
+    return Argmax(classes, probabilities.max(axis=0) if probability else None)
 
 
-def resize_classes(classes: NDArray[np.uint8], size_hw: Size) -> NDArray[np.uint8]:
+def resize_classes(classes: Pixels, size_hw: Size) -> Pixels:
     """Resize a class map (h, w) uint8 to the nearest pixel, half-pixel centres: as torch's ``nearest-exact`` does.
 
     Examples
@@ -89,7 +88,7 @@ def resize_classes(classes: NDArray[np.uint8], size_hw: Size) -> NDArray[np.uint
     return np.asarray(classes.take(rows, axis=0).take(columns, axis=1), np.uint8)
 
 
-def _resized(plane: NDArray[np.float32], size_hw: Size, buffer: NDArray[np.float32]) -> NDArray[np.float32]:
+def _resized(plane: FloatArray, size_hw: Size, buffer: FloatArray) -> FloatArray:
     """Return a plane at a size: itself if it has it, else written into the buffer."""
     if plane.shape == size_hw:
         return plane

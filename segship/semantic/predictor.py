@@ -1,28 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One semantic graph, run on tensors of any size and number that its own size and batch can be brought to.
+"""A class map from an image: `SemanticPredictor` reads it, makes its views, runs the graph and takes the argmax.
 
-On the use road below `segship.semantic.predictor`: fills the frame of a graph of one size with zeros and cuts the
-answer, cuts batches, checks what comes back, and says what the graph cannot do.
+`GraphRunner` is the graph itself: it fills the frame of a graph of one size with zeros and cuts the answer, cuts
+batches, and checks what comes back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Self
 
 import numpy as np
-from numpy.typing import NDArray
 
+from segship.arrays import AnyArray, FloatArray, Size
 from segship.datasets.classes import ClassTable
 from segship.errors import BackendUnavailable, BundleError, ImageError, InputError
 from segship.images import ImageLimits, ImageSource, LoadedImage, read_image
-from segship.semantic.argmax import Decision, decide, decide_probabilities, resize_classes
+from segship.semantic.argmax import Argmax, argmax_logits, argmax_probabilities, resize_classes
 from segship.semantic.class_map import ClassMap
-from segship.semantic.preprocessing import SemanticPreprocessing, Size, resize_pixels, scaled_size, to_tensor
-from segship.semantic.views import SemanticOptions, class_probabilities, resized_logits, view_logits, view_size
+from segship.semantic.preprocessing import SemanticPreprocessing, scaled_size
+from segship.semantic.views import (
+    SemanticOptions,
+    class_probabilities,
+    list_views,
+    resized_logits,
+    view_answers,
+    view_size,
+)
 
 if TYPE_CHECKING:
     from segship.backends.session import Session
@@ -57,7 +63,7 @@ class GraphRunner:
         self._output = session.spec.outputs[0].name
         self.gives_logits = self._output == "logits"
 
-    def run(self, tensors: NDArray[np.float32]) -> NDArray[Any]:
+    def run(self, tensors: FloatArray) -> AnyArray:
         """Run images (B, 3, h, w) that fit into the frame.
 
         Returns
@@ -82,7 +88,7 @@ class GraphRunner:
         answers = np.concatenate(parts) if len(parts) > 1 else parts[0]
         return answers[..., :height, :width]
 
-    def _run_part(self, tensors: NDArray[np.float32], batch: int) -> NDArray[Any]:
+    def _run_part(self, tensors: FloatArray, batch: int) -> AnyArray:
         count = len(tensors)
         if count < batch:
             # A graph of a fixed batch gets copies, whose answers are dropped.
@@ -91,7 +97,7 @@ class GraphRunner:
         self._check(answers)
         return answers
 
-    def _check(self, answers: NDArray[Any]) -> None:
+    def _check(self, answers: AnyArray) -> None:
         if not self.gives_logits:
             if int(answers.max()) >= self._classes:
                 raise _foreign_graph(f"the class {int(answers.max())}", self._classes)
@@ -105,37 +111,6 @@ class GraphRunner:
                 "try precision fp32 or another backend, and `segship doctor`",
                 code="nonfinite_output",
             )
-
-    def check_options(self, options: SemanticOptions, *, needs_logits: bool = False) -> None:
-        """Refuse what the graph cannot answer whatever the image: ``needs_logits``, ``bad_window``."""
-        more = needs_logits or options.probability or options.window is not None
-        if not self.gives_logits and (more or options.ratios != (1.0,) or options.flip):
-            message = (
-                "this bundle gives class maps, and windows, ratios, flip, probabilities and logits need the logits of "
-                "every class; make a bundle with `segship export --output logits`"
-            )
-            raise InputError(message, code="needs_logits")
-        if options.window is not None and self.frame is not None and options.window != self.frame:
-            height, width = self.frame
-            message = (
-                f"window is {options.window}, and the graph takes {height},{width} only; give that size, or a bundle "
-                "that was exported without --size"
-            )
-            raise InputError(message, code="bad_window")
-
-    def check_ratios(self, size_hw: Size, preprocessing: SemanticPreprocessing, options: SemanticOptions) -> None:
-        """Refuse ratios that a graph of one size would quietly undo: ``ratio_too_large``."""
-        if self.frame is None or options.window is not None:
-            return
-        for ratio in options.ratios:
-            scaled = scaled_size(size_hw, preprocessing.scale, ratio)
-            if ratio != 1 and view_size(size_hw, preprocessing, options, ratio) != scaled:
-                message = (
-                    f"ratio {ratio:g} makes an image of {scaled[0]} x {scaled[1]} (height x width), and the graph "
-                    f"takes {self.frame[0]} x {self.frame[1]} only; look through windows of that size, or use a "
-                    "bundle that was exported without --size"
-                )
-                raise InputError(message, code="ratio_too_large")
 
 
 def _foreign_graph(found: str, known: int) -> BundleError:
@@ -165,7 +140,7 @@ class SemanticPredictor:
     Parameters
     ----------
     manifest
-        What the model is: classes, colours, preprocessing.
+        What the model is: classes, colors, preprocessing.
     session
         Its graph with the contract ``semantic`` of `segship.spec`, which gives class maps or logits.
     backend
@@ -209,14 +184,22 @@ class SemanticPredictor:
         return self._runner.gives_logits
 
     def check_options(self, options: SemanticOptions) -> None:
-        """Refuse a way of looking that the graph has no answer for, whatever the image.
+        """Refuse views that the graph has no answer for, whatever the image.
 
         Raises
         ------
         InputError
             ``needs_logits`` or ``bad_window``, as `segment` does.
         """
-        self._runner.check_options(options)
+        if options.views > 1 or options.ratios != (1.0,) or options.probability or options.window is not None:
+            self._require_logits()
+        frame = self._runner.frame
+        if options.window is not None and frame is not None and options.window != frame:
+            message = (
+                f"window is {options.window}, and the graph takes {frame[0]},{frame[1]} only; give that size, or a "
+                "bundle that was exported without --size"
+            )
+            raise InputError(message, code="bad_window")
 
     def segment(
         self, image: ImageSource, options: SemanticOptions | None = None, *, limits: ImageLimits | None = None
@@ -228,7 +211,7 @@ class SemanticPredictor:
         image
             A path, encoded bytes, a PIL image, or an (H, W, 3) uint8 RGB array. Files are turned upright first.
         options
-            How to look at it; once and whole when left out, as the published single-scale scores do.
+            Its views; the whole image once when left out, as the published single-scale scores have it.
         limits
             Bounds that the image must keep; the defaults of `ImageLimits` when left out.
 
@@ -248,27 +231,21 @@ class SemanticPredictor:
             When the runtime fails, or gives values that are not finite.
         """
         options = options or SemanticOptions()
-        self._runner.check_options(options)
-        loaded = read_image(image, limits=limits or ImageLimits())
-        self._runner.check_ratios(loaded.size_hw, self._preprocessing, options)
-        if options == SemanticOptions():
-            return self._segment_alike([loaded])[0]
-        decision = self._decide(loaded, options)
-        notes = (*loaded.notes, *self._notes(loaded.size_hw, options))
-        return ClassMap(decision.classes, self.table, notes, decision.probability)
+        self.check_options(options)
+        # The sum of softmaxes, and the one that is added to it; one view needs neither.
+        loaded = self._read(image, options, limits, stacks=2 if options.views > 1 else 0)
+        return self._segment_alike([loaded], options)[0]
 
     def segment_batch(self, images: Sequence[ImageSource], *, limits: ImageLimits | None = None) -> list[ClassMap]:
-        """Find the classes of several images, each looked at once and whole.
+        """Find the classes of several images, each seen once and whole.
 
         Images that have one size after resizing go through the graph together if it takes a batch. The answers do not
         depend on that.
 
         Parameters
         ----------
-        images
+        images, limits
             Each as `segment` takes it; all of them are held at once.
-        limits
-            Bounds that every image must keep.
 
         Returns
         -------
@@ -280,19 +257,21 @@ class SemanticPredictor:
         ImageError, BackendUnavailable
             As `segment` does, for the first image that is refused.
         """
-        loaded = [read_image(image, limits=limits or ImageLimits()) for image in images]
+        options = SemanticOptions()
+        loaded = [read_image(image, limits=limits) for image in images]
         groups: dict[Size, list[int]] = {}
         for index, image in enumerate(loaded):
-            groups.setdefault(self._view_size(image.size_hw), []).append(index)
+            groups.setdefault(view_size(image.size_hw, self._preprocessing, options), []).append(index)
         answers: dict[int, ClassMap] = {}
         for indices in groups.values():
-            answers.update(zip(indices, self._segment_alike([loaded[index] for index in indices]), strict=True))
+            maps = self._segment_alike([loaded[index] for index in indices], options)
+            answers.update(zip(indices, maps, strict=True))
         return [answers[index] for index in range(len(loaded))]
 
     def logits(
         self, image: ImageSource, options: SemanticOptions | None = None, *, limits: ImageLimits | None = None
-    ) -> NDArray[np.float32]:
-        """Return the logits of every class, (K, H, W) float32 in the image frame, of one look at an image.
+    ) -> FloatArray:
+        """Return the logits of every class, (K, H, W) float32 in the image frame, of one view of an image.
 
         Parameters
         ----------
@@ -302,30 +281,22 @@ class SemanticPredictor:
         Raises
         ------
         InputError
-            ``needs_logits``, or ``bad_option`` for several looks, which have probabilities and no logits.
+            ``needs_logits``, or ``bad_option`` for several views, which have probabilities and no logits.
         """
         options = options or SemanticOptions()
         if options.views > 1:
-            message = f"{options.views} looks at an image have no logits in common; use `probabilities`"
+            message = f"{options.views} views of an image have no logits in common; use `probabilities`"
             raise InputError(message, code="bad_option")
         loaded = self._read_for_classes(image, options, limits)
-        ratio = options.ratios[0]
-        return resized_logits(loaded.pixels, self._runner.run, self._preprocessing, options, ratio=ratio)
+        (view,) = list_views(options)
+        return resized_logits(loaded.pixels, self._runner.run, self._preprocessing, options, view)
 
     def probabilities(
         self, image: ImageSource, options: SemanticOptions | None = None, *, limits: ImageLimits | None = None
-    ) -> NDArray[np.float32]:
-        """Return how probable each class is at each pixel: (K, H, W) float32, the mean of the softmaxes of all looks.
+    ) -> FloatArray:
+        """Return how probable each class is at each pixel: (K, H, W) float32, the mean of the softmaxes of all views.
 
-        Parameters
-        ----------
-        image, options, limits
-            As `segment` takes them.
-
-        Raises
-        ------
-        InputError
-            ``needs_logits``.
+        Takes what `segment` does, and raises what it raises.
         """
         options = options or SemanticOptions()
         loaded = self._read_for_classes(image, options, limits)
@@ -341,41 +312,65 @@ class SemanticPredictor:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _require_logits(self) -> None:
+        if not self.gives_logits:
+            message = (
+                "this bundle gives class maps, and windows, ratios, flip, probabilities and logits need the logits of "
+                "every class; make a bundle with `segship export --output logits`"
+            )
+            raise InputError(message, code="needs_logits")
+
+    def _read(
+        self, image: ImageSource, options: SemanticOptions, limits: ImageLimits | None, *, stacks: int
+    ) -> LoadedImage:
+        loaded = read_image(image, limits=limits)
+        self._check_ratios(loaded.size_hw, options)
+        self._check_memory(loaded.size_hw, options, stacks)
+        return loaded
+
     def _read_for_classes(
         self, image: ImageSource, options: SemanticOptions, limits: ImageLimits | None
     ) -> LoadedImage:
-        self._runner.check_options(options, needs_logits=True)
-        loaded = read_image(image, limits=limits or ImageLimits())
-        self._runner.check_ratios(loaded.size_hw, self._preprocessing, options)
-        self._check_memory(loaded.size_hw, options, stacks=2 if options.views > 1 else 1)
-        return loaded
+        self._require_logits()
+        self.check_options(options)
+        return self._read(image, options, limits, stacks=2 if options.views > 1 else 1)
 
-    def _decide(self, loaded: LoadedImage, options: SemanticOptions) -> Decision:
-        # The sum of softmaxes, and the one that is added to it; one look needs neither.
-        self._check_memory(loaded.size_hw, options, stacks=2 if options.views > 1 else 0)
-        if options.views > 1:
-            probabilities = class_probabilities(loaded.pixels, self._runner.run, self._preprocessing, options)
-            return decide_probabilities(probabilities, probability=options.probability)
-        look = partial(view_logits, loaded.pixels, self._runner.run, self._preprocessing, options)
-        return decide(look(ratio=options.ratios[0]), loaded.size_hw, probability=options.probability)
-
-    def _segment_alike(self, images: Sequence[LoadedImage]) -> list[ClassMap]:
-        """Look once at images that have one size after resizing, as many at once as the graph takes."""
-        size = self._view_size(images[0].size_hw)
-        tensors = [to_tensor(resize_pixels(image.pixels, size), self._preprocessing) for image in images]
-        answers = self._runner.run(np.concatenate(tensors) if len(tensors) > 1 else tensors[0])
+    def _segment_alike(self, images: Sequence[LoadedImage], options: SemanticOptions) -> list[ClassMap]:
+        """Return the class maps of images that have one size in every view, as many at once as the graph takes."""
         maps = []
-        for image, answer in zip(images, answers, strict=True):
-            if self.gives_logits:
-                classes = decide(answer, image.size_hw).classes
-            else:
-                classes = resize_classes(answer, image.size_hw)
-            notes = (*image.notes, *self._notes(image.size_hw, SemanticOptions()))
-            maps.append(ClassMap(classes, self.table, notes))
+        for image, found in zip(images, self._argmaxes(images, options), strict=True):
+            notes = (*image.notes, *self._notes(image.size_hw, options))
+            maps.append(ClassMap(found.classes, self.table, notes, found.probability))
         return maps
 
-    def _view_size(self, size_hw: Size) -> Size:
-        return view_size(size_hw, self._preprocessing, SemanticOptions())
+    def _argmaxes(self, images: Sequence[LoadedImage], options: SemanticOptions) -> Iterator[Argmax]:
+        run, views = self._runner.run, list_views(options)
+        if len(views) > 1:
+            for image in images:
+                probabilities = class_probabilities(image.pixels, run, self._preprocessing, options)
+                yield argmax_probabilities(probabilities, probability=options.probability)
+            return
+        answers = view_answers([image.pixels for image in images], run, self._preprocessing, options, views[0])
+        for image, answer in zip(images, answers, strict=True):
+            if self.gives_logits:
+                yield argmax_logits(answer, image.size_hw, probability=options.probability)
+            else:
+                yield Argmax(resize_classes(answer, image.size_hw), None)
+
+    def _check_ratios(self, size_hw: Size, options: SemanticOptions) -> None:
+        """Refuse ratios that a graph of one size would quietly undo: ``ratio_too_large``."""
+        frame = self._runner.frame
+        if frame is None or options.window is not None:
+            return
+        for ratio in options.ratios:
+            scaled = scaled_size(size_hw, self._preprocessing.scale, ratio)
+            if ratio != 1 and view_size(size_hw, self._preprocessing, options, ratio) != scaled:
+                message = (
+                    f"ratio {ratio:g} makes an image of {scaled[0]} x {scaled[1]} (height x width), and the graph "
+                    f"takes {frame[0]} x {frame[1]} only; look through windows of that size, or use a bundle that was "
+                    "exported without --size"
+                )
+                raise InputError(message, code="ratio_too_large")
 
     def _check_memory(self, size_hw: Size, options: SemanticOptions, stacks: int) -> None:
         """Refuse what would fill the memory: logits of the largest view, and so many arrays of the image's size."""

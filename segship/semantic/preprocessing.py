@@ -11,11 +11,9 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
+from segship.arrays import FloatArray, Pixels, Size
 from segship.errors import ImageError
-
-Size = tuple[int, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,7 +68,7 @@ def scaled_size(size_hw: Size, scale: ScaleLimits, ratio: float = 1.0) -> Size:
 
 
 def size_in_frame(size_hw: Size, scaled_hw: Size, frame: Size | None) -> Size:
-    """Return the size at which an image is looked at: as the scale has it, or smaller if it must fit into a frame.
+    """Return the size of an image as a graph sees it: as the scale has it, or smaller if it must fit into a frame.
 
     Parameters
     ----------
@@ -93,14 +91,14 @@ def size_in_frame(size_hw: Size, scaled_hw: Size, frame: Size | None) -> Size:
     return _sides(size_hw, factor)
 
 
-def resize_pixels(pixels: NDArray[np.uint8], size_hw: Size) -> NDArray[np.uint8]:
+def resize_pixels(pixels: Pixels, size_hw: Size) -> Pixels:
     """Resize (H, W, 3) uint8 by OpenCV's bilinear interpolation; an image of that size already stays as it is."""
     if pixels.shape[:2] == size_hw:
         return pixels
     return np.asarray(cv2.resize(pixels, size_hw[::-1], interpolation=cv2.INTER_LINEAR), np.uint8)
 
 
-def to_tensor(pixels: NDArray[np.uint8], preprocessing: SemanticPreprocessing) -> NDArray[np.float32]:
+def to_tensor(pixels: Pixels, preprocessing: SemanticPreprocessing) -> FloatArray:
     """Normalise (H, W, 3) uint8 RGB to (1, 3, H, W) float32."""
     tensor = np.empty((1, 3, *pixels.shape[:2]), np.float32)
     for channel, (mean, std) in enumerate(zip(preprocessing.pixel_mean, preprocessing.pixel_std, strict=True)):

@@ -7,25 +7,19 @@ to the image before softmax, and the answers of scales and mirrors are means of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import cv2
 import numpy as np
-from numpy.typing import NDArray
 
+from segship.arrays import AnyArray, FloatArray, Pixels, Size
 from segship.errors import InputError
-from segship.semantic.preprocessing import (
-    SemanticPreprocessing,
-    Size,
-    resize_pixels,
-    scaled_size,
-    size_in_frame,
-    to_tensor,
-)
+from segship.semantic.preprocessing import SemanticPreprocessing, resize_pixels, scaled_size, size_in_frame, to_tensor
 
-Logits = Callable[[NDArray[np.float32]], NDArray[np.float32]]
-"""(1, 3, H, W) float32 to (1, K, H, W) float32."""
+Run = Callable[[FloatArray], AnyArray]
+"""A graph: (B, 3, H, W) float32 to logits (B, K, H, W) float32 or class maps (B, H, W) uint8."""
 
 MULTI_SCALE_RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 """The ratios of the published multi-scale scores."""
@@ -33,18 +27,18 @@ MULTI_SCALE_RATIOS = (0.5, 0.75, 1.0, 1.25, 1.5, 1.75)
 
 @dataclass(frozen=True, slots=True)
 class SemanticOptions:
-    """How an image is looked at.
+    """The views of an image that a model gets.
 
     Attributes
     ----------
     window
-        (height, width) of sliding windows in the resized image, in pixels; None looks at the whole image at once.
+        (height, width) of sliding windows in the resized image, in pixels; None is the whole image at once.
     stride
         (rows, columns) from window to window; None is two thirds of the window.
     ratios
         Factors of the test scale; the answers are averaged.
     flip
-        Whether each ratio is looked at mirrored too.
+        Whether there is a mirrored view of each ratio too.
     probability
         Whether the answer says how probable each pixel's class is.
     """
@@ -73,7 +67,7 @@ class SemanticOptions:
 
     @property
     def views(self) -> int:
-        """How often the image is looked at: ratios, twice if mirrored too."""
+        """How many views there are: one a ratio, two with mirrors."""
         return len(self.ratios) * (2 if self.flip else 1)
 
     @property
@@ -84,22 +78,28 @@ class SemanticOptions:
         return max(1, self.window[0] * 2 // 3), max(1, self.window[1] * 2 // 3)
 
 
-def class_probabilities(
-    pixels: NDArray[np.uint8], run: Logits, preprocessing: SemanticPreprocessing, options: SemanticOptions
-) -> NDArray[np.float32]:
-    """Return (K, H, W) float32: the mean of the softmaxes of all ratios and mirrors, in the image frame.
+class View(NamedTuple):
+    """One view of an image."""
 
-    Parameters
-    ----------
-    pixels
-        (H, W, 3) uint8 RGB.
-    run
-        The graph, see `Logits`.
-    """
-    total: NDArray[np.float32] | None = None
-    views = list(_views(options))
-    for ratio, mirrored in views:
-        logits = resized_logits(pixels, run, preprocessing, options, ratio=ratio, mirrored=mirrored)
+    ratio: float = 1.0
+    """Factor of the test scale."""
+    mirrored: bool = False
+    """Whether left and right are changed over."""
+
+
+def list_views(options: SemanticOptions) -> list[View]:
+    """Return the views of an image; the whole image once is the simplest list."""
+    return [View(ratio, mirrored) for ratio in options.ratios for mirrored in (False, True)[: 1 + options.flip]]
+
+
+def class_probabilities(
+    pixels: Pixels, run: Run, preprocessing: SemanticPreprocessing, options: SemanticOptions
+) -> FloatArray:
+    """Return (K, H, W) float32: the mean of the softmaxes of all views of an image (H, W, 3), in the image frame."""
+    total: FloatArray | None = None
+    views = list_views(options)
+    for view in views:
+        logits = resized_logits(pixels, run, preprocessing, options, view)
         softmax_in_place(logits)
         total = logits if total is None else np.add(total, logits, out=total)
     assert total is not None
@@ -108,50 +108,43 @@ def class_probabilities(
 
 
 def resized_logits(
-    pixels: NDArray[np.uint8],
-    run: Logits,
-    preprocessing: SemanticPreprocessing,
-    options: SemanticOptions,
-    *,
-    ratio: float = 1.0,
-    mirrored: bool = False,
-) -> NDArray[np.float32]:
+    pixels: Pixels, run: Run, preprocessing: SemanticPreprocessing, options: SemanticOptions, view: View
+) -> FloatArray:
     """Return the logits (K, H, W) float32 of one view, in the image frame."""
-    logits = view_logits(pixels, run, preprocessing, options, ratio=ratio, mirrored=mirrored)
+    logits = view_answers([pixels], run, preprocessing, options, view)[0]
     logits = resize_planes(logits, (pixels.shape[0], pixels.shape[1]))
-    if mirrored:
+    if view.mirrored:
         for plane in logits:
             # Plane by plane, so that no second array of all classes is made.
             plane[...] = plane[:, ::-1].copy()
     return logits
 
 
-def view_logits(
-    pixels: NDArray[np.uint8],
-    run: Logits,
-    preprocessing: SemanticPreprocessing,
-    options: SemanticOptions,
-    *,
-    ratio: float = 1.0,
-    mirrored: bool = False,
-) -> NDArray[np.float32]:
-    """Return the logits (K, h, w) float32 of one view as the graph saw it: at its size, and mirrored if it was."""
-    resized = resize_pixels(pixels, view_size((pixels.shape[0], pixels.shape[1]), preprocessing, options, ratio))
-    if mirrored:
-        resized = resized[:, ::-1]
-    tensor = to_tensor(resized, preprocessing)
-    return run(tensor)[0] if options.window is None else _slide(tensor, run, options.window, options.steps)
+def view_answers(
+    images: Sequence[Pixels], run: Run, preprocessing: SemanticPreprocessing, options: SemanticOptions, view: View
+) -> AnyArray:
+    """Return what a graph answers to one view of images (H, W, 3) that have one `view_size`.
+
+    As the graph saw them: at that size, and mirrored if the view is.
+    """
+    tensors = []
+    for pixels in images:
+        size_hw = (pixels.shape[0], pixels.shape[1])
+        resized = resize_pixels(pixels, view_size(size_hw, preprocessing, options, view.ratio))
+        tensors.append(to_tensor(resized[:, ::-1] if view.mirrored else resized, preprocessing))
+    batch = np.concatenate(tensors) if len(tensors) > 1 else tensors[0]
+    return run(batch) if options.window is None else _slide(batch, run, options.window, options.steps)
 
 
 def view_size(
     size_hw: Size, preprocessing: SemanticPreprocessing, options: SemanticOptions, ratio: float = 1.0
 ) -> Size:
-    """Return (height, width) at which an image is looked at; windows may look at more than the frame of a graph."""
+    """Return (height, width) of an image in a view; windows may slide over more than the frame of a graph."""
     frame = preprocessing.frame if options.window is None else None
     return size_in_frame(size_hw, scaled_size(size_hw, preprocessing.scale, ratio), frame)
 
 
-def resize_planes(planes: NDArray[np.float32], size_hw: Size) -> NDArray[np.float32]:
+def resize_planes(planes: FloatArray, size_hw: Size) -> FloatArray:
     """Resize (K, h, w) float32 bilinearly, half-pixel centres, without antialiasing; a copy in any case."""
     if planes.shape[1:] == size_hw:
         return planes.copy()
@@ -161,33 +154,24 @@ def resize_planes(planes: NDArray[np.float32], size_hw: Size) -> NDArray[np.floa
     return resized
 
 
-def softmax_in_place(planes: NDArray[np.float32]) -> None:
+def softmax_in_place(planes: FloatArray) -> None:
     """Turn logits (K, H, W) into probabilities over K."""
     planes -= planes.max(axis=0)
     np.exp(planes, out=planes)
     planes /= planes.sum(axis=0)
 
 
-def _views(options: SemanticOptions) -> Iterator[tuple[float, bool]]:
-    for ratio in options.ratios:
-        yield ratio, False
-        if options.flip:
-            yield ratio, True
-
-
-def _slide(
-    tensor: NDArray[np.float32], run: Logits, window: tuple[int, int], steps: tuple[int, int]
-) -> NDArray[np.float32]:
+def _slide(batch: FloatArray, run: Run, window: Size, steps: Size) -> FloatArray:
     """Return the mean of the logits of all windows that cover a place; the last ones are moved back to the edge."""
-    height, width = tensor.shape[2:]
-    total: NDArray[np.float32] | None = None
+    height, width = batch.shape[2:]
+    total: FloatArray | None = None
     count = np.zeros((height, width), np.float32)
     for top, bottom in _spans(height, window[0], steps[0]):
         for left, right in _spans(width, window[1], steps[1]):
-            logits = run(np.ascontiguousarray(tensor[:, :, top:bottom, left:right]))[0]
+            logits = run(np.ascontiguousarray(batch[:, :, top:bottom, left:right]))
             if total is None:
-                total = np.zeros((len(logits), height, width), np.float32)
-            total[:, top:bottom, left:right] += logits
+                total = np.zeros((*logits.shape[:2], height, width), np.float32)
+            total[..., top:bottom, left:right] += logits
             count[top:bottom, left:right] += 1
     assert total is not None
     total /= count

@@ -9,6 +9,7 @@ from segship.errors import BackendUnavailable, BundleError
 from segship.semantic.predictor import GraphRunner
 from segship.semantic.views import SemanticOptions
 from segship.spec import semantic_spec
+from tests.semantic.networks import Network
 
 CLASSES = 3
 
@@ -42,8 +43,9 @@ def test_what_lies_in_the_frame_is_answered_as_by_a_graph_of_any_size(output):
 
 def test_class_maps_and_logits_are_told_apart():
     assert runner("logits").gives_logits and not runner("class_map").gives_logits
-    runner("class_map").check_options(SemanticOptions())
-    runner("logits", (12, 16)).check_options(SemanticOptions(window=(12, 16), ratios=(0.5, 1.0), flip=True))
+    Network("class_map").predictor.check_options(SemanticOptions())
+    options = SemanticOptions(window=(12, 16), ratios=(0.5, 1.0), flip=True)
+    Network("logits", (12, 16)).predictor.check_options(options)
 
 
 @pytest.mark.parametrize("value", [np.nan, np.inf, -np.inf])
