@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any, Literal, cast, overload
 
 import numpy as np
-from numpy.typing import NDArray
 
+from segship.arrays import AnyArray, FloatArray
 from segship.catalog import load_promptable
 from segship.errors import InputError, PromptError
 from segship.images import ImageSource
@@ -34,7 +34,7 @@ UNKNOWN = "unknown_parameter"
 INPUT_KEYS = ("image", "points", "labels", "boxes", "masks")
 
 Inputs = Mapping[str, Any]
-Outputs = dict[str, NDArray[Any]]
+Outputs = dict[str, AnyArray]
 Records = list[dict[str, Any]]
 
 
@@ -130,7 +130,7 @@ class SegmentAnythingPipeline:
         """Forget the image that was set."""
         self._embedding = None
 
-    def get_image_embedding(self) -> NDArray[np.float32]:
+    def get_image_embedding(self) -> FloatArray:
         """Return the embedding (1, C, h, w) float32 of the image that was set.
 
         Raises

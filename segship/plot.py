@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 import cv2
 import numpy as np
 import numpy.typing as npt
-from numpy.typing import NDArray
 
+from segship.arrays import BoolArray
 from segship.draw import GREEN, MASK_OPACITY, RED, SAM_BLUE, seeded_colors
 from segship.errors import BackendUnavailable, InputError
 from segship.masks.rle import decode_rle
@@ -152,7 +152,7 @@ def _area_of(annotation: Any) -> int:
     return int(annotation["area"] if isinstance(annotation, Mapping) else annotation.area)
 
 
-def _mask_of(annotation: Any) -> NDArray[np.bool_]:
+def _mask_of(annotation: Any) -> BoolArray:
     if not isinstance(annotation, Mapping):
         return np.ascontiguousarray(annotation.mask)
     segmentation = annotation["segmentation"]

@@ -13,6 +13,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
+from segship.arrays import AnyArray, FloatArray, Pixels
 from segship.catalog import EMBEDDED_MODELS, KNOWN_CHECKPOINTS, load_promptable
 from segship.errors import ImageError, InputError, PromptError
 from segship.images import ImageLimits
@@ -37,17 +38,17 @@ class TensorArray(np.ndarray[Any, Any]):
         """Return the array itself; it records no gradients."""
         return self
 
-    def numpy(self) -> NDArray[Any]:
+    def numpy(self) -> AnyArray:
         """Return the same numbers as a plain numpy array, not copied."""
         return np.asarray(self)
 
 
-def as_tensor_array(array: NDArray[Any]) -> TensorArray:
+def as_tensor_array(array: AnyArray) -> TensorArray:
     """Return the same numbers, not copied, as a `TensorArray`."""
     return array.view(TensorArray)
 
 
-def as_array(value: Any) -> NDArray[Any]:
+def as_array(value: Any) -> AnyArray:
     """Return the numpy array of whatever was given for one: an array, a list, or a torch tensor on any device."""
     if hasattr(value, "detach"):
         # A tensor that records gradients, or lies on a GPU, makes no array of itself.
@@ -73,7 +74,7 @@ class ResizeLongestSide:
     def __init__(self, target_length: int) -> None:
         self.target_length = target_length
 
-    def apply_image(self, image: Any) -> NDArray[np.uint8]:
+    def apply_image(self, image: Any) -> Pixels:
         """Return (h, w, 3) uint8 of an image (H, W, 3) uint8, resized by Pillow's antialiased bilinear."""
         # A copy, since Pillow's memory is read-only and torch warns of such arrays.
         return np.array(resize_image(as_array(image), self.target_length))
@@ -283,7 +284,7 @@ sam_model_registry: dict[str, Callable[..., Sam]] = {
 """Name of an architecture -> what loads it: ``sam_model_registry["vit_b"](checkpoint="vit_b.bundle")``."""
 
 
-Masks = tuple[NDArray[Any], NDArray[np.float32], NDArray[np.float32]]
+Masks = tuple[AnyArray, FloatArray, FloatArray]
 
 # The reference knows no limits. An array lies in memory already, so only the largest side that we take is kept.
 ARRAY_LIMITS = ImageLimits(pixels=400_000_000)
@@ -491,7 +492,7 @@ class SamPredictor:
         """
         return as_tensor_array(self._embedding().image_embeddings)
 
-    def _encode(self, pixels: NDArray[np.uint8]) -> None:
+    def _encode(self, pixels: Pixels) -> None:
         # First, so that a refused image does not leave the one before it.
         self.reset_image()
         embedding = self.model.predictor.encode(pixels, limits=ARRAY_LIMITS)
@@ -531,7 +532,7 @@ def _prompts(points: Any, labels: Any, boxes: Any, mask_input: Any) -> Prompts:
 
 
 def _in_image_frame(prompts: Prompts, embedding: ImageEmbedding) -> Prompts:
-    def move(points: NDArray[np.float32]) -> NDArray[np.float32]:
+    def move(points: FloatArray) -> FloatArray:
         return to_image_frame(points, embedding.original_size, embedding.input_size)
 
     return Prompts(

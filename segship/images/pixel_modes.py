@@ -24,10 +24,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from segship.arrays import Color, Pixels
 from segship.errors import ImageError
-
-RgbPixels = npt.NDArray[np.uint8]
-Color = tuple[int, int, int]
 
 _OPAQUE_MODES = ("1", "L", "P", "RGB", "RGBX", "YCbCr", "HSV", "CMYK")
 _ALPHA_MODES = ("LA", "La", "PA", "RGBA", "RGBa")
@@ -43,7 +41,7 @@ _EXIF_SHORT = 3
 _EXIF_MAX_BYTES = 64 * 1024
 
 # Stored picture to upright picture, by the value of EXIF tag 0x0112 (Exif 2.32, section 4.6.4 A).
-_UPRIGHT: dict[int, Callable[[RgbPixels], RgbPixels]] = {
+_UPRIGHT: dict[int, Callable[[Pixels], Pixels]] = {
     2: lambda pixels: pixels[:, ::-1],
     3: lambda pixels: pixels[::-1, ::-1],
     4: lambda pixels: pixels[::-1],
@@ -54,7 +52,7 @@ _UPRIGHT: dict[int, Callable[[RgbPixels], RgbPixels]] = {
 }
 
 
-def rgb_pixels(image: Image.Image, background: Color) -> tuple[RgbPixels, bool]:
+def rgb_pixels(image: Image.Image, background: Color) -> tuple[Pixels, bool]:
     """Return a loaded Pillow image as (H, W, 3) uint8 RGB, and whether any of it was transparent."""
     mode = image.mode
     if mode in _SIXTEEN_BIT_MODES or mode in ("I", "F"):
@@ -71,7 +69,7 @@ def rgb_pixels(image: Image.Image, background: Color) -> tuple[RgbPixels, bool]:
     )
 
 
-def _composite(rgba: Image.Image, background: Color) -> tuple[RgbPixels, bool]:
+def _composite(rgba: Image.Image, background: Color) -> tuple[Pixels, bool]:
     alpha = rgba.getchannel("A")
     if alpha.getextrema() == (255, 255):
         return np.array(rgba.convert("RGB")), False
@@ -80,7 +78,7 @@ def _composite(rgba: Image.Image, background: Color) -> tuple[RgbPixels, bool]:
     return np.array(canvas), True
 
 
-def _wide_to_rgb(image: Image.Image, background: Color) -> tuple[RgbPixels, bool]:
+def _wide_to_rgb(image: Image.Image, background: Color) -> tuple[Pixels, bool]:
     # Pillow turns "0 is white" round for 8-bit TIFF files but not for wider ones.
     if getattr(image, "tag_v2", {}).get(_TIFF_PHOTOMETRIC_TAG) == _TIFF_MIN_IS_WHITE:
         raise ImageError(
@@ -89,7 +87,7 @@ def _wide_to_rgb(image: Image.Image, background: Color) -> tuple[RgbPixels, bool
         )
     values = np.asarray(image)
     gray = _scale_float(values) if image.mode == "F" else _scale_sixteen_bit(values, image.mode)
-    pixels: RgbPixels = np.repeat(gray[:, :, None], 3, axis=2)
+    pixels: Pixels = np.repeat(gray[:, :, None], 3, axis=2)
     key = image.info.get("transparency")
     if not isinstance(key, int) or not (transparent := values == key).any():
         return pixels, False
@@ -97,15 +95,15 @@ def _wide_to_rgb(image: Image.Image, background: Color) -> tuple[RgbPixels, bool
     return pixels, True
 
 
-def _scale_sixteen_bit(values: npt.NDArray[np.generic], mode: str) -> RgbPixels:
+def _scale_sixteen_bit(values: npt.NDArray[np.generic], mode: str) -> Pixels:
     _check_range(values, 0, _SIXTEEN_BIT_MAX, mode)
     # A table costs no wide copy of the picture. 257 = 65535 / 255; adding half of it rounds.
     table = ((np.arange(_SIXTEEN_BIT_MAX + 1) + 128) // 257).astype(np.uint8)
-    scaled: RgbPixels = table[values.astype(np.uint16)]
+    scaled: Pixels = table[values.astype(np.uint16)]
     return scaled
 
 
-def _scale_float(values: npt.NDArray[np.generic]) -> RgbPixels:
+def _scale_float(values: npt.NDArray[np.generic]) -> Pixels:
     if not np.isfinite(values).all():
         raise ImageError(
             "the image has pixels that are NaN or infinite; replace them by numbers from 0 to 1",
@@ -152,7 +150,7 @@ def _orientation_in_directory(data: bytes, order: Literal["little", "big"]) -> i
     return 1
 
 
-def turn_upright(pixels: RgbPixels, orientation: int) -> RgbPixels:
+def turn_upright(pixels: Pixels, orientation: int) -> Pixels:
     """Return pixels as a viewer shows them, for the EXIF orientation they are stored in."""
     turn = _UPRIGHT.get(orientation)
     return pixels if turn is None else np.ascontiguousarray(turn(pixels))

@@ -7,10 +7,9 @@ import io
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import numpy as np
-import numpy.typing as npt
 from PIL import (
     BmpImagePlugin,
     GifImagePlugin,
@@ -22,6 +21,7 @@ from PIL import (
     WebPImagePlugin,
 )
 
+from segship.arrays import AnyArray, Pixels
 from segship.errors import ImageError
 from segship.images.file_bytes import (
     DEFAULT_FORMATS,
@@ -93,12 +93,12 @@ class LoadedImage:
         What was done that a user may want to know; see the module's list.
     """
 
-    def __init__(self, pixels: npt.NDArray[np.uint8] | Image.Image, notes: tuple[str, ...] = ()) -> None:
+    def __init__(self, pixels: Pixels | Image.Image, notes: tuple[str, ...] = ()) -> None:
         self.notes = notes
         self._held = pixels
 
     @property
-    def pixels(self) -> npt.NDArray[np.uint8]:
+    def pixels(self) -> Pixels:
         """(H, W, 3) uint8 RGB, upright, contiguous: made of the picture at the first call, and kept."""
         held = self._held
         if isinstance(held, Image.Image):
@@ -107,7 +107,7 @@ class LoadedImage:
         return held
 
     @property
-    def picture(self) -> npt.NDArray[np.uint8] | Image.Image:
+    def picture(self) -> Pixels | Image.Image:
         """The pixels in the form that they are in: whoever goes on with Pillow need not have an array made."""
         return self._held
 
@@ -122,7 +122,7 @@ class LoadedImage:
         return LoadedImage(self._held, notes)
 
 
-ImageSource = str | Path | bytes | bytearray | memoryview | Image.Image | npt.NDArray[Any] | LoadedImage
+ImageSource = str | Path | bytes | bytearray | memoryview | Image.Image | AnyArray | LoadedImage
 """A path, the bytes of a file, a Pillow image, an array (H, W, 3) uint8 RGB or (H, W) uint8 gray, or what was read."""
 
 
@@ -297,7 +297,7 @@ def _check_size(height: int, width: int, limits: ImageLimits) -> None:
         )
 
 
-def _read_array(array: npt.NDArray[Any], limits: ImageLimits) -> LoadedImage:
+def _read_array(array: AnyArray, limits: ImageLimits) -> LoadedImage:
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3) or 0 in array.shape:
         raise ImageError(
             f"the image array has the shape {array.shape}; accepted are (H, W, 3) RGB and (H, W) gray, neither empty",

@@ -28,12 +28,10 @@ from typing import NamedTuple
 
 import numpy as np
 import PIL
-from numpy.typing import NDArray
 from PIL import Image
 
+from segship.arrays import Pixels, Size
 from segship.backends import usable_cores
-
-Size = tuple[int, int]
 
 MOST_THREADS = 8
 """More than this gain nothing: their work takes less time than waking them."""
@@ -105,7 +103,7 @@ def _cuts_are_exact(old: int, new: int, cuts: Sequence[int]) -> bool:
     return all(float(np.float32(number)) == number for number in (*edges, *lengths))
 
 
-def resize_band(picture: Image.Image, resized_hw: Size, band: Band) -> NDArray[np.uint8]:
+def resize_band(picture: Image.Image, resized_hw: Size, band: Band) -> Pixels:
     """Return one band (rows, columns, 3) uint8 of a loaded RGB picture resized by Pillow's antialiased bilinear."""
     height, width = resized_hw
     if band == (0, height, 0, width):
@@ -124,7 +122,7 @@ def resize_band(picture: Image.Image, resized_hw: Size, band: Band) -> NDArray[n
     return _pixels(across.resize(size, Image.Resampling.BILINEAR, box=box))
 
 
-def _pixels(picture: Image.Image) -> NDArray[np.uint8]:
+def _pixels(picture: Image.Image) -> Pixels:
     # What numpy asks a picture for is one copy more.
     return np.frombuffer(picture.tobytes(), np.uint8).reshape(picture.height, picture.width, 3)
 

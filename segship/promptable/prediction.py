@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
+from segship.arrays import BoolArray, FloatArray, IntArray
 from segship.errors import PromptError
 from segship.masks.cleanup import MaskCleanUp, box_window, clean_low_res, clear_outside_box
 from segship.masks.lazy import ArrayMasks, LazyMasks
@@ -51,12 +51,12 @@ class ImageEmbedding:
         made anew in every call, ``dataclasses.replace(embedding, image_side=None)``.
     """
 
-    image_embeddings: NDArray[np.float32]
+    image_embeddings: FloatArray
     original_size: tuple[int, int]
     input_size: tuple[int, int]
     encoder_sha256: str
     notes: tuple[str, ...] = ()
-    image_side: Mapping[str, NDArray[np.float32]] | None = None
+    image_side: Mapping[str, FloatArray] | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -82,14 +82,14 @@ class MaskPrediction:
     """
 
     held: LazyMasks | ArrayMasks
-    iou_predictions: NDArray[np.float32]
-    low_res_masks: NDArray[np.float32]
+    iou_predictions: FloatArray
+    low_res_masks: FloatArray
     original_size: tuple[int, int]
     objects: tuple[ObjectPrompt, ...] = ()
     notes: tuple[str, ...] = ()
 
     @property
-    def masks(self) -> NDArray[np.bool_] | NDArray[np.float32]:
+    def masks(self) -> BoolArray | FloatArray:
         """(objects, masks, H, W) bool in the image frame; float32 logits when they were asked for.
 
         Made at the first call and kept. A mask or two cost less through `mask`, run lengths through `mask_runs`.
@@ -97,7 +97,7 @@ class MaskPrediction:
         return self.held.pixels
 
     @property
-    def areas(self) -> NDArray[np.int64]:
+    def areas(self) -> IntArray:
         """(objects, masks) int64, the set pixels of each mask."""
         areas = np.zeros(self.held.shape, np.int64)
         for entry, index in np.ndindex(self.held.shape):
@@ -105,7 +105,7 @@ class MaskPrediction:
         return areas
 
     @property
-    def boxes(self) -> NDArray[np.int64]:
+    def boxes(self) -> IntArray:
         """(objects, masks, 4) int64, the box around each mask: x0 y0 x1 y1 half-open; zeros without a pixel."""
         boxes = np.zeros((*self.held.shape, 4), np.int64)
         for entry, index in np.ndindex(self.held.shape):
@@ -118,7 +118,7 @@ class MaskPrediction:
         objects, masks = self.held.shape
         return [[self.mask_rle(entry, index) for index in range(masks)] for entry in range(objects)]
 
-    def mask(self, entry: int, index: int) -> NDArray[np.bool_]:
+    def mask(self, entry: int, index: int) -> BoolArray:
         """Return mask ``index`` of object ``entry``: (H, W) bool, also if logits were asked for."""
         return self.held.mask(entry, index)
 
@@ -131,7 +131,7 @@ class MaskPrediction:
         return Rle(size=list(self.original_size), counts=compress_runs(self.mask_runs(entry, index)))
 
     @property
-    def empty(self) -> NDArray[np.bool_]:
+    def empty(self) -> BoolArray:
         """(objects, masks) bool, True where a mask has no pixel."""
         return np.asarray(self.areas == 0, np.bool_)
 
@@ -145,11 +145,11 @@ def check_choice(choice: MaskChoice) -> None:
 
 
 def choose_masks(
-    ious: NDArray[np.float32],
-    low_res: NDArray[np.float32],
+    ious: FloatArray,
+    low_res: FloatArray,
     objects: Sequence[ObjectPrompt],
     choice: MaskChoice,
-) -> tuple[NDArray[np.float32], NDArray[np.float32]]:
+) -> tuple[FloatArray, FloatArray]:
     """Pick masks from all four tokens: (N, 4) and (N, 4, h, w) to (N, k) and (N, k, h, w)."""
     if choice is True:
         return ious[:, AMBIGUOUS_MASKS], low_res[:, AMBIGUOUS_MASKS]
@@ -180,7 +180,7 @@ def best_masks(prediction: MaskPrediction) -> MaskPrediction:
 
 
 def make_masks(
-    low_res: NDArray[np.float32],
+    low_res: FloatArray,
     embedding: ImageEmbedding,
     objects: Sequence[ObjectPrompt],
     enlarging: Upscaler,

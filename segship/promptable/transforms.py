@@ -16,13 +16,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from segship.arrays import FloatArray, Pixels, Size
 from segship.errors import ImageError
 from segship.images.resizing import Band, plan_bands, resize_band, work_on_bands
 from segship.masks.upscaling import LogitsPatch, upscaler
-
-Size = tuple[int, int]
-FloatArray = npt.NDArray[np.float32]
-Pixels = npt.NDArray[np.uint8]
 
 # Below 2**18, above which OpenCV calls its own threads; the parts then stay in the cache as well.
 _LOOK_UP_PIXELS = 2**17

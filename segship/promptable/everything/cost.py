@@ -10,6 +10,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
+from segship.arrays import Size
 from segship.errors import InputError
 from segship.promptable.decoder import bytes_per_object, image_side_bytes
 from segship.promptable.everything.grids import crop_boxes, layer_grids
@@ -72,7 +73,7 @@ class AmgCost:
         return asdict(self)
 
 
-def estimate_cost(predictor: Predictor, size_hw: tuple[int, int], options: AmgOptions) -> AmgCost:
+def estimate_cost(predictor: Predictor, size_hw: Size, options: AmgOptions) -> AmgCost:
     """Return what a call will cost; nothing is run.
 
     Parameters
@@ -109,9 +110,7 @@ def estimate_cost(predictor: Predictor, size_hw: tuple[int, int], options: AmgOp
     )
 
 
-def _portions(
-    predictor: Predictor, size_hw: tuple[int, int], options: AmgOptions, most_points: int
-) -> tuple[int, int, int]:
+def _portions(predictor: Predictor, size_hw: Size, options: AmgOptions, most_points: int) -> tuple[int, int, int]:
     """Return points for each call, bytes for held logits, and the expected peak, within ``memory_bytes``."""
     geometry = predictor.manifest.geometry
     embedding = 4 * geometry.embedding_channels * geometry.embedding_size**2

@@ -10,11 +10,12 @@ unless the model's manifest asks for its masks to be cleaned, which only this mo
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from segship.arrays import BoolArray, FloatArray, IntArray, Pixels, Points, Size
 from segship.errors import BackendUnavailable
 from segship.images import LoadedImage
 from segship.masks.cleanup import MaskCleanUp, clean_low_res
@@ -22,44 +23,56 @@ from segship.masks.nms import box_nms, mask_nms
 from segship.masks.rle import mask_to_runs
 from segship.masks.upscaling import (
     EncodedMask,
-    FloatArray,
     LogitsPatch,
     count_above,
     crop_patch,
     encode_logits,
 )
 from segship.promptable.decoder import SelectedMasks
+from segship.promptable.everything.cost import AmgCost
 from segship.promptable.everything.filters import estimate_boxes, estimate_stability, near_crop_edge, stability
-from segship.promptable.everything.grids import Crop, Points
-from segship.promptable.everything.options import AmgOptions, Thresholds
+from segship.promptable.everything.grids import Crop
+from segship.promptable.everything.options import AmgOptions
 from segship.promptable.everything.records import MaskRecord
 from segship.promptable.predictor import Predictor
 
+Progress = Callable[[int, int], None]
+"""Is told after each call of the decoder how many points have been asked, and how many there are."""
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(slots=True, eq=False)
 class Context:
     """What holds for all crops of one call.
 
     Attributes
     ----------
-    options, thresholds
-        What was asked for.
-    size_hw
-        Height and width of the image.
-    points_per_call
-        Points that the decoder takes at once.
-    held_bytes
-        The most that low-resolution logits may take before they are made into run lengths early.
-    tick
-        Is told how many points have been asked, after each call of the decoder.
+    predictor, pixels, options
+        What was given; pixels are (H, W, 3) uint8 RGB.
+    cost
+        Has the thresholds, and how much is asked and held at once.
+    progress
+        See `Progress`.
+    points
+        Points that have been asked.
     """
 
+    predictor: Predictor
+    pixels: Pixels
     options: AmgOptions
-    thresholds: Thresholds
-    size_hw: tuple[int, int]
-    points_per_call: int
-    held_bytes: int
-    tick: Callable[[int], None] = field(default=lambda points: None)
+    cost: AmgCost
+    progress: Progress | None = None
+    points: int = 0
+
+    @property
+    def size_hw(self) -> Size:
+        """Height and width of the image."""
+        return self.pixels.shape[0], self.pixels.shape[1]
+
+    def count(self, points: int) -> None:
+        """Count points that were asked, and tell."""
+        self.points += points
+        if self.progress is not None:
+            self.progress(self.points, self.cost.points)
 
 
 @dataclass(slots=True, eq=False)
@@ -77,30 +90,17 @@ class Candidate:
 
 
 class CropSearch:
-    """Everything in one crop, in three steps: make one, `ask` at points as often as wanted, take its `records`.
+    """Everything in one crop, in three steps: make one, `ask` at points as often as wanted, take its `records`."""
 
-    Parameters
-    ----------
-    predictor
-        The model.
-    pixels
-        (H, W, 3) uint8 RGB, the whole image.
-    crop
-        The part to look at.
-    context
-        See `Context`.
-    """
-
-    def __init__(self, predictor: Predictor, pixels: NDArray[np.uint8], crop: Crop, context: Context) -> None:
+    def __init__(self, context: Context, crop: Crop) -> None:
         left, top, right, bottom = crop.box_xyxy
         self.crop = crop
         self.candidates: list[Candidate] = []
-        self._predictor = predictor
         self._context = context
-        part = np.ascontiguousarray(pixels[top:bottom, left:right])
-        self._embedding = predictor.encode_loaded(LoadedImage(part))
-        self._upscaler = predictor.upscaler(self._embedding)
-        self._clean_up = predictor.mask_clean_up
+        self._predictor = context.predictor
+        part = np.ascontiguousarray(context.pixels[top:bottom, left:right])
+        self._embedding = self._predictor.encode_loaded(LoadedImage(part))
+        self._upscaler = self._predictor.upscaler(self._embedding)
         self._cover = np.zeros(self._upscaler.valid_cells, np.bool_)
         self._held = 0
 
@@ -108,7 +108,7 @@ class CropSearch:
         """Return points (n, 2) from 0 to 1 as pixels of the crop."""
         return np.asarray(grid * np.array(self.crop.size_hw[::-1]), np.float64)
 
-    def covered(self, points_xy: Points) -> NDArray[np.bool_]:
+    def covered(self, points_xy: Points) -> BoolArray:
         """Return (n,) bool: whether a mask that was found already lies over each point (n, 2), pixels of the crop."""
         rows = (points_xy[:, 1] / self._upscaler.pixels_per_cell[0]).astype(np.int64)
         columns = (points_xy[:, 0] / self._upscaler.pixels_per_cell[1]).astype(np.int64)
@@ -117,13 +117,13 @@ class CropSearch:
 
     def ask(self, points_xy: Points) -> None:
         """Ask the decoder at points (n, 2), pixels of the crop, and keep what passes the filters."""
-        size, threshold = self._context.points_per_call, self._context.thresholds.pred_iou_thresh
+        size, threshold = self._context.cost.points_per_call, self._context.cost.pred_iou_thresh
         # A threshold of 0 is none, as the reference has it: scores may lie below 0.
         bound = threshold if threshold > 0 else -np.inf
         for begin in range(0, len(points_xy), size):
             batch = points_xy[begin : begin + size]
             self._take(batch, self._predictor.select_at(self._embedding, batch, bound))
-            self._context.tick(len(batch))
+            self._context.count(len(batch))
 
     def records(self) -> list[MaskRecord]:
         """Return a record of each mask that is no duplicate of a better one, by descending predicted IoU."""
@@ -160,7 +160,7 @@ class CropSearch:
             self._filter_at_low_resolution(points, found.scores, logits)
 
     def _filter_at_image_size(self, points_xy: Points, ious: FloatArray, logits: FloatArray) -> None:
-        threshold = self._context.thresholds.stability_score_thresh
+        threshold = self._context.cost.stability_score_thresh
         left, top, _, _ = self.crop.box_xyxy
         for point, iou, low_res in zip(points_xy, ious, logits, strict=True):
             score = stability(
@@ -176,9 +176,9 @@ class CropSearch:
                 self.candidates.append(Candidate(float(iou), score, box, _pair(point), mask))
 
     def _filter_at_low_resolution(self, points_xy: Points, ious: FloatArray, logits: FloatArray) -> None:
-        threshold = self._context.thresholds.stability_score_thresh
-        if self._clean_up is not None:
-            logits = self._without_stray_pieces(points_xy, logits, self._clean_up)
+        threshold = self._context.cost.stability_score_thresh
+        if (clean_up := self._predictor.mask_clean_up) is not None:
+            logits = self._without_stray_pieces(points_xy, logits, clean_up)
         scores = estimate_stability(
             logits, self._upscaler, offset=self._context.options.stability_score_offset, threshold=threshold
         )
@@ -207,7 +207,7 @@ class CropSearch:
     def _hold(self, low_res: FloatArray) -> EncodedMask | LogitsPatch:
         """Return the part of the logits that is needed later, or the mask itself once too much is held."""
         patch = crop_patch(LogitsPatch(low_res))
-        if self._held + patch.logits.nbytes > self._context.held_bytes:
+        if self._held + patch.logits.nbytes > self._context.cost.held_bytes:
             return self._encode(patch)
         self._held += patch.logits.nbytes
         return patch
@@ -219,7 +219,7 @@ class CropSearch:
     def _encoded(self, candidate: Candidate) -> EncodedMask:
         return self._encode(candidate.mask) if isinstance(candidate.mask, LogitsPatch) else candidate.mask
 
-    def _comparable_runs(self, candidate: Candidate) -> NDArray[np.int64]:
+    def _comparable_runs(self, candidate: Candidate) -> IntArray:
         """Return run lengths for comparing masks with one another: of cells while all are held, else of pixels."""
         if self._context.options.mode == "fast" and self._all_held():
             assert isinstance(candidate.mask, LogitsPatch)

@@ -9,28 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from segship.arrays import AnyArray, BoolArray, FloatArray, IntArray, Size
 from segship.masks.nms import box_nms, mask_nms
 from segship.masks.regions import clean_runs
 from segship.masks.rle import runs_to_area, runs_to_box, runs_to_spans
 from segship.masks.spans import merge_runs
-from segship.masks.upscaling import FloatArray, LogitsPatch, Upscaler, count_above
+from segship.masks.upscaling import LogitsPatch, Upscaler, count_above
 from segship.promptable.everything.grids import Crop
 from segship.promptable.everything.options import Nms
 from segship.promptable.everything.records import MaskRecord
-
-Boxes = NDArray[np.int64]
-Flags = NDArray[np.bool_]
 
 EDGE_TOLERANCE = 20.0
 """A box this near to a crop's edge, in pixels, is taken for a part of something that the crop cuts off."""
 
 
-def near_crop_edge(boxes_xyxy: Boxes, crop: Crop, image_size_hw: tuple[int, int]) -> Flags:
+def near_crop_edge(boxes_xyxy: IntArray, crop: Crop, image_size_hw: Size) -> BoolArray:
     """Return (n,) bool: boxes (n, 4) of the crop's frame that end at an edge of the crop that is not the image's."""
     left, top, _, _ = crop.box_xyxy
     height, width = image_size_hw
@@ -65,7 +62,7 @@ def estimate_stability(
     return scores
 
 
-def estimate_boxes(low_res: FloatArray, upscaler: Upscaler) -> Boxes:
+def estimate_boxes(low_res: FloatArray, upscaler: Upscaler) -> IntArray:
     """Return (n, 4) int64 boxes of low-resolution logits (n, h, w), in pixels of the crop, ends inclusive.
 
     An edge lies where the largest logit of a column or row crosses 0, found between cells by a straight line.
@@ -78,7 +75,7 @@ def estimate_boxes(low_res: FloatArray, upscaler: Upscaler) -> Boxes:
     return np.stack([left, top, right, bottom], axis=1)
 
 
-def _crossings(profile: FloatArray, scale: float, size: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _crossings(profile: FloatArray, scale: float, size: int) -> tuple[IntArray, IntArray]:
     """Return of profiles (n, cells) the first and last pixel above 0; zeros where there is none."""
     above = profile > 0
     some = above.any(axis=1)
@@ -162,7 +159,7 @@ def coverage(records: Sequence[MaskRecord]) -> float:
     return int(merge_runs([record.runs for record in records])[1::2].sum()) / (height * width)
 
 
-def label_map(records: Sequence[MaskRecord], size_hw: tuple[int, int]) -> NDArray[np.uint16] | NDArray[np.uint32]:
+def label_map(records: Sequence[MaskRecord], size_hw: Size) -> NDArray[np.uint16] | NDArray[np.uint32]:
     """Return one number for each pixel: 0 where there is no mask, else 1 + the index of the smallest mask there.
 
     Parameters
@@ -181,7 +178,7 @@ def label_map(records: Sequence[MaskRecord], size_hw: tuple[int, int]) -> NDArra
     return _paint(records, size_hw).reshape(width, height).T
 
 
-def partition_records(records: Sequence[MaskRecord], size_hw: tuple[int, int]) -> list[MaskRecord]:
+def partition_records(records: Sequence[MaskRecord], size_hw: Size) -> list[MaskRecord]:
     """Return the records cut so that no two overlap: every pixel goes to the smallest mask that has it.
 
     Their order stays; a record that is left without a pixel goes. Scores and points stay as they are.
@@ -203,7 +200,7 @@ def partition_records(records: Sequence[MaskRecord], size_hw: tuple[int, int]) -
     return cut
 
 
-def _paint(records: Sequence[MaskRecord], size_hw: tuple[int, int]) -> NDArray[Any]:
+def _paint(records: Sequence[MaskRecord], size_hw: Size) -> AnyArray:
     """Return the label map column by column, (H * W,)."""
     height, width = size_hw
     flat = np.zeros(height * width, np.uint16 if len(records) < 2**16 else np.uint32)
@@ -215,7 +212,7 @@ def _paint(records: Sequence[MaskRecord], size_hw: tuple[int, int]) -> NDArray[A
     return flat
 
 
-def _with_spans(record: MaskRecord, starts: NDArray[np.int64], ends: NDArray[np.int64], pixels: int) -> MaskRecord:
+def _with_spans(record: MaskRecord, starts: IntArray, ends: IntArray, pixels: int) -> MaskRecord:
     edges = np.concatenate(([0], np.stack([starts, ends], axis=1).ravel(), [pixels]))
     runs = np.diff(edges)
     runs = runs if runs[-1] else runs[:-1]

@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
-from numpy.typing import NDArray
 
+from segship.arrays import IntArray, Points, Size
 from segship.errors import ImageError
 from segship.promptable.everything.options import AmgOptions
-
-Points = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,7 +33,7 @@ class Crop:
     layer: int
 
     @property
-    def size_hw(self) -> tuple[int, int]:
+    def size_hw(self) -> Size:
         """Height and width, in pixels."""
         x0, y0, x1, y1 = self.box_xyxy
         return y1 - y0, x1 - x0
@@ -75,7 +73,7 @@ def layer_grids(options: AmgOptions) -> list[Points]:
     return [point_grid(int(options.points_per_side / factor**layer)) for layer in range(options.crop_n_layers + 1)]
 
 
-def crop_boxes(size_hw: tuple[int, int], n_layers: int, overlap_ratio: float) -> list[Crop]:
+def crop_boxes(size_hw: Size, n_layers: int, overlap_ratio: float) -> list[Crop]:
     """Return the whole image and the crops of each layer, column by column.
 
     Raises
@@ -103,7 +101,7 @@ def crop_boxes(size_hw: tuple[int, int], n_layers: int, overlap_ratio: float) ->
     return crops
 
 
-def coarse_to_fine(points: Points) -> list[NDArray[np.int64]]:
+def coarse_to_fine(points: Points) -> list[IntArray]:
     """Return indices of the points in portions: a spread quarter of a quarter first, each portion finer than the last.
 
     Points of a regular grid fall into every eighth, fourth, second and last row and column; any other points into

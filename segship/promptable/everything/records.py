@@ -10,9 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
-import numpy as np
-from numpy.typing import NDArray
-
+from segship.arrays import BoolArray, IntArray, Pixels, Size
 from segship.errors import InputError
 from segship.masks.rle import Rle, compress_runs, runs_to_mask
 
@@ -47,8 +45,8 @@ class MaskRecord:
         x y width height of the crop of the image that the model saw.
     """
 
-    runs: NDArray[np.int64]
-    size: tuple[int, int]
+    runs: IntArray
+    size: Size
     area: int
     bbox: tuple[float, float, float, float]
     predicted_iou: float
@@ -57,7 +55,7 @@ class MaskRecord:
     crop_box: tuple[int, int, int, int]
 
     @property
-    def mask(self) -> NDArray[np.bool_]:
+    def mask(self) -> BoolArray:
         """(H, W) bool, made anew at every call."""
         return runs_to_mask(self.runs, self.size)
 
@@ -94,7 +92,7 @@ class MaskRecord:
             "crop_box": list(self.crop_box),
         }
 
-    def _segmentation(self, output_mode: OutputMode) -> Rle | NDArray[np.bool_]:
+    def _segmentation(self, output_mode: OutputMode) -> Rle | BoolArray:
         if output_mode == "coco_rle":
             return self.rle
         if output_mode == "uncompressed_rle":
@@ -124,7 +122,7 @@ class ImageRecords:
 
     stem: str
     name: str
-    pixels: NDArray[np.uint8]
+    pixels: Pixels
     records: tuple[MaskRecord, ...]
     notes: tuple[str, ...] = ()
 

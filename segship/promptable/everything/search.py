@@ -8,17 +8,17 @@ things in one corner. Without a deadline nothing of this is used.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
 
-from segship.arrays import Pixels, Size
+from segship.arrays import Points, Size
 from segship.errors import InputError
 from segship.images import ImageLimits, ImageSource, read_image
 from segship.promptable.everything.cost import AmgCost, estimate_cost
-from segship.promptable.everything.crops import Context, CropSearch
+from segship.promptable.everything.crops import Context, CropSearch, Progress
 from segship.promptable.everything.filters import (
     clean_small_regions,
     coverage,
@@ -26,8 +26,8 @@ from segship.promptable.everything.filters import (
     keep_best,
     partition_records,
 )
-from segship.promptable.everything.grids import Crop, Points, coarse_to_fine, crop_boxes, layer_grids
-from segship.promptable.everything.options import AmgOptions, Thresholds
+from segship.promptable.everything.grids import Crop, coarse_to_fine, crop_boxes, layer_grids
+from segship.promptable.everything.options import AmgOptions
 from segship.promptable.everything.records import MaskRecord
 
 if TYPE_CHECKING:
@@ -59,28 +59,22 @@ class Deadline:
         return in_time
 
 
-def ask_coarse_to_fine(
-    predictor: Predictor,
-    pixels: Pixels,
-    crops: Sequence[Crop],
-    grids: Sequence[Points],
-    context: Context,
-    deadline: Deadline,
-) -> list[MaskRecord]:
+def ask_coarse_to_fine(context: Context, deadline: Deadline) -> list[MaskRecord]:
     """Return records of the crops, the whole image first, as far as the time goes.
 
     The first portion of the coarsest grid is asked in any case, so a picture is never left without an answer for lack
     of time alone.
     """
+    grids = layer_grids(context.options)
     finished: list[CropSearch] = []
     slowest_encode = 0.0
-    for crop in crops:
+    for crop in _crops(context):
         if finished and not deadline.allows(_CAUTION * slowest_encode + _time_to_finish(finished, context)):
             break
         if finished and not _is_open(finished[0], crop, grids[crop.layer]):
             continue
         began = time.monotonic()
-        search = CropSearch(predictor, pixels, crop, context)
+        search = CropSearch(context, crop)
         slowest_encode = max(slowest_encode, time.monotonic() - began)
         finished.append(search)
         _ask_portions(search, grids[crop.layer], finished, context, deadline)
@@ -90,20 +84,16 @@ def ask_coarse_to_fine(
 def _ask_portions(
     search: CropSearch, grid: Points, finished: Sequence[CropSearch], context: Context, deadline: Deadline
 ) -> None:
-    points = search.scale(grid)
+    points, per_call = search.scale(grid), context.cost.points_per_call
     slowest = 0.0
-    for portion in coarse_to_fine(grid):
-        waiting = portion
-        while len(waiting):
-            waiting = waiting[~search.covered(points[waiting])]
-            if not len(waiting):
-                break
+    for waiting in coarse_to_fine(grid):
+        while len(waiting := waiting[~search.covered(points[waiting])]):
             is_first = len(finished) == 1 and slowest == 0.0
             if not is_first and not deadline.allows(_CAUTION * slowest + _time_to_finish(finished, context)):
                 return
             began = time.monotonic()
-            search.ask(points[waiting[: context.points_per_call]])
-            waiting = waiting[context.points_per_call :]
+            search.ask(points[waiting[:per_call]])
+            waiting = waiting[per_call:]
             slowest = max(slowest, time.monotonic() - began)
 
 
@@ -113,14 +103,11 @@ def _time_to_finish(finished: Sequence[CropSearch], context: Context) -> float:
 
 
 def _is_open(whole: CropSearch, crop: Crop, grid: Points) -> bool:
-    """Return whether a point of the crop lies where the look at the whole image has found nothing."""
+    """Return whether a point of the crop lies where nothing was found in the whole image."""
     left, top, _, _ = crop.box_xyxy
     points = grid * np.array(crop.size_hw[::-1]) + np.array([left, top])
     return bool((~whole.covered(points)).any())
 
-
-Progress = Callable[[int, int], None]
-"""Is told after each call of the decoder how many points have been asked, and how many there are."""
 
 DEADLINE_REACHED = "deadline_reached"
 
@@ -165,14 +152,8 @@ def generate(
 
     Parameters
     ----------
-    predictor
-        From `segship.load`.
-    image
-        What `Predictor.encode` takes.
-    options
-        See `AmgOptions`; its defaults when left out.
-    limits
-        Bounds that the image must keep.
+    predictor, image, options, limits
+        As `generate_masks` takes them.
     progress
         See `Progress`.
 
@@ -182,24 +163,18 @@ def generate(
         When the image cannot be read, cannot be cut into so many crops, or ``memory_bytes`` does not suffice.
     """
     started = time.monotonic()
-    options = options or AmgOptions()
-    loaded = read_image(image, limits=limits)
-    cost = estimate_cost(predictor, loaded.size_hw, options)
-    counter = _Counter(cost.points, progress)
-    context = _make_context(options, cost, loaded.size_hw, counter.add)
-    notes = list(loaded.notes)
+    context, notes = _begin(predictor, image, options, limits, progress)
+    options = context.options
     if options.deadline_seconds is None:
-        records = [
-            record for crop in _crops(context) for record in _look_at(predictor, loaded.pixels, crop, context).records()
-        ]
+        records = [record for crop in _crops(context) for record in _ask_all(context, crop)]
     else:
         deadline = Deadline(started + options.deadline_seconds)
-        records = ask_coarse_to_fine(predictor, loaded.pixels, _crops(context), layer_grids(options), context, deadline)
-        notes += [DEADLINE_REACHED] if deadline.reached else []
+        records = ask_coarse_to_fine(context, deadline)
+        notes += (DEADLINE_REACHED,) if deadline.reached else ()
     records = _finish(records, options)
     if options.partition:
-        records = partition_records(records, loaded.size_hw)
-    return AmgResult(tuple(records), loaded.size_hw, coverage(records), cost, counter.done, tuple(notes))
+        records = partition_records(records, context.size_hw)
+    return AmgResult(tuple(records), context.size_hw, coverage(records), context.cost, context.points, notes)
 
 
 def generate_masks(
@@ -274,23 +249,19 @@ def iter_masks(
     >>> next(segship.iter_masks(predictor, segship.demo_photograph(), options)).size
     (400, 600)
     """
-    options = options or AmgOptions()
     for name in ("partition", "deadline_seconds"):
-        if getattr(options, name):
+        if options is not None and getattr(options, name):
             message = f"{name} is {getattr(options, name)!r}, and needs the whole image at once; use generate_masks"
             raise InputError(message, code="needs_whole_image")
-    loaded = read_image(image, limits=limits)
-    cost = estimate_cost(predictor, loaded.size_hw, options)
-    counter = _Counter(cost.points, progress)
-    context = _make_context(options, cost, loaded.size_hw, counter.add)
-    return _iterate(predictor, loaded.pixels, context)
+    context, _ = _begin(predictor, image, options, limits, progress)
+    return _iterate(context)
 
 
-def _iterate(predictor: Predictor, pixels: Pixels, context: Context) -> Iterator[MaskRecord]:
+def _iterate(context: Context) -> Iterator[MaskRecord]:
     options = context.options
     yielded: list[MaskRecord] = []
     for crop in sorted(_crops(context), key=lambda crop: crop.area):
-        records = _clean(_look_at(predictor, pixels, crop, context).records(), options)
+        records = _clean(_ask_all(context, crop), options)
         known = len(yielded)
         if known:
             # Those that were yielded have larger scores, or equal ones and come first, so they all stay.
@@ -302,10 +273,24 @@ def _iterate(predictor: Predictor, pixels: Pixels, context: Context) -> Iterator
         yield from records
 
 
-def _look_at(predictor: Predictor, pixels: Pixels, crop: Crop, context: Context) -> CropSearch:
-    search = CropSearch(predictor, pixels, crop, context)
+def _begin(
+    predictor: Predictor,
+    image: ImageSource,
+    options: AmgOptions | None,
+    limits: ImageLimits | None,
+    progress: Progress | None,
+) -> tuple[Context, tuple[str, ...]]:
+    """Read the image and refuse what costs too much; return the context, and the image's notes."""
+    options = options or AmgOptions()
+    loaded = read_image(image, limits=limits)
+    cost = estimate_cost(predictor, loaded.size_hw, options)
+    return Context(predictor, loaded.pixels, options, cost, progress), loaded.notes
+
+
+def _ask_all(context: Context, crop: Crop) -> list[MaskRecord]:
+    search = CropSearch(context, crop)
     search.ask(search.scale(layer_grids(context.options)[crop.layer]))
-    return search
+    return search.records()
 
 
 def _crops(context: Context) -> list[Crop]:
@@ -326,29 +311,3 @@ def _clean(records: list[MaskRecord], options: AmgOptions) -> list[MaskRecord]:
         return records
     threshold = max(options.box_nms_thresh, options.crop_nms_thresh)
     return clean_small_regions(records, options.min_mask_region_area, threshold, nms=options.nms)
-
-
-def _make_context(options: AmgOptions, cost: AmgCost, size_hw: Size, tick: Callable[[int], None]) -> Context:
-    return Context(
-        options=options,
-        thresholds=Thresholds(cost.pred_iou_thresh, cost.stability_score_thresh),
-        size_hw=size_hw,
-        points_per_call=cost.points_per_call,
-        held_bytes=cost.held_bytes,
-        tick=tick,
-    )
-
-
-class _Counter:
-    """Counts points and tells."""
-
-    def __init__(self, total: int, progress: Progress | None) -> None:
-        self.done = 0
-        self._total = total
-        self._progress = progress
-
-    def add(self, points: int) -> None:
-        """Count more points."""
-        self.done += points
-        if self._progress is not None:
-            self._progress(self.done, self._total)
