@@ -1,5 +1,5 @@
 # make demo   makes the environment and segments a photograph with the model inside the package
-# make test   makes the development environment and passes every test
+# make test   makes the development environment and passes every test but the full-size ones, two files at a time
 # make check  formats, lints and type-checks
 # make slow   the full-size proofs: vit_b against the reference, vit_t, vit_h past 2 GiB (about ten minutes)
 # make bench  the numbers of docs/measurements.md, written to benchmarks/results
@@ -13,7 +13,7 @@ demo: .stamps/core
 	$(BIN)/segship demo --out demo-output --overwrite
 
 test: .stamps/dev
-	$(BIN)/python -m pytest -q -m "not slow"
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile
 
 slow: .stamps/dev
 	$(BIN)/python -m pytest -q -s -m slow

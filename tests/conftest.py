@@ -1,15 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
 """Things that are made once for all tests."""
 
-import copy
+import os
 
 import pytest
 
-from segship.ship import steps
 from segship.ship.export_promptable import ExportOptions, export_bundle
 from segship.ship.export_semantic import SemanticExportOptions, export_semantic
 from tests import small_semask
 from tests.small_models import save_checkpoint
+from tests.traces import share_traces
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -17,6 +17,17 @@ def cache_of_the_tests(tmp_path_factory):
     """Keep what tests compile and fetch out of the user's own cache folder."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("SEGSHIP_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def traces_of_the_tests(tmp_path_factory):
+    """Trace every graph once for all tests, in one process or in several side by side."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "traces"
+    folder.mkdir(exist_ok=True)
+    with pytest.MonkeyPatch.context() as patch:
+        share_traces(patch, folder)
         yield
 
 
@@ -44,16 +55,12 @@ def small_semask_checkpoint(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def small_semantic_export(small_semask_checkpoint, tmp_path_factory, traced_graphs):
+def small_semantic_export(small_semask_checkpoint, tmp_path_factory):
     """A bundle of it that gives class maps, of one size and any batch, and the rows that were reported on the way."""
     reported = []
     options = SemanticExportOptions(size=small_semask.SIZE_HW, measure=False)
     folder = tmp_path_factory.mktemp("semantic") / "class_map"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(steps, "trace_graph", remembering(steps.trace_graph, traced_graphs))
-        bundle = export_semantic(
-            small_semask_checkpoint, folder, options, lambda step, rows: reported.append((step, rows))
-        )
+    bundle = export_semantic(small_semask_checkpoint, folder, options, lambda step, rows: reported.append((step, rows)))
     return bundle, reported
 
 
@@ -70,27 +77,3 @@ def small_semantic_logits(small_semask_checkpoint, tmp_path_factory):
         size=small_semask.ODD_SIZE_HW, batch=1, output="logits", simplify=False, measure=False
     )
     return export_semantic(small_semask_checkpoint, tmp_path_factory.mktemp("semantic") / "logits", options)
-
-
-@pytest.fixture(scope="session")
-def traced_graphs():
-    """Traced graphs by what they were traced from; tracing is the slow part of an export."""
-    return {}
-
-
-@pytest.fixture
-def traced_once(monkeypatch, traced_graphs):
-    """Trace each graph of the small models once for all tests that export it."""
-    monkeypatch.setattr(steps, "trace_graph", remembering(steps.trace_graph, traced_graphs))
-
-
-def remembering(trace, graphs):
-    """A ``trace`` that takes graphs from those that were traced before, by module, contract and opset."""
-
-    def trace_or_copy(module, spec, *, opset, **options):
-        key = (type(module), spec, opset)
-        if key not in graphs:
-            graphs[key] = trace(module, spec, opset=opset, **options)
-        return copy.deepcopy(graphs[key])
-
-    return trace_or_copy

@@ -8,7 +8,7 @@ from segship.catalog import SEMANTIC_CHECKPOINTS
 from segship.cli import ship as shipping
 
 
-def test_export_writes_a_bundle_and_prints_the_comparison(run, small_checkpoint, tmp_path, traced_once):
+def test_export_writes_a_bundle_and_prints_the_comparison(run, small_checkpoint, tmp_path):
     code, out, err = run("export", small_checkpoint, "-o", tmp_path / "bundle", "--no-simplify")
     assert code == 0
     assert Bundle.read(tmp_path / "bundle").manifest.architecture == "custom"
@@ -45,7 +45,7 @@ def test_fetch_from_a_file_of_other_bytes_is_refused(run_json, tmp_path, monkeyp
 
 
 @pytest.fixture
-def semantic_checkpoint(small_semask_checkpoint, small_semantic_bundle, traced_once):
+def semantic_checkpoint(small_semask_checkpoint, small_semantic_bundle):
     """The small SeMask-FPN, whose graph of 96 x 160 is not traced again."""
     return small_semask_checkpoint
 

@@ -2,8 +2,10 @@
 import pytest
 
 from segship.ship.contracts import OneObjectDecoder, one_object_decoder_spec
+from segship.ship.export_promptable import MOST_PROMPTS
 from segship.ship.families.sam.model import ImageEncoderGraph, MaskDecoderGraph, build_sam
 from segship.ship.graph.trace import trace_graph
+from segship.ship.variants import VARIANTS, apply_variant
 from segship.spec import image_encoder_spec, mask_decoder_spec
 from tests.oracle import SMALL_VIT, seeded_weights
 
@@ -21,8 +23,14 @@ def encoder_proto(sam):
 
 
 @pytest.fixture(scope="session")
-def decoder_proto(sam):
-    return trace_graph(MaskDecoderGraph(sam), mask_decoder_spec(SMALL_VIT.geometry), opset=18)
+def decoder_proto():
+    """As it was traced for the export, so that no test waits for it twice."""
+    sam = build_sam(SMALL_VIT)
+    sam.load_state_dict(seeded_weights(sam))
+    apply_variant(sam, VARIANTS["onnxruntime"])
+    return trace_graph(
+        MaskDecoderGraph(sam), mask_decoder_spec(SMALL_VIT.geometry), opset=18, largest_sizes=MOST_PROMPTS
+    )
 
 
 @pytest.fixture(scope="session")

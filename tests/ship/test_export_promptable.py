@@ -83,14 +83,14 @@ def test_exported_bundle_agrees_with_the_torch_backend(small_export):
     assert np.abs(expected.low_res_masks - actual.low_res_masks).max() <= 1e-4
 
 
-def test_failed_comparison_leaves_nothing_behind(small_checkpoint, tmp_path, traced_once):
+def test_failed_comparison_leaves_nothing_behind(small_checkpoint, tmp_path):
     impossible = ExportOptions(bar=ComparisonBar(max_abs=0.0, cosine=1.1))
     with pytest.raises(ComparisonFailed, match="traced, image_embeddings: cosine .* Nothing was written"):
         export_bundle(small_checkpoint, tmp_path / "bundle", impossible)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_wrong_graph_is_caught_by_the_comparison(small_checkpoint, tmp_path, monkeypatch, traced_once):
+def test_wrong_graph_is_caught_by_the_comparison(small_checkpoint, tmp_path, monkeypatch):
     simplify = steps.simplify_graph
 
     def spoil(model):
@@ -114,7 +114,7 @@ def test_existing_bundle_is_kept_unless_forced(small_export, small_checkpoint):
     assert Bundle.read(small_export[0].path).digest == small_export[0].digest
 
 
-def test_large_weights_go_into_the_sidecar_and_are_checked(small_checkpoint, tmp_path, traced_once):
+def test_large_weights_go_into_the_sidecar_and_are_checked(small_checkpoint, tmp_path):
     options = ExportOptions(simplify=False, largest_inline_bytes=50_000, measure=False)
     bundle = export_bundle(small_checkpoint, tmp_path / "bundle", options)
     sidecar = tmp_path / "bundle" / "image_encoder.onnx.data"
@@ -128,7 +128,7 @@ def test_large_weights_go_into_the_sidecar_and_are_checked(small_checkpoint, tmp
         segship.load(bundle.path)
 
 
-def test_forced_export_replaces_a_bundle(small_checkpoint, tmp_path, traced_once):
+def test_forced_export_replaces_a_bundle(small_checkpoint, tmp_path):
     first = export_bundle(small_checkpoint, tmp_path / "bundle", ExportOptions(simplify=False, measure=False))
     second = export_bundle(small_checkpoint, first.path, ExportOptions(simplify=False, force=True, measure=False))
     assert Bundle.read(first.path).digest == second.digest

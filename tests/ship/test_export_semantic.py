@@ -131,9 +131,7 @@ def test_class_maps_of_512_by_1024_equal_the_model(ascend):
     assert max(row["max_abs"] for row in logits) <= 1e-3
 
 
-def test_wrong_graph_is_caught_by_the_comparison(
-    small_semask_checkpoint, tmp_path, monkeypatch, traced_once, small_semantic_bundle
-):
+def test_wrong_graph_is_caught_by_the_comparison(small_semask_checkpoint, tmp_path, monkeypatch, small_semantic_bundle):
     simplify = steps.simplify_graph
 
     def spoil(model):
@@ -151,14 +149,14 @@ def test_wrong_graph_is_caught_by_the_comparison(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_too_few_equal_pixels_are_past_the_bar(small_semask_checkpoint, tmp_path, traced_once, small_semantic_bundle):
+def test_too_few_equal_pixels_are_past_the_bar(small_semask_checkpoint, tmp_path, small_semantic_bundle):
     impossible = SemanticExportOptions(size=SIZE_HW, bar=SemanticBar(pixels_equal=1.1))
     with pytest.raises(ComparisonFailed, match=r"traced, class_map: \d+\.\d+ % of the pixels equal"):
         export_semantic(small_semask_checkpoint, tmp_path / "bundle", impossible)
     assert list(tmp_path.iterdir()) == []
 
 
-def test_large_weights_go_into_the_sidecar(small_semask_checkpoint, tmp_path, traced_once, small_semantic_bundle):
+def test_large_weights_go_into_the_sidecar(small_semask_checkpoint, tmp_path, small_semantic_bundle):
     options = SemanticExportOptions(size=SIZE_HW, simplify=False, largest_inline_bytes=50_000, measure=False)
     bundle = export_semantic(small_semask_checkpoint, tmp_path / "bundle", options)
     assert bundle.manifest.graphs["semantic"].external_data.file == "semantic.onnx.data"

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
+import copy
+
 import pytest
 import torch
+from torch.export import Dim
 
 from segship.errors import ExportError
 from segship.ship.families.sam.model import ImageEncoderGraph, MaskDecoderGraph
@@ -9,6 +12,7 @@ from segship.ship.verify_promptable import torch_runner
 from segship.spec import GraphSpec, TensorSpec, image_encoder_spec, mask_decoder_spec
 from tests.oracle import SMALL_VIT
 from tests.ship.graph.running import random_inputs, relative_difference, run_proto
+from tests.traces import TracedGraph, remembering
 
 
 def interface(values):
@@ -60,3 +64,25 @@ def test_module_that_cannot_be_traced_is_an_export_error():
     spec = GraphSpec("broken", (TensorSpec("x", "float32", (2,)),), (TensorSpec("y", "float32", (2,)),))
     with pytest.raises(ExportError, match="could not trace the graph 'broken' at opset 18"):
         trace_graph(DataDependent(), spec, opset=18)
+
+
+def test_tests_share_a_trace_only_where_nothing_differs(tmp_path):
+    traced = []
+
+    def export(module, examples, **options):
+        traced.append(module)
+        return TracedGraph(b"graph")
+
+    def trace(module, sizes=(1, 4), opset=18, most=5):
+        remembering(export, tmp_path)(
+            module, (torch.zeros(sizes),), opset_version=opset, dynamic_shapes=({0: Dim("batch", max=most)},)
+        )
+        return len(traced)
+
+    torch.manual_seed(0)
+    first = torch.nn.Linear(4, 2).eval()
+    other = torch.nn.Linear(4, 2).eval()
+    assert [trace(first), trace(copy.deepcopy(first))] == [1, 1]
+    assert [trace(other), trace(first, sizes=(2, 4)), trace(first, opset=20), trace(first, most=6)] == [2, 3, 4, 5]
+    first.variant = "another"
+    assert trace(first) == 6
