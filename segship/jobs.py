@@ -1,29 +1,33 @@
 # SPDX-License-Identifier: Apache-2.0
-"""One image from its source to its files: what ``segment``, ``everything`` and ``semantic`` do for each image."""
+"""One image from its source to its files: what ``segment``, ``everything`` and ``semantic`` do with each image.
+
+A job reads, answers and writes, and each step can be called alone: `read` and the ``answer_...`` functions need no
+folder, and `segship.writers.encode_result` and `write` need no model. A job without a directory writes nothing.
+"""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from segship.images import ImageLimits, ImageSource, read_image
+from segship.images import ImageLimits, ImageSource, LoadedImage, read_image
 from segship.promptable.everything.cost import AmgCost, estimate_cost
 from segship.promptable.everything.options import AmgOptions
 from segship.promptable.everything.records import ImageRecords
 from segship.promptable.everything.search import AmgResult, Progress, generate
-from segship.promptable.prediction import MaskChoice, MaskPrediction
+from segship.promptable.prediction import MaskChoice
 from segship.promptable.predictor import Predictor
 from segship.promptable.prompts import Prompts
-from segship.semantic.class_map import ClassMap
 from segship.semantic.predictor import SemanticPredictor
 from segship.semantic.views import SemanticOptions
 from segship.writers import (
     ClassMapResult,
     Instances,
     Result,
+    Source,
     class_map_document,
     prediction_document,
     write_result,
@@ -31,10 +35,31 @@ from segship.writers import (
 from segship.writers.instances import count_labels, label_records
 from segship.writers.names import safe_file_name
 
+Answer = TypeVar("Answer")
 
-@dataclass(frozen=True, slots=True)
-class SegmentOptions:
-    """What is wanted of an image.
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class JobOptions:
+    """What every job is told besides what it looks for.
+
+    Attributes
+    ----------
+    formats
+        Output formats, keys of `segship.writers.WRITERS` of the kind that is answered: masks or class maps.
+    overwrite
+        Replace files that are there.
+    limits
+        Bounds that an image must keep.
+    """
+
+    formats: tuple[str, ...]
+    overwrite: bool = False
+    limits: ImageLimits = field(default_factory=ImageLimits)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SegmentOptions(JobOptions):
+    """Options of `segment_image`.
 
     Attributes
     ----------
@@ -42,102 +67,45 @@ class SegmentOptions:
         Which masks come out; see `segship.promptable.prediction.MaskChoice`.
     clip
         Move points outside the image to its edge instead of refusing them.
-    formats
-        Of masks, keys of `segship.writers.WRITERS`.
-    overwrite
-        Replace files that are there.
-    limits
-        Bounds that an image must keep.
     """
 
     multimask_output: MaskChoice = "auto"
     clip: bool = False
     formats: tuple[str, ...] = ("overlay", "png")
-    overwrite: bool = False
-    limits: ImageLimits = field(default_factory=ImageLimits)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
-class SegmentedImage:
-    """One image that was segmented and written.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EverythingOptions(JobOptions):
+    """Options of `find_everything`.
 
     Attributes
     ----------
-    result
-        Pixels, prompts and masks.
-    files
-        What was written.
-    milliseconds
-        Time of each stage: read, encode, decode, write.
+    amg
+        What to look for, and how.
+    reduce
+        2, 4 or 8 reads images at that part of their size, and masks are of that size.
+    things
+        With labels: the classes that can be counted; those of the data set when left out.
     """
 
-    result: Result
-    files: tuple[Path, ...]
-    milliseconds: dict[str, float]
-
-    @property
-    def prediction(self) -> MaskPrediction:
-        """The masks."""
-        return self.result.prediction
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return everything but the pixels for `json.dumps`."""
-        document = prediction_document(self.result)
-        return {
-            **document,
-            "files": [str(path) for path in self.files],
-            "milliseconds": {stage: round(value, 1) for stage, value in self.milliseconds.items()},
-        }
+    amg: AmgOptions = field(default_factory=AmgOptions)
+    reduce: int = 1
+    things: tuple[str, ...] | None = None
+    formats: tuple[str, ...] = ("overlay", "sa1b")
 
 
-def segment_image(
-    predictor: Predictor,
-    source: ImageSource,
-    prompts: Prompts | Sequence[Prompts],
-    directory: Path,
-    options: SegmentOptions,
-    *,
-    stem: str,
-    name: str,
-) -> SegmentedImage:
-    """Read, encode, decode and write one image.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MapOptions(JobOptions):
+    """Options of `map_image`.
 
-    Parameters
+    Attributes
     ----------
-    predictor
-        From `segship.load`.
-    source
-        What `segship.images.read_image` takes.
-    prompts
-        In the image frame.
-    directory
-        Where the files go; it must exist.
-    options
-        See `SegmentOptions`.
-    stem, name
-        What the names of the files begin with, and what the image is called in documents.
-
-    Raises
-    ------
-    ImageError, PromptError, OutputError
-        When the image, the prompts or the place cannot be used; nothing is written then.
+    semantic
+        Windows, ratios and mirrors.
     """
-    watch = Stopwatch()
-    loaded = read_image(source, limits=options.limits)
-    watch.lap("read")
-    embedding = predictor.encode_loaded(loaded)
-    watch.lap("encode")
-    prediction = predictor.decode(
-        embedding,
-        prompts,
-        multimask_output=options.multimask_output,
-        outside="clip" if options.clip else "error",
-    )
-    watch.lap("decode")
-    result = Result(stem, name, loaded.pixels, prediction, prediction.objects, notes=loaded.notes)
-    files = write_result(result, directory, options.formats, overwrite=options.overwrite)
-    watch.lap("write")
-    return SegmentedImage(result, tuple(files), watch.milliseconds)
+
+    semantic: SemanticOptions = field(default_factory=SemanticOptions)
+    formats: tuple[str, ...] = ("overlay", "classes")
 
 
 class Stopwatch:
@@ -154,257 +122,281 @@ class Stopwatch:
         self._last = now
 
 
-@dataclass(frozen=True, slots=True)
-class EverythingOptions:
-    """What is wanted of an image.
+@dataclass(frozen=True, slots=True, eq=False)
+class JobImage:
+    """An image on its way through a job.
 
     Attributes
     ----------
-    amg
-        What to look for, and how.
-    formats
-        Of masks, keys of `segship.writers.WRITERS`.
-    overwrite
-        Replace files that are there.
-    limits
-        Bounds that an image must keep.
-    reduce
-        2, 4 or 8 reads images at that part of their size, and masks are of that size.
-    things
-        With labels: names of the classes that can be counted; what is known of the data set when left out.
+    loaded
+        Upright pixels and notes.
+    stem
+        What the names of its files begin with; `segship.writers.names.output_stems` makes safe ones.
+    name
+        What documents call it.
+    watch
+        Times the stages of the job.
     """
 
-    amg: AmgOptions = field(default_factory=AmgOptions)
-    formats: tuple[str, ...] = ("overlay", "sa1b")
-    overwrite: bool = False
-    limits: ImageLimits = field(default_factory=ImageLimits)
-    reduce: int = 1
-    things: tuple[str, ...] | None = None
+    loaded: LoadedImage
+    stem: str = "image"
+    name: str = "image"
+    watch: Stopwatch = field(default_factory=Stopwatch)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class EverythingImage:
-    """One image whose masks were found and written.
+class FinishedImage(Generic[Answer]):
+    """One image that was answered and, if the job had a directory, written.
 
     Attributes
     ----------
-    name
-        What the image is called.
-    result
-        Masks, coverage, cost.
+    answer
+        What was found, with the pixels it was found in.
     files
         What was written.
     milliseconds
-        Time of each stage: read, generate, with labels also label, write.
-    labelled
-        The masks with their classes, if a semantic model was given.
+        Time of each stage, such as read, encode, decode, write.
+    describe
+        Makes a JSON document of the answer.
     """
 
-    name: str
-    result: AmgResult
+    answer: Answer
     files: tuple[Path, ...]
     milliseconds: dict[str, float]
-    labelled: Instances | None = None
+    describe: Callable[[Answer], dict[str, Any]]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything but the pixels for `json.dumps`."""
+        return {
+            **self.describe(self.answer),
+            "files": [str(path) for path in self.files],
+            "milliseconds": {stage: round(value, 1) for stage, value in self.milliseconds.items()},
+        }
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Everything:
+    """Everything that was found in one image.
+
+    Attributes
+    ----------
+    result
+        Masks, coverage, cost.
+    source
+        What writers take: the records or, if a semantic model was given, the masks with their classes.
+    """
+
+    result: AmgResult
+    source: ImageRecords | Instances
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything but the masks, which stand in the files, for `json.dumps`."""
         height, width = self.result.size
         return {
-            "image": {"file_name": safe_file_name(self.name), "width": width, "height": height},
+            "image": {"file_name": safe_file_name(self.source.name), "width": width, "height": height},
             "masks": len(self.result.records),
             "coverage": round(self.result.coverage, 6),
             "points": self.result.points,
             "cost": self.result.cost.to_dict(),
-            **({} if self.labelled is None else {"labels": count_labels(self.labelled)}),
+            **({"labels": count_labels(self.source)} if isinstance(self.source, Instances) else {}),
             "notes": list(self.result.notes),
-            "files": [str(path) for path in self.files],
-            "milliseconds": {stage: round(value, 1) for stage, value in self.milliseconds.items()},
         }
+
+
+def read(source: ImageSource, options: JobOptions, *, stem: str = "image", name: str = "image") -> JobImage:
+    """Read an image within the limits of the options; errors are those of `segship.images.read_image`."""
+    watch = Stopwatch()
+    reduce = options.reduce if isinstance(options, EverythingOptions) else 1
+    loaded = read_image(source, limits=options.limits, reduce=reduce)
+    watch.lap("read")
+    return JobImage(loaded, stem, name, watch)
+
+
+def answer_prompts(
+    predictor: Predictor, image: JobImage, prompts: Prompts | Sequence[Prompts], options: SegmentOptions
+) -> Result:
+    """Return the masks of prompts, which are in the image frame.
+
+    Raises
+    ------
+    ImageError, PromptError
+        When the image or the prompts cannot be used.
+    """
+    embedding = predictor.encode_loaded(image.loaded)
+    image.watch.lap("encode")
+    prediction = predictor.decode(
+        embedding,
+        prompts,
+        multimask_output=options.multimask_output,
+        outside="clip" if options.clip else "error",
+    )
+    image.watch.lap("decode")
+    loaded = image.loaded
+    return Result(image.stem, image.name, loaded.pixels, prediction, prediction.objects, notes=loaded.notes)
+
+
+def answer_everything(
+    predictor: Predictor,
+    image: JobImage,
+    options: EverythingOptions,
+    *,
+    progress: Progress | None = None,
+    labels: SemanticPredictor | None = None,
+) -> Everything:
+    """Return everything in an image.
+
+    Parameters
+    ----------
+    progress
+        See `segship.promptable.everything.search.Progress`.
+    labels
+        A semantic model whose class map gives every mask a class, see `segship.semantic.labels`. Votes are worth their
+        probability where it gives logits.
+
+    Raises
+    ------
+    ImageError, InputError
+        When the image or the options cannot be used.
+    """
+    pixels = image.loaded.pixels
+    result = generate(predictor, pixels, options.amg, limits=options.limits, progress=progress)
+    result = replace(result, notes=_joined(image.loaded.notes, result.notes))
+    records = ImageRecords(image.stem, image.name, pixels, result.records, notes=result.notes)
+    image.watch.lap("generate")
+    if labels is None:
+        return Everything(result, records)
+    semantic = SemanticOptions(probability=labels.gives_logits)
+    class_map = labels.segment(pixels, semantic, limits=options.limits)
+    notes = _joined(result.notes, class_map.notes)
+    labelled = replace(label_records(records, class_map, things=options.things), notes=notes)
+    image.watch.lap("label")
+    return Everything(replace(result, notes=notes), labelled)
+
+
+def answer_classes(predictor: SemanticPredictor, image: JobImage, options: MapOptions) -> ClassMapResult:
+    """Return the class map of an image.
+
+    Raises
+    ------
+    ImageError, InputError
+        When the image or the options cannot be used.
+    """
+    class_map = predictor.segment(image.loaded, options.semantic, limits=options.limits)
+    image.watch.lap("segment")
+    made_by = describe_making(predictor, options.semantic)
+    return ClassMapResult(image.stem, image.name, image.loaded.pixels, class_map, made_by)
+
+
+def write(
+    image: JobImage, answer: Source | ClassMapResult, directory: Path | None, options: JobOptions
+) -> tuple[Path, ...]:
+    """Write an answer in the formats of the options, all or nothing; no directory, no files.
+
+    Raises
+    ------
+    OutputError
+        When a format or the place cannot be used.
+    """
+    if directory is None:
+        return ()
+    files = write_result(answer, directory, options.formats, overwrite=options.overwrite)
+    image.watch.lap("write")
+    return tuple(files)
+
+
+def segment_image(
+    predictor: Predictor,
+    source: ImageSource,
+    prompts: Prompts | Sequence[Prompts],
+    options: SegmentOptions,
+    directory: Path | None = None,
+    *,
+    stem: str = "image",
+    name: str = "image",
+) -> FinishedImage[Result]:
+    """Read one image, answer prompts in it and write the masks.
+
+    Parameters
+    ----------
+    source
+        What `segship.images.read_image` takes.
+    prompts
+        In the image frame.
+    directory
+        Where the files go; it must exist. None writes nothing.
+    stem, name
+        See `JobImage`.
+
+    Raises
+    ------
+    ImageError, PromptError, OutputError
+        When the image, the prompts or the place cannot be used; nothing is written then.
+    """
+    image = read(source, options, stem=stem, name=name)
+    answer = answer_prompts(predictor, image, prompts, options)
+    files = write(image, answer, directory, options)
+    return FinishedImage(answer, files, image.watch.milliseconds, prediction_document)
 
 
 def find_everything(
     predictor: Predictor,
     source: ImageSource,
-    directory: Path,
     options: EverythingOptions,
+    directory: Path | None = None,
     *,
-    stem: str,
-    name: str,
+    stem: str = "image",
+    name: str = "image",
     progress: Progress | None = None,
     labels: SemanticPredictor | None = None,
-) -> EverythingImage:
+) -> FinishedImage[Everything]:
     """Read one image, find everything in it and write that.
 
-    Parameters
-    ----------
-    predictor
-        From `segship.load`.
-    source
-        What `segship.images.read_image` takes.
-    directory
-        Where the files go; it must exist.
-    options
-        See `EverythingOptions`.
-    stem, name
-        What the names of the files begin with, and what the image is called in documents.
-    progress
-        See `segship.promptable.everything.search.Progress`.
-    labels
-        A semantic model whose class map gives every mask a class, see `segship.semantic.labels`.
-
-    Raises
-    ------
-    ImageError, InputError, OutputError
-        When the image, the options or the place cannot be used; nothing is written then.
+    Arguments are those of `segment_image` and `answer_everything`, and so are the errors.
     """
-    watch = Stopwatch()
-    loaded = read_image(source, limits=options.limits, reduce=options.reduce)
-    watch.lap("read")
-    result = generate(predictor, loaded.pixels, options.amg, limits=options.limits, progress=progress)
-    result = replace(result, notes=tuple(dict.fromkeys((*loaded.notes, *result.notes))))
-    watch.lap("generate")
-    found: ImageRecords | Instances
-    found = ImageRecords(stem, name, loaded.pixels, result.records, notes=result.notes)
-    if labels is not None:
-        found = label_image(labels, found, options)
-        result = replace(result, notes=found.notes)
-        watch.lap("label")
-    files = write_result(found, directory, options.formats, overwrite=options.overwrite)
-    watch.lap("write")
-    return EverythingImage(
-        name, result, tuple(files), watch.milliseconds, found if isinstance(found, Instances) else None
-    )
-
-
-def label_image(labels: SemanticPredictor, records: ImageRecords, options: EverythingOptions) -> Instances:
-    """Return the records of an image with the classes that a semantic model's class map gives them.
-
-    Votes are worth their probability where the model gives logits, see `segship.semantic.labels`.
-
-    Parameters
-    ----------
-    labels
-        From `segship.load`.
-    records
-        Everything in one image.
-    options
-        See `EverythingOptions`.
-    """
-    look = SemanticOptions(probability=labels.gives_logits)
-    class_map = labels.segment(records.pixels, look, limits=options.limits)
-    labelled = label_records(records, class_map, things=options.things)
-    return replace(labelled, notes=tuple(dict.fromkeys((*records.notes, *class_map.notes))))
+    image = read(source, options, stem=stem, name=name)
+    answer = answer_everything(predictor, image, options, progress=progress, labels=labels)
+    files = write(image, answer.source, directory, options)
+    return FinishedImage(answer, files, image.watch.milliseconds, Everything.to_dict)
 
 
 def cost_of_everything(predictor: Predictor, source: ImageSource, options: EverythingOptions) -> AmgCost:
     """Return what `find_everything` will cost for an image; the model is not run."""
-    loaded = read_image(source, limits=options.limits, reduce=options.reduce)
-    return estimate_cost(predictor, loaded.size_hw, options.amg)
-
-
-@dataclass(frozen=True, slots=True)
-class MapOptions:
-    """What is wanted of an image.
-
-    Attributes
-    ----------
-    look
-        How the model looks at it.
-    formats
-        Of class maps, keys of `segship.writers.WRITERS`.
-    overwrite
-        Replace files that are there.
-    limits
-        Bounds that an image must keep.
-    """
-
-    look: SemanticOptions = field(default_factory=SemanticOptions)
-    formats: tuple[str, ...] = ("overlay", "classes")
-    overwrite: bool = False
-    limits: ImageLimits = field(default_factory=ImageLimits)
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class MappedImage:
-    """One image whose class map was made and written.
-
-    Attributes
-    ----------
-    result
-        Pixels and class map.
-    files
-        What was written.
-    milliseconds
-        Time of each stage: read, segment, write.
-    """
-
-    result: ClassMapResult
-    files: tuple[Path, ...]
-    milliseconds: dict[str, float]
-
-    @property
-    def class_map(self) -> ClassMap:
-        """The classes."""
-        return self.result.class_map
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return everything but the pixels for `json.dumps`."""
-        return {
-            **class_map_document(self.result),
-            "files": [str(path) for path in self.files],
-            "milliseconds": {stage: round(value, 1) for stage, value in self.milliseconds.items()},
-        }
+    return estimate_cost(predictor, read(source, options).loaded.size_hw, options.amg)
 
 
 def map_image(
     predictor: SemanticPredictor,
     source: ImageSource,
-    directory: Path,
     options: MapOptions,
+    directory: Path | None = None,
     *,
-    stem: str,
-    name: str,
-) -> MappedImage:
+    stem: str = "image",
+    name: str = "image",
+) -> FinishedImage[ClassMapResult]:
     """Read one image, find its classes and write them.
 
-    Parameters
-    ----------
-    predictor
-        From `segship.load`.
-    source
-        What `segship.images.read_image` takes.
-    directory
-        Where the files go; it must exist.
-    options
-        See `MapOptions`.
-    stem, name
-        What the names of the files begin with, and what the image is called in documents.
-
-    Raises
-    ------
-    ImageError, InputError, OutputError
-        When the image, the options or the place cannot be used; nothing is written then.
+    Arguments are those of `segment_image`, and so are the errors.
     """
-    watch = Stopwatch()
-    loaded = read_image(source, limits=options.limits)
-    watch.lap("read")
-    class_map = predictor.segment(loaded, options.look, limits=options.limits)
-    watch.lap("segment")
-    result = ClassMapResult(stem, name, loaded.pixels, class_map, describe_making(predictor, options.look))
-    files = write_result(result, directory, options.formats, overwrite=options.overwrite)
-    watch.lap("write")
-    return MappedImage(result, tuple(files), watch.milliseconds)
+    image = read(source, options, stem=stem, name=name)
+    answer = answer_classes(predictor, image, options)
+    files = write(image, answer, directory, options)
+    return FinishedImage(answer, files, image.watch.milliseconds, class_map_document)
 
 
-def describe_making(predictor: SemanticPredictor, look: SemanticOptions) -> dict[str, Any]:
+def _joined(*notes: tuple[str, ...]) -> tuple[str, ...]:
+    """Return all notes, each once."""
+    return tuple(dict.fromkeys(note for some in notes for note in some))
+
+
+def describe_making(predictor: SemanticPredictor, semantic: SemanticOptions) -> dict[str, Any]:
     """Return what a JSON document says of the model, of what ran it, and of how it looked at the image."""
     return {
         "architecture": predictor.manifest.architecture,
         "backend": predictor.backend,
         "precision": predictor.precision,
         "runs_on": predictor.description,
-        "window": None if look.window is None else list(look.window),
-        "stride": None if look.window is None else list(look.steps),
-        "ratios": list(look.ratios),
-        "flip": look.flip,
+        "window": None if semantic.window is None else list(semantic.window),
+        "stride": None if semantic.window is None else list(semantic.steps),
+        "ratios": list(semantic.ratios),
+        "flip": semantic.flip,
     }

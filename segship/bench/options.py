@@ -19,14 +19,23 @@ class BenchmarkOptions:
 
     Attributes
     ----------
-    backend, device, precision, streams, compile
-        As `segship.load` takes them.
+    backend
+        ``onnxruntime``, ``openvino`` or ``torch``; ``auto`` takes what `segship.load` would take.
+    device
+        ``cpu`` or ``cuda``.
+    precision
+        ``fp32``, or what the backend has besides.
+    streams
+        Calls that the backend works on side by side; each has its part of the threads.
+    compile
+        Let torch compile the modules on CUDA.
     threads
-        Each number of threads is measured; none given: one for each usable core.
+        Threads of the runtime, several to compare them; all usable cores when left out.
     stages
-        Names of stages, or their beginnings, such as ``decode``; none given: all.
+        Only stages that begin so: decode image, preprocess, encode, decode, everything, graph; of a semantic model
+        decode image, preprocess, segment, graph.
     image
-        A picture to measure on; None is the demo photograph as a JPEG of 1800 x 1200.
+        Picture to measure on; a photograph of 1800 x 1200 when left out.
     objects
         Numbers of objects that are decoded together.
     points
@@ -34,24 +43,27 @@ class BenchmarkOptions:
     batch_sizes
         Images that the graph of an encoder or of a semantic model takes at once.
     points_per_side
-        Of the grid of the stage ``everything``.
-    warm_up, repeats
-        Calls of a row that do not count, and calls that do.
+        Points along one side of the grid of everything.
+    warm_up
+        Calls of each row that do not count.
+    repeats
+        Calls of each row that count.
     seconds
-        No call of a row is begun after this time, so that slow stages do not take minutes.
+        Begin no further call of a row after this time.
     fresh
-        Also start fresh processes, for the cold start and the peak memory.
+        Also start fresh processes, for cold start and peak memory.
     fresh_repeats
-        Fresh processes of each kind; the median counts.
+        Fresh processes of each kind; medians count.
     shapes
-        For a single graph: one shape set, or gear, a row: input name -> shape. Inputs that are left out take ``sizes``.
+        For a single graph: shapes of the inputs, one set or gear a row; inputs that are left out take ``sizes``.
     sizes
-        For a graph: named dynamic axis -> the sizes to measure. Axes of a single graph that are left out are 1; the
-        height and width of a semantic bundle are the longest sides of its test scale.
+        For a graph: sizes to measure of a named dynamic axis. Axes of a single graph that are left out are 1; height
+        and width of a semantic bundle are the longest sides of its test scale.
     inputs
-        For a single graph: a folder of ``.npy`` or raw ``.bin`` files that are run through it, once each.
+        For a single graph: folder of .npy or raw .bin files to run through it; one folder for each input if it has
+        several.
     outputs
-        Where their results go; needs ``inputs``.
+        Folder for what comes out of those files.
     output_format
         ``npy``, ``bin`` (raw) or ``txt``.
     machine_name
@@ -117,4 +129,4 @@ class BenchmarkOptions:
 
 
 def _bad(message: str) -> InputError:
-    return InputError(f"The benchmark cannot be run: {message}.", code="bad_benchmark_option")
+    return InputError(f"the benchmark cannot be run: {message}", code="bad_benchmark_option")

@@ -1,150 +1,21 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command that measures."""
+"""``segship bench``."""
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter
 
 from segship.bench.benchmark import benchmark
-from segship.bench.options import ArrayFormat, BenchmarkOptions
+from segship.bench.options import BenchmarkOptions
 from segship.bench.report import BenchmarkReport, draw_chart
-from segship.cli.look import Json
+from segship.cli.options import MODEL_GROUP, OUTPUT_GROUP, Fields, Json, Option, command
 from segship.cli.output import errors_console, make_table, megabytes, plain, print_json, results_console
 from segship.errors import InputError
 from segship.files import write_file
-
-_DEFAULTS = BenchmarkOptions()
-_OBJECTS = ",".join(map(str, _DEFAULTS.objects))
-
-
-def bench(
-    target: str,
-    /,
-    *,
-    backend: str = _DEFAULTS.backend,
-    device: str = _DEFAULTS.device,
-    precision: str = _DEFAULTS.precision,
-    streams: int = _DEFAULTS.streams,
-    compile: bool = _DEFAULTS.compile,
-    threads: str = "",
-    stage: tuple[str, ...] = (),
-    image: Path | None = None,
-    objects: str = _OBJECTS,
-    points: int = _DEFAULTS.points,
-    batch: str = "1",
-    points_per_side: int = _DEFAULTS.points_per_side,
-    warm_up: int = _DEFAULTS.warm_up,
-    repeats: Annotated[int, Parameter(name=("--repeats", "--loop"))] = _DEFAULTS.repeats,
-    seconds: float = _DEFAULTS.seconds,
-    fresh: Annotated[bool, Parameter(negative="--no-fresh")] = _DEFAULTS.fresh,
-    fresh_repeats: int = _DEFAULTS.fresh_repeats,
-    shape: tuple[str, ...] = (),
-    size: tuple[str, ...] = (),
-    input: Path | None = None,
-    output: Path | None = None,
-    output_format: ArrayFormat = _DEFAULTS.output_format,
-    machine_name: str | None = None,
-    plot: Path | None = None,
-    overwrite: bool = False,
-    json: Json = False,
-) -> None:
-    """Measure how fast a model is here, stage by stage, or the pure loop of one ONNX graph.
-
-    Numbers come only with the machine, the versions, the precision and the threads that they were measured with.
-
-    Parameters
-    ----------
-    target
-        A model as `segment` takes it, or an .onnx file of any program.
-    backend
-        onnxruntime, openvino or torch; auto takes what load would take.
-    device
-        cpu or cuda.
-    precision
-        fp32, or what the backend has besides.
-    streams
-        Calls that the backend works on side by side; each has its part of the threads.
-    compile
-        Let torch compile the modules on CUDA.
-    threads
-        Threads of the runtime, several comma-separated to compare them; all usable cores when left out.
-    stage
-        Only stages that begin so: decode image, preprocess, encode, decode, everything, graph; of a semantic model
-        decode image, preprocess, segment, graph; may be repeated.
-    image
-        Picture to measure on; a photograph of 1800 x 1200 when left out.
-    objects
-        Numbers of objects that are decoded together, comma-separated.
-    points
-        Points of each object.
-    batch
-        Images that the graph of an encoder or of a semantic model takes at once, comma-separated.
-    points_per_side
-        Points along one side of the grid of everything.
-    warm_up
-        Calls of each row that do not count.
-    repeats
-        Calls of each row that count.
-    seconds
-        Begin no further call of a row after this time.
-    fresh
-        Also start fresh processes, for cold start and peak memory.
-    fresh_repeats
-        Fresh processes of each kind; medians count.
-    shape
-        For a graph: shapes of one row or gear, as in "point_coords:1,4,2;point_labels:1,4"; may be repeated.
-    size
-        For a graph: sizes of a named dynamic axis, as in objects=1,8,64 or height=512; may be repeated.
-    input
-        For a graph: folder of .npy or .bin files to run through it; one folder for each input if it has several.
-    output
-        Folder for what comes out of those files.
-    output_format
-        npy, bin or txt.
-    machine_name
-        Name of the processor, where the system does not say it.
-    plot
-        Draw the rows into this .svg file.
-    overwrite
-        Replace the .svg file if it is there.
-    """
-    options = BenchmarkOptions(
-        backend=backend,
-        device=device,
-        precision=precision,
-        streams=streams,
-        compile=compile,
-        threads=parse_numbers("--threads", threads),
-        stages=stage,
-        image=image,
-        objects=parse_numbers("--objects", objects),
-        points=points,
-        batch_sizes=parse_numbers("--batch", batch),
-        points_per_side=points_per_side,
-        warm_up=warm_up,
-        repeats=repeats,
-        seconds=seconds,
-        fresh=fresh,
-        fresh_repeats=fresh_repeats,
-        shapes=tuple(parse_shapes(text) for text in shape),
-        sizes=dict(parse_size(text) for text in size),
-        inputs=input,
-        outputs=output,
-        output_format=output_format,
-        machine_name=machine_name,
-    )
-    report = benchmark(target, options, progress=lambda what: errors_console().print(plain(what), style="dim"))
-    if plot is not None:
-        write_file(plot, draw_chart(report).encode(), overwrite=overwrite)
-    if json:
-        print_json(report.to_dict())
-        return
-    _print_report(report)
-    if plot is not None:
-        results_console().print(f"drawn into {plain(str(plot))}")
 
 
 def parse_numbers(option: str, text: str) -> tuple[int, ...]:
@@ -193,6 +64,80 @@ def parse_size(text: str) -> tuple[str, tuple[int, ...]]:
         message = f"--size is {text!r}; accepted is AXIS=SIZE,SIZE, such as objects=1,8,64"
         raise InputError(message, code="bad_benchmark_option")
     return name, parse_numbers("--size", sizes)
+
+
+def _numbers(option: str, **more: Any) -> Option:
+    return Option(name=option, parse=partial(parse_numbers, option), metavar="NUMBERS", **more)
+
+
+FIELDS = Fields(
+    backend=Option(group=MODEL_GROUP),
+    device=Option(group=MODEL_GROUP),
+    precision=Option(group=MODEL_GROUP),
+    streams=Option(group=MODEL_GROUP),
+    compile=Option(group=MODEL_GROUP),
+    threads=_numbers("--threads", group=MODEL_GROUP),
+    stages=Option(name="--stage"),
+    objects=_numbers("--objects"),
+    batch_sizes=_numbers("--batch"),
+    repeats=Option(name=("--repeats", "--loop")),
+    fresh=Option(negative="--no-fresh"),
+    shapes=Option(
+        name="--shape",
+        kind=tuple[str, ...],
+        default=(),
+        parse=lambda texts: tuple(parse_shapes(text) for text in texts),
+        metavar="SHAPES",
+    ),
+    sizes=Option(
+        name="--size",
+        kind=tuple[str, ...],
+        default=(),
+        parse=lambda texts: dict(parse_size(text) for text in texts),
+        metavar="AXIS=SIZES",
+    ),
+    inputs=Option(name="--input"),
+    outputs=Option(name="--output"),
+)
+
+
+@command
+def bench(
+    target: str,
+    /,
+    *,
+    options: Annotated[BenchmarkOptions, FIELDS],
+    plot: Annotated[Path | None, Parameter(group=OUTPUT_GROUP)] = None,
+    overwrite: Annotated[bool, Parameter(group=OUTPUT_GROUP)] = False,
+    json: Json = False,
+) -> None:
+    """Measure how fast a model or an ONNX graph is here.
+
+    A model is measured stage by stage, a graph in a pure loop. Numbers come only with the machine, the versions, the
+    precision and the threads that they were measured with.
+
+    Parameters
+    ----------
+    target
+        A model as `segment` takes it, or an .onnx file of any program.
+    plot
+        Draw the rows into this .svg file.
+    overwrite
+        Replace the .svg file if it is there.
+
+    Examples
+    --------
+    segship bench tiny --stage decode --objects 1,8 --no-fresh
+    """
+    report = benchmark(target, options, progress=lambda what: errors_console().print(plain(what), style="dim"))
+    if plot is not None:
+        write_file(plot, draw_chart(report).encode(), overwrite=overwrite)
+    if json:
+        print_json(report.to_dict())
+        return
+    _print_report(report)
+    if plot is not None:
+        results_console().print(f"drawn into {plain(str(plot))}")
 
 
 def _print_report(report: BenchmarkReport) -> None:

@@ -3,11 +3,17 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import sys
 from collections.abc import Sequence
 
-from cyclopts import App, CycloptsError, Parameter
+from cyclopts import App, CycloptsError, Group, Parameter
+from cyclopts.help import DefaultFormatter, DescriptionRenderer, HelpPanel, NameRenderer
+from cyclopts.help.specs import DefaultStyled
+from rich.console import Console, ConsoleOptions
+from rich.padding import Padding
+from rich.table import Table
 
 import segship
 from segship.cli.output import STANDARD_INPUT, errors_console, plain
@@ -34,29 +40,74 @@ EXIT_CODES: tuple[tuple[type[SegshipError], int], ...] = (
 )
 EXIT_INTERRUPTED = 130
 
+
+class Help(DefaultFormatter):
+    """Prints each part of a help as a title over indented lines, without a frame."""
+
+    def __call__(self, console: Console, options: ConsoleOptions, panel: HelpPanel) -> None:
+        """Print one part."""
+        table = Table.grid(padding=(0, 2, 0, 0))
+        # Wide enough for every command, so that the parts of the list are aligned.
+        table.add_column(style="cyclopts.name", min_width=10)
+        table.add_column(overflow="fold")
+        names, descriptions = NameRenderer(max_width=console.width * 2 // 5), DescriptionRenderer()
+        for entry in panel.entries:
+            table.add_row(names(entry), descriptions(entry))
+        console.print(f"[bold]{panel.title}[/]")
+        console.print(DefaultStyled(Padding(table, (0, 0, 1, 2))))
+
+
 app = App(
     name="segship",
     help="Ship Segment Anything to any machine: from a published checkpoint to verified, fast, servable masks.",
     version=segship.__version__,
     default_parameter=Parameter(negative=()),
+    group_parameters=Group("Options", sort_key=0),
+    group_commands=Group("Options", sort_key=9),
+    help_formatter=Help(),
 )
-# Each is imported when it is asked for, so that one command does not wait for what another needs.
-for command in (
-    "segment:segment",
-    "everything:everything",
-    "semantic:semantic",
-    "segment:demo",
-    "ship:fetch",
-    "ship:export",
-    "tune:tune",
-    "look:inspect",
-    "look:models",
-    "look:doctor",
-    "bench:bench",
-    "evaluate:evaluate",
-    "evaluate:train_ids",
-):
-    app.command(f"segship.cli.{command}")
+COMMANDS = {
+    "Use": {
+        "segment": "Segment images from points, boxes and masks.",
+        "everything": "Find everything in images, without a prompt.",
+        "semantic": "Find the class of every pixel of images.",
+        "demo": "Segment a photograph inside the package from one click.",
+    },
+    "Ship": {
+        "fetch": "Fetch a published checkpoint and check its SHA-256.",
+        "export": "Export a checkpoint to a checked bundle.",
+        "tune": "Find the backend that is right and fastest on this machine.",
+    },
+    "Measure": {
+        "bench": "Measure how fast a model or an ONNX graph is here.",
+        "evaluate": "Score a semantic model or class maps on a data set.",
+        "train-ids": "Write the train ids of Cityscapes beside its polygons.",
+    },
+    "Look": {
+        "inspect": "Say what a bundle, an ONNX graph or a checkpoint holds.",
+        "models": "List the models that have a name, and where each stands.",
+        "doctor": "Say what runs here, what is missing, and what mends it.",
+    },
+}
+"""Panels of the list, their commands, and the first line of the help of each. Said here too, since a command is
+imported only when it is asked for, so that none waits for what another needs."""
+
+for place, (panel, lines) in enumerate(COMMANDS.items()):
+    group = Group(panel, sort_key=place)
+    for command, line in lines.items():
+        function = command.replace("-", "_")
+        module = "ship" if command == "export" else function
+        app.command(f"segship.cli.{module}:{function}", group=group, help=line, sort_key=list(lines).index(command))
+
+
+def find_command(name: str) -> App:
+    """Return a command with the whole of its help: its docstring, and the examples in it last."""
+    found = app[name]
+    # Not the line of the list.
+    found.help = None
+    _, _, examples = (inspect.getdoc(found.default_command) or "").partition("Examples\n--------\n")
+    found.help_epilogue = f"Example: `{examples}`"
+    return found
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -64,10 +115,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     # A lone dash means standard input, and would be taken for an option without a name.
     tokens = [STANDARD_INPUT if token == "-" else token for token in tokens]
+    asked = next((name for names in COMMANDS.values() for name in names if name in tokens[:1]), "")
     try:
+        if asked:
+            find_command(asked)
         answer = app(tokens, exit_on_error=False, print_error=False, result_action="return_value")
     except CycloptsError as error:
-        return _fail(str(error), "usage", EXIT_USAGE, tokens)
+        code = _fail(str(error), "usage", EXIT_USAGE, tokens)
+        errors_console().print(f"see: {' '.join(['segship', asked]).strip()} --help", highlight=False)
+        return code
     except SegshipError as error:
         return _fail(str(error), error.code, exit_code(error), tokens)
     except KeyboardInterrupt:
@@ -84,6 +140,4 @@ def _fail(message: str, code: str, exit_with: int, tokens: Sequence[str]) -> int
     errors_console().print(f"[bold red]error[/] [dim]({code})[/]: {plain(message)}", highlight=False, soft_wrap=True)
     if "--json" in tokens:
         print(json.dumps({"error": {"code": code, "message": message}}, ensure_ascii=False))
-    if exit_with == EXIT_USAGE:
-        errors_console().print("see: segship --help", highlight=False)
     return exit_with

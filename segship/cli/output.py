@@ -6,19 +6,13 @@ from __future__ import annotations
 import json
 import sys
 import unicodedata
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, Literal
 
-from cyclopts import Parameter
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
-
-from segship.promptable.predictor import Predictor
-
-if TYPE_CHECKING:
-    from segship.semantic.predictor import SemanticPredictor
 
 STANDARD_INPUT = "<standard input>"
 """What stands for a lone dash among the arguments."""
@@ -40,6 +34,12 @@ def errors_console() -> Console:
 def print_json(document: Mapping[str, Any]) -> None:
     """Print one JSON document on standard output."""
     print(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
+
+
+def print_error(subject: str, code: str, message: str) -> None:
+    """Tell on standard error of one of many that could not be used."""
+    line = f"[bold red]error[/] [dim]({code})[/] {plain(subject)}: {plain(message)}"
+    errors_console().print(line, soft_wrap=True)
 
 
 def plain(text: str) -> str:
@@ -65,107 +65,68 @@ def megabytes(count: int) -> str:
     return f"{count / 1e6:,.1f} MB"
 
 
-EXIT_BAD_INPUT = 3
+@contextmanager
+def progress_bar(what: str, *, of_bytes: bool = False) -> Iterator[Callable[[int, int | None], None]]:
+    """Show on standard error, if it is a terminal, how many are done, and of how many."""
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
+    counts = (DownloadColumn(), TransferSpeedColumn()) if of_bytes else (MofNCompleteColumn(),)
+    columns = (TextColumn("{task.description}"), BarColumn(), *counts, TimeRemainingColumn())
+    console = errors_console()
+    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+        task = progress.add_task(plain(what), total=None)
+        yield lambda done, total: progress.update(task, completed=done, total=total)
 
 
-class Outcome(Protocol):
-    """An image that was done."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return what a JSON document says of it."""
-
-
-Done = TypeVar("Done", bound=Outcome)
+def print_tree(document: Mapping[str, Any]) -> None:
+    """Print nested dicts and lists as indented text, leaving out what is empty."""
+    console = results_console()
+    for line in _lines(document, 0):
+        console.print(line)
 
 
-@dataclass(frozen=True, slots=True)
-class FailedImage:
-    """An image that could not be used, and why."""
-
-    image: str
-    code: str
-    message: str
-
-
-def report_outcomes(
-    predictor: Predictor | SemanticPredictor,
-    model: str,
-    outcomes: Iterable[Done | FailedImage],
-    print_image: Callable[[Done], None],
-    *,
-    as_json: bool,
-    more: Mapping[str, Any] | None = None,
-) -> int:
-    """Print outcomes as they come, so that no picture is kept, and return the exit code.
-
-    ``more`` is what else a JSON document says of the run.
-    """
-    documents: list[dict[str, Any]] = []
-    failed: list[dict[str, str]] = []
-    for outcome in outcomes:
-        if isinstance(outcome, FailedImage):
-            failed.append(asdict(outcome))
-            print_failure(outcome)
-        elif as_json:
-            documents.append(outcome.to_dict())
-        else:
-            print_image(outcome)
-    if as_json:
-        print_json({**describe_run(predictor, model), **(more or {}), "images": documents, "failed": failed})
-    else:
-        results_console().print(f"[dim]{plain(model)} in {plain(predictor.description)}[/]")
-    return EXIT_BAD_INPUT if failed else 0
+def _lines(value: Any, depth: int) -> list[str]:
+    indent = "  " * depth
+    if isinstance(value, Mapping):
+        lines = []
+        for key, item in value.items():
+            if item is None or item in ([], (), {}, ""):
+                continue
+            if _is_short(item):
+                lines.append(f"{indent}[bold]{plain(str(key))}[/]: {plain(_short(item))}")
+            else:
+                lines.append(f"{indent}[bold]{plain(str(key))}[/]:")
+                lines.extend(_lines(item, depth + 1))
+        return lines
+    if isinstance(value, list | tuple):
+        return [line for item in value for line in _item_lines(item, depth)]
+    return [f"{indent}{plain(str(value))}"]
 
 
-def describe_run(predictor: Predictor | SemanticPredictor, model: str) -> dict[str, Any]:
-    """Return what a JSON document says of the model and of what ran it."""
-    return {
-        "model": model,
-        "architecture": predictor.manifest.architecture,
-        "backend": predictor.backend,
-        "precision": predictor.precision,
-        "backend_reason": predictor.backend_reason,
-        "runs_on": predictor.description,
-    }
+def _item_lines(item: Any, depth: int) -> list[str]:
+    lines = _lines(item, depth + 1)
+    if lines:
+        lines[0] = f"{'  ' * depth}- {lines[0].lstrip()}"
+    return lines
 
 
-def print_failure(failure: FailedImage) -> None:
-    """Tell of an image that could not be used, on standard error."""
-    line = f"[bold red]error[/] [dim]({failure.code})[/] {plain(failure.image)}: {plain(failure.message)}"
-    errors_console().print(line, soft_wrap=True)
+def _is_short(value: Any) -> bool:
+    if isinstance(value, list | tuple):
+        return all(not isinstance(item, Mapping | list | tuple) for item in value) and len(str(value)) < 100
+    return not isinstance(value, Mapping)
 
 
-@Parameter(name="*")
-@dataclass(frozen=True, slots=True)
-class Runtime:
-    """What runs the model.
-
-    Parameters
-    ----------
-    backend
-        onnxruntime, openvino or torch; auto takes the fastest that the bundle has found right.
-    device
-        cpu or cuda.
-    precision
-        fp32; bf16 and fp16 where the backend and the chip have them; auto may take them where they were measured here.
-    threads
-        Threads of the runtime; all usable cores when left out.
-    streams
-        Calls that are worked on side by side (openvino).
-    compile
-        Compile the model with torch on CUDA.
-    """
-
-    backend: str = "auto"
-    device: str = "cpu"
-    precision: str = "fp32"
-    threads: int | None = None
-    streams: int = 1
-    compile: bool = False
-
-    def settings(self) -> dict[str, Any]:
-        """Return them as `segship.load` takes them."""
-        return asdict(self)
-
-
-DEFAULT_RUNTIME = Runtime()
+def _short(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return ", ".join(str(item) for item in value)
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return str(value)

@@ -1,109 +1,125 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command that finds the class of every pixel."""
+"""``segship semantic``."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any, TypeVar
 
 from cyclopts import Parameter
 
-from segship.cli.evaluate import parse_look
-from segship.cli.look import Json
-from segship.cli.output import (
-    DEFAULT_RUNTIME,
-    FailedImage,
+from segship.cli.options import (
+    LIMITS,
+    MODEL_GROUP,
+    OUTPUT_GROUP,
+    RUNTIME,
+    Fields,
+    Images,
+    Json,
+    Option,
+    Out,
     Runtime,
-    make_table,
-    plain,
-    report_outcomes,
-    results_console,
+    command,
+    formats,
 )
-from segship.cli.pictures import each_picture, expand_pictures
+from segship.cli.output import make_table, results_console
+from segship.cli.pictures import each_picture, expand_pictures, print_head, print_tail, report_outcomes
 from segship.draw import percent
-from segship.images import ImageLimits
-from segship.jobs import MapOptions, MappedImage, map_image
-from segship.semantic.predictor import NOTES, SemanticPredictor, open_semantic
-from segship.writers import check_formats
+from segship.errors import InputError
+from segship.jobs import FinishedImage, MapOptions, map_image
+from segship.semantic.predictor import open_semantic
+from segship.semantic.views import MULTI_SCALE_RATIOS, SemanticOptions
+from segship.writers import ClassMapResult
 
-DEFAULT_FORMATS = "overlay,classes"
+Number = TypeVar("Number", int, float)
 
 
+def make_options(*, multi_scale: bool = False, **given: Any) -> SemanticOptions:
+    """Return how the model looks at a picture.
+
+    Parameters
+    ----------
+    multi_scale
+        The published multi-scale test: ratios 0.5 to 1.75 and mirrored.
+    """
+    if multi_scale and given:
+        if "ratios" in given or given.get("flip"):
+            raise InputError("--multi-scale was given with --ratios or --flip, which it contains", code="bad_option")
+    if multi_scale:
+        given |= {"ratios": MULTI_SCALE_RATIOS, "flip": True}
+    return SemanticOptions(**given)
+
+
+def parse_numbers(option: str, kind: Callable[[str], Number], text: str) -> tuple[Number, ...]:
+    """Return comma-separated numbers."""
+    try:
+        return tuple(kind(part) for part in text.split(","))
+    except ValueError as error:
+        message = f"{option} is {text!r}; accepted are numbers with commas between"
+        raise InputError(message, code="bad_option") from error
+
+
+def parse_pair(option: str, text: str) -> tuple[int, ...]:
+    """Return two comma-separated sizes."""
+    numbers = parse_numbers(option, int, text)
+    if len(numbers) != 2:
+        raise InputError(f"{option} is {text!r}; accepted are two sizes, such as 512,1024", code="bad_option")
+    return numbers
+
+
+SEMANTIC = Fields(
+    make_options,
+    window=Option(parse=partial(parse_pair, "--window"), metavar="HEIGHT,WIDTH"),
+    stride=Option(parse=partial(parse_pair, "--stride"), metavar="ROWS,COLUMNS"),
+    ratios=Option(parse=partial(parse_numbers, "--ratios", float), metavar="NUMBERS"),
+    probability=None,
+)
+
+
+@command
 def semantic(
-    *images: str,
-    model: str,
-    window: str | None = None,
-    stride: str | None = None,
-    ratios: str | None = None,
-    flip: bool = False,
-    multi_scale: bool = False,
-    runtime: Runtime = DEFAULT_RUNTIME,
-    out: Annotated[Path, Parameter(name=("--out", "-o"))] = Path("segship-output"),
-    format: str = DEFAULT_FORMATS,
-    overwrite: bool = False,
-    max_pixels: int | None = None,
+    *images: Images,
+    options: Annotated[
+        MapOptions,
+        Fields(
+            semantic=SEMANTIC,
+            formats=formats("class maps"),
+            overwrite=Option(group=OUTPUT_GROUP),
+            limits=LIMITS,
+        ),
+    ],
+    model: Annotated[str, Parameter(group=MODEL_GROUP)],
+    runtime: Annotated[Runtime, RUNTIME],
+    out: Out = Path("segship-output"),
     json: Json = False,
 ) -> int:
     """Find the class of every pixel of images.
 
     Parameters
     ----------
-    images
-        Image files, folders of them, patterns; - is standard input.
     model
         A semantic bundle, a SeMask checkpoint (torch backend), or a known name such as semask_s_cityscapes.
-    window
-        HEIGHT,WIDTH of sliding windows; the whole image at once when left out.
-    stride
-        ROWS,COLUMNS from window to window; two thirds of the window when left out.
-    ratios
-        Comma-separated factors of the test scale; answers are averaged.
-    flip
-        Look at each ratio mirrored too.
-    multi_scale
-        The published multi-scale test: ratios 0.5 to 1.75 and mirrored.
-    out
-        Folder for the files.
-    format
-        Comma-separated: overlay, classes, label-ids, colours, json.
-    overwrite
-        Replace files that are there.
-    max_pixels
-        Take images of up to this many pixels; 50,000,000 when left out.
+
+    Examples
+    --------
+    segship semantic street.png --model semask_s_cityscapes
     """
     pictures = expand_pictures(images)
-    options = MapOptions(
-        look=parse_look(window, stride, ratios, flip=flip, multi_scale=multi_scale),
-        formats=check_formats((part.strip() for part in format.split(",")), "class maps"),
-        overwrite=overwrite,
-        limits=ImageLimits() if max_pixels is None else ImageLimits(pixels=max_pixels),
-    )
     predictor = open_semantic(model, **runtime.settings())
-    predictor.check_options(options.look)
+    predictor.check_options(options.semantic)
     out.mkdir(parents=True, exist_ok=True)
-    outcomes = _map_all(predictor, pictures, out, options)
+    job = partial(map_image, predictor, options=options, directory=out)
+    outcomes = each_picture(pictures, options.limits, job, description="finding classes")
     return report_outcomes(predictor, model, outcomes, _print_image, as_json=json)
 
 
-def _map_all(
-    predictor: SemanticPredictor, images: Sequence[str], out: Path, options: MapOptions
-) -> Iterator[MappedImage | FailedImage]:
-    def work(source: str | bytes, name: str, stem: str) -> MappedImage:
-        return map_image(predictor, source, out, options, stem=stem, name=name)
-
-    return each_picture(images, options.limits, work, description="finding classes")
-
-
-def _print_image(image: MappedImage) -> None:
-    console = results_console()
-    height, width = image.class_map.array.shape
-    times = ", ".join(f"{stage} {value:.0f} ms" for stage, value in image.milliseconds.items())
-    console.print(f"[bold]{plain(image.result.name)}[/] {width} x {height}: {times}")
-    shares = image.class_map.shares()
-    rows = [(name, f"{area:,} px", percent(shares[name])) for name, area in image.class_map.areas().items()]
-    console.print(make_table(("class", ">area", ">of image"), rows))
-    for note in image.class_map.notes:
-        console.print(f"note: {plain(note)}" + (f": {plain(NOTES[note])}" if note in NOTES else ""))
-    for path in image.files:
-        console.print(f"  {plain(str(path))}")
+def _print_image(image: FinishedImage[ClassMapResult]) -> None:
+    class_map = image.answer.class_map
+    height, width = class_map.array.shape
+    print_head(image.answer.name, (height, width), image.milliseconds)
+    shares = class_map.shares()
+    rows = [(name, f"{area:,} px", percent(shares[name])) for name, area in class_map.areas().items()]
+    results_console().print(make_table(("class", ">area", ">of image"), rows))
+    print_tail(class_map.notes, image.files)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Commands of the ship road: fetch, export."""
+"""``segship export``."""
 
 from __future__ import annotations
 
@@ -9,79 +9,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Parameter
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 
 from segship.catalog import KNOWN_CHECKPOINTS, SEMANTIC_CHECKPOINTS, SEMASK_LICENCE
-from segship.cli.look import Json
-from segship.cli.output import errors_console, megabytes, plain, print_json, results_console
-from segship.errors import BackendUnavailable, ExportError, FetchError
+from segship.cli.options import Json, command
+from segship.errors import BackendUnavailable, ExportError
 
 Contract = Literal["segship", "official", "ascend", "samexporter"]
 EXPORT_PACKAGES = ("torch", "onnx", "onnxscript", "onnxslim", "safetensors")
 
 
-def fetch(
-    name: str,
-    /,
-    *,
-    from_file: Annotated[Path | None, Parameter(name="--from")] = None,
-    mirror: str | None = None,
-    out: Annotated[Path | None, Parameter(name=("--out", "-o"))] = None,
-    json: Json = False,
-) -> None:
-    """Fetch a published checkpoint and check it by its SHA-256; an interrupted download goes on where it stopped.
-
-    The semantic models (semask_...) can only be downloaded by a browser: the command says where, and checks the file.
-
-    Parameters
-    ----------
-    name
-        vit_b, vit_l, vit_h or vit_t; or semask_s_cityscapes and its like, see `segship models`.
-    from_file
-        Take this file, fetched by hand, instead of downloading.
-    mirror
-        Base address to fetch from instead of the published one; also SEGSHIP_MIRROR.
-    out
-        Folder for the file; the cache folder when left out.
-    """
-    from segship.fetch import fetch_checkpoint
-
-    if name in SEMANTIC_CHECKPOINTS:
-        _take_by_hand(name, from_file, mirror, out, json=json)
-        return
-    with _download_progress() as progress:
-        task = progress.add_task(name, total=None)
-        path = fetch_checkpoint(
-            name,
-            destination=out,
-            mirror=mirror,
-            from_file=from_file,
-            progress=lambda done, total: progress.update(task, completed=done, total=total),
-        )
-    known = KNOWN_CHECKPOINTS[name]
-    if json:
-        print_json({"name": name, "path": str(path), "bytes": known.bytes, "sha256": known.sha256})
-        return
-    results_console().print(f"{plain(str(path))}  {megabytes(known.bytes)}, sha256 {known.sha256[:12]} checked")
-
-
-def _take_by_hand(name: str, from_file: Path | None, mirror: str | None, out: Path | None, *, json: bool) -> None:
-    from segship.ship.by_hand import take_by_hand
-
-    if mirror is not None:
-        raise FetchError(
-            f"no digest of {name} is published, so what a mirror gives could not be checked; download the file "
-            "yourself and name it with --from",
-            code="no_published_digest",
-        )
-    found = take_by_hand(name, from_file=from_file, destination=out)
-    if json:
-        document = {"name": name, "path": str(found.path), "bytes": found.bytes, "sha256": found.sha256}
-        print_json({**document, "checked": found.checked})
-        return
-    results_console().print(f"{plain(str(found.path))}  {megabytes(found.bytes)}, {plain(found.checked)}")
-
-
+@command
 def export(
     checkpoint: str,
     /,
@@ -105,9 +42,10 @@ def export(
     force: bool = False,
     json: Json = False,
 ) -> None:
-    """Export a checkpoint to a checked bundle, or to the graphs that another program expects.
+    """Export a checkpoint to a checked bundle.
 
-    Every step is compared with the torch model on several images and prompts; past the bar nothing is written.
+    Or, with --contract, to the graphs that another program expects. Every step is compared with the torch model on
+    several images and prompts; past the bar nothing is written.
 
     Parameters
     ----------
@@ -151,6 +89,10 @@ def export(
         Compare and time every installed backend on the finished bundle, for --backend auto; see `segship tune`.
     force
         Replace a bundle that is already there.
+
+    Examples
+    --------
+    segship export vit_b -o sam_vit_b
     """
     source, folder = _checkpoint_file(checkpoint), out or _default_bundle(checkpoint)
     # torch and onnx take seconds to import and are not installed everywhere.
@@ -224,15 +166,3 @@ def _require_exporter() -> None:
             f'exporting needs {", ".join(missing)}, not installed here; run: pip install "segship[export]"',
             code="export_packages_missing",
         )
-
-
-def _download_progress() -> Progress:
-    return Progress(
-        TextColumn("{task.description}"),
-        BarColumn(),
-        DownloadColumn(),
-        TransferSpeedColumn(),
-        TimeRemainingColumn(),
-        console=errors_console(),
-        transient=True,
-    )

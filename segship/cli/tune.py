@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The command that measures backends on a bundle."""
+"""``segship tune``."""
 
 from __future__ import annotations
 
@@ -9,26 +9,29 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 from rich.table import Table
 
-from segship.cli.look import Json
+from segship.backends.choice import choose_backend
+from segship.cli.options import Fields, Json, command
 from segship.cli.output import errors_console, make_table, plain, print_json, results_console
+from segship.tune import TuneOptions, tune_bundle
 
 if TYPE_CHECKING:
     from segship.bundle.manifest import Manifest
     from segship.bundle.measured import AnyCheck
 
 
+@command
 def tune(
     model: str,
     /,
     *,
+    options: Annotated[TuneOptions, Fields()],
     out: Annotated[Path | None, Parameter(name=("--out", "-o"))] = None,
-    threads: int | None = None,
-    repeats: int = 3,
     json: Json = False,
 ) -> None:
-    """Compare and time every installed backend on a bundle, and write into the bundle which is best on this machine.
+    """Find the backend that is right and fastest on this machine.
 
-    What `--backend auto` takes is decided by it. Needs no torch.
+    Compares and times every installed backend and writes into the bundle what came out, which decides what
+    `--backend auto` takes. Needs no torch.
 
     Parameters
     ----------
@@ -36,16 +39,11 @@ def tune(
         A bundle's folder, or a known name.
     out
         Write a copy there; the bundle itself is renewed when left out.
-    threads
-        Threads of the runtimes; all usable cores when left out.
-    repeats
-        Timed runs of each of two rounds, of which the fastest counts.
-    """
-    # Runtimes are imported only by the commands that run something.
-    from segship.backends.choice import choose_backend
-    from segship.tune import TuneOptions, tune_bundle
 
-    options = TuneOptions(threads=threads, repeats=repeats)
+    Examples
+    --------
+    segship tune sam_vit_b
+    """
     with errors_console().status(f"measuring {plain(model)}"):
         bundle = tune_bundle(model, options, _report, out=out)
     checks = bundle.manifest.backends

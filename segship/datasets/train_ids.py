@@ -28,11 +28,11 @@ class TrainIdsOptions:
     Attributes
     ----------
     splits
-        Folders of ``gtFine``; empty for all that are there.
+        Only these folders of gtFine; all that are there when left out.
     overwrite
         Write files anew that are there.
     workers
-        See `segship.machine.count_workers`.
+        Processes, 0 for none; one for each core, up to 8, if there is much to do, when left out.
     """
 
     splits: tuple[str, ...] = ()

@@ -29,11 +29,11 @@ class EvaluateOptions:
     Attributes
     ----------
     bundle
-        A semantic model as `segship.load` takes it; or ``predictions`` is given.
+        The model to run: a bundle, a checkpoint (torch backend), or a known name.
     predictions
-        Folder of class maps that another program wrote.
+        Folder of class maps to score instead: .png, .npy or raw .bin, found by the stems of the pictures.
     split
-        ``train``, ``val``, or another folder's name.
+        Folder below those of the data set, such as ``train`` or ``val``.
     truth
         Which files of Cityscapes are the truth; ``auto`` takes the first that is there for each picture.
     batch
@@ -42,20 +42,22 @@ class EvaluateOptions:
         Windows, ratios and mirrors, see `segship.semantic.views.SemanticOptions`.
     runtime
         Keywords of `segship.load`: backend, device, precision, ...
-    ids, raw_type
-        What the class maps of another program hold, see `WrittenMaps`.
+    ids
+        What class maps hold: ``train``, classes as models give them; ``label``, the data set's own numbers.
+    raw_type
+        What .bin files hold; ``auto`` tells it from their length.
     workers
-        Processes that read; see `segship.machine.count_workers`.
+        Processes that read files, 0 for none; one for each core, up to 8, if the split is not small, when left out.
     limit
-        Only so many samples, the first by name.
+        Only so many pictures, the first by name.
     strict
-        A file that is damaged or missing is an error; else it is listed and counts for nothing.
+        A damaged or missing file ends the evaluation; else such files are listed and count for nothing.
     out
-        Folder for the result's JSON document and, while the evaluation runs, its counts; None writes neither.
+        Folder for the result, a JSON document, and for its counts while the evaluation runs; None writes neither.
     overwrite
         Replace a result that is there.
     fresh
-        Forget the counts of a run that stopped.
+        Begin anew instead of going on where a run has stopped.
     """
 
     bundle: str | Path | None = None

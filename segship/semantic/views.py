@@ -32,13 +32,13 @@ class SemanticOptions:
     Attributes
     ----------
     window
-        (height, width) of sliding windows in the resized image, in pixels; None is the whole image at once.
+        Height and width of sliding windows in the resized image, in pixels; the whole image at once when left out.
     stride
-        (rows, columns) from window to window; None is two thirds of the window.
+        Rows and columns from window to window; two thirds of the window when left out.
     ratios
-        Factors of the test scale; the answers are averaged.
+        Factors of the test scale; answers are averaged.
     flip
-        Whether there is a mirrored view of each ratio too.
+        A mirrored view of each ratio too.
     probability
         Whether the answer says how probable each pixel's class is.
     """

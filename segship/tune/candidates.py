@@ -30,7 +30,7 @@ class TuneOptions:
     threads
         Threads of the runtimes; all usable cores when left out.
     repeats
-        Timed runs of each of `ROUNDS` rounds, of which the fastest counts; the comparison before them warms up.
+        Timed runs of each of two rounds, of which the fastest counts; the comparison before them warms up.
     """
 
     threads: int | None = None

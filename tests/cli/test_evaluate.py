@@ -8,9 +8,9 @@ import pytest
 from PIL import Image
 
 from recipes.streets.scenes import write_ade20k, write_cityscapes
-from segship.cli.evaluate import parse_look
+from segship.cli.semantic import make_options, parse_numbers, parse_pair
 from segship.errors import InputError
-from segship.semantic.views import MULTI_SCALE_RATIOS
+from segship.semantic.views import MULTI_SCALE_RATIOS, SemanticOptions
 
 SIZE = (48, 96)
 
@@ -79,13 +79,16 @@ def test_a_result_is_not_overwritten_unasked(run_json, cities, tmp_path):
 
 
 def test_looking_is_parsed():
-    assert parse_look("512,1024", "256,512", None, flip=True, multi_scale=False).window == (512, 1024)
-    assert parse_look(None, None, None, flip=False, multi_scale=True).ratios == MULTI_SCALE_RATIOS
-    for window, ratios, multi_scale in (("a,b", None, False), ("1,2,3", None, False), (None, "1;2", False)):
-        with pytest.raises(InputError):
-            parse_look(window, None, ratios, flip=False, multi_scale=multi_scale)
-    with pytest.raises(InputError, match="which it contains"):
-        parse_look(None, None, "1", flip=False, multi_scale=True)
+    assert parse_pair("--window", "512,1024") == (512, 1024)
+    assert make_options(multi_scale=True) == SemanticOptions(ratios=MULTI_SCALE_RATIOS, flip=True)
+    for text in ("a,b", "1,2,3"):
+        with pytest.raises(InputError, match=f"--window is '{text}'"):
+            parse_pair("--window", text)
+    with pytest.raises(InputError, match="--ratios is '1;2'"):
+        parse_numbers("--ratios", float, "1;2")
+    for given in ({"ratios": (1.0,)}, {"flip": True}):
+        with pytest.raises(InputError, match="which it contains"):
+            make_options(multi_scale=True, **given)
 
 
 def test_train_ids_are_written_beside_the_polygons(run, run_json, tmp_path):

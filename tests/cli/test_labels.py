@@ -47,18 +47,18 @@ def test_everything_with_labels_says_the_class_of_every_mask(run_json, run, phot
     assert code == 0 and "labels: " in text
 
 
-def test_everything_votes_as_python_does(photo, small_semantic_bundle, tmp_path):
+def test_everything_votes_as_python_does(photo, small_semantic_bundle):
     from segship.jobs import EverythingOptions, find_everything
 
     options = EverythingOptions(
         amg=segship.AmgOptions(points_per_side=4, pred_iou_thresh=0, stability_score_thresh=0.1), formats=("sa1b",)
     )
     labels = segship.load_semantic(small_semantic_bundle.path)
-    image = find_everything(segship.load("tiny"), photo, tmp_path, options, stem="a", name="a.png", labels=labels)
+    image = find_everything(segship.load("tiny"), photo, options, labels=labels).answer
     votes = segship.label_masks(image.result.records, labels.segment(photo))
-    assert len(votes) == len(image.labelled.entries) > 2
-    for vote, entry in zip(votes, image.labelled.entries, strict=True):
-        assert image.labelled.categories[entry.category] == vote.name
+    assert len(votes) == len(image.source.entries) > 2
+    for vote, entry in zip(votes, image.source.entries, strict=True):
+        assert image.source.categories[entry.category] == vote.name
         assert entry.label_purity == round(vote.label_purity, 6) == entry.label_confidence
 
 

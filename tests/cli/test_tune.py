@@ -7,7 +7,7 @@ import shutil
 import pytest
 
 from segship.cli import main
-from segship.cli.output import Runtime
+from segship.cli.options import Runtime
 from segship.images.reading import demo_photograph
 from segship.tune import promptable as tuning
 

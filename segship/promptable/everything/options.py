@@ -38,26 +38,26 @@ class AmgOptions:
     Attributes
     ----------
     points_per_side
-        Points along one side of the grid; None if ``point_grids`` are given.
+        Points along one side of the grid that is asked; None beside ``point_grids``.
     points_per_batch
-        The most points that the decoder takes at once. Results do not depend on it.
+        The most points that the decoder takes at once; results do not depend on it.
     pred_iou_thresh
-        Masks whose predicted IoU is above it stay; 0 keeps all. None: what suits the model, which is SAM's 0.88 unless
-        its manifest says otherwise.
+        Keep masks whose predicted IoU is above it, with 0 all; when left out, what suits the model, which is 0.88
+        unless its manifest says otherwise.
     stability_score_thresh
-        Masks whose stability score is at least this stay; 0 keeps all. None: what suits the model, SAM's is 0.95.
+        Keep masks whose stability score is at least this; when left out, what suits the model, as a rule 0.95.
     stability_score_offset
-        How far the mask threshold moves up and down, in logits, for the stability score.
+        How far the mask threshold moves for the stability score, in logits.
     box_nms_thresh
-        Of two masks of one crop whose boxes have an IoU above it, the one with the lower predicted IoU goes.
+        Of two masks of one crop with a larger IoU, the one with the lower predicted IoU goes.
     crop_n_layers
         Layers of crops that are looked at besides the whole image; layer i has (2^i)^2 crops.
     crop_nms_thresh
-        The same between crops; the mask of the smaller crop stays.
+        Of two masks of different crops with a larger IoU, the one of the larger crop goes.
     crop_overlap_ratio
-        Overlap of the crops of the first layer, as a part of the image's shorter side; less in later layers.
+        Overlap of the crops of the first layer, as a part of the shorter side; less in later layers.
     crop_n_points_downscale_factor
-        Points per side are divided by its i-th power in layer i.
+        Divides points per side in each further layer.
     point_grids
         One array (n, 2) a layer, x y from 0 to 1; instead of ``points_per_side``.
     min_mask_region_area
@@ -66,16 +66,17 @@ class AmgOptions:
         What ``segmentation`` is where records are turned into dicts; see
         `segship.promptable.everything.records.OutputMode`.
     mode
-        ``fast`` filters and removes duplicates on the decoder's low-resolution logits and upscales only what is left;
-        ``reference`` does everything at image size, and gives what the reference gives.
+        ``fast`` filters low-resolution logits and upscales only what is left; ``reference`` does everything at image
+        size, and gives exactly what the reference gives.
     nms
-        What two masks are compared by to find duplicates: their boxes, as the reference does, or the masks themselves.
+        Compare boxes to find duplicates, as the reference does, or the masks themselves.
     partition
-        Let no two masks overlap: every pixel goes to the smallest mask that has it.
+        No two masks overlap: each pixel goes to the smallest mask that has it.
     deadline_seconds
-        Look at a coarse grid first, then at finer ones where no mask is yet, and stop in time. Only in mode ``fast``.
+        Seconds for each picture: a coarse grid first, then finer ones where no mask is yet, and stop in time. Only in
+        mode ``fast``.
     memory_bytes
-        Work in smaller portions, and refuse to begin, so that no more memory is needed; None sets no bound.
+        The most memory for the work, beside the model: smaller portions, or a refusal to begin.
 
     Raises
     ------
