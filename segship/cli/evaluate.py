@@ -55,7 +55,7 @@ def evaluate(
 
     Examples
     --------
-    segship evaluate cityscapes --data cityscapes --bundle semask_s_cityscapes
+    segship evaluate cityscapes --data cityscapes --bundle streets
     """
     with progress_bar("scoring") as tick:
         evaluation = evaluate_data_set(data_set, data, options, progress=tick)

@@ -17,7 +17,8 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from cyclopts import Group, Parameter
 
-from segship.writers import WRITERS, Kind, check_formats
+from segship.writers import WRITERS, check_formats
+from segship.writers.instances import Kind
 
 MODEL_GROUP = Group("Model", sort_key=1)
 OUTPUT_GROUP = Group("Output", sort_key=2)
