@@ -2,7 +2,7 @@
 import numpy as np
 import torch
 
-from segship.compat.predictor import TensorArray, as_array, as_tensor_array
+from segship.compat import TensorArray, as_array, as_tensor_array
 
 
 def test_tensor_array_is_an_array_that_answers_like_a_tensor():

@@ -1,26 +1,59 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Numpy arrays where the reference has torch tensors: taken from either, and answering to the words notebooks use."""
+"""Code written for the package ``segment_anything``, running on segship: only its import changes.
+
+Facades at the end of the use road. Names, signatures, attributes and results are those of segment_anything 1.0
+(predictor.py, automatic_mask_generator.py, build_sam.py, utils/transforms.py), with numpy arrays where it has torch
+tensors; torch tensors are taken too, and torch need not be there. ``docs/facades.md`` lists what differs. New code
+has less to remember with `segship.load`.
+
+>>> import numpy as np
+>>> import segship
+>>> from PIL import Image
+>>> from segship.compat import SamPredictor, sam_model_registry
+>>> predictor = SamPredictor(sam_model_registry["tiny"]())
+>>> predictor.set_image(np.asarray(Image.open(segship.demo_photograph())))
+>>> masks, scores, logits = predictor.predict(np.array([[365, 290]]), np.array([1]))
+>>> masks.shape, scores.shape, logits.shape
+((3, 400, 600), (3,), (3, 96, 96))
+"""
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
+import numpy.typing as npt
 from numpy.typing import NDArray
 
 from segship.arrays import AnyArray, FloatArray, Pixels
 from segship.catalog import EMBEDDED_MODELS, KNOWN_CHECKPOINTS, load_promptable
 from segship.errors import ImageError, InputError, PromptError
 from segship.images import ImageLimits
+from segship.promptable.everything.options import AmgOptions
+from segship.promptable.everything.records import OutputMode
+from segship.promptable.everything.search import generate_masks
 from segship.promptable.prediction import ImageEmbedding
 from segship.promptable.predictor import Predictor
 from segship.promptable.prompts import Prompts, resolve_prompts
 from segship.promptable.transforms import resize_image, resized_size, to_image_frame
+
+__all__ = [
+    "ResizeLongestSide",
+    "Sam",
+    "SamAutomaticMaskGenerator",
+    "SamPredictor",
+    "TensorArray",
+    "build_sam",
+    "build_sam_vit_b",
+    "build_sam_vit_h",
+    "build_sam_vit_l",
+    "sam_model_registry",
+]
 
 
 class TensorArray(np.ndarray[Any, Any]):
@@ -80,20 +113,7 @@ class ResizeLongestSide:
         return np.array(resize_image(as_array(image), self.target_length))
 
     def apply_coords(self, coords: Any, original_size: tuple[int, ...]) -> NDArray[np.float64]:
-        """Return points in the model frame.
-
-        Parameters
-        ----------
-        coords
-            (..., 2) x y pixels in the image frame.
-        original_size
-            (height, width) of the image.
-
-        Returns
-        -------
-        NDArray
-            (..., 2) float64.
-        """
+        """Return points (..., 2) float64 in the model frame, given in pixels of an image (height, width)."""
         height, width = original_size
         new_height, new_width = resized_size((height, width), self.target_length)
         # Each axis has its own exact ratio, since the resized sides are rounded.
@@ -226,8 +246,6 @@ class Sam:
         list
             One dict an image: ``masks`` (B, C, H, W) bool, ``iou_predictions`` (B, C), ``low_res_logits``.
         """
-        # Not at the top: the predictor stands on this module.
-
         predictor, results = SamPredictor(self), []
         for record in batched_input:
             image = record["image"]
@@ -241,11 +259,6 @@ class Sam:
             )
             results.append({"masks": masks, "iou_predictions": scores, "low_res_logits": logits})
         return results
-
-
-def as_sam(model: Sam | Predictor | str | Path) -> Sam:
-    """Return the `Sam` that was given, or one around the model that was."""
-    return model if isinstance(model, Sam) else Sam(model)
 
 
 def _build(architecture: str, checkpoint: str | Path | None = None, **options: Any) -> Sam:
@@ -316,7 +329,7 @@ class SamPredictor:
     """
 
     def __init__(self, sam_model: Sam | Predictor | str | Path) -> None:
-        self.model = as_sam(sam_model)
+        self.model = sam_model if isinstance(sam_model, Sam) else Sam(sam_model)
         self.transform = ResizeLongestSide(self.model.image_encoder.img_size)
         self.reset_image()
 
@@ -452,26 +465,9 @@ class SamPredictor:
     ) -> tuple[TensorArray, TensorArray, TensorArray]:
         """Predict masks for B objects of the image, with prompts in the model frame.
 
-        Parameters
-        ----------
-        point_coords, point_labels
-            (B, N, 2) x y as `ResizeLongestSide.apply_coords_torch` gives them, and (B, N) labels, or None.
-        boxes
-            (B, 4) x0 y0 x1 y1 as `ResizeLongestSide.apply_boxes_torch` gives them, or None.
-        mask_input
-            (B, 1, 4h, 4w) logits, or None.
-        multimask_output, return_logits
-            As `predict` takes them.
-
-        Returns
-        -------
-        tuple
-            Masks (B, C, H, W) bool, predicted IoUs (B, C) float32, logits (B, C, 4h, 4w) float32.
-
-        Raises
-        ------
-        InputError, PromptError
-            As `predict` does.
+        Points (B, N, 2) are what `ResizeLongestSide.apply_coords_torch` gives, labels (B, N), boxes (B, 4) what
+        ``apply_boxes_torch`` gives, and mask inputs (B, 1, 4h, 4w); the rest is as in `predict`, with an axis B in
+        front of what comes back.
         """
         given = _prompts(point_coords, point_labels, boxes, mask_input)
         if given.points is not None and np.ndim(point_coords) != 3:
@@ -541,3 +537,92 @@ def _in_image_frame(prompts: Prompts, embedding: ImageEmbedding) -> Prompts:
         boxes=None if prompts.boxes is None else move(prompts.boxes.reshape(-1, 2, 2)).reshape(-1, 4),
         mask_input=prompts.mask_input,
     )
+
+
+class SamAutomaticMaskGenerator:
+    """Generate masks for everything in pictures.
+
+    The parameters, their defaults and their meaning are the reference's; `segship.AmgOptions` describes each. All are
+    attributes too, and `generate` uses what they hold when it is called.
+
+    Parameters
+    ----------
+    model
+        A `Sam`, a `segship.Predictor`, or what `segship.load` takes.
+
+    Attributes
+    ----------
+    predictor
+        The `SamPredictor` of the model. `generate` leaves its image alone.
+
+    Raises
+    ------
+    InputError
+        ``bad_amg_option`` or ``bad_output_mode``, with the name of the parameter.
+
+    Examples
+    --------
+    >>> import segship
+    >>> from PIL import Image
+    >>> image = Image.open(segship.demo_photograph())
+    >>> generator = SamAutomaticMaskGenerator("tiny", points_per_side=4, pred_iou_thresh=0, stability_score_thresh=0)
+    >>> list(generator.generate(image)[0])
+    ['segmentation', 'area', 'bbox', 'predicted_iou', 'point_coords', 'stability_score', 'crop_box']
+    """
+
+    def __init__(
+        self,
+        model: Sam | Predictor | str | Path,
+        points_per_side: int | None = 32,
+        points_per_batch: int = 64,
+        pred_iou_thresh: float = 0.88,
+        stability_score_thresh: float = 0.95,
+        stability_score_offset: float = 1.0,
+        box_nms_thresh: float = 0.7,
+        crop_n_layers: int = 0,
+        crop_nms_thresh: float = 0.7,
+        crop_overlap_ratio: float = 512 / 1500,
+        crop_n_points_downscale_factor: int = 1,
+        point_grids: Sequence[npt.ArrayLike] | None = None,
+        min_mask_region_area: float = 0,
+        output_mode: OutputMode = "binary_mask",
+    ) -> None:
+        self.points_per_side = points_per_side
+        self.points_per_batch = points_per_batch
+        self.pred_iou_thresh = pred_iou_thresh
+        self.stability_score_thresh = stability_score_thresh
+        self.stability_score_offset = stability_score_offset
+        self.box_nms_thresh = box_nms_thresh
+        self.crop_n_layers = crop_n_layers
+        self.crop_nms_thresh = crop_nms_thresh
+        self.crop_overlap_ratio = crop_overlap_ratio
+        self.crop_n_points_downscale_factor = crop_n_points_downscale_factor
+        self.point_grids = point_grids
+        self.min_mask_region_area = min_mask_region_area
+        self.output_mode: OutputMode = output_mode
+        # Refused here, where they were written, and before a model is loaded.
+        self._options()
+        self.predictor = SamPredictor(model)
+
+    def generate(self, image: Any) -> list[dict[str, Any]]:
+        """Return a record for every mask.
+
+        Parameters
+        ----------
+        image
+            (H, W, 3) uint8 RGB.
+
+        Returns
+        -------
+        list
+            Dicts with ``segmentation`` ((H, W) bool, or run lengths by ``output_mode``), ``area``, ``bbox`` x y width
+            height, ``predicted_iou``, ``point_coords``, ``stability_score`` and ``crop_box`` x y width height; what
+            the reference gives, in its order. No mask at all is an empty list.
+        """
+        pixels, model = as_array(image), self.predictor.model.predictor
+        records = generate_masks(model, pixels, self._options(), limits=ARRAY_LIMITS)
+        return [record.to_dict(self.output_mode) for record in records]
+
+    def _options(self) -> AmgOptions:
+        names = {field.name for field in fields(AmgOptions)}
+        return AmgOptions(**{name: value for name, value in vars(self).items() if name in names}, mode="reference")
