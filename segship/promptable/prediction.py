@@ -189,22 +189,10 @@ def make_masks(
     pixels_per_cell: float,
     return_logits: bool,
 ) -> LazyMasks | ArrayMasks:
-    """Clean masks if that is wanted, and keep what their pixels depend on.
+    """Clean masks (N, k, 4h, 4w) of some objects unless ``cleaning`` is None, and keep what their pixels depend on.
 
-    Parameters
-    ----------
-    low_res
-        (N, k, 4h, 4w) logits.
-    embedding, objects
-        What they were decoded from.
-    enlarging
-        For masks of this image.
-    cleaning
-        None leaves the masks as they are.
-    pixels_per_cell
-        Pixels of the model frame for each of a mask.
-    return_logits
-        Make (N, k, H, W) float32 logits at once, instead of masks when somebody asks for them.
+    ``pixels_per_cell`` are pixels of the model frame. With ``return_logits`` (N, k, H, W) float32 logits are made at
+    once, instead of masks when somebody asks for them.
     """
     masks = [[enlarging.valid(logits) for logits in entry] for entry in low_res]
     limits = [enlarging.everything] * len(objects)

@@ -59,7 +59,7 @@ class Predictor:
         Graph -> session with its contract of `segship.spec`: ``image_encoder`` and those of
         `segship.promptable.decoder.Decoder`.
     encoder_sha256
-        Digest that ties embeddings to this encoder.
+        Digest of the encoder; an embedding belongs to the predictor whose digest it carries.
     backend
         Name of the backend that runs them.
     precision
@@ -87,7 +87,7 @@ class Predictor:
         self.backend_reason = backend_reason
         self._sessions = dict(sessions)
         self._decoder = Decoder(self._sessions, self.objects_per_call)
-        self._encoder_sha256 = encoder_sha256
+        self.encoder_sha256 = encoder_sha256
         self._threads = threads
         # Inputs of calls that have ended, for the next ones: as many as there ever were calls at once.
         self._spare_frames: list[FloatArray] = []
@@ -96,11 +96,6 @@ class Predictor:
     def image_size(self) -> int:
         """Side of the square model frame, in pixels."""
         return self.manifest.image_size
-
-    @property
-    def encoder_sha256(self) -> str:
-        """Digest of the encoder; an embedding belongs to the predictor whose digest it carries."""
-        return self._encoder_sha256
 
     @property
     def mask_clean_up(self) -> MaskCleanUp | None:
@@ -199,8 +194,7 @@ class Predictor:
         ((1, 3, 400, 600), dtype('bool'))
         """
         check_choice(multimask_output)
-        self._check_embedding(embedding)
-        resolved = resolve_prompts(prompts, embedding.original_size, outside=outside, limits=limits or PromptLimits())
+        resolved = self._resolve(embedding, prompts, limits, outside)
         return self.decode_resolved(
             embedding, resolved, multimask_output=multimask_output, return_logits=return_logits, clean_up=clean_up
         )
@@ -252,8 +246,7 @@ class Predictor:
         tuple
             (N, 4) float32 predicted IoUs and (N, 4, 4h, 4w) float32 logits, the single-mask token first.
         """
-        self._check_embedding(embedding)
-        resolved = resolve_prompts(prompts, embedding.original_size, limits=limits or PromptLimits())
+        resolved = self._resolve(embedding, prompts, limits)
         return self._run_decoder(embedding, self._prompt_tensors(embedding, resolved))
 
     def decode_passing(
@@ -279,8 +272,7 @@ class Predictor:
         BackendUnavailable
             ``nonfinite_output`` when a score is not finite.
         """
-        self._check_embedding(embedding)
-        resolved = resolve_prompts(prompts, embedding.original_size, limits=limits or PromptLimits())
+        resolved = self._resolve(embedding, prompts, limits)
         return self._select(embedding, self._prompt_tensors(embedding, resolved), min_iou)
 
     def upscale(self, low_res: FloatArray, embedding: ImageEmbedding) -> FloatArray:
@@ -297,6 +289,21 @@ class Predictor:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _resolve(
+        self,
+        embedding: ImageEmbedding,
+        prompts: Prompts | Sequence[Prompts],
+        limits: PromptLimits | None,
+        outside: Literal["error", "clip"] = "error",
+    ) -> ResolvedPrompts:
+        if embedding.encoder_sha256 != self.encoder_sha256:
+            raise PromptError(
+                f"the embedding was made by encoder {embedding.encoder_sha256[:12]} and this decoder belongs to "
+                f"encoder {self.encoder_sha256[:12]}; encode the image with this predictor",
+                code="foreign_embedding",
+            )
+        return resolve_prompts(prompts, embedding.original_size, outside=outside, limits=limits or PromptLimits())
 
     # What follows trusts its callers: images were read, prompts resolved, and embeddings are this predictor's own.
 
@@ -315,7 +322,7 @@ class Predictor:
             image_embeddings=image_embeddings,
             original_size=size_hw,
             input_size=resized_size(size_hw, self.image_size),
-            encoder_sha256=self._encoder_sha256,
+            encoder_sha256=self.encoder_sha256,
             notes=loaded.notes,
             image_side=self._decoder.image_side(image_embeddings),
         )
@@ -403,14 +410,6 @@ class Predictor:
         )
         self._require_finite(found.iou_predictions, "iou_predictions")
         return found
-
-    def _check_embedding(self, embedding: ImageEmbedding) -> None:
-        if embedding.encoder_sha256 != self._encoder_sha256:
-            raise PromptError(
-                f"the embedding was made by encoder {embedding.encoder_sha256[:12]} and this decoder belongs to "
-                f"encoder {self._encoder_sha256[:12]}; encode the image with this predictor",
-                code="foreign_embedding",
-            )
 
     def _require_finite(self, output: AnyArray, name: str) -> None:
         if not np.isfinite(output).all():

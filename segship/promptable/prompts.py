@@ -387,16 +387,7 @@ def encode_prompts(
 ) -> dict[str, AnyArray]:
     """Return the prompt tensors of ``mask_decoder``.
 
-    Parameters
-    ----------
-    objects
-        The N objects of one call; see `resolve_prompts`.
-    original_size, input_size
-        (height, width) of the original image and of its resized copy.
-    low_res_size
-        Side of a mask input, in pixels.
-    rules
-        Of the model that will take them.
+    Sizes are those of the original image and of its resized copy; ``low_res_size`` is the side of a mask input.
 
     Returns
     -------
@@ -409,10 +400,8 @@ def encode_prompts(
     Raises
     ------
     PromptError
-        ``no_prompts`` without objects, ``bad_mask_input`` for a mask input of another size.
+        ``bad_mask_input`` for a mask input of another size.
     """
-    if not objects:
-        raise PromptError("there are no objects to encode; give at least one", code="no_prompts")
     tokens = [_object_tokens(entry, original_size, input_size, rules) for entry in objects]
     longest = max(1, *(len(labels) for _, labels in tokens))
     point_coords = np.zeros((len(objects), longest, 2), np.float32)
@@ -423,7 +412,12 @@ def encode_prompts(
         point_coords[row, : len(labels)] = coords
         point_labels[row, : len(labels)] = labels
         if entry.mask_input is not None:
-            _check_mask_input_size(entry.mask_input, row, low_res_size)
+            if entry.mask_input.shape != mask_input.shape[1:]:
+                raise PromptError(
+                    f"object {row} has a mask_input of shape {entry.mask_input.shape}; this model takes "
+                    f"{mask_input.shape[1:]}, the low_res_masks of an earlier prediction",
+                    code="bad_mask_input",
+                )
             mask_input[row] = entry.mask_input
             has_mask_input[row] = 1
     return {
@@ -466,13 +460,3 @@ def _object_tokens(
         coords.append(to_model_frame(entry.box.reshape(2, 2), original_size, input_size))
         labels += [LABEL_BOX_TOP_LEFT, LABEL_BOX_BOTTOM_RIGHT]
     return np.concatenate(coords), np.array(labels, np.float32)
-
-
-def _check_mask_input_size(mask_input: FloatArray, index: int, low_res_size: int) -> None:
-    expected = (1, low_res_size, low_res_size)
-    if mask_input.shape != expected:
-        raise PromptError(
-            f"object {index} has a mask_input of shape {mask_input.shape}; this model takes {expected}, "
-            "the low_res_masks of an earlier prediction",
-            code="bad_mask_input",
-        )

@@ -165,19 +165,10 @@ def _look_up(pixels: Pixels, tables: Sequence[FloatArray], planes: FloatArray, b
 
 
 def to_model_frame(points_xy: npt.ArrayLike, original_size: Size, input_size: Size) -> FloatArray:
-    """Return points of the image frame in the model frame.
+    """Return points (..., 2), x y pixels of the upright original image, as (..., 2) float32 of the model frame.
 
-    Parameters
-    ----------
-    points_xy
-        (..., 2) numbers, x y pixels in the upright original image.
-    original_size, input_size
-        (height, width) of the original image and of its resized copy; see `resized_size`.
-
-    Returns
-    -------
-    (..., 2) float32
-        x y pixels in the model frame. Each axis has its own exact ratio, since the resized sides are rounded.
+    Sizes are those of the image and of its resized copy (`resized_size`). Each axis has its own exact ratio, since the
+    resized sides are rounded.
     """
     return _rescale(points_xy, original_size, input_size)
 
@@ -197,25 +188,7 @@ def _rescale(points_xy: npt.ArrayLike, old_size: Size, new_size: Size) -> FloatA
 def upscale_mask(low_res: FloatArray, *, image_size: int, input_size: Size, original_size: Size) -> FloatArray:
     """Return one low-resolution mask at the size of its image.
 
-    Both steps are bilinear at half-pixel positions without antialiasing, which is what torch calls
-    ``interpolate(mode="bilinear", align_corners=False)``; `segship.masks.upscaling` says how. One mask at a time, so
-    that memory stays at one image.
-
-    Parameters
-    ----------
-    low_res
-        (4h, 4w) float32 logits of the decoder, over the whole model frame.
-    image_size
-        Side of the square model frame, in pixels.
-    input_size
-        (height, width) of the resized image; the rest of the model frame is padding, and is cut off.
-    original_size
-        (height, width) of the original image.
-
-    Returns
-    -------
-    (H, W) float32
-        Logits in the image frame, to rounding; a pixel belongs to the mask where they are above 0, which is exactly
-        where torch's are.
+    Logits (4h, 4w) float32 over the whole model frame become (H, W) float32 in the image frame; what lies outside
+    ``input_size`` is padding, and is cut off. `segship.masks.upscaling` says how.
     """
     return upscaler(len(low_res), image_size, input_size, original_size).enlarge(LogitsPatch(low_res))

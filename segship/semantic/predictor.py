@@ -20,7 +20,7 @@ from segship.errors import BackendUnavailable, BundleError, ImageError, InputErr
 from segship.images import ImageLimits, ImageSource, LoadedImage, read_image
 from segship.semantic.argmax import Argmax, argmax_logits, argmax_probabilities, resize_classes
 from segship.semantic.class_map import ClassMap
-from segship.semantic.preprocessing import SemanticPreprocessing, scaled_size
+from segship.semantic.preprocessing import scaled_size
 from segship.semantic.views import (
     SemanticOptions,
     class_probabilities,
@@ -149,6 +149,15 @@ class SemanticPredictor:
         Precision that its arithmetic was asked for.
     backend_reason
         Why this backend was chosen, in words; empty if the caller named it.
+
+    Attributes
+    ----------
+    table
+        Names and colors of the classes.
+    gives_logits
+        Whether the graph gives logits, which windows, ratios, mirrors and probabilities need, or class maps.
+    preprocessing
+        What is done to images; its ``frame`` is the only size that the graph takes, if there is one.
     """
 
     def __init__(
@@ -166,22 +175,13 @@ class SemanticPredictor:
         self.precision = precision
         self.backend_reason = backend_reason
         self._runner = GraphRunner(session, len(self.table.classes))
-        self._preprocessing = replace(manifest.settings, frame=self._runner.frame)
+        self.gives_logits = self._runner.gives_logits
+        self.preprocessing = replace(manifest.settings, frame=self._runner.frame)
 
     @property
     def description(self) -> str:
         """What really runs the model: runtime, version, device, threads."""
         return self._runner.session.description
-
-    @property
-    def preprocessing(self) -> SemanticPreprocessing:
-        """What is done to images; its ``frame`` is the only size that the graph takes, if there is one."""
-        return self._preprocessing
-
-    @property
-    def gives_logits(self) -> bool:
-        """Whether the graph gives logits, which windows, ratios, mirrors and probabilities need, or class maps."""
-        return self._runner.gives_logits
 
     def check_options(self, options: SemanticOptions) -> None:
         """Refuse views that the graph has no answer for, whatever the image.
@@ -261,7 +261,7 @@ class SemanticPredictor:
         loaded = [read_image(image, limits=limits) for image in images]
         groups: dict[Size, list[int]] = {}
         for index, image in enumerate(loaded):
-            groups.setdefault(view_size(image.size_hw, self._preprocessing, options), []).append(index)
+            groups.setdefault(view_size(image.size_hw, self.preprocessing, options), []).append(index)
         answers: dict[int, ClassMap] = {}
         for indices in groups.values():
             maps = self._segment_alike([loaded[index] for index in indices], options)
@@ -289,7 +289,7 @@ class SemanticPredictor:
             raise InputError(message, code="bad_option")
         loaded = self._read_for_classes(image, options, limits)
         (view,) = list_views(options)
-        return resized_logits(loaded.pixels, self._runner.run, self._preprocessing, options, view)
+        return resized_logits(loaded.pixels, self._runner.run, self.preprocessing, options, view)
 
     def probabilities(
         self, image: ImageSource, options: SemanticOptions | None = None, *, limits: ImageLimits | None = None
@@ -300,7 +300,7 @@ class SemanticPredictor:
         """
         options = options or SemanticOptions()
         loaded = self._read_for_classes(image, options, limits)
-        return class_probabilities(loaded.pixels, self._runner.run, self._preprocessing, options)
+        return class_probabilities(loaded.pixels, self._runner.run, self.preprocessing, options)
 
     def close(self) -> None:
         """Release the session; the predictor cannot be used afterwards."""
@@ -347,10 +347,10 @@ class SemanticPredictor:
         run, views = self._runner.run, list_views(options)
         if len(views) > 1:
             for image in images:
-                probabilities = class_probabilities(image.pixels, run, self._preprocessing, options)
+                probabilities = class_probabilities(image.pixels, run, self.preprocessing, options)
                 yield argmax_probabilities(probabilities, probability=options.probability)
             return
-        answers = view_answers([image.pixels for image in images], run, self._preprocessing, options, views[0])
+        answers = view_answers([image.pixels for image in images], run, self.preprocessing, options, views[0])
         for image, answer in zip(images, answers, strict=True):
             if self.gives_logits:
                 yield argmax_logits(answer, image.size_hw, probability=options.probability)
@@ -363,8 +363,8 @@ class SemanticPredictor:
         if frame is None or options.window is not None:
             return
         for ratio in options.ratios:
-            scaled = scaled_size(size_hw, self._preprocessing.scale, ratio)
-            if ratio != 1 and view_size(size_hw, self._preprocessing, options, ratio) != scaled:
+            scaled = scaled_size(size_hw, self.preprocessing.scale, ratio)
+            if ratio != 1 and view_size(size_hw, self.preprocessing, options, ratio) != scaled:
                 message = (
                     f"ratio {ratio:g} makes an image of {scaled[0]} x {scaled[1]} (height x width), and the graph "
                     f"takes {frame[0]} x {frame[1]} only; look through windows of that size, or use a bundle that was "
@@ -374,7 +374,7 @@ class SemanticPredictor:
 
     def _check_memory(self, size_hw: Size, options: SemanticOptions, stacks: int) -> None:
         """Refuse what would fill the memory: logits of the largest view, and so many arrays of the image's size."""
-        views = [view_size(size_hw, self._preprocessing, options, ratio) for ratio in options.ratios]
+        views = [view_size(size_hw, self.preprocessing, options, ratio) for ratio in options.ratios]
         pixels = max(height * width for height, width in views) + stacks * size_hw[0] * size_hw[1]
         needed = 4 * len(self.table.classes) * pixels
         if needed > MAX_CLASSES_BYTES:
@@ -386,10 +386,10 @@ class SemanticPredictor:
             raise ImageError(message, code="too_many_pixels")
 
     def _notes(self, size_hw: Size, options: SemanticOptions) -> tuple[str, ...]:
-        frame, notes = self._preprocessing.frame, []
-        sizes = [view_size(size_hw, self._preprocessing, options, ratio) for ratio in options.ratios]
+        frame, notes = self.preprocessing.frame, []
+        sizes = [view_size(size_hw, self.preprocessing, options, ratio) for ratio in options.ratios]
         if frame is not None:
-            wanted = [scaled_size(size_hw, self._preprocessing.scale, ratio) for ratio in options.ratios]
+            wanted = [scaled_size(size_hw, self.preprocessing.scale, ratio) for ratio in options.ratios]
             # Windows see the image at its test scale.
             notes += ["scaled_to_graph"] if sizes != wanted else []
             notes += ["padded_to_graph"] if any(h < frame[0] or w < frame[1] for h, w in sizes) else []

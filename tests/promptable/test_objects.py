@@ -186,12 +186,6 @@ def test_a_mask_input_of_another_size_is_refused() -> None:
     assert caught.value.code == "bad_mask_input"
 
 
-def test_encoding_nothing_is_refused() -> None:
-    with pytest.raises(PromptError, match="no objects") as caught:
-        encode_prompts([], original_size=SIZE, input_size=INPUT_SIZE, low_res_size=16, rules=PromptRules())
-    assert caught.value.code == "no_prompts"
-
-
 coordinate = st.floats(-300, 300, width=32)
 one_object = st.builds(
     lambda points, seed, box: Prompts(
