@@ -133,7 +133,11 @@ HALF_ULPS = 8 * 2.0**-24
 @given(
     st.tuples(st.integers(1, 700), st.integers(1, 700)),
     st.sampled_from([32, 96, 128, 256]),
-    st.one_of(st.floats(-1e6, 1e6, width=32), st.floats(-(2.0**-16), 2.0**-16, width=32)),
+    # A weight times the smallest numbers is 0, in torch as well.
+    st.one_of(
+        st.floats(-1e6, 1e6, width=32, allow_subnormal=False),
+        st.floats(-(2.0**-16), 2.0**-16, width=32, allow_subnormal=False),
+    ),
 )
 def test_a_constant_mask_keeps_its_sign_everywhere_and_its_value_to_rounding(
     size: tuple[int, int], side: int, value: float
