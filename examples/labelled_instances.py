@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Masks with names: everything in a drawn street, the class of each mask by vote of a class map, COCO panoptic.
 
+``python -m examples.labelled_instances`` in a clone, since the street is drawn by a recipe, which is not installed.
 Without an argument the class map is the truth of the drawing; with one it comes from that semantic bundle.
 """
 

@@ -434,16 +434,13 @@ def add_legend(picture: Pixels, rows: Sequence[LegendRow]) -> Pixels:
     if not rows:
         return picture
     height, width = picture.shape[:2]
-    size = int(np.clip(round(max(height, width) * _TEXT_PART), _SMALLEST_TEXT, _LARGEST_TEXT))
-    block = _Block(rows, size)
-    columns = block.columns_in(width) if width >= height else -(-len(rows) // block.rows_in(height))
-    legend = block.draw(columns)
-    if width >= height:
-        whole = np.full((height + legend.shape[0], max(width, legend.shape[1]), 3), 255, np.uint8)
-        whole[height:, : legend.shape[1]] = legend
-    else:
-        whole = np.full((max(height, legend.shape[0]), width + legend.shape[1], 3), 255, np.uint8)
-        whole[: legend.shape[0], width:] = legend
+    is_below = width >= height
+    block = _Block(rows, int(np.clip(round(max(height, width) * _TEXT_PART), _SMALLEST_TEXT, _LARGEST_TEXT)))
+    legend = block.draw(block.columns_in(width) if is_below else -(-len(rows) // block.rows_in(height)))
+    top, left = (height, 0) if is_below else (0, width)
+    bottom, right = top + legend.shape[0], left + legend.shape[1]
+    whole = np.full((max(height, bottom), max(width, right), 3), 255, np.uint8)
+    whole[top:bottom, left:right] = legend
     whole[:height, :width] = picture
     return whole
 

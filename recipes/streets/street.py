@@ -93,9 +93,6 @@ def draw_street(seed: int | Sequence[int], size_hw: Size = (256, 512)) -> Street
     return StreetScene(_photograph(canvas), tuple(canvas.polygons))
 
 
-# The street
-
-
 def _sky(canvas: Canvas) -> None:
     rng, horizon = canvas.rng, canvas.camera.horizon_y
     color = [(120, 160, 215), (205, 208, 212), (170, 190, 220), (230, 205, 180)][rng.integers(4)]
@@ -204,8 +201,6 @@ def _bonnet(canvas: Canvas) -> None:
     canvas.put("ego vehicle", edge, (32, 34, 38), grain=3, scale=5.0)
 
 
-# Things in the street
-
 Thing = tuple[float, Callable[[], object]]
 """Depth in metres, and what puts it there."""
 
@@ -275,9 +270,6 @@ def _people(canvas: Canvas, street: _Street) -> Iterator[Thing]:
     if rng.random() < 0.25:
         x, z = float(rng.uniform(*street.road)), float(rng.uniform(8, 30))
         yield z, partial(put_person, canvas, x, z)
-
-
-# The picture
 
 
 def _photograph(canvas: Canvas) -> NDArray[np.uint8]:

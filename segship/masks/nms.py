@@ -16,13 +16,13 @@ import numpy as np
 import numpy.typing as npt
 from numpy.typing import NDArray
 
+from segship.arrays import BoolArray, IntArray
 from segship.errors import InputError
 from segship.masks.rle import Runs
 from segship.masks.spans import read_spans
 
-_Integers = NDArray[np.int64]
 # (rows, columns) -> bool matrix: which later things a row drops, or may drop.
-_Overlaps = Callable[[_Integers, _Integers], NDArray[np.bool_]]
+_Overlaps = Callable[[IntArray, IntArray], BoolArray]
 
 # Rows of one block of the pair matrix, and the most pairs of one: enough work for one numpy call, and it fits a cache.
 _BLOCK_ROWS = 64
@@ -31,7 +31,7 @@ _BLOCK_PAIRS = 1_000_000
 
 def box_nms(
     boxes_xyxy: npt.ArrayLike, scores: npt.ArrayLike, iou_threshold: float, *, categories: npt.ArrayLike | None = None
-) -> _Integers:
+) -> IntArray:
     """Return the indices of the boxes that are kept.
 
     Parameters
@@ -68,7 +68,7 @@ def box_nms(
     with np.errstate(divide="ignore", invalid="ignore", over="ignore"):
         areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
-        def overlaps(rows: _Integers, columns: _Integers) -> NDArray[np.bool_]:
+        def overlaps(rows: IntArray, columns: IntArray) -> BoolArray:
             shared = _shared_by_boxes(boxes, rows, columns)
             iou = shared / (areas[rows, None] + areas[columns] - shared)
             # The comparison is in the 64 bits of the threshold, as torchvision's is.
@@ -84,7 +84,7 @@ def mask_nms(
     *,
     height: int | None = None,
     categories: npt.ArrayLike | None = None,
-) -> _Integers:
+) -> IntArray:
     """Return the indices of the masks that are kept, judged by the IoU of their pixels.
 
     Masks are never unpacked: the boxes and areas tell most pairs apart, and only the others are intersected, from
@@ -116,18 +116,18 @@ def mask_nms(
     # With no height given, the whole mask is taken for one column: boxes that are larger than need be.
     boxes = spans.boxes(max(spans.pixels, 1) if height is None else height)
 
-    def may_overlap(rows: _Integers, columns: _Integers) -> NDArray[np.bool_]:
+    def may_overlap(rows: IntArray, columns: IntArray) -> BoolArray:
         most = np.minimum(_shared_by_boxes(boxes, rows, columns), np.minimum(areas[rows, None], areas[columns]))
         return _iou_above(most, areas[rows, None] + areas[columns], iou_threshold)
 
-    def overlaps(row: int, columns: _Integers) -> NDArray[np.bool_]:
+    def overlaps(row: int, columns: IntArray) -> BoolArray:
         shared = spans.intersections(row, spans, columns)
         return _iou_above(shared, areas[row] + areas[columns], iou_threshold)
 
     return order[_suppress(len(order), groups, may_overlap, overlaps)]
 
 
-def _shared_by_boxes(boxes: NDArray[Any], rows: _Integers, columns: _Integers) -> NDArray[Any]:
+def _shared_by_boxes(boxes: NDArray[Any], rows: IntArray, columns: IntArray) -> NDArray[Any]:
     """Return the area (rows, columns) that boxes have in common."""
     x0, y0, x1, y1 = boxes.T
     wide = np.minimum(x1[rows, None], x1[columns]) - np.maximum(x0[rows, None], x0[columns])
@@ -135,7 +135,7 @@ def _shared_by_boxes(boxes: NDArray[Any], rows: _Integers, columns: _Integers) -
     return np.asarray(np.maximum(wide, 0) * np.maximum(high, 0))
 
 
-def _iou_above(shared: _Integers, both: _Integers, threshold: float) -> NDArray[np.bool_]:
+def _iou_above(shared: IntArray, both: IntArray, threshold: float) -> BoolArray:
     """Return whether IoU is above; two empty masks have 1."""
     union = both - shared
     return np.asarray(np.where(union > 0, shared / np.maximum(union, 1), 1.0) > threshold)
@@ -143,10 +143,10 @@ def _iou_above(shared: _Integers, both: _Integers, threshold: float) -> NDArray[
 
 def _suppress(
     count: int,
-    groups: _Integers | None,
+    groups: IntArray | None,
     overlaps: _Overlaps,
-    exact: Callable[[int, _Integers], NDArray[np.bool_]] | None = None,
-) -> _Integers:
+    exact: Callable[[int, IntArray], BoolArray] | None = None,
+) -> IntArray:
     """Return the places that are kept of ``count`` things in order; ``exact`` decides where ``overlaps`` only may."""
     is_alive = np.ones(count, np.bool_)
     kept: list[int] = []
@@ -185,7 +185,7 @@ def _read_boxes(boxes_xyxy: npt.ArrayLike) -> NDArray[np.float32] | NDArray[np.f
 
 def _read_order(
     scores: npt.ArrayLike, iou_threshold: float, categories: npt.ArrayLike | None, count: int
-) -> tuple[_Integers, _Integers | None]:
+) -> tuple[IntArray, IntArray | None]:
     """Return the indices by descending score, and the categories in that order."""
     numbers = np.asarray(scores, np.float64)
     if numbers.shape != (count,):

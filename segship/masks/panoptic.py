@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from segship.arrays import BoolArray, Pixels
 from segship.errors import InputError
 from segship.masks.rle import Runs, runs_to_area, runs_to_crop
 
@@ -76,7 +77,7 @@ class Segment(NamedTuple):
 
 
 def merge_panoptic(
-    masks: Sequence[LabelledMask], class_map: NDArray[np.uint8], is_thing: NDArray[np.bool_], options: PanopticOptions
+    masks: Sequence[LabelledMask], class_map: Pixels, is_thing: BoolArray, options: PanopticOptions
 ) -> tuple[NDArray[np.uint32], list[Segment]]:
     """Return a picture of segment ids and what each of them is.
 
@@ -112,7 +113,7 @@ def merge_panoptic(
     return ids, segments
 
 
-def _takes_part(mask: LabelledMask, is_thing: NDArray[np.bool_], options: PanopticOptions) -> bool:
+def _takes_part(mask: LabelledMask, is_thing: BoolArray, options: PanopticOptions) -> bool:
     return mask.category < len(is_thing) and mask.purity >= options.least_purity
 
 
@@ -133,7 +134,7 @@ def _paint_thing(ids: NDArray[np.uint32], runs: Runs, number: int, options: Pano
     return True
 
 
-def _with_outlines(class_map: NDArray[np.uint8], stuff: Sequence[LabelledMask]) -> NDArray[np.uint8]:
+def _with_outlines(class_map: Pixels, stuff: Sequence[LabelledMask]) -> Pixels:
     """Return the class map with masks of stuff painted over it, so that the ones of higher scores are on top."""
     classes = class_map.copy()
     for mask in reversed(stuff):

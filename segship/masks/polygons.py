@@ -21,12 +21,13 @@ import numpy as np
 import numpy.typing as npt
 from numpy.typing import NDArray
 
+from segship.arrays import BoolArray, IntArray, Points
 from segship.errors import InputError
 from segship.masks.rle import Runs, read_mask, read_number, runs_to_mask
 from segship.masks.spans import masks_to_boxes, spans_to_runs
 
-Ring = NDArray[np.float64]
-_Integers = NDArray[np.int64]
+Ring = Points
+"""(n, 2) corners."""
 
 # Far outside any image, and near enough that no product of two coordinates loses the pixels.
 _FARTHEST = 1e9
@@ -56,12 +57,12 @@ class _Corners:
     follow each other are the ends of one horizontal segment, so segment k lies between the corners 2 k and 2 k + 1.
     """
 
-    x: _Integers
-    y: _Integers
-    is_shared: NDArray[np.bool_]
-    is_rising: NDArray[np.bool_]
+    x: IntArray
+    y: IntArray
+    is_shared: BoolArray
+    is_rising: BoolArray
     """Of a shared corner: the set pixels are the lower left and the upper right one."""
-    is_set_below: NDArray[np.bool_]
+    is_set_below: BoolArray
     """(n / 2,) of every segment: the pixels below it are set, and not those above."""
 
 
@@ -107,7 +108,7 @@ def mask_to_polygons(mask: npt.ArrayLike, *, tolerance: float = 0.0) -> list[Pol
     return [Polygon(outer, tuple(holes.get(piece, ()))) for piece, outer in outers.items()]
 
 
-def _find_corners(crop: NDArray[np.bool_]) -> _Corners:
+def _find_corners(crop: BoolArray) -> _Corners:
     padded = np.pad(crop, 1)
     # An outline runs where two pixels differ; its corners are where it turns.
     is_upright = padded[:, 1:] != padded[:, :-1]
@@ -150,7 +151,7 @@ def _trace(corners: _Corners) -> list[list[int]]:
     return rings
 
 
-def _name_rings(crop: NDArray[np.bool_], corners: _Corners) -> list[tuple[int, bool, _Integers]]:
+def _name_rings(crop: BoolArray, corners: _Corners) -> list[tuple[int, bool, IntArray]]:
     """Return of every ring the piece it belongs to, whether it goes around that, and its corners in order."""
     rings = _trace(corners)
     firsts = np.array([ring[0] for ring in rings])
@@ -171,7 +172,7 @@ def _name_rings(crop: NDArray[np.bool_], corners: _Corners) -> list[tuple[int, b
     return named
 
 
-def _split(order: _Integers, is_outer: bool, corners: _Corners) -> list[tuple[bool, _Integers]]:
+def _split(order: IntArray, is_outer: bool, corners: _Corners) -> list[tuple[bool, IntArray]]:
     """Return the rings of one ring that visit no point twice, and whether each goes around the piece."""
     places = corners.y[order] * (int(corners.x.max()) + 1) + corners.x[order]
     visited, visits = np.unique(places[corners.is_shared[order]], return_counts=True)
@@ -209,7 +210,7 @@ def _area(ring: NDArray[Any]) -> float:
     return float((x * np.roll(y, -1) - y * np.roll(x, -1)).sum() / 2)
 
 
-def polygons_to_mask(polygons: Sequence[Polygon], size_hw: tuple[int, int]) -> NDArray[np.bool_]:
+def polygons_to_mask(polygons: Sequence[Polygon], size_hw: tuple[int, int]) -> BoolArray:
     """Return the mask (H, W) bool of the pixels whose centres lie in any of the polygons.
 
     Parameters
@@ -259,7 +260,7 @@ def polygons_to_runs(polygons: Sequence[Polygon], size_hw: tuple[int, int]) -> R
     return spans_to_runs(spans[:, 0], spans[:, 1], height * width)
 
 
-def _centres_before(places: NDArray[np.float64], length: int) -> _Integers:
+def _centres_before(places: NDArray[np.float64], length: int) -> IntArray:
     """Return how many pixel centres of a row or column of the image lie before each place."""
     # Clipped first, since a float may be larger than any whole number.
     return np.ceil(places.clip(0, length) - 0.5).astype(np.int64)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Connected pieces of a mask, and what to do about small ones.
+"""Small holes and islands of a mask, and what to do about them.
 
 On the use road after a mask has been predicted and before its run lengths are taken for good. Work is done in the
 window around the mask, so its cost follows the mask and not the image.
@@ -15,67 +15,18 @@ import numpy as np
 import numpy.typing as npt
 from numpy.typing import NDArray
 
+from segship.arrays import BoolArray, IntArray, Size
 from segship.errors import InputError
 from segship.masks.rle import Runs, mask_to_runs, read_mask, read_number, runs_to_box, runs_to_crop
 from segship.masks.spans import masks_to_boxes
-
-_Bool = NDArray[np.bool_]
 
 # Up to so many regions, comparing all pixels with each is quicker than looking each pixel up: eight are done at a time.
 _FEW = 8
 
 
-class Pieces(NamedTuple):
-    """The connected pieces of a mask, numbered from 1 by their first pixels, row by row."""
-
-    labels: NDArray[np.int32]
-    """(H, W) int32, the number of the piece that a pixel belongs to; 0 outside the mask."""
-    areas: NDArray[np.int64]
-    """(pieces,) int64 pixels, of the pieces 1, 2, 3 and on."""
-
-
-def connected_pieces(mask: npt.ArrayLike, connectivity: Literal[4, 8] = 8) -> Pieces:
-    """Return the connected pieces of a mask.
-
-    Parameters
-    ----------
-    mask
-        (H, W) bool.
-    connectivity
-        8 if pixels that touch with a corner belong together, 4 if they must have a side in common.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> labels, areas = connected_pieces(np.array([[0, 0, 1], [1, 0, 0], [1, 0, 1]]))
-    >>> labels.tolist(), areas.tolist()
-    ([[0, 0, 1], [2, 0, 0], [2, 0, 3]], [1, 2, 1])
-    """
-    pixels = read_mask(mask)
-    if connectivity not in (4, 8):
-        raise InputError(f"connectivity is {connectivity!r}; accepted are 4 and 8", code="bad_option")
-    labels = np.zeros(pixels.shape, np.int32)
-    x0, y0, x1, y1 = masks_to_boxes(pixels).tolist()
-    if x0 == x1:
-        return Pieces(labels, np.zeros(0, np.int64))
-    crop = pixels[y0:y1, x0:x1]
-    numbers, areas = _label(crop, connectivity)
-    # OpenCV goes through a mask by blocks; its order is near that of the first pixels and not the same.
-    begins = crop.copy()
-    begins[:, 1:] &= ~crop[:, :-1]
-    firsts = np.unique(numbers[begins], return_index=True)[1]
-    order = np.argsort(firsts)
-    if (np.diff(firsts) < 0).any():
-        rank = np.zeros(len(order) + 1, np.int32)
-        rank[1 + order] = np.arange(1, len(order) + 1)
-        numbers = rank[numbers]
-    labels[y0:y1, x0:x1] = numbers
-    return Pieces(labels, areas[1 + order])
-
-
 def remove_small_regions(
     mask: npt.ArrayLike, area_threshold: float, mode: Literal["holes", "islands"]
-) -> tuple[_Bool, bool]:
+) -> tuple[BoolArray, bool]:
     """Return a mask with its small holes filled, or without its small islands.
 
     Follows segment_anything/utils/amg.py remove_small_regions, pixel for pixel: regions are 8-connected, a hole is
@@ -119,7 +70,7 @@ def remove_small_regions(
 
 
 def clean_runs(
-    runs: Runs, size_hw: tuple[int, int], area_threshold: float, mode: Literal["holes", "islands"]
+    runs: Runs, size_hw: Size, area_threshold: float, mode: Literal["holes", "islands"]
 ) -> tuple[Runs, bool]:
     """Return what `remove_small_regions` does to the mask of run lengths, without making the whole mask.
 
@@ -167,7 +118,7 @@ def clean_runs(
 
 
 class _Cleaned(NamedTuple):
-    inside: _Bool
+    inside: BoolArray
     """The mask in the window."""
     filled: list[tuple[slice, slice]]
     """The parts of the image outside the window that were a small hole, or a piece of one."""
@@ -180,10 +131,10 @@ def _check_options(area_threshold: float, mode: str) -> None:
 
 
 def _clean(
-    pixels: _Bool, window: tuple[slice, slice], size_hw: tuple[int, ...], area_threshold: float, mode: str
+    pixels: BoolArray, window: tuple[slice, slice], size_hw: tuple[int, ...], area_threshold: float, mode: str
 ) -> _Cleaned | None:
     """Return the mask in its window without small regions, or None if there is none."""
-    labels, areas = _label(~pixels if mode == "holes" else pixels, 8)
+    labels, areas = _label(~pixels if mode == "holes" else pixels)
     outside = _outside(window, size_hw) if mode == "holes" else []
     for (rows, columns), corner in outside:
         areas[labels[corner]] += (rows.stop - rows.start) * (columns.stop - columns.start)
@@ -230,17 +181,17 @@ def _outside(
     ]
 
 
-def _label(pixels: _Bool, connectivity: int) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """Return the labels (h, w) of connected pieces, and their areas (1 + pieces,), that of what is no piece first."""
+def _label(pixels: BoolArray) -> tuple[NDArray[np.int32], IntArray]:
+    """Return labels (h, w) of pieces, connected by sides or corners, and areas, that of what is no piece first."""
     # Without OpenCV's own statistics: they take ten times as long as the labels, for centroids that nobody asked for.
-    count, numbers = cv2.connectedComponents(np.ascontiguousarray(pixels).view(np.uint8), connectivity=connectivity)
+    count, numbers = cv2.connectedComponents(np.ascontiguousarray(pixels).view(np.uint8), connectivity=8)
     labels = np.asarray(numbers, np.int32)
     if count <= _FEW:
         return labels, np.array([np.count_nonzero(labels == label) for label in range(count)], np.int64)
     return labels, np.bincount(labels.ravel(), minlength=count)
 
 
-def _choose(labels: NDArray[np.int32], is_chosen: _Bool) -> _Bool:
+def _choose(labels: NDArray[np.int32], is_chosen: BoolArray) -> BoolArray:
     """Return the pixels (h, w) whose labels are chosen."""
     chosen = np.flatnonzero(is_chosen)
     if len(chosen) > _FEW:

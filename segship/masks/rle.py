@@ -12,10 +12,11 @@ import numpy as np
 import numpy.typing as npt
 from numpy.typing import NDArray
 
+from segship.arrays import BoolArray, IntArray
 from segship.errors import InputError
 
 
-def read_mask(mask: npt.ArrayLike, name: str = "mask") -> NDArray[np.bool_]:
+def read_mask(mask: npt.ArrayLike, name: str = "mask") -> BoolArray:
     """Return a mask (H, W) as bool; every whole number but 0 is a set pixel.
 
     Raises
@@ -41,7 +42,7 @@ def read_number(value: float, name: str, *, most: float = math.inf) -> float:
     return float(value)
 
 
-Runs = NDArray[np.int64]
+Runs = IntArray
 
 MAX_PIXELS = 400_000_000
 """The largest mask that is read unless a caller says otherwise: as many pixels as the largest image we take."""
@@ -67,7 +68,7 @@ class Rle(TypedDict):
     counts: str | list[int]
 
 
-def encode_rle(mask: NDArray[np.bool_], *, compressed: bool = True) -> Rle:
+def encode_rle(mask: BoolArray, *, compressed: bool = True) -> Rle:
     """Return a mask as run lengths, compressed as COCO does it or as a plain list.
 
     Parameters
@@ -85,7 +86,7 @@ def encode_rle(mask: NDArray[np.bool_], *, compressed: bool = True) -> Rle:
     return Rle(size=list(np.shape(mask)), counts=compress_runs(runs) if compressed else runs.tolist())
 
 
-def decode_rle(rle: Rle | Mapping[str, Any], *, max_pixels: int = MAX_PIXELS) -> NDArray[np.bool_]:
+def decode_rle(rle: Rle | Mapping[str, Any], *, max_pixels: int = MAX_PIXELS) -> BoolArray:
     """Return the mask of a COCO run-length object, compressed or not.
 
     Parameters
@@ -132,7 +133,7 @@ def read_rle(rle: Rle | Mapping[str, Any], *, max_pixels: int = MAX_PIXELS) -> t
 
 
 def mask_to_runs(
-    mask: NDArray[np.bool_], *, corner_xy: tuple[int, int] = (0, 0), size_hw: tuple[int, int] | None = None
+    mask: BoolArray, *, corner_xy: tuple[int, int] = (0, 0), size_hw: tuple[int, int] | None = None
 ) -> Runs:
     """Return the run lengths of a mask, or of a mask that is set in a window of an image alone.
 
@@ -172,12 +173,12 @@ def mask_to_runs(
     return np.asarray(np.diff(edges[edges < height * width], prepend=0, append=height * width))
 
 
-def masks_to_runs(masks: NDArray[np.bool_]) -> list[Runs]:
+def masks_to_runs(masks: BoolArray) -> list[Runs]:
     """Return the run lengths, each (n,) int64, of masks (k, H, W) bool; see `mask_to_runs`."""
     return [mask_to_runs(mask) for mask in masks]
 
 
-def _find_changes(mask: NDArray[np.bool_], is_whole_column: bool) -> tuple[Runs, Runs]:
+def _find_changes(mask: BoolArray, is_whole_column: bool) -> tuple[Runs, Runs]:
     """Return x and y of the pixels that differ from the one before in the column order, in that order.
 
     Nothing is set around the window, so the pixel below its last row is one that may differ; in a window as high as
@@ -206,7 +207,7 @@ def _find_changes(mask: NDArray[np.bool_], is_whole_column: bool) -> tuple[Runs,
     return x[order], y[order]
 
 
-def runs_to_mask(runs: Runs, size_hw: tuple[int, int]) -> NDArray[np.bool_]:
+def runs_to_mask(runs: Runs, size_hw: tuple[int, int]) -> BoolArray:
     """Return the mask (H, W) bool of run lengths; refuses runs that do not fill ``size_hw`` exactly."""
     _check_runs(runs, size_hw)
     height, width = size_hw
@@ -363,7 +364,7 @@ def runs_to_box(runs: Runs, size_hw: tuple[int, int]) -> tuple[int, int, int, in
     return (x0, int((starts % height).min()), x1, int(((ends - 1) % height).max()) + 1)
 
 
-def runs_to_crop(runs: Runs, size_hw: tuple[int, int]) -> tuple[NDArray[np.bool_], tuple[int, int]]:
+def runs_to_crop(runs: Runs, size_hw: tuple[int, int]) -> tuple[BoolArray, tuple[int, int]]:
     """Return the part of a mask inside its box, and the x0 y0 of the box.
 
     Returns
@@ -385,7 +386,7 @@ def runs_to_crop(runs: Runs, size_hw: tuple[int, int]) -> tuple[NDArray[np.bool_
     return np.asarray(cv2.transpose(columns[:, y0:y1].view(np.uint8))).view(np.bool_), (x0, y0)
 
 
-def runs_to_spans(runs: Runs) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def runs_to_spans(runs: Runs) -> tuple[IntArray, IntArray]:
     """Return begin and end (k,) int64 of every stretch of set pixels, counted column by column; ends are half-open."""
     edges = np.cumsum(runs, dtype=np.int64)
     ends = edges[1::2]

@@ -15,12 +15,13 @@ import numpy as np
 import numpy.typing as npt
 from numpy.typing import NDArray
 
+from segship.arrays import BoolArray
 from segship.errors import InputError
 from segship.masks.rle import Runs, read_mask, read_number
 from segship.masks.spans import masks_to_boxes, read_spans
 
 
-def mask_iou(first: NDArray[np.bool_], second: NDArray[np.bool_]) -> float:
+def mask_iou(first: BoolArray, second: BoolArray) -> float:
     """Return intersection over union of two masks (H, W) bool, from 0 to 1; two empty masks are equal, so 1."""
     assert first.shape == second.shape, f"masks of different shapes: {first.shape} and {second.shape}"
     union = np.count_nonzero(first | second)
@@ -101,7 +102,7 @@ def stability_score(
 _SMALL_REACH = 10
 
 
-def mask_boundary(mask: npt.ArrayLike) -> NDArray[np.bool_]:
+def mask_boundary(mask: npt.ArrayLike) -> BoolArray:
     """Return the pixels (H, W) bool of a mask that have a side in common with a pixel outside, or outside the image."""
     pixels = read_mask(mask)
     inner = np.pad(pixels, 1)
@@ -149,7 +150,7 @@ def boundary_f_score(first: npt.ArrayLike, second: npt.ArrayLike, *, tolerance_p
     return 2 * parts[0] * parts[1] / sum(parts) if any(parts) else 0.0
 
 
-def _part_within(boundary: NDArray[np.bool_], other: NDArray[np.bool_], reach: float) -> float:
+def _part_within(boundary: BoolArray, other: BoolArray, reach: float) -> float:
     if reach <= _SMALL_REACH:
         near = cv2.dilate(other.view(np.uint8), _disk(reach)).view(np.bool_)
     else:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Boxes around masks, in whole pixels of the image frame.
+"""IntArray around masks, in whole pixels of the image frame.
 
 On the use road between a prediction and its files. A box is half-open: it begins at the first set pixel and ends one
 past the last, so that x1 - x0 is a width and a box drawn on the grid lines of the pixels encloses the mask. The
@@ -14,15 +14,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from segship.arrays import BoolArray, IntArray
 from segship.errors import InputError
 from segship.masks.rle import Runs, read_rle
 
-Boxes = NDArray[np.int64]
 
-
-def masks_to_boxes(masks: NDArray[np.bool_]) -> Boxes:
+def masks_to_boxes(masks: BoolArray) -> IntArray:
     """Return the boxes around masks.
 
     Parameters
@@ -48,12 +46,12 @@ def masks_to_boxes(masks: NDArray[np.bool_]) -> Boxes:
     return np.stack([x0, y0, x1, y1], axis=-1)
 
 
-def xyxy_to_xywh(boxes_xyxy: Boxes) -> Boxes:
+def xyxy_to_xywh(boxes_xyxy: IntArray) -> IntArray:
     """Return boxes (..., 4) as x0 y0 width height, the form of COCO and of SA-1B records."""
     return np.concatenate([boxes_xyxy[..., :2], boxes_xyxy[..., 2:] - boxes_xyxy[..., :2]], axis=-1)
 
 
-def _first_and_end(occupied: NDArray[np.bool_]) -> tuple[Boxes, Boxes]:
+def _first_and_end(occupied: BoolArray) -> tuple[IntArray, IntArray]:
     """Return of (..., n) the index of the first True and one past the last; 0 and 0 where there is none."""
     length = occupied.shape[-1]
     if not length:
@@ -62,9 +60,6 @@ def _first_and_end(occupied: NDArray[np.bool_]) -> tuple[Boxes, Boxes]:
     first = occupied.argmax(axis=-1)
     end = length - occupied[..., ::-1].argmax(axis=-1)
     return first, np.where(occupied.any(axis=-1), end, 0)
-
-
-_Integers = NDArray[np.int64]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -81,19 +76,19 @@ class Spans:
         Pixels of a whole mask.
     """
 
-    starts: _Integers
-    ends: _Integers
-    offsets: _Integers
+    starts: IntArray
+    ends: IntArray
+    offsets: IntArray
     pixels: int
 
     def __len__(self) -> int:
         return len(self.offsets) - 1
 
-    def areas(self) -> _Integers:
+    def areas(self) -> IntArray:
         """Return the set pixels (k,) int64 of every mask."""
         return _sums_between(self.ends - self.starts, self.offsets)
 
-    def boxes(self, height: int) -> Boxes:
+    def boxes(self, height: int) -> IntArray:
         """Return the boxes (k, 4) int64 x0 y0 x1 y1, half-open; zeros for a mask without a pixel."""
         boxes = np.zeros((len(self), 4), np.int64)
         has_pixels = self.offsets[1:] > self.offsets[:-1]
@@ -115,7 +110,7 @@ class Spans:
         boxes[has_pixels, 3] = np.maximum.reduceat(y1, begins) + 1
         return boxes
 
-    def intersections(self, index: int, others: Spans, chosen: _Integers) -> _Integers:
+    def intersections(self, index: int, others: Spans, chosen: IntArray) -> IntArray:
         """Return how many pixels (m,) int64 mask ``index`` shares with the masks ``chosen`` (m,) of ``others``."""
         mine = slice(self.offsets[index], self.offsets[index + 1])
         starts, ends = self.starts[mine], self.ends[mine]
@@ -132,12 +127,12 @@ class Spans:
         return _sums_between(shared, bounds)
 
 
-def _sums_between(values: _Integers, bounds: _Integers) -> _Integers:
+def _sums_between(values: IntArray, bounds: IntArray) -> IntArray:
     sums = np.cumsum(np.concatenate(([0], values)))
     return np.asarray(sums[bounds[1:]] - sums[bounds[:-1]])
 
 
-def _set_before(places: _Integers, starts: _Integers, ends: _Integers, before: _Integers) -> _Integers:
+def _set_before(places: IntArray, starts: IntArray, ends: IntArray, before: IntArray) -> IntArray:
     """Return how many set pixels of one mask lie before each place of the column order."""
     spans = np.searchsorted(starts, places)
     return np.asarray(before[spans] - np.maximum(ends[spans] - places, 0))
@@ -165,7 +160,7 @@ def read_spans(runs: Sequence[Runs | Mapping[str, Any]]) -> Spans:
     return Spans(ends[is_set] - flat[is_set], ends[is_set], offsets, pixels)
 
 
-def runs_to_areas(runs: Sequence[Runs]) -> _Integers:
+def runs_to_areas(runs: Sequence[Runs]) -> IntArray:
     """Return the set pixels (k,) int64 of k masks given as run lengths.
 
     Examples
@@ -177,7 +172,7 @@ def runs_to_areas(runs: Sequence[Runs]) -> _Integers:
     return np.fromiter((one[1::2].sum(dtype=np.int64) for one in runs), np.int64, len(runs))
 
 
-def runs_to_boxes(runs: Sequence[Runs | Mapping[str, Any]], height: int) -> Boxes:
+def runs_to_boxes(runs: Sequence[Runs | Mapping[str, Any]], height: int) -> IntArray:
     """Return the boxes (k, 4) int64 around k masks given as run lengths.
 
     Parameters
@@ -223,7 +218,7 @@ def merge_runs(runs: Sequence[Runs | Mapping[str, Any]], *, intersect: bool = Fa
     return spans_to_runs(spans.starts, spans.ends, spans.pixels, at_least=len(spans) if intersect else 1)
 
 
-def spans_to_runs(starts: _Integers, ends: _Integers, pixels: int, *, at_least: int = 1) -> Runs:
+def spans_to_runs(starts: IntArray, ends: IntArray, pixels: int, *, at_least: int = 1) -> Runs:
     """Return the run lengths of the places that ``at_least`` so many spans cover; spans in any order."""
     places = np.concatenate([starts, ends])
     steps = np.repeat(np.array([1, -1]), [len(starts), len(ends)])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Masks that know what they are: the class map under a mask votes for its class.
+"""A class for every mask, by vote of the class map under it.
 
 Segment Anything finds outlines and no names, a semantic model finds names and blurs neighbours of one class together;
 the vote gives instances with both. On the use road between `segship.promptable.everything` and
@@ -15,13 +15,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from segship.errors import InputError
 from segship.masks.rle import Runs, runs_to_crop
-from segship.promptable.everything.records import MaskRecord
 from segship.semantic.class_map import ClassMap
+
+if TYPE_CHECKING:
+    from segship.promptable.everything.records import MaskRecord
 
 NOBODY = "object"
 """Name of what no class map says anything about; the writers' own word for a mask without a name."""
