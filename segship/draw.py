@@ -94,11 +94,6 @@ def draw_overlay(
     contour
         Draw a thin white line along the border of every mask.
 
-    Returns
-    -------
-    NDArray
-        (H, W, 3) uint8 RGB.
-
     Raises
     ------
     InputError
@@ -150,11 +145,6 @@ def draw_masks(
         Draw the border of every mask, in its color at full strength.
     colors
         RGB of every mask, instead of seeded ones.
-
-    Returns
-    -------
-    NDArray
-        (H, W, 3) uint8 RGB.
 
     Raises
     ------
@@ -334,6 +324,8 @@ def draw_class_map(
 ) -> Pixels:
     """Return a copy of an image with the colors of its classes over it, borders between them, and a legend.
 
+    With the legend it is larger than the image, which is its upper left part.
+
     Parameters
     ----------
     image
@@ -343,13 +335,7 @@ def draw_class_map(
     opacity
         How much of a class's color is seen, 0 to 1.
     legend
-        Add the legend, which makes the picture higher or wider: classes that occur, the largest first, with their
-        share of the pixels.
-
-    Returns
-    -------
-    ndarray
-        (H', W', 3) uint8 RGB; the image is its upper left part.
+        Add the classes that occur, the largest first, with their share of the pixels.
 
     Raises
     ------
@@ -374,17 +360,8 @@ def draw_labelled_masks(
 ) -> Pixels:
     """Return a copy of an image with masks in the colors of their classes, and a legend that counts them.
 
-    Parameters
-    ----------
-    image
-        (H, W, 3) uint8 RGB; stays as it is.
-    masks
-        Run lengths of each mask.
-    names
-        The class of each.
-    palette
-        Class -> RGB; those that are not in it are gray. Masks of one class differ a little, so that neighbours can be
-        told apart.
+    ``masks`` are run lengths, ``names`` their classes; those that ``palette`` does not have are gray. Masks
+    of one class differ a little, so that neighbours can be told apart.
     """
     colors = [_shade(palette.get(name, _EDGE), index) for index, name in enumerate(names)]
     canvas = draw_masks(image, masks, opacity=CLASS_OPACITY, colors=colors)

@@ -59,12 +59,10 @@ class Sample:
     ----------
     name
         Its folder and stem, such as ``frankfurt/frankfurt_000000_000294``.
-    image
-        File of the picture; None when there is none.
-    truth
-        File of the truth; None when there is none.
+    image, truth
+        Its files; None when there is none.
     truth_kind
-        What that file holds.
+        What the file of the truth holds.
     """
 
     name: str
@@ -80,15 +78,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class FailedSample:
-    """A sample that cannot be used, and why.
-
-    Attributes
-    ----------
-    name
-        Of the sample.
-    code, message
-        Of the error.
-    """
+    """A sample that cannot be used, and the code and message of the error that says why."""
 
     name: str
     code: str
@@ -219,12 +209,7 @@ MAX_LABEL_PIXELS = 100_000_000
 
 
 def read_label_image(path: Path) -> NDArray[np.uint8]:
-    """Read a PNG of one 8-bit number a pixel, gray or with a palette whose indices are the numbers.
-
-    Returns
-    -------
-    ndarray
-        (H, W) uint8.
+    """Return the numbers (H, W) uint8 of a PNG of one 8-bit number a pixel, gray or the indices of a palette.
 
     Raises
     ------

@@ -42,15 +42,7 @@ class TrainIdsOptions:
 
 @dataclass(frozen=True, slots=True)
 class WrittenTrainIds:
-    """What became of the files.
-
-    Attributes
-    ----------
-    written, kept
-        How many were written, and how many were there already.
-    failed
-        Samples whose polygons and ids are missing or damaged.
-    """
+    """How many files were written and how many were there already; samples with polygons and ids missing or damaged."""
 
     written: int
     kept: int

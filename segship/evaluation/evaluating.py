@@ -93,12 +93,7 @@ def evaluate(
 ) -> Evaluation:
     """Score a model or written class maps on a split of a data set, and go on where a run of the same has stopped.
 
-    Parameters
-    ----------
-    data_set
-        ``cityscapes`` or ``ade20k``.
-    root
-        Folder that holds the official folders.
+    Data set and root are as `segship.datasets.folders.find_samples` takes them.
 
     Raises
     ------

@@ -38,17 +38,7 @@ _MAX_STATE_BYTES = 64 * 2**20
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Snapshot:
-    """Counts after a number of samples.
-
-    Attributes
-    ----------
-    done
-        Samples, in the order of the data set, that were scored or failed.
-    counts
-        (K, K + 1) int64, see `segship.evaluation.report.ConfusionMatrix`.
-    failed
-        Those that could not be used.
-    """
+    """Counts after ``done`` samples, in the order of the data set, were scored or failed; see `ConfusionMatrix`."""
 
     done: int
     counts: IntArray
@@ -57,15 +47,7 @@ class Snapshot:
 
 @dataclass(frozen=True, slots=True)
 class StateFile:
-    """Where snapshots of one run are kept.
-
-    Attributes
-    ----------
-    path
-        The file.
-    identity
-        What the counts depend on: digest of the model, data set, split, options, ...
-    """
+    """The file of one run's snapshots; ``identity`` is what the counts depend on: digest of the model, split, ..."""
 
     path: Path
     identity: Mapping[str, str]
@@ -136,10 +118,8 @@ def score_samples(
 
     Parameters
     ----------
-    data_set
-        ``cityscapes`` or ``ade20k``.
     samples
-        From `segship.datasets.folders.find_samples`.
+        From `segship.datasets.folders.find_samples`, of that data set.
     source
         Where predictions come from.
     workers

@@ -142,21 +142,7 @@ def _nothing_found(written: WrittenMaps, samples: Sequence[Sample], strangers: i
 def read_written_map(
     files: Sequence[Path], sample: Sample, size_hw: Size, written: WrittenMaps, data_set: str
 ) -> NDArray[np.uint8]:
-    """Read the class map of one sample.
-
-    Parameters
-    ----------
-    files
-        What was found for it.
-    size_hw
-        (height, width) of the truth, which the map must have.
-    data_set
-        Key of `segship.datasets.folders.DATA_SETS`.
-
-    Returns
-    -------
-    ndarray
-        (H, W) uint8: classes, 255 for none.
+    """Return the class map (H, W) uint8 of one sample, of its truth's size, from the files that were found for it.
 
     Raises
     ------
@@ -347,15 +333,7 @@ class ModelSource:
 
 @dataclass(frozen=True, slots=True)
 class WrittenSource:
-    """Class maps that another program wrote.
-
-    Attributes
-    ----------
-    written
-        The folder and what its files hold.
-    found
-        Which files belong to which samples.
-    """
+    """Class maps that another program wrote: the folder, and which of its files belong to which samples."""
 
     written: WrittenMaps
     found: FoundMaps

@@ -55,8 +55,6 @@ def clean_low_res(
     ----------
     logits
         (h, w) float32, the decoder's grid without the padding.
-    clean_up
-        What to do.
     points_xy
         (n, 2) float32 x y in cells of the grid; the centre of the first cell is (0.5, 0.5).
     labels

@@ -32,7 +32,7 @@ _BLOCK_PAIRS = 1_000_000
 def box_nms(
     boxes_xyxy: npt.ArrayLike, scores: npt.ArrayLike, iou_threshold: float, *, categories: npt.ArrayLike | None = None
 ) -> IntArray:
-    """Return the indices of the boxes that are kept.
+    """Return the indices (kept,) int64 of the boxes that are kept, by descending score, of equals the lower first.
 
     Parameters
     ----------
@@ -45,11 +45,6 @@ def box_nms(
         From 0 to 1. A box is dropped if its IoU with a kept one is larger; two boxes without area never are.
     categories
         (n,) whole numbers; a box drops only boxes of its own category. One category for all unless given.
-
-    Returns
-    -------
-    NDArray
-        (kept,) int64, by descending score; of equal scores the lower index first.
 
     Raises
     ------
@@ -85,7 +80,7 @@ def mask_nms(
     height: int | None = None,
     categories: npt.ArrayLike | None = None,
 ) -> IntArray:
-    """Return the indices of the masks that are kept, judged by the IoU of their pixels.
+    """Return the indices (kept,) int64 of the masks that are kept, judged by the IoU of their pixels; see `box_nms`.
 
     Masks are never unpacked: the boxes and areas tell most pairs apart, and only the others are intersected, from
     their run lengths, exactly.
@@ -98,11 +93,6 @@ def mask_nms(
         As in `box_nms`. Two empty masks are equal, so the later one is dropped (unless the threshold is 1).
     height
         Rows of the masks; speeds the search up and changes no result.
-
-    Returns
-    -------
-    NDArray
-        (kept,) int64, by descending score; of equal scores the lower index first.
 
     Examples
     --------

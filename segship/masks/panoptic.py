@@ -79,7 +79,7 @@ class Segment(NamedTuple):
 def merge_panoptic(
     masks: Sequence[LabelledMask], class_map: Pixels, is_thing: BoolArray, options: PanopticOptions
 ) -> tuple[NDArray[np.uint32], list[Segment]]:
-    """Return a picture of segment ids and what each of them is.
+    """Return segment ids (H, W) uint32, 0 for nothing, 1 for the first segment, and the segments, things first.
 
     Parameters
     ----------
@@ -89,11 +89,6 @@ def merge_panoptic(
         (H, W) uint8, the class of each pixel; numbers from K on are none.
     is_thing
         (K,) bool, of every class whether it can be counted.
-
-    Returns
-    -------
-    tuple
-        (H, W) uint32: 0 for nothing, 1 for the first segment, ...; and the segments, things first. Each has a pixel.
     """
     order = _by_score([index for index, mask in enumerate(masks) if _takes_part(mask, is_thing, options)], masks)
     ids = np.zeros(class_map.shape, np.uint32)

@@ -69,6 +69,8 @@ class _Corners:
 def mask_to_polygons(mask: npt.ArrayLike, *, tolerance: float = 0.0) -> list[Polygon]:
     """Return the polygons of a mask: one for each piece that is connected by the sides of its pixels.
 
+    They are in the order of their first corners, row by row.
+
     Parameters
     ----------
     mask
@@ -77,11 +79,6 @@ def mask_to_polygons(mask: npt.ArrayLike, *, tolerance: float = 0.0) -> list[Pol
         Pixels that a dropped corner may lie away from its polygon. 0 keeps every corner, and `polygons_to_mask` then
         gives back exactly this mask. With more, rings are simplified one by one (Douglas and Peucker, by
         cv2.approxPolyDP), so they may touch or cross; a ring that nothing would be left of stays as it was.
-
-    Returns
-    -------
-    list
-        By the row and the column of the first corner; empty for an empty mask.
 
     Examples
     --------
@@ -211,14 +208,7 @@ def _area(ring: NDArray[Any]) -> float:
 
 
 def polygons_to_mask(polygons: Sequence[Polygon], size_hw: tuple[int, int]) -> BoolArray:
-    """Return the mask (H, W) bool of the pixels whose centres lie in any of the polygons.
-
-    Parameters
-    ----------
-    polygons
-        Parts outside the image are cut off.
-    size_hw
-        Height and width of the image.
+    """Return the mask (H, W) bool of an image's pixels whose centres lie in any of the polygons; the rest is cut off.
 
     Examples
     --------

@@ -27,25 +27,11 @@ _FEW = 8
 def remove_small_regions(
     mask: npt.ArrayLike, area_threshold: float, mode: Literal["holes", "islands"]
 ) -> tuple[BoolArray, bool]:
-    """Return a mask with its small holes filled, or without its small islands.
+    """Return a mask (H, W) bool with its small holes filled, or without its small islands, and whether it had any.
 
     Follows segment_anything/utils/amg.py remove_small_regions, pixel for pixel: regions are 8-connected, a hole is
     any region outside the mask (one that reaches the edge of the image, too), and of a mask of small islands only,
-    the largest stays.
-
-    Parameters
-    ----------
-    mask
-        (H, W) bool.
-    area_threshold
-        Regions of fewer pixels are small; 0 changes nothing.
-    mode
-        ``"holes"`` or ``"islands"``.
-
-    Returns
-    -------
-    tuple
-        The mask (H, W) bool, and whether there was a small region; if not, it is the mask that was given.
+    the largest stays. Regions of fewer pixels than the threshold are small. Without any, the mask is the one given.
 
     Examples
     --------
@@ -72,21 +58,7 @@ def remove_small_regions(
 def clean_runs(
     runs: Runs, size_hw: Size, area_threshold: float, mode: Literal["holes", "islands"]
 ) -> tuple[Runs, bool]:
-    """Return what `remove_small_regions` does to the mask of run lengths, without making the whole mask.
-
-    Parameters
-    ----------
-    runs
-        (n,) int64, as `segship.masks.rle.mask_to_runs` gives them.
-    size_hw
-        Height and width of the mask.
-    area_threshold, mode
-        As in `remove_small_regions`.
-
-    Returns
-    -------
-    tuple
-        The run lengths (m,) int64, and whether there was a small region; if not, those that were given.
+    """Return what `remove_small_regions` does to a mask of that height and width, from its run lengths to new ones.
 
     Examples
     --------

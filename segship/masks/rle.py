@@ -69,12 +69,7 @@ class Rle(TypedDict):
 
 
 def encode_rle(mask: BoolArray, *, compressed: bool = True) -> Rle:
-    """Return a mask as run lengths, compressed as COCO does it or as a plain list.
-
-    Parameters
-    ----------
-    mask
-        (H, W) bool.
+    """Return a mask (H, W) bool as run lengths, compressed as COCO does it or as a plain list.
 
     Examples
     --------
@@ -87,7 +82,13 @@ def encode_rle(mask: BoolArray, *, compressed: bool = True) -> Rle:
 
 
 def decode_rle(rle: Rle | Mapping[str, Any], *, max_pixels: int = MAX_PIXELS) -> BoolArray:
-    """Return the mask of a COCO run-length object, compressed or not.
+    """Return the mask (H, W) bool of a COCO run-length object; takes and refuses what `read_rle` does."""
+    runs, size_hw = read_rle(rle, max_pixels=max_pixels)
+    return runs_to_mask(runs, size_hw)
+
+
+def read_rle(rle: Rle | Mapping[str, Any], *, max_pixels: int = MAX_PIXELS) -> tuple[Runs, tuple[int, int]]:
+    """Return the run lengths (n,) int64 of a COCO run-length object, and height and width, without making the mask.
 
     Parameters
     ----------
@@ -96,24 +97,10 @@ def decode_rle(rle: Rle | Mapping[str, Any], *, max_pixels: int = MAX_PIXELS) ->
     max_pixels
         A mask of more is refused before memory is reserved for it.
 
-    Returns
-    -------
-    NDArray
-        (H, W) bool.
-
     Raises
     ------
     InputError
         ``bad_rle``: the runs do not fill the size exactly, one is negative, or they cannot be read at all.
-    """
-    runs, size_hw = read_rle(rle, max_pixels=max_pixels)
-    return runs_to_mask(runs, size_hw)
-
-
-def read_rle(rle: Rle | Mapping[str, Any], *, max_pixels: int = MAX_PIXELS) -> tuple[Runs, tuple[int, int]]:
-    """Return the run lengths (n,) int64 of a COCO run-length object, and height and width, without making the mask.
-
-    Takes and refuses what `decode_rle` does.
 
     Examples
     --------
@@ -135,21 +122,9 @@ def read_rle(rle: Rle | Mapping[str, Any], *, max_pixels: int = MAX_PIXELS) -> t
 def mask_to_runs(
     mask: BoolArray, *, corner_xy: tuple[int, int] = (0, 0), size_hw: tuple[int, int] | None = None
 ) -> Runs:
-    """Return the run lengths of a mask, or of a mask that is set in a window of an image alone.
+    """Return the run lengths (n,) int64 of a mask (h, w) bool, column by column, beginning with zeros.
 
-    Parameters
-    ----------
-    mask
-        (h, w) bool.
-    corner_xy
-        Where in the image the first pixel of ``mask`` lies.
-    size_hw
-        Height and width of the image; those of ``mask`` unless given.
-
-    Returns
-    -------
-    NDArray
-        (n,) int64, column by column of the image, beginning with zeros.
+    With a corner and a size, of an image of that height and width in which the mask's first pixel lies at that corner.
 
     Examples
     --------
@@ -365,14 +340,7 @@ def runs_to_box(runs: Runs, size_hw: tuple[int, int]) -> tuple[int, int, int, in
 
 
 def runs_to_crop(runs: Runs, size_hw: tuple[int, int]) -> tuple[BoolArray, tuple[int, int]]:
-    """Return the part of a mask inside its box, and the x0 y0 of the box.
-
-    Returns
-    -------
-    tuple
-        (h, w) bool, and the place of its upper left pixel in the image. The rest of the mask is empty. (0, 0) bool
-        for a mask without a pixel.
-    """
+    """Return the part (h, w) bool of a mask inside its box, and the x0 y0 of the box; (0, 0) bool without a pixel."""
     x0, y0, x1, y1 = runs_to_box(runs, size_hw)
     if x0 == x1:
         return np.zeros((0, 0), np.bool_), (0, 0)
@@ -403,13 +371,7 @@ def paint_order(masks: Sequence[Runs]) -> list[int]:
 
 
 def paint_runs(canvas: NDArray[Any], runs: Runs, value: int) -> None:
-    """Set the pixels of a mask to a value, in place.
-
-    Parameters
-    ----------
-    canvas
-        (W, H), contiguous: the image column by column, as run lengths count it.
-    """
+    """Set the pixels of a mask to a value, in place, in a contiguous canvas (W, H): the image column by column."""
     assert canvas.flags.c_contiguous, "the canvas is not contiguous, so a copy would be painted"
     flat = canvas.reshape(-1)
     for start, end in zip(*(side.tolist() for side in runs_to_spans(runs)), strict=True):

@@ -31,20 +31,10 @@ def mask_iou(first: BoolArray, second: BoolArray) -> float:
 def mask_ious(
     first: Sequence[Runs | Mapping[str, Any]], second: Sequence[Runs | Mapping[str, Any]], *, height: int | None = None
 ) -> NDArray[np.float64]:
-    """Return intersection over union of every mask of the one list with every mask of the other.
+    """Return intersection over union (n, m) float64 of n masks with m others, exact, from the run lengths alone.
 
-    Parameters
-    ----------
-    first, second
-        Of n and of m masks, all of one size: run lengths (k,) int64 as `segship.masks.rle.mask_to_runs` gives them, or
-        COCO run-length objects.
-    height
-        Rows of the masks; speeds the work up and changes no result.
-
-    Returns
-    -------
-    NDArray
-        (n, m) float64 from 0 to 1, exact, from the run lengths alone; 1 for two empty masks (pycocotools has 0).
+    Masks are given as `segship.masks.spans.read_spans` takes them; two empty ones have 1 (in pycocotools 0). Their
+    ``height`` speeds the work up and changes no result.
 
     Examples
     --------
@@ -73,21 +63,11 @@ def mask_ious(
 def stability_score(
     logits: NDArray[np.float32], *, mask_threshold: float = 0.0, offset: float = 1.0
 ) -> NDArray[np.float64]:
-    """Return how little masks change when their threshold moves.
+    """Return how little masks change when their threshold moves: of logits (..., H, W) float32 scores (...,) float64.
 
     Follows segment_anything/utils/amg.py calculate_stability_score: the IoU between the masks at
-    ``mask_threshold + offset`` and at ``mask_threshold - offset``, of which one contains the other.
-
-    Parameters
-    ----------
-    logits
-        (..., H, W) float32.
-
-    Returns
-    -------
-    NDArray
-        (...,) float64 from 0 to 1; 0 for a mask that is empty even at the lower threshold, where the reference
-        divides by zero.
+    ``mask_threshold + offset`` and at ``mask_threshold - offset``, of which one contains the other. A mask that is
+    empty even at the lower threshold has 0, where the reference divides by zero.
     """
     scores = np.zeros(logits.shape[:-2], np.float64)
     # One mask at a time: counting along axes would first make eight bytes of every pixel.
@@ -110,24 +90,12 @@ def mask_boundary(mask: npt.ArrayLike) -> BoolArray:
 
 
 def boundary_f_score(first: npt.ArrayLike, second: npt.ArrayLike, *, tolerance_px: float = 2.0) -> float:
-    """Return the boundary F score of two masks, from 0 to 1.
+    """Return the boundary F score of two masks (H, W) of one size: 1 for two empty ones, 0 if only one is empty.
 
     The harmonic mean of the part of the first boundary that lies within a distance of the second, and of the part of
     the second that lies within it of the first. Follows the measure F of Perazzi et al., A Benchmark Dataset and
     Evaluation Methodology for Video Object Segmentation (CVPR 2016), with Euclidean distances between pixel centres;
     unlike there, the edge of the image is an outline of a mask that reaches it.
-
-    Parameters
-    ----------
-    first, second
-        (H, W) bool, of one size; the order does not matter.
-    tolerance_px
-        Distance in pixels up to which two boundary pixels agree.
-
-    Returns
-    -------
-    float
-        1 for two empty masks, 0 if only one is empty.
 
     Examples
     --------

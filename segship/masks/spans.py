@@ -21,17 +21,7 @@ from segship.masks.rle import Runs, read_rle
 
 
 def masks_to_boxes(masks: BoolArray) -> IntArray:
-    """Return the boxes around masks.
-
-    Parameters
-    ----------
-    masks
-        (..., H, W) bool.
-
-    Returns
-    -------
-    NDArray
-        (..., 4) int64, x0 y0 x1 y1 half-open pixels; zeros for a mask without a pixel.
+    """Return the boxes (..., 4) int64 x0 y0 x1 y1 around masks (..., H, W) bool; zeros for a mask without a pixel.
 
     Examples
     --------
@@ -173,19 +163,7 @@ def runs_to_areas(runs: Sequence[Runs]) -> IntArray:
 
 
 def runs_to_boxes(runs: Sequence[Runs | Mapping[str, Any]], height: int) -> IntArray:
-    """Return the boxes (k, 4) int64 around k masks given as run lengths.
-
-    Parameters
-    ----------
-    runs
-        Of k masks of one size: arrays (n,) int64, or COCO run-length objects.
-    height
-        Rows of the masks.
-
-    Returns
-    -------
-    NDArray
-        x0 y0 x1 y1 half-open pixels, as `segship.masks.spans` has them; zeros for a mask without a pixel.
+    """Return the boxes (k, 4) int64 x0 y0 x1 y1 around k masks of ``height`` rows, given as `read_spans` takes them.
 
     Examples
     --------
@@ -197,14 +175,7 @@ def runs_to_boxes(runs: Sequence[Runs | Mapping[str, Any]], height: int) -> IntA
 
 
 def merge_runs(runs: Sequence[Runs | Mapping[str, Any]], *, intersect: bool = False) -> Runs:
-    """Return the union of masks as run lengths, or their intersection.
-
-    Parameters
-    ----------
-    runs
-        Of at least one mask, all of one size: arrays (n,) int64, or COCO run-length objects.
-    intersect
-        Keep the pixels that are set in every mask, instead of those that are set in any.
+    """Return the run lengths of the union of at least one mask, or of the intersection; `read_spans` says of what.
 
     Examples
     --------

@@ -180,12 +180,7 @@ def check_formats(formats: Iterable[str], kind: Kind = "masks") -> tuple[str, ..
 
 
 def encode_result(result: Source | ClassMapResult, formats: Iterable[str]) -> dict[str, bytes]:
-    """Return the files of one image in some formats: name to bytes, in the order of the formats.
-
-    Parameters
-    ----------
-    formats
-        Of the result's kind in `WRITERS`.
+    """Return the files of one image in some formats of its kind in `WRITERS`: name to bytes, in their order.
 
     Raises
     ------
@@ -228,7 +223,7 @@ def write_files(
     Parameters
     ----------
     written
-        Name to bytes; a name with one ``/`` is a file inside a folder of ours.
+        Name to bytes, as `encode_result` gives them.
     directory
         Where the files shall be; it must exist.
     overwrite

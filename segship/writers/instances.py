@@ -238,13 +238,8 @@ def _bad_source(found: object) -> InputError:
 def as_instances(source: Source, *, best_only: bool = False) -> Instances:
     """Return the masks of any result.
 
-    Parameters
-    ----------
-    source
-        A `Result`, `segship.promptable.everything.records.ImageRecords`, or what this function returned.
-    best_only
-        Of every object of a prompted prediction only the mask with the highest predicted IoU, for formats in which
-        every mask is a thing of its own. Records are things already.
+    With ``best_only``, of every object of a prompted prediction only the mask with the highest predicted IoU, for
+    formats in which every mask is a thing of its own. Records are things already.
 
     Raises
     ------
@@ -375,10 +370,8 @@ def label_records(
 
     Parameters
     ----------
-    source
-        `segship.promptable.everything.records.ImageRecords`, or any other result that the writers take.
     class_map
-        See `label_masks`.
+        As `segship.label_masks` takes it.
     things
         Names of the classes that can be counted, for COCO panoptic; what `segship.datasets.known` knows of the data
         set when left out.

@@ -92,17 +92,10 @@ def _instance_arrays(instances: Instances) -> dict[str, Any]:
 
 
 def read_mask_input(path: str | os.PathLike[str]) -> NDArray[np.float32]:
-    """Return the best low-resolution mask of every object in a file of the npz format, to refine it.
+    """Return of every object in a file of the npz format the low-resolution mask with the highest predicted IoU.
 
-    Parameters
-    ----------
-    path
-        A ``.prediction.npz``, or any npz with ``low_res_masks`` and ``iou_predictions`` of the same kind.
-
-    Returns
-    -------
-    NDArray
-        (objects, 1, 4h, 4w) float32 logits: of each object those with the highest predicted IoU.
+    They are (objects, 1, 4h, 4w) float32 logits, to refine. The file is a ``.prediction.npz``, or any npz with
+    ``low_res_masks`` and ``iou_predictions`` of the same kind.
 
     Raises
     ------
@@ -190,7 +183,7 @@ def _import_pyarrow() -> Any:
 
 
 def pyarrow_missing() -> BackendUnavailable:
-    """Return the error that names the extra."""
+    """Return the error ``pyarrow_missing``, which names the extra."""
     message = 'the format parquet needs pyarrow, which is not installed; pip install "segship[parquet]"'
     return BackendUnavailable(message, code="pyarrow_missing")
 
