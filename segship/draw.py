@@ -14,7 +14,7 @@ from __future__ import annotations
 import colorsys
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import cv2
 import numpy as np
@@ -22,7 +22,7 @@ import numpy.typing as npt
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
-from segship.arrays import BoolArray, Color, Pixels, Points
+from segship.arrays import AnyArray, BoolArray, Color, Pixels, Points
 from segship.errors import InputError
 from segship.masks.rle import Runs, mask_to_runs, paint_order, runs_to_crop
 from segship.semantic.class_map import ClassMap
@@ -239,7 +239,7 @@ def _gather_boxes(objects: Sequence[ObjectPrompt], boxes: npt.ArrayLike | None) 
 
 
 def _read_rows(given: npt.ArrayLike, columns: int, name: str) -> Points:
-    array: NDArray[Any] = np.asarray(given)
+    array: AnyArray = np.asarray(given)
     if not array.size:
         return np.zeros((0, columns))
     if array.ndim not in (1, 2) or array.shape[-1] != columns or array.dtype.kind not in "iuf":
@@ -379,7 +379,7 @@ def _shade(color: Color, index: int) -> Color:
     return red, green, blue
 
 
-def class_borders(array: NDArray[np.uint8]) -> BoolArray:
+def class_borders(array: Pixels) -> BoolArray:
     """Return (H, W) bool: pixels whose right or lower neighbour has another class."""
     borders = np.zeros(array.shape, np.bool_)
     borders[:, :-1] |= array[:, :-1] != array[:, 1:]

@@ -17,9 +17,9 @@ from pathlib import Path
 from typing import Literal
 
 import numpy as np
-from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
+from segship.arrays import Pixels
 from segship.datasets.classes import ClassTable
 from segship.datasets.known import (
     ADE20K,
@@ -107,7 +107,7 @@ class DataSet:
     table: ClassTable
     find: Finder
     largest_label: int
-    labels_to_classes: Callable[[NDArray[np.uint8]], NDArray[np.uint8]]
+    labels_to_classes: Callable[[Pixels], Pixels]
 
 
 def find_samples(data_set: str, root: str | Path, split: str = "val", truth: Truth = "auto") -> list[Sample]:
@@ -208,7 +208,7 @@ MAX_LABEL_BYTES = 128 * 2**20
 MAX_LABEL_PIXELS = 100_000_000
 
 
-def read_label_image(path: Path) -> NDArray[np.uint8]:
+def read_label_image(path: Path) -> Pixels:
     """Return the numbers (H, W) uint8 of a PNG of one 8-bit number a pixel, gray or the indices of a palette.
 
     Raises
@@ -236,7 +236,7 @@ def read_label_image(path: Path) -> NDArray[np.uint8]:
     raise _bad(path, f"has pixels of kind {mode!r}; accepted are 8-bit gray or palette, one number of a class a pixel")
 
 
-def encode_label_image(labels: NDArray[np.uint8]) -> bytes:
+def encode_label_image(labels: Pixels) -> bytes:
     """Return the bytes of an 8-bit gray PNG of labels (H, W) uint8."""
     stream = io.BytesIO()
     Image.fromarray(labels).save(stream, "PNG")
@@ -247,7 +247,7 @@ def _bad(path: Path, problem: str) -> InputError:
     return InputError(f"{path} {problem}", code="bad_label_image")
 
 
-def read_truth(sample: Sample) -> NDArray[np.uint8]:
+def read_truth(sample: Sample) -> Pixels:
     """Return the truth of a sample, (H, W) uint8: the class of each pixel, 255 where none is known.
 
     Raises
@@ -261,7 +261,7 @@ def read_truth(sample: Sample) -> NDArray[np.uint8]:
     return _READERS[sample.truth_kind](sample.truth)
 
 
-def _read_polygons(path: Path) -> NDArray[np.uint8]:
+def _read_polygons(path: Path) -> Pixels:
     document = read_bytes(path.resolve(), limit=MAX_LABEL_BYTES)
     try:
         return polygons_to_train_ids(document)
@@ -269,7 +269,7 @@ def _read_polygons(path: Path) -> NDArray[np.uint8]:
         raise InputError(f"{path}: {error}", code=error.code) from error
 
 
-_READERS: dict[TruthKind, Callable[[Path], NDArray[np.uint8]]] = {
+_READERS: dict[TruthKind, Callable[[Path], Pixels]] = {
     "labelTrainIds": read_label_image,
     "labelIds": lambda path: label_ids_to_train_ids(read_label_image(path)),
     "polygons": _read_polygons,

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from segship.arrays import IntArray, Pixels
 from segship.datasets.classes import IGNORED, ClassTable
 from segship.datasets.folders import FailedSample
 from segship.errors import InputError
@@ -64,7 +65,7 @@ class ConfusionMatrix:
     1.0
     """
 
-    def __init__(self, classes: int, counts: NDArray[np.int64] | None = None) -> None:
+    def __init__(self, classes: int, counts: IntArray | None = None) -> None:
         if not 1 <= classes < IGNORED:
             raise InputError(f"{classes} classes cannot be scored; accepted are 1 to {IGNORED - 1}", code="bad_classes")
         shape = (classes, classes + 1)
@@ -74,9 +75,9 @@ class ConfusionMatrix:
             )
             raise InputError(message, code="bad_counts")
         self.classes = classes
-        self.counts: NDArray[np.int64] = np.zeros(shape, np.int64) if counts is None else counts.copy()
+        self.counts: IntArray = np.zeros(shape, np.int64) if counts is None else counts.copy()
 
-    def add(self, prediction: NDArray[np.uint8], truth: NDArray[np.uint8]) -> None:
+    def add(self, prediction: Pixels, truth: Pixels) -> None:
         """Count one picture: two class maps (H, W) uint8; pixels whose truth is 255 count for nothing.
 
         Raises

@@ -17,11 +17,11 @@ from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Literal, Protocol
 
 import numpy as np
-from numpy.typing import NDArray
 
+from segship.arrays import AnyArray, IntArray, Pixels, Size
 from segship.datasets.classes import IGNORED
 from segship.datasets.folders import DATA_SETS, FailedSample, Sample, read_label_image, read_truth
 from segship.errors import InputError
@@ -32,7 +32,6 @@ from segship.machine import in_order
 
 Ids = Literal["train", "label"]
 RawType = Literal["auto", "int64", "int32", "uint8", "float32"]
-Size = tuple[int, int]
 
 SUFFIXES = (".png", ".npy", ".bin")
 MAX_MAP_BYTES = 512 * 2**20
@@ -141,7 +140,7 @@ def _nothing_found(written: WrittenMaps, samples: Sequence[Sample], strangers: i
 
 def read_written_map(
     files: Sequence[Path], sample: Sample, size_hw: Size, written: WrittenMaps, data_set: str
-) -> NDArray[np.uint8]:
+) -> Pixels:
     """Return the class map (H, W) uint8 of one sample, of its truth's size, from the files that were found for it.
 
     Raises
@@ -157,7 +156,7 @@ def read_written_map(
         raise InputError(message, code="several_predictions")
     (path,) = files
     if path.suffix == ".png":
-        values: NDArray[Any] = read_label_image(path)
+        values: AnyArray = read_label_image(path)
     else:
         data = read_bytes(path.resolve(), limit=MAX_MAP_BYTES)
         values = _read_npy(path, data, size_hw) if path.suffix == ".npy" else _read_raw(path, data, size_hw, written)
@@ -168,7 +167,7 @@ def read_written_map(
     return _to_classes(path, _to_bytes(path, values), written.ids, data_set)
 
 
-def _read_npy(path: Path, data: bytes, size_hw: Size) -> NDArray[Any]:
+def _read_npy(path: Path, data: bytes, size_hw: Size) -> AnyArray:
     stream = io.BytesIO(data)
     try:
         version = np.lib.format.read_magic(stream)
@@ -186,7 +185,7 @@ def _read_npy(path: Path, data: bytes, size_hw: Size) -> NDArray[Any]:
         raise _bad(path, f"is damaged or no .npy file; {_COPY}") from error
 
 
-def _read_raw(path: Path, data: bytes, size_hw: Size, written: WrittenMaps) -> NDArray[Any]:
+def _read_raw(path: Path, data: bytes, size_hw: Size, written: WrittenMaps) -> AnyArray:
     height, width = size_hw
     pixels = height * width
     by_length = {"int64": 8, "int32": 4, "uint8": 1, "float32": 4}
@@ -214,7 +213,7 @@ def _lengths(data: bytes, size_hw: Size, types: dict[str, int]) -> str:
     )
 
 
-def _to_bytes(path: Path, values: NDArray[Any]) -> NDArray[np.uint8]:
+def _to_bytes(path: Path, values: AnyArray) -> Pixels:
     if values.dtype == np.uint8:
         return values
     # NaN fails both comparisons.
@@ -226,7 +225,7 @@ def _to_bytes(path: Path, values: NDArray[Any]) -> NDArray[np.uint8]:
     return whole
 
 
-def _to_classes(path: Path, values: NDArray[np.uint8], ids: Ids, data_set: str) -> NDArray[np.uint8]:
+def _to_classes(path: Path, values: Pixels, ids: Ids, data_set: str) -> Pixels:
     numbering = DATA_SETS[data_set]
     largest = numbering.largest_label if ids == "label" else len(numbering.table.classes) - 1
     known = values[values != IGNORED]
@@ -246,13 +245,12 @@ def _bad(path: Path, problem: str) -> InputError:
     return InputError(f"{path} {problem}", code="bad_prediction")
 
 
-Pixels = NDArray[np.uint8]
-Segment = Callable[[Pixels], NDArray[np.uint8]]
+Segment = Callable[[Pixels], Pixels]
 """(H, W, 3) uint8 RGB to a class map (H, W) uint8."""
-SegmentBatch = Callable[[Sequence[Pixels]], Sequence[NDArray[np.uint8]]]
+SegmentBatch = Callable[[Sequence[Pixels]], Sequence[Pixels]]
 """The same for several pictures of one size."""
 
-Counts = NDArray[np.int64]
+Counts = IntArray
 """(K, K + 1) int64, see `segship.evaluation.report.ConfusionMatrix`."""
 Outcome = Counts | FailedSample
 """What became of a sample."""
@@ -315,7 +313,7 @@ class ModelSource:
         for answer in group:
             yield outcomes[answer.name] if isinstance(answer, _Pair) else answer
 
-    def _predict(self, pairs: Sequence[_Pair]) -> list[NDArray[np.uint8] | FailedSample]:
+    def _predict(self, pairs: Sequence[_Pair]) -> list[Pixels | FailedSample]:
         if self.segment_batch is not None and len(pairs) > 1:
             try:
                 return list(self.segment_batch([pair.pixels for pair in pairs]))
@@ -324,7 +322,7 @@ class ModelSource:
                 pass
         return [self._predict_one(pair) for pair in pairs]
 
-    def _predict_one(self, pair: _Pair) -> NDArray[np.uint8] | FailedSample:
+    def _predict_one(self, pair: _Pair) -> Pixels | FailedSample:
         try:
             return self.segment(pair.pixels)
         except InputError as error:
@@ -348,7 +346,7 @@ class WrittenSource:
 class _Pair:
     name: str
     pixels: Pixels
-    truth: NDArray[np.uint8]
+    truth: Pixels
 
 
 def _read_pair(sample: Sample) -> _Pair | FailedSample:
@@ -380,7 +378,7 @@ def _score_written(item: tuple[Sample, Sequence[Path]], written: WrittenMaps, da
     return _count(sample.name, prediction, truth, len(DATA_SETS[data_set].table.classes))
 
 
-def _count(name: str, prediction: NDArray[np.uint8], truth: NDArray[np.uint8], classes: int) -> Outcome:
+def _count(name: str, prediction: Pixels, truth: Pixels, classes: int) -> Outcome:
     matrix = ConfusionMatrix(classes)
     try:
         matrix.add(prediction, truth)

@@ -9,15 +9,13 @@ costs a tenth of a millisecond however large the image is.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
+from segship.arrays import AnyArray, BoolArray, FloatArray, IntArray
 from segship.masks.upscaling import Window
-
-FloatArray = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +43,7 @@ class MaskCleanUp:
 
 
 def clean_low_res(
-    logits: FloatArray, clean_up: MaskCleanUp, *, points_xy: FloatArray, labels: NDArray[np.int64], has_box: bool
+    logits: FloatArray, clean_up: MaskCleanUp, *, points_xy: FloatArray, labels: IntArray, has_box: bool
 ) -> FloatArray:
     """Return the logits of one mask with stray pieces dropped and small holes filled.
 
@@ -103,7 +101,7 @@ def _fill_holes(logits: FloatArray, smallest: float, cells: NDArray[np.int_]) ->
     return np.where(is_small.take(holes), np.maximum(np.abs(logits), np.float32(1e-3)), logits)
 
 
-def _label(inside: NDArray[np.bool_], connectivity: int) -> tuple[int, NDArray[Any]]:
+def _label(inside: BoolArray, connectivity: int) -> tuple[int, AnyArray]:
     """Return how many labels there are, and the label of each cell: 0 outside, 1 and on in the connected pieces."""
     # Without OpenCV's own statistics, which take many times as long as the labels; and in 16 bits while they suffice,
     # which is quicker still: there can be no more labels than every second cell and the outside.

@@ -14,10 +14,9 @@ from threading import Lock
 import numpy as np
 from numpy.typing import NDArray
 
+from segship.arrays import BoolArray, FloatArray
 from segship.masks.rle import Runs, mask_to_runs, runs_to_area, runs_to_box
 from segship.masks.upscaling import EncodedMask, LogitsPatch, Upscaler, Window, encode_logits
-
-Flags = NDArray[np.bool_]
 
 
 class ArrayMasks:
@@ -29,7 +28,7 @@ class ArrayMasks:
         (objects, masks, H, W) bool, or float32 logits of which those above 0 are set.
     """
 
-    def __init__(self, pixels: NDArray[np.bool_] | NDArray[np.float32]) -> None:
+    def __init__(self, pixels: BoolArray | FloatArray) -> None:
         self.pixels = pixels
 
     @property
@@ -37,7 +36,7 @@ class ArrayMasks:
         """(objects, masks)."""
         return self.pixels.shape[0], self.pixels.shape[1]
 
-    def mask(self, entry: int, index: int) -> Flags:
+    def mask(self, entry: int, index: int) -> BoolArray:
         """Return one mask (H, W) bool."""
         pixels = self.pixels[entry, index]
         return np.asarray(pixels if pixels.dtype == np.bool_ else pixels > 0, np.bool_)
@@ -77,7 +76,7 @@ class LazyMasks:
         self._upscaler = upscaler
         self._limits = limits
         self._lock = Lock()
-        self._pixels: Flags | None = None
+        self._pixels: BoolArray | None = None
         self._encoded: dict[tuple[int, int], EncodedMask] = {}
 
     @property
@@ -86,7 +85,7 @@ class LazyMasks:
         return len(self._patches), len(self._patches[0]) if self._patches else 0
 
     @property
-    def pixels(self) -> Flags:
+    def pixels(self) -> BoolArray:
         """(objects, masks, H, W) bool, made at the first call and kept; what is changed in it is changed for good."""
         with self._lock:
             if self._pixels is None:
@@ -95,7 +94,7 @@ class LazyMasks:
                 self._pixels = pixels
             return self._pixels
 
-    def mask(self, entry: int, index: int) -> Flags:
+    def mask(self, entry: int, index: int) -> BoolArray:
         """Return one mask (H, W) bool."""
         if self._pixels is not None:
             return np.asarray(self._pixels[entry, index])
@@ -141,7 +140,7 @@ class LazyMasks:
             self._encoded[entry, index] = found
         return found
 
-    def _paint(self, places: Sequence[tuple[int, ...]], masks: Iterable[Flags]) -> None:
+    def _paint(self, places: Sequence[tuple[int, ...]], masks: Iterable[BoolArray]) -> None:
         """Paint the masks at some places into empty masks, each (H, W)."""
         for (entry, index), mask in zip(places, masks, strict=True):
             self._upscaler.paint(self._patches[entry][index], self._window(entry, index), mask)

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.typing import NDArray
 
-from segship.arrays import BoolArray, IntArray
+from segship.arrays import AnyArray, BoolArray, FloatArray, IntArray
 from segship.errors import InputError
 from segship.masks.rle import Runs
 from segship.masks.spans import read_spans
@@ -117,7 +117,7 @@ def mask_nms(
     return order[_suppress(len(order), groups, may_overlap, overlaps)]
 
 
-def _shared_by_boxes(boxes: NDArray[Any], rows: IntArray, columns: IntArray) -> NDArray[Any]:
+def _shared_by_boxes(boxes: AnyArray, rows: IntArray, columns: IntArray) -> AnyArray:
     """Return the area (rows, columns) that boxes have in common."""
     x0, y0, x1, y1 = boxes.T
     wide = np.minimum(x1[rows, None], x1[columns]) - np.maximum(x0[rows, None], x0[columns])
@@ -161,7 +161,7 @@ def _suppress(
     return np.array(kept, np.int64)
 
 
-def _read_boxes(boxes_xyxy: npt.ArrayLike) -> NDArray[np.float32] | NDArray[np.float64]:
+def _read_boxes(boxes_xyxy: npt.ArrayLike) -> FloatArray | NDArray[np.float64]:
     boxes = np.asarray(boxes_xyxy)
     if boxes.size == 0:
         return np.zeros((0, 4))

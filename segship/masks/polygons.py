@@ -14,20 +14,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 from numpy.typing import NDArray
 
-from segship.arrays import BoolArray, IntArray, Points
+from segship.arrays import AnyArray, BoolArray, IntArray, Points
 from segship.errors import InputError
 from segship.masks.rle import Runs, read_mask, read_number, runs_to_mask
 from segship.masks.spans import masks_to_boxes, spans_to_runs
 
 Ring = Points
-"""(n, 2) corners."""
+"""(n, 2) float64, its corners."""
 
 # Far outside any image, and near enough that no product of two coordinates loses the pixels.
 _FARTHEST = 1e9
@@ -201,7 +200,7 @@ def _simplify(ring: Ring, tolerance: float) -> Ring:
     return kept if _area(kept) * _area(ring) > 0 else ring
 
 
-def _area(ring: NDArray[Any]) -> float:
+def _area(ring: AnyArray) -> float:
     """Return the area of a ring, above 0 if it runs clockwise on the screen."""
     x, y = ring.T
     return float((x * np.roll(y, -1) - y * np.roll(x, -1)).sum() / 2)

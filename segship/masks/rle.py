@@ -10,9 +10,8 @@ from typing import Any, TypedDict
 import cv2
 import numpy as np
 import numpy.typing as npt
-from numpy.typing import NDArray
 
-from segship.arrays import BoolArray, IntArray
+from segship.arrays import AnyArray, BoolArray, IntArray
 from segship.errors import InputError
 
 
@@ -24,7 +23,7 @@ def read_mask(mask: npt.ArrayLike, name: str = "mask") -> BoolArray:
     InputError
         ``bad_shape`` for another rank, ``bad_array_dtype`` for numbers with a fraction, which may be logits.
     """
-    array: NDArray[Any] = np.asarray(mask)
+    array: AnyArray = np.asarray(mask)
     if array.ndim != 2:
         raise InputError(f"{name} has the shape {array.shape}; accepted is one mask, (H, W)", code="bad_shape")
     if array.dtype.kind not in "biu":
@@ -370,7 +369,7 @@ def paint_order(masks: Sequence[Runs]) -> list[int]:
     return sorted(range(len(areas)), key=lambda index: -areas[index])
 
 
-def paint_runs(canvas: NDArray[Any], runs: Runs, value: int) -> None:
+def paint_runs(canvas: AnyArray, runs: Runs, value: int) -> None:
     """Set the pixels of a mask to a value, in place, in a contiguous canvas (W, H): the image column by column."""
     assert canvas.flags.c_contiguous, "the canvas is not contiguous, so a copy would be painted"
     flat = canvas.reshape(-1)

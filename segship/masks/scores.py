@@ -15,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from numpy.typing import NDArray
 
-from segship.arrays import BoolArray
+from segship.arrays import BoolArray, FloatArray, Pixels
 from segship.errors import InputError
 from segship.masks.rle import Runs, read_mask, read_number
 from segship.masks.spans import masks_to_boxes, read_spans
@@ -60,9 +60,7 @@ def mask_ious(
     return np.where(union > 0, shared / np.maximum(union, 1), 1.0)
 
 
-def stability_score(
-    logits: NDArray[np.float32], *, mask_threshold: float = 0.0, offset: float = 1.0
-) -> NDArray[np.float64]:
+def stability_score(logits: FloatArray, *, mask_threshold: float = 0.0, offset: float = 1.0) -> NDArray[np.float64]:
     """Return how little masks change when their threshold moves: of logits (..., H, W) float32 scores (...,) float64.
 
     Follows segment_anything/utils/amg.py calculate_stability_score: the IoU between the masks at
@@ -128,6 +126,6 @@ def _part_within(boundary: BoolArray, other: BoolArray, reach: float) -> float:
     return float(np.count_nonzero(boundary & near) / np.count_nonzero(boundary))
 
 
-def _disk(reach: float) -> NDArray[np.uint8]:
+def _disk(reach: float) -> Pixels:
     offsets = np.arange(-int(reach), int(reach) + 1)
     return (offsets**2 + offsets[:, None] ** 2 <= reach * reach).astype(np.uint8)

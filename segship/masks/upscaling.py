@@ -22,11 +22,8 @@ from functools import lru_cache
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import NDArray
 
-FloatArray = NDArray[np.float32]
-IntArray = NDArray[np.int64]
-Flags = NDArray[np.bool_]
+from segship.arrays import BoolArray, FloatArray, IntArray
 
 # Pixels of a block: four cells or so at the usual sizes, so that few of a block's weights are zero. So many blocks are
 # multiplied in one call, and so many pixels across: the logits of a call stay in the second- or third-level cache.
@@ -89,7 +86,7 @@ class Strip(NamedTuple):
     """
 
     left: int
-    masks: list[Flags]
+    masks: list[BoolArray]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -181,7 +178,7 @@ class Upscaler:
                 mask[:, height] = False
             yield Strip(left, masks)
 
-    def paint(self, patch: LogitsPatch, window: Window, mask: Flags) -> None:
+    def paint(self, patch: LogitsPatch, window: Window, mask: BoolArray) -> None:
         """Set the pixels of a window of a mask (H, W) bool: True where a logit is above 0."""
         body = mask[window.top : window.bottom, window.left : window.right]
         rows, columns = (window.top, window.bottom), (window.left, window.right)
@@ -256,7 +253,7 @@ def _compare(
     outer_range: tuple[int, int],
     inner_range: tuple[int, int],
     thresholds: Sequence[float],
-    masks: Sequence[Flags],
+    masks: Sequence[BoolArray],
 ) -> list[tuple[IntArray, IntArray]]:
     """Fill masks (outer, inner), one a threshold, where logits are above it; return the places left in doubt.
 
@@ -429,7 +426,7 @@ def encode_logits(
     return _encode(pieces, image_size_hw)
 
 
-def _find_spans(mask: NDArray[np.bool_]) -> _Spans:
+def _find_spans(mask: BoolArray) -> _Spans:
     """Return the spans of (columns, rows + 1) bool whose last row is False, so that no span goes past its column."""
     flat = mask.reshape(-1)
     if not flat.size:

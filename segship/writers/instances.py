@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
+from segship.arrays import BoolArray, FloatArray, Pixels
 from segship.datasets.known import thing_classes
 from segship.errors import InputError
 from segship.masks.panoptic import PanopticOptions
@@ -47,13 +48,13 @@ class Result:
 
     stem: str
     name: str
-    pixels: NDArray[np.uint8]
+    pixels: Pixels
     prediction: MaskPrediction
     objects: Sequence[ObjectPrompt] = ()
     notes: tuple[str, ...] = ()
 
     @property
-    def masks(self) -> NDArray[np.bool_]:
+    def masks(self) -> BoolArray:
         """(objects, masks, H, W) bool, also if the prediction holds logits."""
         masks = self.prediction.masks
         return np.asarray(masks if masks.dtype == np.bool_ else masks > 0, np.bool_)
@@ -135,12 +136,12 @@ class Instance:
         return Rle(size=list(self.size), counts=compress_runs(self.runs))
 
     @property
-    def mask(self) -> NDArray[np.bool_]:
+    def mask(self) -> BoolArray:
         """(H, W) bool."""
         return runs_to_mask(self.runs, self.size)
 
     @property
-    def crop(self) -> tuple[NDArray[np.bool_], tuple[int, int]]:
+    def crop(self) -> tuple[BoolArray, tuple[int, int]]:
         """The part of the mask inside its box, (h, w) bool, and the x0 y0 of the box."""
         return runs_to_crop(self.runs, self.size)
 
@@ -182,7 +183,7 @@ class Instances:
 
     stem: str
     name: str
-    pixels: NDArray[np.uint8]
+    pixels: Pixels
     entries: tuple[Instance, ...]
     categories: tuple[str, ...] = (NOBODY,)
     notes: tuple[str, ...] = ()
@@ -210,7 +211,7 @@ class ClassMapResult:
 
     stem: str
     name: str
-    pixels: NDArray[np.uint8]
+    pixels: Pixels
     class_map: ClassMap
     made_by: Mapping[str, Any] = field(default_factory=dict)
 
@@ -293,7 +294,7 @@ def label_instances(source: Source, labels: Sequence[str], categories: Sequence[
     return replace(instances, entries=tuple(entries), categories=names or (NOBODY,), labels=None)
 
 
-def shortest_number(value: NDArray[np.float32] | np.float32) -> float | None:
+def shortest_number(value: FloatArray | np.float32) -> float | None:
     """Return the shortest decimal that reads back as the same float32; None for what JSON has no number for."""
     return float(str(np.float32(value))) if np.isfinite(value) else None
 

@@ -23,6 +23,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from segship.arrays import AnyArray, Pixels
 from segship.datasets.folders import encode_label_image
 from segship.datasets.known import classes_to_label_ids
 from segship.draw import draw_class_map, draw_labelled_masks, draw_masks, draw_overlay
@@ -154,17 +155,17 @@ class PanopticWriter:
         }
 
 
-def encode_png(pixels: NDArray[Any]) -> bytes:
+def encode_png(pixels: AnyArray) -> bytes:
     """Return (H, W) or (H, W, 3) pixels, uint8 or uint16, colors as blue green red, as a PNG without metadata."""
     return _encode_image(".png", pixels, cv2.IMWRITE_PNG_COMPRESSION, PNG_COMPRESSION)
 
 
-def _encode_jpeg(pixels: NDArray[np.uint8]) -> bytes:
+def _encode_jpeg(pixels: Pixels) -> bytes:
     bgr = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
     return _encode_image(".jpg", bgr, cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY)
 
 
-def _draw_instances(instances: Instances) -> NDArray[np.uint8]:
+def _draw_instances(instances: Instances) -> Pixels:
     runs = [entry.runs for entry in instances.entries]
     if instances.labels is None:
         return draw_masks(instances.pixels, runs)
@@ -173,8 +174,8 @@ def _draw_instances(instances: Instances) -> NDArray[np.uint8]:
     return draw_labelled_masks(instances.pixels, runs, names, dict(zip(table.classes, table.palette, strict=True)))
 
 
-def _gray(entry: Instance) -> NDArray[np.uint8]:
-    gray: NDArray[np.uint8] = entry.mask.astype(np.uint8)
+def _gray(entry: Instance) -> Pixels:
+    gray: Pixels = entry.mask.astype(np.uint8)
     gray *= 255
     return gray
 
@@ -198,7 +199,7 @@ def _shortest(value: float) -> str:
     return str(int(value)) if value == int(value) else str(value)
 
 
-def _encode_image(extension: str, pixels: NDArray[Any], parameter: int, value: int) -> bytes:
+def _encode_image(extension: str, pixels: AnyArray, parameter: int, value: int) -> bytes:
     try:
         done, data = cv2.imencode(extension, pixels, [parameter, value])
     except cv2.error:
@@ -210,7 +211,7 @@ def _encode_image(extension: str, pixels: NDArray[Any], parameter: int, value: i
     return data.tobytes()
 
 
-def _paint(instances: Instances, largest: int, dtype: Any) -> NDArray[Any]:
+def _paint(instances: Instances, largest: int, dtype: Any) -> AnyArray:
     """Return (H, W) labels: 0 for no mask, and one more than its place in the list for every mask."""
     entries = instances.entries
     if len(entries) > largest:

@@ -15,9 +15,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
-from segship.masks.polygons import Polygon, mask_to_polygons
+from segship.masks.polygons import Polygon, Ring, mask_to_polygons
 from segship.writers.documents import describe_label, encode_json
 from segship.writers.instances import Instance, Instances, Source, as_instances
 from segship.writers.names import safe_file_name
@@ -27,8 +26,6 @@ from segship.writers.pictures import encode_png
 LABELME_VERSION = "5.5.0"
 # Of a side of the image: on one of 65,500 pixels a seventh digit is less than a hundredth of a pixel.
 _DIGITS = 7
-
-Ring = NDArray[np.float64]
 
 
 @dataclass(frozen=True, slots=True)

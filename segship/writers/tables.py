@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
+from segship.arrays import FloatArray
 from segship.errors import BackendUnavailable, PromptError
 from segship.files import open_regular
 from segship.writers.instances import Instances, Result, Source, as_instances
@@ -91,7 +91,7 @@ def _instance_arrays(instances: Instances) -> dict[str, Any]:
     }
 
 
-def read_mask_input(path: str | os.PathLike[str]) -> NDArray[np.float32]:
+def read_mask_input(path: str | os.PathLike[str]) -> FloatArray:
     """Return of every object in a file of the npz format the low-resolution mask with the highest predicted IoU.
 
     They are (objects, 1, 4h, 4w) float32 logits, to refine. The file is a ``.prediction.npz``, or any npz with
@@ -114,11 +114,11 @@ def read_mask_input(path: str | os.PathLike[str]) -> NDArray[np.float32]:
     if low_res.ndim != 4 or not low_res.size or scores.shape != low_res.shape[:2]:
         found = f"low_res_masks has the shape {low_res.shape} and iou_predictions {scores.shape}"
         raise _bad_mask_input(path, f"{found}; accepted are (objects, masks, h, w) and (objects, masks)")
-    best: NDArray[np.float32] = low_res[np.arange(len(low_res)), scores.argmax(axis=1)][:, None]
+    best: FloatArray = low_res[np.arange(len(low_res)), scores.argmax(axis=1)][:, None]
     return best
 
 
-def _read_array(archive: zipfile.ZipFile, name: str) -> NDArray[np.float32]:
+def _read_array(archive: zipfile.ZipFile, name: str) -> FloatArray:
     """Read one array of an npz; its size is known from the bytes that are there, not from what its header claims."""
     entry = archive.getinfo(f"{name}.npy")
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
