@@ -230,16 +230,11 @@ class Sam:
     def __call__(
         self, batched_input: Sequence[Mapping[str, Any]], multimask_output: bool
     ) -> list[dict[str, TensorArray]]:
-        """Predict masks for several images, each with its prompts.
+        """Predict masks for several images, each with its prompts; three an object, or one.
 
-        Parameters
-        ----------
-        batched_input
-            One mapping an image: ``image`` (3, h, w), resized by `ResizeLongestSide.apply_image`; ``original_size``
-            (height, width); and as `SamPredictor.predict_torch` takes them, in the model frame, ``point_coords``,
-            ``point_labels``, ``boxes`` and ``mask_inputs``.
-        multimask_output
-            Three masks an object, or one.
+        An image's mapping has ``image`` (3, h, w), resized by `ResizeLongestSide.apply_image`; ``original_size``
+        (height, width); and as `SamPredictor.predict_torch` takes them, in the model frame, ``point_coords``,
+        ``point_labels``, ``boxes`` and ``mask_inputs``.
 
         Returns
         -------
@@ -346,14 +341,7 @@ class SamPredictor:
         self.input_size: tuple[int, ...] | None = None
 
     def set_image(self, image: Any, image_format: str = "RGB") -> None:
-        """Encode an image and hold its embedding.
-
-        Parameters
-        ----------
-        image
-            (H, W, 3) uint8.
-        image_format
-            Order of its channels, ``RGB`` or ``BGR``.
+        """Encode an image (H, W, 3) uint8, its channels ``RGB`` or ``BGR``, and hold its embedding.
 
         Raises
         ------
@@ -372,13 +360,8 @@ class SamPredictor:
     def set_torch_image(self, transformed_image: Any, original_image_size: tuple[int, ...]) -> None:
         """Encode an image that `ResizeLongestSide` has resized, and hold its embedding.
 
-        Parameters
-        ----------
-        transformed_image
-            (1, 3, h, w) RGB, values 0 to 255, the longer side the model's image size. Values between whole numbers
-            are rounded, as resizing by Pillow does.
-        original_image_size
-            (height, width) before it was resized.
+        It is (1, 3, h, w) RGB, values 0 to 255, the longer side the model's image size. Values between whole numbers
+        are rounded, as resizing by Pillow does. The original size is (height, width) before that.
 
         Raises
         ------
@@ -605,12 +588,7 @@ class SamAutomaticMaskGenerator:
         self.predictor = SamPredictor(model)
 
     def generate(self, image: Any) -> list[dict[str, Any]]:
-        """Return a record for every mask.
-
-        Parameters
-        ----------
-        image
-            (H, W, 3) uint8 RGB.
+        """Return a record for every mask of an image (H, W, 3) uint8 RGB.
 
         Returns
         -------

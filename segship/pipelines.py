@@ -97,12 +97,7 @@ class SegmentAnythingPipeline:
     def set_image(self, image: ImageSource, image_format: str = "RGB") -> None:
         """Encode an image, once for all calls that name none.
 
-        Parameters
-        ----------
-        image
-            (H, W, 3) uint8, or a path, which is read upright and in RGB.
-        image_format
-            Order of an array's channels, ``RGB`` or ``BGR``.
+        An array's channels are in the order ``RGB`` or ``BGR``; a path is read upright and in RGB.
 
         Raises
         ------

@@ -3,8 +3,8 @@
 
 Last step of the use road for human eyes, beside `segship.draw`, which needs no matplotlib. The functions, their
 arguments and their looks are those of the helpers in SAM's notebooks predictor_example.ipynb and
-automatic_mask_generator_example.ipynb; `show_anns` draws one picture instead of one a mask, and random colours come
-from a seed. Needs the extra ``plot``.
+automatic_mask_generator_example.ipynb; `show_anns` draws one picture instead of one a mask, and random colors come
+from a seed. They draw into the current axes when no ``ax`` is given. Needs the extra ``plot``.
 """
 
 from __future__ import annotations
@@ -34,18 +34,9 @@ MARKER_SIZE = 375.0
 def show_mask(
     mask: npt.ArrayLike, ax: Axes | None = None, random_color: bool = False, *, seed: int | None = None
 ) -> None:
-    """Draw a mask in translucent blue.
+    """Draw a mask in translucent blue, or in a random color, which a seed makes always the same.
 
-    Parameters
-    ----------
-    mask
-        (H, W) bool, or with axes of length 1 in front, as one mask of `segship.pipeline` has them.
-    ax
-        Where to draw; the current axes when left out.
-    random_color
-        Another colour than blue.
-    seed
-        Makes the random colour always the same.
+    The mask is (H, W) bool, or has axes of length 1 in front, as one of `segship.pipeline` has them.
 
     Raises
     ------
@@ -66,17 +57,7 @@ def show_mask(
 def show_points(
     coords: npt.ArrayLike, labels: npt.ArrayLike, ax: Axes | None = None, marker_size: float = MARKER_SIZE
 ) -> None:
-    """Draw foreground points as green stars and background points as red ones.
-
-    Parameters
-    ----------
-    coords, labels
-        (N, 2) x y pixels in the image frame, and (N,) 1 foreground or 0 background.
-    ax
-        Where to draw; the current axes when left out.
-    marker_size
-        Area of a star, in square points.
-    """
+    """Draw points (N, 2), x y pixels in the image frame: green stars for label 1, foreground, and red ones for 0."""
     points, kinds = np.asarray(coords), np.asarray(labels)
     if points.ndim != 2 or points.shape[1] != 2 or kinds.shape != points.shape[:1]:
         raise _bad(
@@ -89,15 +70,7 @@ def show_points(
 
 
 def show_box(box: npt.ArrayLike, ax: Axes | None = None) -> None:
-    """Draw a box as a green line.
-
-    Parameters
-    ----------
-    box
-        (4,) x0 y0 x1 y1 pixels in the image frame.
-    ax
-        Where to draw; the current axes when left out.
-    """
+    """Draw a box (4,), x0 y0 x1 y1 pixels in the image frame, as a green line."""
     corners = np.asarray(box, np.float64)
     if corners.size != 4:
         raise _bad(f"the box has the shape {corners.shape}", "(4,), x0 y0 x1 y1")
@@ -115,17 +88,15 @@ def show_anns(
     opacity: float = ANNOTATION_OPACITY,
     borders: bool = False,
 ) -> None:
-    """Draw the masks of whole-image records, the largest first, each in its own colour.
+    """Draw the masks of whole-image records, the largest first, each in its own color.
 
     Parameters
     ----------
     anns
         Records: `segship.promptable.everything.records.MaskRecord`, or dicts with the keys ``area`` and
         ``segmentation``, a (H, W) bool array or run lengths.
-    ax
-        Where to draw; the current axes when left out.
     seed
-        Of the colours, which follow the order of the records; see `segship.draw.seeded_colors`.
+        Of the colors, which follow the order of the records; see `segship.draw.seeded_colors`.
     opacity
         0 to 1.
     borders

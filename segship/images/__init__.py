@@ -3,7 +3,7 @@
 
 Pillow decodes. Each file goes to the one plugin of its recognised, allowed format, so no other decoder ever sees it.
 Size limits are checked on the header, before pixels are decoded. EXIF orientation is applied once, here, so that
-every point and box is in the frame a viewer shows. Colour profiles are ignored. See `segship.images.pixel_modes` for
+every point and box is in the frame a viewer shows. Color profiles are ignored. See `segship.images.pixel_modes` for
 what happens to each kind of pixel.
 
 Codes of `ImageError`: ``missing_file``, ``not_a_file``, ``unreadable_file``, ``empty_file``, ``too_many_bytes``,
@@ -14,7 +14,7 @@ Codes of `ImageError`: ``missing_file``, ``not_a_file``, ``unreadable_file``, ``
 Text of Pillow never reaches a message.
 
 Notes of a `LoadedImage`: ``animated_first_frame`` (several frames or pages, the first was taken), ``trailing_data``
-(bytes behind the picture were ignored), ``transparency_composited`` (laid over the background colour), ``reduced_2``,
+(bytes behind the picture were ignored), ``transparency_composited`` (laid over the background color), ``reduced_2``,
 ``reduced_4``, ``reduced_8`` (read at that part of its size, as was asked).
 """
 

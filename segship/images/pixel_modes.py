@@ -5,13 +5,13 @@
 |---|---|
 | 1, L, P, RGB, RGBX, YCbCr, HSV | Pillow's own conversion |
 | CMYK | Pillow's own; in JPEG the inks are stored inverted, as Adobe writes them, with or without Adobe's marker |
-| LA, La, PA, RGBA, RGBa, and a transparent colour in 1, L, P, RGB, I;16 | laid over the background colour |
+| LA, La, PA, RGBA, RGBa, and a transparent color in 1, L, P, RGB, I;16 | laid over the background color |
 | I;16 and its byte orders | 0..65535 scaled linearly to 0..255, rounded |
 | I | the same; Pillow's name for 16-bit data in a wider type, so values outside 0..65535 are refused |
 | F | 0..1 scaled linearly to 0..255, rounded; values outside are refused, and NaN and infinity too |
 | LAB and everything else | refused by name |
 
-16-bit RGB files reach us as 8 bits, because Pillow has no wider colour mode: it keeps the upper byte. Colour profiles
+16-bit RGB files reach us as 8 bits, because Pillow has no wider color mode: it keeps the upper byte. Color profiles
 and gamma are ignored.
 """
 

@@ -144,7 +144,7 @@ def read_image(
     limits
         The largest image to read; the defaults of `ImageLimits` when None.
     background
-        RGB colour under transparent pixels, each 0 to 255.
+        RGB color under transparent pixels, each 0 to 255.
     formats
         File formats to accept, out of ``jpeg``, ``png``, ``webp``, ``tiff``, ``gif`` and ``bmp``.
     reduce

@@ -99,18 +99,14 @@ class MaskPrediction:
     @property
     def areas(self) -> IntArray:
         """(objects, masks) int64, the set pixels of each mask."""
-        areas = np.zeros(self.held.shape, np.int64)
-        for entry, index in np.ndindex(self.held.shape):
-            areas[entry, index] = self.held.area(entry, index)
-        return areas
+        areas = [self.held.area(*place) for place in np.ndindex(self.held.shape)]
+        return np.array(areas, np.int64).reshape(self.held.shape)
 
     @property
     def boxes(self) -> IntArray:
         """(objects, masks, 4) int64, the box around each mask: x0 y0 x1 y1 half-open; zeros without a pixel."""
-        boxes = np.zeros((*self.held.shape, 4), np.int64)
-        for entry, index in np.ndindex(self.held.shape):
-            boxes[entry, index] = self.held.box(entry, index)
-        return boxes
+        boxes = [self.held.box(*place) for place in np.ndindex(self.held.shape)]
+        return np.array(boxes, np.int64).reshape(*self.held.shape, 4)
 
     @property
     def rles(self) -> list[list[Rle]]:

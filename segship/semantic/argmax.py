@@ -25,16 +25,7 @@ class Argmax(NamedTuple):
 
 
 def argmax_logits(logits: FloatArray, size_hw: Size, *, probability: bool = False) -> Argmax:
-    """Resize logits bilinearly and return the class of each pixel.
-
-    Parameters
-    ----------
-    logits
-        (K, h, w) float32, up to 256 planes.
-    size_hw
-        (height, width) of the image.
-    probability
-        Whether the softmax of the class is wanted too.
+    """Resize logits (K, h, w), up to 256 planes, bilinearly; return the class of each pixel, its softmax if wanted.
 
     Examples
     --------

@@ -9,11 +9,10 @@ unless the model's manifest asks for its masks to be cleaned, which only this mo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
-from numpy.typing import NDArray
 
 from segship.arrays import BoolArray, FloatArray, IntArray, Pixels, Points, Size
 from segship.errors import BackendUnavailable
@@ -131,8 +130,7 @@ class CropSearch:
             return []
         scores = np.array([candidate.predicted_iou for candidate in self.candidates], np.float32)
         if self._context.options.nms == "mask":
-            runs = [self._comparable_runs(candidate) for candidate in self.candidates]
-            kept = mask_nms(runs, scores, self._context.options.box_nms_thresh)
+            kept = mask_nms(self._comparable_runs(), scores, self._context.options.box_nms_thresh)
         else:
             boxes = np.array([candidate.box_xyxy for candidate in self.candidates], np.float32)
             kept = box_nms(boxes, scores, self._context.options.box_nms_thresh)
@@ -219,18 +217,16 @@ class CropSearch:
     def _encoded(self, candidate: Candidate) -> EncodedMask:
         return self._encode(candidate.mask) if isinstance(candidate.mask, LogitsPatch) else candidate.mask
 
-    def _comparable_runs(self, candidate: Candidate) -> IntArray:
+    def _comparable_runs(self) -> list[IntArray]:
         """Return run lengths for comparing masks with one another: of cells while all are held, else of pixels."""
-        if self._context.options.mode == "fast" and self._all_held():
-            assert isinstance(candidate.mask, LogitsPatch)
-            logits, top, left = candidate.mask
-            return mask_to_runs(logits > 0, corner_xy=(left, top), size_hw=self._upscaler.valid_cells)
-        if isinstance(candidate.mask, LogitsPatch):
-            candidate.mask = self._encoded(candidate)
-        return candidate.mask.runs
-
-    def _all_held(self) -> bool:
-        return all(isinstance(candidate.mask, LogitsPatch) for candidate in self.candidates)
+        held = [candidate.mask for candidate in self.candidates if isinstance(candidate.mask, LogitsPatch)]
+        if len(held) == len(self.candidates):
+            size_hw = self._upscaler.valid_cells
+            return [mask_to_runs(part.logits > 0, corner_xy=(part.left, part.top), size_hw=size_hw) for part in held]
+        encoded = [self._encoded(candidate) for candidate in self.candidates]
+        for candidate, mask in zip(self.candidates, encoded, strict=True):
+            candidate.mask = mask
+        return [mask.runs for mask in encoded]
 
     def _record(self, candidate: Candidate) -> MaskRecord:
         mask = self._encoded(candidate)
@@ -249,5 +245,5 @@ class CropSearch:
         )
 
 
-def _pair(point_xy: Sequence[float] | NDArray[np.float64]) -> tuple[float, float]:
+def _pair(point_xy: Points) -> tuple[float, float]:
     return float(point_xy[0]), float(point_xy[1])

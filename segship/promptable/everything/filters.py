@@ -146,9 +146,13 @@ def _clean(record: MaskRecord, min_area: float) -> MaskRecord:
     kept, has_dropped = clean_runs(filled, record.size, min_area, "islands")
     if not has_filled and not has_dropped:
         return record
-    x0, y0, x1, y1 = runs_to_box(kept, record.size)
+    return _with_runs(record, kept)
+
+
+def _with_runs(record: MaskRecord, runs: IntArray) -> MaskRecord:
+    x0, y0, x1, y1 = runs_to_box(runs, record.size)
     # The reference's boxes end at the last pixel itself.
-    return replace(record, runs=kept, area=runs_to_area(kept), bbox=(x0, y0, x1 - x0 - 1, y1 - y0 - 1))
+    return replace(record, runs=runs, area=runs_to_area(runs), bbox=(x0, y0, x1 - x0 - 1, y1 - y0 - 1))
 
 
 def coverage(records: Sequence[MaskRecord]) -> float:
@@ -196,7 +200,10 @@ def partition_records(records: Sequence[MaskRecord], size_hw: Size) -> list[Mask
     for record, begin, end in zip(records, bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
         chosen = order[begin:end]
         if len(chosen):
-            cut.append(_with_spans(record, starts[chosen], ends[chosen], len(flat)))
+            spans = np.stack([starts[chosen], ends[chosen]], axis=1).ravel()
+            runs = np.diff(np.concatenate(([0], spans, [len(flat)])))
+            # A mask that has the last pixel has no run of zeros after it.
+            cut.append(_with_runs(record, runs if runs[-1] else runs[:-1]))
     return cut
 
 
@@ -210,12 +217,3 @@ def _paint(records: Sequence[MaskRecord], size_hw: Size) -> AnyArray:
         for start, end in zip(*(side.tolist() for side in runs_to_spans(records[index].runs)), strict=True):
             flat[start:end] = index + 1
     return flat
-
-
-def _with_spans(record: MaskRecord, starts: IntArray, ends: IntArray, pixels: int) -> MaskRecord:
-    edges = np.concatenate(([0], np.stack([starts, ends], axis=1).ravel(), [pixels]))
-    runs = np.diff(edges)
-    runs = runs if runs[-1] else runs[:-1]
-    x0, y0, x1, y1 = runs_to_box(runs, record.size)
-    # The reference's boxes end at the last pixel itself.
-    return replace(record, runs=runs, area=int((ends - starts).sum()), bbox=(x0, y0, x1 - x0 - 1, y1 - y0 - 1))

@@ -151,12 +151,7 @@ def generate(
 ) -> AmgResult:
     """Find everything in a picture, and say how much of it is covered and what it took.
 
-    Parameters
-    ----------
-    predictor, image, options, limits
-        As `generate_masks` takes them.
-    progress
-        See `Progress`.
+    Takes what `generate_masks` does, and tells ``progress``.
 
     Raises
     ------
@@ -183,16 +178,8 @@ def generate_masks(
 ) -> list[MaskRecord]:
     """Find everything in a picture.
 
-    Parameters
-    ----------
-    predictor
-        From `segship.load`.
-    image
-        A path, encoded bytes, a PIL image, or an (H, W, 3) uint8 RGB array.
-    options
-        See `AmgOptions`; its defaults when left out.
-    limits
-        Bounds that the image must keep; the defaults of `ImageLimits` when left out.
+    The image is what `Predictor.encode` takes, within ``limits``; ``options`` are those of `AmgOptions`, its defaults
+    when left out.
 
     Returns
     -------
@@ -230,12 +217,8 @@ def iter_masks(
     `generate_masks` returns, in the same order. With ``min_mask_region_area`` each crop is cleaned by itself, so that
     of duplicates between crops another one may stay.
 
-    Parameters
-    ----------
-    predictor, image, options, limits
-        As in `generate_masks`; ``partition`` and ``deadline_seconds`` need the whole image at once and are refused.
-    progress
-        See `Progress`.
+    Takes what `generate_masks` does, and tells ``progress``; ``partition`` and ``deadline_seconds`` need the whole
+    image at once and are refused.
 
     Raises
     ------
