@@ -15,9 +15,10 @@ from typing import Any, Generic, TypeVar
 
 from segship.images import ImageLimits, ImageSource, LoadedImage, read_image
 from segship.promptable.everything.cost import AmgCost, estimate_cost
+from segship.promptable.everything.crops import Progress
 from segship.promptable.everything.options import AmgOptions
 from segship.promptable.everything.records import ImageRecords
-from segship.promptable.everything.search import AmgResult, Progress, generate
+from segship.promptable.everything.search import AmgResult, generate
 from segship.promptable.prediction import MaskChoice
 from segship.promptable.predictor import Predictor
 from segship.promptable.prompts import Prompts

@@ -18,8 +18,7 @@ from segship.arrays import Points, Size
 from segship.errors import InputError
 from segship.images import ImageLimits, ImageSource, read_image
 from segship.promptable.everything.cost import AmgCost, estimate_cost
-from segship.promptable.everything.crops import Context, CropSearch
-from segship.promptable.everything.crops import Progress as Progress
+from segship.promptable.everything.crops import Context, CropSearch, Progress
 from segship.promptable.everything.filters import (
     clean_small_regions,
     coverage,
