@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
 from segship.arrays import AnyArray, BoolArray, Color, Pixels, Points
+from segship.datasets.classes import GOLDEN_STEP
 from segship.errors import InputError
 from segship.masks.rle import Runs, mask_to_runs, paint_order, runs_to_crop
 from segship.semantic.class_map import ClassMap
@@ -50,8 +51,6 @@ WHITE: Color = (255, 255, 255)
 
 EVERYTHING_OPACITY = 0.45
 """Of the masks of a whole picture, so that the picture is still seen."""
-# Hues that are this far apart on a circle of 1 never meet again, and neighbours in the list differ well.
-_GOLDEN_STEP = 0.6180339887498949
 
 # Of the longer side: a star is sqrt(375) points across and a box line 2 points wide on an image of 558 points.
 _STAR_RADIUS = 0.5 * 375**0.5 / 558
@@ -179,7 +178,7 @@ def seeded_colors(count: int, seed: int = 0) -> list[Color]:
     random = np.random.default_rng(seed)
     first = random.random()
     saturations_values = random.random((count, 2)) * (0.4, 0.3) + (0.6, 0.7)
-    hues = (first + _GOLDEN_STEP * np.arange(count)) % 1.0
+    hues = (first + GOLDEN_STEP * np.arange(count)) % 1.0
     return [_from_hsv(hue, *pair) for hue, pair in zip(hues.tolist(), saturations_values.tolist(), strict=True)]
 
 

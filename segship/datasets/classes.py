@@ -21,6 +21,11 @@ OWN_CLASSES = "own"
 """Name of a table that is none of the known data sets'."""
 MOST_CLASSES = IGNORED
 """A class map is uint8, and one of its numbers is `IGNORED`."""
+LONGEST_NAME = 128
+GOLDEN_STEP = 0.6180339887498949
+"""Steps of the golden ratio around a circle of hues never meet again, and neighbours lie far apart."""
+_MAX_FILE_BYTES = 1 << 20
+_VALUES = (0.9, 0.9, 0.6, 0.75)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,11 +60,6 @@ def read_table(name: str, text: str) -> ClassTable:
     return ClassTable(name, tuple(label for _, label in rows), colors)
 
 
-LONGEST_NAME = 128
-_MAX_FILE_BYTES = 1 << 20
-# Steps of the golden ratio around the circle of hues never meet, and neighbours lie far apart.
-_GOLDEN = 0.618033988749895
-_VALUES = (0.9, 0.9, 0.6, 0.75)
 _FORMS = '["road", "tree"] or {"classes": ["road", "tree"], "palette": [[128, 64, 128], [0, 128, 0]]}'
 
 
@@ -71,7 +71,7 @@ def make_palette(count: int) -> tuple[Color, ...]:
     >>> make_palette(2)
     ((229, 68, 68), (68, 115, 229))
     """
-    colors = (colorsys.hsv_to_rgb(index * _GOLDEN % 1.0, 0.7, _VALUES[index % 4]) for index in range(count))
+    colors = (colorsys.hsv_to_rgb(index * GOLDEN_STEP % 1.0, 0.7, _VALUES[index % 4]) for index in range(count))
     return tuple((int(red * 255), int(green * 255), int(blue * 255)) for red, green, blue in colors)
 
 
