@@ -367,8 +367,8 @@ class SemanticPredictor:
             if ratio != 1 and view_size(size_hw, self.preprocessing, options, ratio) != scaled:
                 message = (
                     f"ratio {ratio:g} makes an image of {scaled[0]} x {scaled[1]} (height x width), and the graph "
-                    f"takes {frame[0]} x {frame[1]} only; look through windows of that size, or use a bundle that was "
-                    "exported without --size"
+                    f"takes {frame[0]} x {frame[1]} only; use windows of that size, or a bundle that was exported "
+                    "without --size"
                 )
                 raise InputError(message, code="ratio_too_large")
 
@@ -381,7 +381,7 @@ class SemanticPredictor:
             message = (
                 f"{len(self.table.classes)} classes for each pixel of an image of {size_hw[1]} x {size_hw[0]}, with "
                 f"ratios up to {max(options.ratios):g}, take {needed / 1e9:.1f} GB, and at most "
-                f"{MAX_CLASSES_BYTES / 1e9:.1f} are used; scale the image down, or look at it once, at ratio 1"
+                f"{MAX_CLASSES_BYTES / 1e9:.1f} are used; scale the image down, or take one view of it, at ratio 1"
             )
             raise ImageError(message, code="too_many_pixels")
 

@@ -321,6 +321,16 @@ def test_cleaned_logits_say_the_same_as_cleaned_masks(cleaning, embedding, promp
     np.testing.assert_array_equal(masks, logits > 0)
 
 
+def test_clicks_that_are_trusted_select_what_prompts_do(predictor, embedding):
+    points = np.random.default_rng(3).random((9, 2)) * (180, 120)
+    bound = float(np.median(predictor.decode_low_res(embedding, Prompts(points=points[:, None]))[0][:, 1:]))
+    expected = predictor.decode_passing(embedding, Prompts(points=points[:, None]), min_iou=bound)
+    found = predictor.select_at(embedding, points, bound)
+    assert 0 < len(found.objects) < 27
+    for wanted, array in zip(expected, found, strict=True):
+        np.testing.assert_array_equal(array, wanted)
+
+
 def test_decode_low_res_is_what_decode_chooses_from(predictor, embedding):
     prompts = Prompts(points=[[[50, 40]], [[112, 62]]])
     ious, low_res = predictor.decode_low_res(embedding, prompts)

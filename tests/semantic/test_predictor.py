@@ -213,7 +213,7 @@ def test_limits_and_unreadable_images_are_those_of_every_command(tmp_path):
     assert caught.value.code == "missing_file"
 
 
-def test_looks_that_would_fill_the_memory_are_refused_before_the_graph_runs(monkeypatch):
+def test_views_that_would_fill_the_memory_are_refused_before_the_graph_runs(monkeypatch):
     # Logits at the test scale, and one array of all classes at the image's size.
     monkeypatch.setattr(predictor_module, "MAX_CLASSES_BYTES", 5 * 4 * (40 * 60 + 55 * 83))
     network = Network()
@@ -221,7 +221,7 @@ def test_looks_that_would_fill_the_memory_are_refused_before_the_graph_runs(monk
     assert network.predictor.segment(picture(), SemanticOptions(probability=True)).array.shape == (55, 83)
     network.shapes.clear()
     for options in (SemanticOptions(flip=True), SemanticOptions(ratios=(2.0,), window=(20, 20))):
-        with pytest.raises(ImageError, match="look at it once") as caught:
+        with pytest.raises(ImageError, match="take one view of it") as caught:
             network.predictor.segment(picture(), options)
         assert caught.value.code == "too_many_pixels" and network.shapes == []
 
