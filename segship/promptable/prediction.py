@@ -179,41 +179,41 @@ def make_masks(
     low_res: FloatArray,
     embedding: ImageEmbedding,
     objects: Sequence[ObjectPrompt],
-    enlarging: Upscaler,
-    cleaning: MaskCleanUp | None,
+    upscaler: Upscaler,
+    clean_up: MaskCleanUp | None,
     *,
     pixels_per_cell: float,
     return_logits: bool,
 ) -> LazyMasks | ArrayMasks:
-    """Clean masks (N, k, 4h, 4w) of some objects unless ``cleaning`` is None, and keep what their pixels depend on.
+    """Clean masks (N, k, 4h, 4w) of some objects unless ``clean_up`` is None, and keep what their pixels depend on.
 
     ``pixels_per_cell`` are pixels of the model frame. With ``return_logits`` (N, k, H, W) float32 logits are made at
     once, instead of masks when somebody asks for them.
     """
-    masks = [[enlarging.valid(logits) for logits in entry] for entry in low_res]
-    limits = [enlarging.everything] * len(objects)
-    if cleaning is not None:
+    masks = [[upscaler.valid(logits) for logits in entry] for entry in low_res]
+    limits = [upscaler.everything] * len(objects)
+    if clean_up is not None:
         for index, prompt in enumerate(objects):
-            masks[index] = [_cleaned(patch, prompt, embedding, cleaning, pixels_per_cell) for patch in masks[index]]
-            if cleaning.box_margin is not None and prompt.box is not None:
-                limits[index] = box_window(prompt.box, cleaning.box_margin, embedding.original_size)
+            masks[index] = [_cleaned(patch, prompt, embedding, clean_up, pixels_per_cell) for patch in masks[index]]
+            if clean_up.box_margin is not None and prompt.box is not None:
+                limits[index] = box_window(prompt.box, clean_up.box_margin, embedding.original_size)
     if not return_logits:
-        return LazyMasks([[crop_patch(patch) for patch in entry] for entry in masks], enlarging, limits)
+        return LazyMasks([[crop_patch(patch) for patch in entry] for entry in masks], upscaler, limits)
     pixels = np.empty((*low_res.shape[:2], *embedding.original_size), np.float32)
     for entry, index in np.ndindex(low_res.shape[:2]):
-        pixels[entry, index] = enlarging.enlarge(masks[entry][index])
+        pixels[entry, index] = upscaler.enlarge(masks[entry][index])
         clear_outside_box(pixels[entry, index], limits[entry])
     return ArrayMasks(pixels)
 
 
 def _cleaned(
-    patch: LogitsPatch, prompt: ObjectPrompt, embedding: ImageEmbedding, cleaning: MaskCleanUp, pixels_per_cell: float
+    patch: LogitsPatch, prompt: ObjectPrompt, embedding: ImageEmbedding, clean_up: MaskCleanUp, pixels_per_cell: float
 ) -> LogitsPatch:
     """Clean the part of a low-resolution mask that is not padding."""
     height, width = (int(np.ceil(side / pixels_per_cell)) for side in embedding.input_size)
     points = to_model_frame(prompt.points, embedding.original_size, embedding.input_size) / np.float32(pixels_per_cell)
     part = patch.logits[:height, :width]
-    cleaned = clean_low_res(part, cleaning, points_xy=points, labels=prompt.labels, has_box=prompt.box is not None)
+    cleaned = clean_low_res(part, clean_up, points_xy=points, labels=prompt.labels, has_box=prompt.box is not None)
     if cleaned is part:
         return patch
     # A cell of padding may lie next to the image, and the image depends on it a little.
