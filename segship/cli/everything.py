@@ -11,6 +11,7 @@ from typing import Annotated, Any
 
 from segship.catalog import load_promptable
 from segship.cli.options import (
+    INPUT_GROUP,
     LIMITS,
     OUTPUT_GROUP,
     RUNTIME,
@@ -109,6 +110,7 @@ def everything(
         EverythingOptions,
         Fields(
             amg=AMG,
+            reduce=Option(group=INPUT_GROUP),
             things=Option(parse=parse_words, metavar="NAMES"),
             formats=formats("masks"),
             overwrite=Option(group=OUTPUT_GROUP),

@@ -62,7 +62,7 @@ app = App(
     help="Ship Segment Anything to any machine: from a published checkpoint to verified, fast, servable masks.",
     version=segship.__version__,
     default_parameter=Parameter(negative=()),
-    group_parameters=Group("Options", sort_key=0),
+    group_parameters=Group("Options", sort_key=-1),
     group_commands=Group("Options", sort_key=9),
     help_formatter=Help(),
 )

@@ -20,6 +20,7 @@ from cyclopts import Group, Parameter
 from segship.writers import WRITERS, check_formats
 from segship.writers.instances import Kind
 
+INPUT_GROUP = Group("Input", sort_key=0)
 MODEL_GROUP = Group("Model", sort_key=1)
 OUTPUT_GROUP = Group("Output", sort_key=2)
 
@@ -247,7 +248,7 @@ class Runtime:
 
 RUNTIME = Fields(group=MODEL_GROUP)
 LIMITS = Fields(
-    pixels=Option(name="--max-pixels", help="Take images of up to this many pixels."),
+    pixels=Option(name="--max-pixels", help="Take images of up to this many pixels.", group=INPUT_GROUP),
     bytes=None,
     side=None,
     aspect_ratio=None,

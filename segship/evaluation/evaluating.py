@@ -53,7 +53,7 @@ class EvaluateOptions:
     strict
         A damaged or missing file ends the evaluation; else such files are listed and count for nothing.
     out
-        Folder for the result, a JSON document, and for its counts while the evaluation runs; None writes neither.
+        Folder for the result, a JSON document, and for its counts while the evaluation runs; without, none is kept.
     overwrite
         Replace a result that is there.
     fresh

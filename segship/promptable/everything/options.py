@@ -38,7 +38,7 @@ class AmgOptions:
     Attributes
     ----------
     points_per_side
-        Points along one side of the grid that is asked; None beside ``point_grids``.
+        Points along one side of the grid that is asked; None goes with ``point_grids``.
     points_per_batch
         The most points that the decoder takes at once; results do not depend on it.
     pred_iou_thresh
