@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """One image from its source to its files: what ``segment``, ``everything`` and ``semantic`` do with each image.
 
-A job reads, answers and writes, and each step can be called alone: `read` and the ``answer_...`` functions need no
-folder, and `segship.writers.encode_result` and `write` need no model. A job without a directory writes nothing.
+`run_job` reads, answers and writes. Each step can be called alone: `read` and the ``answer_...`` functions need no
+folder, and `write` and `segship.writers.encode_result` need no model.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from segship.images import ImageLimits, ImageSource, LoadedImage, read_image
-from segship.promptable.everything.cost import AmgCost, estimate_cost
 from segship.promptable.everything.crops import Progress
 from segship.promptable.everything.options import AmgOptions
 from segship.promptable.everything.records import ImageRecords
@@ -28,7 +27,6 @@ from segship.writers import (
     ClassMapResult,
     Instances,
     Result,
-    Source,
     class_map_document,
     prediction_document,
     write_result,
@@ -36,7 +34,8 @@ from segship.writers import (
 from segship.writers.instances import count_labels, label_records
 from segship.writers.names import safe_file_name
 
-Answer = TypeVar("Answer")
+Options = TypeVar("Options", bound="JobOptions")
+Answer = TypeVar("Answer", "Result", "Everything", "ClassMapResult")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -60,7 +59,7 @@ class JobOptions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SegmentOptions(JobOptions):
-    """Options of `segment_image`.
+    """Options of `answer_prompts`.
 
     Attributes
     ----------
@@ -77,7 +76,7 @@ class SegmentOptions(JobOptions):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EverythingOptions(JobOptions):
-    """Options of `find_everything`.
+    """Options of `answer_everything`.
 
     Attributes
     ----------
@@ -97,7 +96,7 @@ class EverythingOptions(JobOptions):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MapOptions(JobOptions):
-    """Options of `map_image`.
+    """Options of `answer_classes`.
 
     Attributes
     ----------
@@ -146,36 +145,6 @@ class JobImage:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class FinishedImage(Generic[Answer]):
-    """One image that was answered and, if the job had a directory, written.
-
-    Attributes
-    ----------
-    answer
-        What was found, with the pixels it was found in.
-    files
-        What was written.
-    milliseconds
-        Time of each stage, such as read, encode, decode, write.
-    describe
-        Makes a JSON document of the answer.
-    """
-
-    answer: Answer
-    files: tuple[Path, ...]
-    milliseconds: dict[str, float]
-    describe: Callable[[Answer], dict[str, Any]]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return everything but the pixels for `json.dumps`."""
-        return {
-            **self.describe(self.answer),
-            "files": [str(path) for path in self.files],
-            "milliseconds": {stage: round(value, 1) for stage, value in self.milliseconds.items()},
-        }
-
-
-@dataclass(frozen=True, slots=True, eq=False)
 class Everything:
     """Everything that was found in one image.
 
@@ -214,7 +183,7 @@ def read(source: ImageSource, options: JobOptions, *, stem: str = "image", name:
 
 
 def answer_prompts(
-    predictor: Predictor, image: JobImage, prompts: Prompts | Sequence[Prompts], options: SegmentOptions
+    predictor: Predictor, prompts: Prompts | Sequence[Prompts], image: JobImage, options: SegmentOptions
 ) -> Result:
     """Return the masks of prompts, which are in the image frame.
 
@@ -238,21 +207,21 @@ def answer_prompts(
 
 def answer_everything(
     predictor: Predictor,
+    labels: SemanticPredictor | None,
     image: JobImage,
     options: EverythingOptions,
     *,
     progress: Progress | None = None,
-    labels: SemanticPredictor | None = None,
 ) -> Everything:
     """Return everything in an image.
 
     Parameters
     ----------
-    progress
-        See `segship.promptable.everything.search.Progress`.
     labels
         A semantic model whose class map gives every mask a class, see `segship.semantic.labels`. Votes are worth their
         probability where it gives logits.
+    progress
+        See `segship.promptable.everything.crops.Progress`.
 
     Raises
     ------
@@ -284,114 +253,8 @@ def answer_classes(predictor: SemanticPredictor, image: JobImage, options: MapOp
     """
     class_map = predictor.segment(image.loaded, options.semantic, limits=options.limits)
     image.watch.lap("segment")
-    made_by = describe_making(predictor, options.semantic)
-    return ClassMapResult(image.stem, image.name, image.loaded.pixels, class_map, made_by)
-
-
-def write(
-    image: JobImage, answer: Source | ClassMapResult, directory: Path | None, options: JobOptions
-) -> tuple[Path, ...]:
-    """Write an answer in the formats of the options, all or nothing; no directory, no files.
-
-    Raises
-    ------
-    OutputError
-        When a format or the place cannot be used.
-    """
-    if directory is None:
-        return ()
-    files = write_result(answer, directory, options.formats, overwrite=options.overwrite)
-    image.watch.lap("write")
-    return tuple(files)
-
-
-def segment_image(
-    predictor: Predictor,
-    source: ImageSource,
-    prompts: Prompts | Sequence[Prompts],
-    options: SegmentOptions,
-    directory: Path | None = None,
-    *,
-    stem: str = "image",
-    name: str = "image",
-) -> FinishedImage[Result]:
-    """Read one image, answer prompts in it and write the masks.
-
-    Parameters
-    ----------
-    source
-        What `segship.images.read_image` takes.
-    prompts
-        In the image frame.
-    directory
-        Where the files go; it must exist. None writes nothing.
-    stem, name
-        See `JobImage`.
-
-    Raises
-    ------
-    ImageError, PromptError, OutputError
-        When the image, the prompts or the place cannot be used; nothing is written then.
-    """
-    image = read(source, options, stem=stem, name=name)
-    answer = answer_prompts(predictor, image, prompts, options)
-    files = write(image, answer, directory, options)
-    return FinishedImage(answer, files, image.watch.milliseconds, prediction_document)
-
-
-def find_everything(
-    predictor: Predictor,
-    source: ImageSource,
-    options: EverythingOptions,
-    directory: Path | None = None,
-    *,
-    stem: str = "image",
-    name: str = "image",
-    progress: Progress | None = None,
-    labels: SemanticPredictor | None = None,
-) -> FinishedImage[Everything]:
-    """Read one image, find everything in it and write that.
-
-    Arguments are those of `segment_image` and `answer_everything`, and so are the errors.
-    """
-    image = read(source, options, stem=stem, name=name)
-    answer = answer_everything(predictor, image, options, progress=progress, labels=labels)
-    files = write(image, answer.source, directory, options)
-    return FinishedImage(answer, files, image.watch.milliseconds, Everything.to_dict)
-
-
-def cost_of_everything(predictor: Predictor, source: ImageSource, options: EverythingOptions) -> AmgCost:
-    """Return what `find_everything` will cost for an image; the model is not run."""
-    return estimate_cost(predictor, read(source, options).loaded.size_hw, options.amg)
-
-
-def map_image(
-    predictor: SemanticPredictor,
-    source: ImageSource,
-    options: MapOptions,
-    directory: Path | None = None,
-    *,
-    stem: str = "image",
-    name: str = "image",
-) -> FinishedImage[ClassMapResult]:
-    """Read one image, find its classes and write them.
-
-    Arguments are those of `segment_image`, and so are the errors.
-    """
-    image = read(source, options, stem=stem, name=name)
-    answer = answer_classes(predictor, image, options)
-    files = write(image, answer, directory, options)
-    return FinishedImage(answer, files, image.watch.milliseconds, class_map_document)
-
-
-def _joined(*notes: tuple[str, ...]) -> tuple[str, ...]:
-    """Return all notes, each once."""
-    return tuple(dict.fromkeys(note for some in notes for note in some))
-
-
-def describe_making(predictor: SemanticPredictor, semantic: SemanticOptions) -> dict[str, Any]:
-    """Return what a JSON document says of the model, of what ran it, and of how it looked at the image."""
-    return {
+    semantic = options.semantic
+    made_by = {
         "architecture": predictor.manifest.architecture,
         "backend": predictor.backend,
         "precision": predictor.precision,
@@ -401,3 +264,84 @@ def describe_making(predictor: SemanticPredictor, semantic: SemanticOptions) -> 
         "ratios": list(semantic.ratios),
         "flip": semantic.flip,
     }
+    return ClassMapResult(image.stem, image.name, image.loaded.pixels, class_map, made_by)
+
+
+def write(answer: Result | Everything | ClassMapResult, directory: Path, options: JobOptions) -> tuple[Path, ...]:
+    """Write an answer in the formats of the options, all or nothing; errors as in `segship.writers.write_result`."""
+    source = answer.source if isinstance(answer, Everything) else answer
+    return tuple(write_result(source, directory, options.formats, overwrite=options.overwrite))
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class FinishedImage(Generic[Answer]):
+    """One image that was answered and, if the job had a directory, written.
+
+    Attributes
+    ----------
+    answer
+        What was found, with the pixels it was found in.
+    files
+        What was written.
+    milliseconds
+        Time of each stage, such as read, encode, decode, write.
+    """
+
+    answer: Answer
+    files: tuple[Path, ...]
+    milliseconds: dict[str, float]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything but the pixels for `json.dumps`."""
+        return {
+            **describe(self.answer),
+            "files": [str(path) for path in self.files],
+            "milliseconds": {stage: round(value, 1) for stage, value in self.milliseconds.items()},
+        }
+
+
+def run_job(
+    answer: Callable[[JobImage, Options], Answer],
+    source: ImageSource,
+    options: Options,
+    directory: Path | None = None,
+    *,
+    stem: str = "image",
+    name: str = "image",
+) -> FinishedImage[Answer]:
+    """Read one image, answer and write; with no directory nothing is written.
+
+    Parameters
+    ----------
+    answer
+        One of the ``answer_...`` functions with what it takes before the image.
+    source
+        What `segship.images.read_image` takes.
+    directory
+        Where the files go; it must exist.
+    stem, name
+        See `JobImage`.
+
+    Raises
+    ------
+    ImageError, PromptError, InputError, OutputError
+        When the image, the prompts, the options or the place cannot be used; nothing is written then.
+    """
+    image = read(source, options, stem=stem, name=name)
+    found = answer(image, options)
+    files = () if directory is None else write(found, directory, options)
+    if files:
+        image.watch.lap("write")
+    return FinishedImage(found, files, image.watch.milliseconds)
+
+
+def describe(answer: Result | Everything | ClassMapResult) -> dict[str, Any]:
+    """Return a JSON document of an answer, without pixels."""
+    if isinstance(answer, Everything):
+        return answer.to_dict()
+    return class_map_document(answer) if isinstance(answer, ClassMapResult) else prediction_document(answer)
+
+
+def _joined(*notes: tuple[str, ...]) -> tuple[str, ...]:
+    """Return all notes, each once."""
+    return tuple(dict.fromkeys(note for some in notes for note in some))

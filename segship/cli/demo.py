@@ -12,7 +12,7 @@ from segship.cli.output import plain, results_console
 from segship.cli.pictures import each_picture, report_outcomes
 from segship.cli.segment import print_image
 from segship.images.reading import DEMO_POINT_XY, demo_photograph
-from segship.jobs import SegmentOptions, segment_image
+from segship.jobs import SegmentOptions, answer_prompts, run_job
 from segship.promptable.prompts import Prompts
 
 
@@ -37,7 +37,7 @@ def demo(*, out: Path = Path("segship-demo"), overwrite: bool = False, json: Jso
     out.mkdir(parents=True, exist_ok=True)
     options = SegmentOptions(overwrite=overwrite)
     prompts = Prompts(points=[DEMO_POINT_XY])
-    job = partial(segment_image, predictor, prompts=prompts, options=options, directory=out)
+    job = partial(run_job, partial(answer_prompts, predictor, prompts), options=options, directory=out)
     outcomes = each_picture([str(demo_photograph())], options.limits, job)
     code = report_outcomes(predictor, "tiny", outcomes, print_image, as_json=json)
     if not json:

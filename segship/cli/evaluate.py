@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from segship.cli.options import MODEL_GROUP, OUTPUT_GROUP, RUNTIME, Fields, Json, Option, Runtime, command
+from segship.cli.options import MODEL_GROUP, OUTPUT_GROUP, Fields, Json, Option, Run, command
 from segship.cli.output import errors_console, make_table, plain, print_error, print_json, progress_bar, results_console
 from segship.cli.semantic import SEMANTIC
 from segship.datasets.folders import FailedSample
@@ -17,7 +17,7 @@ from segship.evaluation import evaluate as evaluate_data_set
 _FAILURES_SHOWN = 20
 
 
-def make_options(*, runtime: Annotated[Runtime, RUNTIME], **given: Any) -> EvaluateOptions:
+def make_options(*, runtime: Run, **given: Any) -> EvaluateOptions:
     """Return what is scored, and how."""
     return EvaluateOptions(runtime=runtime.settings(), **given)
 

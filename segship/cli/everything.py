@@ -6,24 +6,23 @@ from __future__ import annotations
 import json as json_module
 import re
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
 from segship.catalog import load_promptable
 from segship.cli.options import (
     INPUT_GROUP,
-    LIMITS,
-    OUTPUT_GROUP,
-    RUNTIME,
     Fields,
     Images,
     Json,
     Model,
     Option,
     Out,
+    Run,
     Runtime,
     command,
-    formats,
+    job_fields,
     parse_words,
 )
 from segship.cli.output import make_table, megabytes, plain, progress_bar, results_console
@@ -38,8 +37,8 @@ from segship.cli.pictures import (
 from segship.datasets.known import thing_classes
 from segship.errors import InputError
 from segship.files import read_bytes
-from segship.jobs import Everything, EverythingOptions, FinishedImage, cost_of_everything, find_everything
-from segship.promptable.everything.cost import AmgCost
+from segship.jobs import Everything, EverythingOptions, FinishedImage, answer_everything, read, run_job
+from segship.promptable.everything.cost import AmgCost, estimate_cost
 from segship.promptable.everything.options import AmgOptions
 from segship.semantic.predictor import SemanticPredictor, open_semantic
 from segship.writers import Instances
@@ -101,27 +100,19 @@ AMG = Fields(
     deadline_seconds=Option(name="--deadline", metavar="SECONDS"),
     memory_bytes=Option(name="--memory", parse=parse_bytes, metavar="SIZE"),
 )
+REDUCE = Option(group=INPUT_GROUP)
+THINGS = Option(parse=parse_words, metavar="NAMES")
 
 
 @command
 def everything(
     *images: Images,
-    options: Annotated[
-        EverythingOptions,
-        Fields(
-            amg=AMG,
-            reduce=Option(group=INPUT_GROUP),
-            things=Option(parse=parse_words, metavar="NAMES"),
-            formats=formats("masks"),
-            overwrite=Option(group=OUTPUT_GROUP),
-            limits=LIMITS,
-        ),
-    ],
+    options: Annotated[EverythingOptions, job_fields("masks", amg=AMG, reduce=REDUCE, things=THINGS)],
     labels: str | None = None,
     label_backend: str | None = None,
     dry_run: bool = False,
     model: Model = "tiny",
-    runtime: Annotated[Runtime, RUNTIME],
+    runtime: Run,
     out: Out = Path("segship-output"),
     json: Json = False,
 ) -> int:
@@ -152,7 +143,7 @@ def everything(
     if dry_run:
 
         def estimate(source: str | bytes, name: str, stem: str) -> _ImageCost:
-            return _ImageCost(name, cost_of_everything(predictor, source, options))
+            return _ImageCost(name, estimate_cost(predictor, read(source, options).loaded.size_hw, options.amg))
 
         costs = each_picture(pictures, options.limits, estimate)
         return report_outcomes(predictor, model, costs, _print_cost, as_json=json, more={"dry_run": True})
@@ -163,9 +154,8 @@ def everything(
 
     def find(source: str | bytes, name: str, stem: str) -> FinishedImage[Everything]:
         with progress_bar(name) as tick:
-            return find_everything(
-                predictor, source, options, out, stem=stem, name=name, progress=tick, labels=semantic
-            )
+            answer = partial(answer_everything, predictor, semantic, progress=tick)
+            return run_job(answer, source, options, out, stem=stem, name=name)
 
     outcomes = each_picture(pictures, options.limits, find)
     more = {} if semantic is None else {"labels_by": describe_run(semantic, str(labels))}

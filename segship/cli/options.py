@@ -78,8 +78,8 @@ class Fields:
     def __init__(
         self,
         make: Callable[..., Any] | None = None,
-        *,
         group: Group | None = None,
+        /,
         **fields: Option | Fields | None,
     ) -> None:
         self.make = make
@@ -140,7 +140,7 @@ def _flatten_field(
     if how.make is None:
         return parameters, lambda given: {name: options_class(**arguments(given))}
     make = how.make
-    own, own_arguments = _flatten(make, Fields(group=how.group))
+    own, own_arguments = _flatten(make, Fields(None, how.group))
     return parameters + own, lambda given: {name: make(**arguments(given), **own_arguments(given))}
 
 
@@ -203,15 +203,18 @@ def parse_words(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(","))
 
 
-def formats(kind: Kind) -> Option:
-    """Return the option for output formats, which are refused before any work is done."""
-    return Option(
+def job_fields(kind: Kind, **fields: Option | Fields | None) -> Fields:
+    """Return how the options of a job stand on the command line; formats are refused before any work is done."""
+    names = Option(
         name="--format",
         parse=lambda text: check_formats(parse_words(text), kind),
         metavar="NAMES",
         help=f"Comma-separated: {', '.join(WRITERS[kind])}.",
         group=OUTPUT_GROUP,
     )
+    pixels = Option(name="--max-pixels", help="Take images of up to this many pixels.", group=INPUT_GROUP)
+    limits = Fields(pixels=pixels, bytes=None, side=None, aspect_ratio=None)
+    return Fields(formats=names, overwrite=Option(group=OUTPUT_GROUP), limits=limits, **fields)
 
 
 @dataclass(frozen=True, slots=True)
@@ -246,10 +249,4 @@ class Runtime:
         return asdict(self)
 
 
-RUNTIME = Fields(group=MODEL_GROUP)
-LIMITS = Fields(
-    pixels=Option(name="--max-pixels", help="Take images of up to this many pixels.", group=INPUT_GROUP),
-    bytes=None,
-    side=None,
-    aspect_ratio=None,
-)
+Run = Annotated[Runtime, Fields(None, MODEL_GROUP)]

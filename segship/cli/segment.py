@@ -12,25 +12,12 @@ import numpy as np
 from cyclopts import Parameter
 
 from segship.catalog import load_promptable
-from segship.cli.options import (
-    LIMITS,
-    OUTPUT_GROUP,
-    RUNTIME,
-    Fields,
-    Images,
-    Json,
-    Model,
-    Option,
-    Out,
-    Runtime,
-    command,
-    formats,
-)
+from segship.cli.options import Images, Json, Model, Option, Out, Run, command, job_fields
 from segship.cli.output import make_table, results_console
 from segship.cli.pictures import each_picture, expand_pictures, print_head, print_tail, report_outcomes
 from segship.errors import PromptError
 from segship.files import read_bytes
-from segship.jobs import FinishedImage, SegmentOptions, segment_image
+from segship.jobs import FinishedImage, SegmentOptions, answer_prompts, run_job
 from segship.promptable.prediction import MaskPrediction
 from segship.promptable.prompt_text import parse_box, parse_point, parse_prompts_json
 from segship.promptable.prompts import PromptLimits, Prompts
@@ -53,17 +40,9 @@ def segment(
     box: Values = None,
     prompts: Path | None = None,
     mask_input: Path | None = None,
-    options: Annotated[
-        SegmentOptions,
-        Fields(
-            multimask_output=MULTIMASK,
-            formats=formats("masks"),
-            overwrite=Option(group=OUTPUT_GROUP),
-            limits=LIMITS,
-        ),
-    ],
+    options: Annotated[SegmentOptions, job_fields("masks", multimask_output=MULTIMASK)],
     model: Model = "tiny",
-    runtime: Annotated[Runtime, RUNTIME],
+    runtime: Run,
     out: Out = Path("segship-output"),
     json: Json = False,
 ) -> int:
@@ -91,7 +70,7 @@ def segment(
     given = gather_prompts(point or [], box or [], prompts, mask_input)
     predictor = load_promptable(model, **runtime.settings())
     out.mkdir(parents=True, exist_ok=True)
-    job = partial(segment_image, predictor, prompts=given, options=options, directory=out)
+    job = partial(run_job, partial(answer_prompts, predictor, given), options=options, directory=out)
     outcomes = each_picture(pictures, options.limits, job, description="segmenting")
     return report_outcomes(predictor, model, outcomes, print_image, as_json=json)
 

@@ -10,25 +10,12 @@ from typing import Annotated, Any, TypeVar
 
 from cyclopts import Parameter
 
-from segship.cli.options import (
-    LIMITS,
-    MODEL_GROUP,
-    OUTPUT_GROUP,
-    RUNTIME,
-    Fields,
-    Images,
-    Json,
-    Option,
-    Out,
-    Runtime,
-    command,
-    formats,
-)
+from segship.cli.options import MODEL_GROUP, Fields, Images, Json, Option, Out, Run, command, job_fields
 from segship.cli.output import make_table, results_console
 from segship.cli.pictures import each_picture, expand_pictures, print_head, print_tail, report_outcomes
 from segship.draw import percent
 from segship.errors import InputError
-from segship.jobs import FinishedImage, MapOptions, map_image
+from segship.jobs import FinishedImage, MapOptions, answer_classes, run_job
 from segship.semantic.predictor import open_semantic
 from segship.semantic.views import MULTI_SCALE_RATIOS, SemanticOptions
 from segship.writers import ClassMapResult
@@ -44,12 +31,11 @@ def make_options(*, multi_scale: bool = False, **given: Any) -> SemanticOptions:
     multi_scale
         The published multi-scale test: ratios 0.5 to 1.75 and mirrored.
     """
-    if multi_scale and given:
-        if "ratios" in given or given.get("flip"):
-            raise InputError("--multi-scale was given with --ratios or --flip, which it contains", code="bad_option")
-    if multi_scale:
-        given |= {"ratios": MULTI_SCALE_RATIOS, "flip": True}
-    return SemanticOptions(**given)
+    if not multi_scale:
+        return SemanticOptions(**given)
+    if "ratios" in given or given.get("flip"):
+        raise InputError("--multi-scale was given with --ratios or --flip, which it contains", code="bad_option")
+    return SemanticOptions(**{**given, "ratios": MULTI_SCALE_RATIOS, "flip": True})
 
 
 def parse_numbers(option: str, kind: Callable[[str], Number], text: str) -> tuple[Number, ...]:
@@ -81,17 +67,9 @@ SEMANTIC = Fields(
 @command
 def semantic(
     *images: Images,
-    options: Annotated[
-        MapOptions,
-        Fields(
-            semantic=SEMANTIC,
-            formats=formats("class maps"),
-            overwrite=Option(group=OUTPUT_GROUP),
-            limits=LIMITS,
-        ),
-    ],
+    options: Annotated[MapOptions, job_fields("class maps", semantic=SEMANTIC)],
     model: Annotated[str, Parameter(group=MODEL_GROUP)],
-    runtime: Annotated[Runtime, RUNTIME],
+    runtime: Run,
     out: Out = Path("segship-output"),
     json: Json = False,
 ) -> int:
@@ -110,7 +88,7 @@ def semantic(
     predictor = open_semantic(model, **runtime.settings())
     predictor.check_options(options.semantic)
     out.mkdir(parents=True, exist_ok=True)
-    job = partial(map_image, predictor, options=options, directory=out)
+    job = partial(run_job, partial(answer_classes, predictor), options=options, directory=out)
     outcomes = each_picture(pictures, options.limits, job, description="finding classes")
     return report_outcomes(predictor, model, outcomes, _print_image, as_json=json)
 

@@ -48,13 +48,13 @@ def test_everything_with_labels_says_the_class_of_every_mask(run_json, run, phot
 
 
 def test_everything_votes_as_python_does(photo, small_semantic_bundle):
-    from segship.jobs import EverythingOptions, find_everything
+    from segship.jobs import EverythingOptions, answer_everything, read
 
     options = EverythingOptions(
         amg=segship.AmgOptions(points_per_side=4, pred_iou_thresh=0, stability_score_thresh=0.1), formats=("sa1b",)
     )
     labels = segship.load_semantic(small_semantic_bundle.path)
-    image = find_everything(segship.load("tiny"), photo, options, labels=labels).answer
+    image = answer_everything(segship.load("tiny"), labels, read(photo, options), options)
     votes = segship.label_masks(image.result.records, labels.segment(photo))
     assert len(votes) == len(image.source.entries) > 2
     for vote, entry in zip(votes, image.source.entries, strict=True):
