@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -73,10 +74,18 @@ class _Handler(BaseHTTPRequestHandler):
         """Stay quiet."""
 
 
+class _Server(ThreadingHTTPServer):
+    """Says nothing of a client that hangs up in the middle, which several tests are about."""
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        if not isinstance(sys.exception(), ConnectionError):
+            super().handle_error(request, client_address)
+
+
 @contextmanager
 def serving(content: bytes) -> Iterator[Behaviour]:
     """Serve ``content`` under every path and yield the switchboard."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), _Handler)
+    server = _Server(("127.0.0.1", 0), _Handler)
     behaviour = Behaviour(content)
     server.behaviour = behaviour  # type: ignore[attr-defined]
     behaviour.address = f"http://127.0.0.1:{server.server_address[1]}"

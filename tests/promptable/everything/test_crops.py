@@ -48,8 +48,8 @@ CASES = {
         },
     ),
     "more than 300 masks": (
-        {"objects": 900, "seed": 3, "size_hw": (320, 480), "radii": SMALL, "sharpness": SHARP},
-        {"points_per_side": 28, "pred_iou_thresh": 0.85},
+        {"objects": 900, "seed": 3, "size_hw": (120, 180), "radii": SMALL, "sharpness": SHARP},
+        {"points_per_side": 22, "pred_iou_thresh": 0.85},
     ),
 }
 

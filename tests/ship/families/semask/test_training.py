@@ -20,9 +20,9 @@ from segship.semantic.preprocessing import ScaleLimits, SemanticPreprocessing, t
 from segship.ship.families.config import SemaskConfig
 from segship.ship.families.semask.model import SemanticGraph, build_semask
 
-SIZE = (96, 192)
-TRAIN, VAL = 64, 16
-STEPS, BATCH, RATE = 240, 8, 3e-3
+SIZE = (64, 128)
+TRAIN, VAL = 48, 8
+STEPS, BATCH, RATE = 220, 4, 5e-3
 CONFIG = SemaskConfig("custom", 24, (1, 2), (2, 4), window_size=6, head_channels=32)
 PREPROCESSING = SemanticPreprocessing(ScaleLimits(SIZE[1], SIZE[0]), CONFIG.pixel_mean, CONFIG.pixel_std)
 
