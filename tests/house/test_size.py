@@ -1,0 +1,27 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The package stays small enough to be read: these bounds only ever go down."""
+
+import ast
+
+from tests.house.package import functions, sources
+
+MOST_MODULES = 170
+MOST_LINES = 29_500
+LONGEST_TENTH = 20
+"""Lines of code, without its docstring, that nine of ten functions stay below."""
+
+
+def test_modules_and_lines_are_counted():
+    assert len(sources()) <= MOST_MODULES
+    assert sum(len(path.read_text("utf-8").splitlines()) for path, _ in sources().values()) <= MOST_LINES
+
+
+def lines_of_code(function):
+    text = function.body[0] if ast.get_docstring(function) is not None else None
+    lines = function.end_lineno - function.lineno + 1
+    return lines if text is None else lines - (text.end_lineno - text.lineno + 1)
+
+
+def test_functions_are_short():
+    lengths = sorted(lines_of_code(function) for _, function in functions())
+    assert lengths[int(0.9 * len(lengths))] <= LONGEST_TENTH
