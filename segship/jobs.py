@@ -17,7 +17,7 @@ from segship.images import ImageLimits, ImageSource, LoadedImage, read_image
 from segship.promptable.everything.crops import Progress
 from segship.promptable.everything.options import AmgOptions
 from segship.promptable.everything.records import ImageRecords
-from segship.promptable.everything.search import AmgResult, generate
+from segship.promptable.everything.search import AmgResult, generate_loaded
 from segship.promptable.prediction import MaskChoice
 from segship.promptable.predictor import Predictor
 from segship.promptable.prompts import Prompts
@@ -229,8 +229,7 @@ def answer_everything(
         When the image or the options cannot be used.
     """
     pixels = image.loaded.pixels
-    result = generate(predictor, pixels, options.amg, limits=options.limits, progress=progress)
-    result = replace(result, notes=_joined(image.loaded.notes, result.notes))
+    result = generate_loaded(predictor, image.loaded, options.amg, progress=progress)
     records = ImageRecords(image.stem, image.name, pixels, result.records, notes=result.notes)
     image.watch.lap("generate")
     if labels is None:

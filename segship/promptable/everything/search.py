@@ -16,7 +16,7 @@ import numpy as np
 
 from segship.arrays import Points, Size
 from segship.errors import InputError
-from segship.images import ImageLimits, ImageSource, read_image
+from segship.images import ImageLimits, ImageSource, LoadedImage, read_image
 from segship.promptable.everything.cost import AmgCost, estimate_cost
 from segship.promptable.everything.crops import Context, CropSearch, Progress
 from segship.promptable.everything.filters import (
@@ -158,12 +158,25 @@ def generate(
         When the image cannot be read, cannot be cut into so many crops, or ``memory_bytes`` does not suffice.
     """
     started = time.monotonic()
-    context, notes = _begin(predictor, image, options, limits, progress)
-    options = context.options
+    loaded = read_image(image, limits=limits)
+    return generate_loaded(predictor, loaded, options or AmgOptions(), progress=progress, started=started)
+
+
+def generate_loaded(
+    predictor: Predictor,
+    loaded: LoadedImage,
+    options: AmgOptions,
+    *,
+    progress: Progress | None = None,
+    started: float | None = None,
+) -> AmgResult:
+    """Do what `generate` does with an image that was read within its limits; a deadline counts from ``started``."""
+    began = time.monotonic() if started is None else started
+    context, notes = _make_context(predictor, loaded, options, progress), loaded.notes
     if options.deadline_seconds is None:
         records = [record for crop in _crops(context) for record in _ask_all(context, crop)]
     else:
-        deadline = Deadline(started + options.deadline_seconds)
+        deadline = Deadline(began + options.deadline_seconds)
         records = ask_coarse_to_fine(context, deadline)
         notes += (DEADLINE_REACHED,) if deadline.reached else ()
     records = _finish(records, options)
@@ -232,12 +245,12 @@ def iter_masks(
     >>> next(segship.iter_masks(predictor, segship.demo_photograph(), options)).size
     (400, 600)
     """
+    options = options or AmgOptions()
     for name in ("partition", "deadline_seconds"):
-        if options is not None and getattr(options, name):
+        if getattr(options, name):
             message = f"{name} is {getattr(options, name)!r}, and needs the whole image at once; use generate_masks"
             raise InputError(message, code="needs_whole_image")
-    context, _ = _begin(predictor, image, options, limits, progress)
-    return _iterate(context)
+    return _iterate(_make_context(predictor, read_image(image, limits=limits), options, progress))
 
 
 def _iterate(context: Context) -> Iterator[MaskRecord]:
@@ -256,18 +269,9 @@ def _iterate(context: Context) -> Iterator[MaskRecord]:
         yield from records
 
 
-def _begin(
-    predictor: Predictor,
-    image: ImageSource,
-    options: AmgOptions | None,
-    limits: ImageLimits | None,
-    progress: Progress | None,
-) -> tuple[Context, tuple[str, ...]]:
-    """Read the image and refuse what costs too much; return the context, and the image's notes."""
-    options = options or AmgOptions()
-    loaded = read_image(image, limits=limits)
-    cost = estimate_cost(predictor, loaded.size_hw, options)
-    return Context(predictor, loaded.pixels, options, cost, progress), loaded.notes
+def _make_context(predictor: Predictor, loaded: LoadedImage, options: AmgOptions, progress: Progress | None) -> Context:
+    """Refuse what costs too much."""
+    return Context(predictor, loaded.pixels, options, estimate_cost(predictor, loaded.size_hw, options), progress)
 
 
 def _ask_all(context: Context, crop: Crop) -> list[MaskRecord]:
