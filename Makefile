@@ -1,9 +1,10 @@
 # make demo   makes the environment and segments a photograph with the model inside the package
 # make test   makes the development environment and passes every test but the full-size ones, two files at a time
-# make check  formats, lints and type-checks
+# make check  looks at format, lint and types; make format mends the first two
 # make slow   the full-size proofs: vit_b against the reference, vit_t, vit_h past 2 GiB (about ten minutes)
 # make bench  the numbers of docs/measurements.md, written to benchmarks/results
 # make tiny   trains the model inside the package anew (about three hours on two cores); recipes/tiny/README.md
+# make clean  removes the environment and what was built
 PYTHON ?= python3.11
 BIN := .venv/bin
 

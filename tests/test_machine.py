@@ -1,8 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
+"""What the machine is, and worker processes: answers in order, bounded, and clear words when one dies."""
+
 import json
+import os
+
+import pytest
 
 from segship import machine
-from segship.machine import describe_machine
+from segship.errors import BackendUnavailable, InputError
+from segship.machine import count_workers, describe_machine, in_order
 
 CPUINFO = """processor : 0
 cpu family : 26
@@ -30,3 +36,44 @@ def test_a_system_without_the_list_is_described_too(monkeypatch, tmp_path):
     found = describe_machine()
     assert found.cpu_family is None and found.features == () and found.usable_cores >= 1
     assert "family" not in str(found)
+
+
+def tell_process(item):
+    return item, os.getpid()
+
+
+def die(item):
+    os._exit(1)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_answers_come_in_order_and_from_as_many_processes_as_were_asked_for(workers):
+    answers = list(in_order(tell_process, range(9), workers))
+    assert [item for item, _ in answers] == list(range(9))
+    others = {process for _, process in answers} - {os.getpid()}
+    assert len(others) <= workers and bool(others) == bool(workers)
+
+
+def test_without_processes_nothing_is_done_ahead():
+    asked = []
+    answers = in_order(asked.append, range(9), 0)
+    next(answers)
+    assert asked == [0]
+
+
+def test_a_process_that_ends_is_named():
+    with pytest.raises(BackendUnavailable, match="fewer workers") as caught:
+        list(in_order(die, range(3), 1))
+    assert caught.value.code == "worker_died"
+
+
+def test_numbers_of_workers(monkeypatch):
+    monkeypatch.setattr(machine, "usable_cores", lambda: 4)
+    assert count_workers(None, 100) == 4 and count_workers(None, 40) == 0
+    assert count_workers(0, 100) == 0 and count_workers(6, 100) == 6 and count_workers(6, 2) == 2
+    for cores, expected in ((100, 8), (1, 0)):
+        monkeypatch.setattr(machine, "usable_cores", lambda cores=cores: cores)
+        assert count_workers(None, 1000) == expected
+    for asked in (-1, 65):
+        with pytest.raises(InputError, match=f"workers is {asked}"):
+            count_workers(asked, 10)
