@@ -132,10 +132,8 @@ def draw_masks(
 
     Parameters
     ----------
-    image
-        (H, W, 3) uint8 RGB; stays as it is.
-    masks
-        (n, H, W) bool, or n arrays of run lengths, which need no memory for pixels (`segship.masks.rle`).
+    image, masks
+        As `draw_overlay` takes them; run lengths need no memory for pixels.
     seed
         Of the colors, see `seeded_colors`; mask i has color i whatever the order of drawing.
     opacity

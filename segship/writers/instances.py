@@ -148,17 +148,7 @@ class Instance:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Labels:
-    """Where the categories of masks come from, if a class map voted for them.
-
-    Attributes
-    ----------
-    class_map
-        Of the image; COCO panoptic takes its stuff.
-    things
-        Names of the classes that can be counted.
-    panoptic
-        How masks and class map are merged into one picture.
-    """
+    """Where categories that were voted for come from, and which of them can be counted; COCO panoptic needs both."""
 
     class_map: ClassMap
     things: frozenset[str]
@@ -289,9 +279,11 @@ def label_instances(source: Source, labels: Sequence[str], categories: Sequence[
         message = f"{unknown[0]!r} is no category; accepted are {', '.join(names)}"
         raise InputError(message, code="bad_labels")
     numbers = {name: number for number, name in enumerate(names)}
-    entries = [replace(entry, category=numbers[label]) for entry, label in zip(instances.entries, labels, strict=True)]
-    entries = [replace(entry, label_confidence=None, label_purity=None) for entry in entries]
-    return replace(instances, entries=tuple(entries), categories=names or (NOBODY,), labels=None)
+    entries = tuple(
+        replace(entry, category=numbers[label], label_confidence=None, label_purity=None)
+        for entry, label in zip(instances.entries, labels, strict=True)
+    )
+    return replace(instances, entries=entries, categories=names or (NOBODY,), labels=None)
 
 
 def shortest_number(value: FloatArray | np.float32) -> float | None:

@@ -42,8 +42,6 @@ METADATA_COLUMNS = (
     *("id", "area", "bbox_x0", "bbox_y0", "bbox_w", "bbox_h", "point_input_x", "point_input_y"),
     *("predicted_iou", "stability_score", "crop_box_x0", "crop_box_y0", "crop_box_w", "crop_box_h"),
 )
-
-
 LARGEST_16_BIT = 2**16 - 1
 LARGEST_PANOPTIC = 2**24 - 1
 PANOPTIC_PICTURE = "panoptic.png"
