@@ -263,5 +263,5 @@ def _read_ring(ring: Ring) -> Ring:
     # Also with NaN, which is not below anything.
     if not (np.abs(array) <= _FARTHEST).all():
         message = f"a ring of a polygon has a corner that is NaN or farther than {_FARTHEST:.0e} pixels from the image"
-        raise InputError(message + " Give finite pixels of the image frame.", code="non_finite")
+        raise InputError(f"{message}; give finite pixels of the image frame", code="non_finite")
     return array

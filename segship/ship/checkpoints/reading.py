@@ -45,7 +45,7 @@ def load_state(module: torch.nn.Module, state_dict: Mapping[str, torch.Tensor]) 
     listed = [_listed("missing", missing), _listed("unexpected", unexpected), _listed("of another shape", misfits)]
     if missing or unexpected or misfits:
         message = (
-            f"the checkpoint does not fit the model: {'; '.join(part for part in listed if part)}. It is incomplete, "
+            f"the checkpoint does not fit the model: {'; '.join(part for part in listed if part)}; it is incomplete, "
             "of a variant that is not supported, or of another architecture; give a checkpoint with exactly these keys"
         )
         raise CheckpointError(message, code="state_mismatch")
