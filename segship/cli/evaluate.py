@@ -33,7 +33,7 @@ def evaluate(
         Fields(
             make_options,
             bundle=Option(kind=str | None, group=MODEL_GROUP),
-            look=SEMANTIC,
+            semantic=SEMANTIC,
             runtime=None,
             out=Option(name=("--out", "-o"), kind=Path, default=Path("segship-output"), group=OUTPUT_GROUP),
             overwrite=Option(group=OUTPUT_GROUP),

@@ -126,6 +126,9 @@ def _flatten(
             parameters.append(_flat(parameter, hints[name], option, helps.get(name), how.group))
             readers[name] = functools.partial(_read, name, option)
 
+    strange = set(how.fields) - set(hints)
+    assert not strange, f"{target.__name__} has no {strange}"
+
     def arguments(given: Given) -> dict[str, Any]:
         return {key: value for reader in readers.values() for key, value in reader(given).items()}
 

@@ -38,7 +38,7 @@ class EvaluateOptions:
         Which files of Cityscapes are the truth; ``auto`` takes the first that is there for each picture.
     batch
         Pictures that the model gets at once.
-    look
+    semantic
         Windows, ratios and mirrors, see `segship.semantic.views.SemanticOptions`.
     runtime
         Keywords of `segship.load`: backend, device, precision, ...
@@ -65,7 +65,7 @@ class EvaluateOptions:
     split: str = "val"
     truth: Truth = "auto"
     batch: int = 1
-    look: SemanticOptions = field(default_factory=SemanticOptions)
+    semantic: SemanticOptions = field(default_factory=SemanticOptions)
     runtime: Mapping[str, Any] = field(default_factory=dict)
     ids: Ids = "train"
     raw_type: RawType = "auto"
@@ -80,7 +80,7 @@ class EvaluateOptions:
         if (self.bundle is None) == (self.predictions is None):
             given = "both were given" if self.bundle is not None else "neither was given"
             raise _bad(f"{given}: name either a bundle, to run it, or a folder of predictions, to score what is there")
-        if self.predictions is not None and (self.batch != 1 or self.look != SemanticOptions()):
+        if self.predictions is not None and (self.batch != 1 or self.semantic != SemanticOptions()):
             raise _bad("batch, window, stride, ratios and flip belong to a bundle; leave them out with predictions")
         if self.bundle is not None and (self.ids != "train" or self.raw_type != "auto"):
             raise _bad("ids and raw_type belong to predictions; leave them out with a bundle")
@@ -171,21 +171,21 @@ def _open_source(data_set: str, samples: Sequence[Sample], options: EvaluateOpti
             "other ones; evaluate it on its own data set"
         )
         raise InputError(message, code="other_classes")
-    predictor.check_options(options.look)
+    predictor.check_options(options.semantic)
     identity = {
         "model": str(options.bundle),
         "model_digest": sha256_of(path / MANIFEST_FILE if path.is_dir() else path),
         # Neither the batch nor threads: they do not change class maps, and a run that stopped for lack of memory is
         # best finished with a smaller batch.
         "runs_on": f"{predictor.backend} {predictor.precision} {options.runtime.get('device', 'cpu')}",
-        "look": repr(options.look),
+        "look": repr(options.semantic),
     }
     return _model_source(predictor, options), identity
 
 
 def _model_source(predictor: SemanticPredictor, options: EvaluateOptions) -> ModelSource:
-    if options.look != SemanticOptions():
-        return ModelSource(lambda pixels: predictor.segment(pixels, options.look).array, batch=options.batch)
+    if options.semantic != SemanticOptions():
+        return ModelSource(lambda pixels: predictor.segment(pixels, options.semantic).array, batch=options.batch)
     return ModelSource(
         lambda pixels: predictor.segment(pixels).array,
         lambda pictures: [answer.array for answer in predictor.segment_batch(pictures)],

@@ -75,14 +75,14 @@ def test_the_command_prints_and_writes_that_score(streets, small_semantic_bundle
 
 def test_a_checkpoint_is_scored_with_torch_and_looked_at_in_windows(streets, small_semask_checkpoint):
     options = EvaluateOptions(
-        bundle=small_semask_checkpoint, workers=0, limit=1, look=SemanticOptions(window=(96, 160), ratios=(0.125,))
+        bundle=small_semask_checkpoint, workers=0, limit=1, semantic=SemanticOptions(window=(96, 160), ratios=(0.125,))
     )
     evaluation = evaluate("cityscapes", streets, options)
     assert evaluation.matrix.counts.sum() > 0 and evaluation.identity["runs_on"] == "torch fp32 cpu"
 
 
 def test_looks_that_class_maps_cannot_answer_are_refused_before_anything_runs(streets, small_semantic_bundle):
-    options = EvaluateOptions(bundle=small_semantic_bundle.path, workers=0, look=SemanticOptions(flip=True))
+    options = EvaluateOptions(bundle=small_semantic_bundle.path, workers=0, semantic=SemanticOptions(flip=True))
     with pytest.raises(InputError, match="--output logits") as caught:
         evaluate("cityscapes", streets, options)
     assert caught.value.code == "needs_logits"

@@ -95,10 +95,10 @@ def test_fresh_begins_anew(made_cities, model, tmp_path):
 
 def test_options_of_looking_reach_the_model_and_batches_do_not_need_them(made_cities, model):
     look = SemanticOptions(window=(32, 32))
-    evaluate("cityscapes", made_cities, EvaluateOptions(bundle=model.path, look=look, workers=0, limit=2))
+    evaluate("cityscapes", made_cities, EvaluateOptions(bundle=model.path, semantic=look, workers=0, limit=2))
     assert model.model.calls == [look, look]
     with pytest.raises(InputError, match="one picture at a time"):
-        evaluate("cityscapes", made_cities, EvaluateOptions(bundle=model.path, look=look, batch=2))
+        evaluate("cityscapes", made_cities, EvaluateOptions(bundle=model.path, semantic=look, batch=2))
 
 
 def test_a_model_of_another_data_set_is_refused(made_cities, model):
