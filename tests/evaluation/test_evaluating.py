@@ -67,7 +67,7 @@ def test_a_stopped_run_goes_on_with_another_batch_and_not_with_another_model(mad
         evaluate("cityscapes", made_cities, EvaluateOptions(**options))
     model.model.stop_at = None
     for changed, words in (
-        ({"look": SemanticOptions(flip=True)}, "look was"),
+        ({"semantic": SemanticOptions(flip=True)}, "look was"),
         ({"truth": "polygons"}, "truth was auto, now polygons"),
         ({"limit": 4}, "samples_digest was"),
         ({"runtime": {"device": "cuda"}}, "runs_on was"),
