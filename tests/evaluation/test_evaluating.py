@@ -120,7 +120,7 @@ def test_a_folder_of_the_truth_itself_scores_100(made_cities, tmp_path):
         ({}, "neither was given"),
         ({"bundle": "a", "predictions": "b"}, "both were given"),
         ({"predictions": "b", "batch": 2}, "belong to a bundle"),
-        ({"predictions": "b", "look": SemanticOptions(flip=True)}, "belong to a bundle"),
+        ({"predictions": "b", "semantic": SemanticOptions(flip=True)}, "belong to a bundle"),
         ({"bundle": "a", "ids": "label"}, "belong to predictions"),
         ({"bundle": "a", "limit": 0}, "limit is 0"),
     ],
