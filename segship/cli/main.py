@@ -7,6 +7,7 @@ import inspect
 import json
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from cyclopts import App, CycloptsError, Group, Parameter
 from cyclopts.help import DefaultFormatter, DescriptionRenderer, HelpPanel, NameRenderer
@@ -14,6 +15,7 @@ from cyclopts.help.specs import DefaultStyled
 from rich.console import Console, ConsoleOptions
 from rich.padding import Padding
 from rich.table import Table
+from rich.text import Text
 
 import segship
 from segship.cli.output import STANDARD_INPUT, errors_console, plain
@@ -43,6 +45,10 @@ EXIT_INTERRUPTED = 130
 
 class Help(DefaultFormatter):
     """Prints each part of a help as a title over indented lines, without a frame."""
+
+    def render_usage(self, console: Console, options: ConsoleOptions, usage: Any) -> None:
+        """Print how a command is called; the only arguments that may be many are images."""
+        super().render_usage(console, options, Text(usage.plain.replace("[ARGS...]", "IMAGES..."), "cyclopts.usage"))
 
     def __call__(self, console: Console, options: ConsoleOptions, panel: HelpPanel) -> None:
         """Print one part."""

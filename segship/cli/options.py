@@ -26,7 +26,8 @@ OUTPUT_GROUP = Group("Output", sort_key=2)
 
 Images = Annotated[str, Parameter(help="Image files, folders of them, patterns; - is standard input.")]
 Model = Annotated[
-    str, Parameter(help="tiny, a bundle, a checkpoint (torch backend), or a known name.", group=MODEL_GROUP)
+    str,
+    Parameter(help="tiny, a bundle, a checkpoint (torch backend), or a known name.", group=MODEL_GROUP),
 ]
 Out = Annotated[Path, Parameter(name=("--out", "-o"), help="Folder for the files.", group=OUTPUT_GROUP)]
 Json = Annotated[bool, Parameter(name="--json", help="Print one JSON document.", group=OUTPUT_GROUP)]

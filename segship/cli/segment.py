@@ -23,7 +23,8 @@ from segship.promptable.prompt_text import parse_box, parse_point, parse_prompts
 from segship.promptable.prompts import PromptLimits, Prompts
 from segship.writers import Result, read_mask_input
 
-Values = Annotated[list[str] | None, Parameter(allow_leading_hyphen=True, negative=())]
+# Coordinates may be below 0.
+COORDINATES = Parameter(allow_leading_hyphen=True, negative=())
 MULTIMASK = Option(
     name="--multimask",
     kind=bool,
@@ -36,8 +37,8 @@ MULTIMASK = Option(
 @command
 def segment(
     *images: Images,
-    point: Values = None,
-    box: Values = None,
+    point: Annotated[list[str] | None, COORDINATES, Parameter(metavar="X,Y")] = None,
+    box: Annotated[list[str] | None, COORDINATES, Parameter(metavar="X0,Y0,X1,Y1")] = None,
     prompts: Path | None = None,
     mask_input: Path | None = None,
     options: Annotated[SegmentOptions, job_fields("masks", multimask_output=MULTIMASK)],
@@ -56,7 +57,7 @@ def segment(
     point
         X,Y or X,Y,LABEL in pixels of the upright image; label 1 foreground, 0 background. May be given again.
     box
-        X0,Y0,X1,Y1. May be given again.
+        Around an object, in the same pixels. May be given again.
     prompts
         JSON file with points, labels, boxes, or a list of objects.
     mask_input
