@@ -2,9 +2,11 @@
 """Commands, exit codes and the shape of errors."""
 
 import inspect
+import re
 import shlex
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -85,3 +87,23 @@ def test_unknown_option_is_a_usage_error(run, run_json):
 def test_text_from_outside_cannot_steer_the_terminal():
     assert plain("a\x1b[31mb") == "a\\x1b[31mb"
     assert plain("[red]b\u202e") == "\\[red]b\\u202e"
+
+
+def commands_of_the_docs():
+    root = Path(__file__).parents[2]
+    for page in (root / "README.md", *sorted((root / "docs").glob("*.md"))):
+        text = page.read_text(encoding="utf-8").replace("\\\n", " ")
+        for block in re.findall(r"^```(?:bash|sh|shell|console)?\n(.*?)^```", text, re.M | re.S):
+            for line in filter(lambda line: line.startswith("segship "), block.splitlines()):
+                lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
+                lexer.whitespace_split = True
+                words = " ".join(shlex.quote(word) for word in lexer)
+                for call in re.split(r" '?(?:&&|[|;>])'? ", words):
+                    program, *tokens = shlex.split(call)
+                    if program == "segship":
+                        yield pytest.param(tokens, id=f"{page.stem}: {' '.join(tokens)}")
+
+
+@pytest.mark.parametrize("tokens", list(commands_of_the_docs()))
+def test_commands_of_the_docs_are_understood(tokens):
+    app.parse_args(tokens, exit_on_error=False, print_error=False)
