@@ -93,7 +93,7 @@ def commands_of_the_docs():
     root = Path(__file__).parents[2]
     for page in (root / "README.md", *sorted((root / "docs").glob("*.md"))):
         text = page.read_text(encoding="utf-8").replace("\\\n", " ")
-        for block in re.findall(r"^```(?:bash|sh|shell|console)?\n(.*?)^```", text, re.M | re.S):
+        for block in re.findall(r"^```\w*\n(.*?)^```", text, re.M | re.S):
             for line in filter(lambda line: line.startswith("segship "), block.splitlines()):
                 lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
                 lexer.whitespace_split = True
