@@ -50,26 +50,30 @@ def test_official_names_are_the_published_ones(cut_decoder_protos):
     assert [name for name, _ in interface(model.graph.output)] == ["masks", "iou_predictions", "low_res_masks"]
 
 
-@pytest.mark.parametrize("opset", [17, 18])
+@pytest.fixture(scope="module", params=[17, 18])
+def official_protos(request, cut_decoder_protos):
+    """The official decoder with four masks and with the single one, at one opset."""
+    protos = {single: official_proto(cut_decoder_protos, single) for single in (False, True)}
+    if request.param < 18:
+        protos = {single: lower_opset(model, request.param) for single, model in protos.items()}
+    for model in protos.values():
+        onnx.checker.check_model(model, full_check=True)
+    return protos
+
+
 @pytest.mark.parametrize("size_hw", SIZES_HW)
 @pytest.mark.parametrize("single", [False, True])
 @pytest.mark.parametrize("points", [2, 3, 5])
-def test_official_decoder_equals_the_reference_wrapper(
-    cut_decoder_protos, reference_sam, single, size_hw, points, opset
-):
+def test_official_decoder_equals_the_reference_wrapper(official_protos, reference_sam, single, size_hw, points):
     reference()
     from segment_anything.utils.onnx import SamOnnxModel
 
-    model = official_proto(cut_decoder_protos, single)
-    if opset < 18:
-        model = lower_opset(model, opset)
-    onnx.checker.check_model(model, full_check=True)
     inputs = random_inputs(official_decoder_spec(SMALL_VIT.geometry, single), seed=points, num_points=points)
     inputs["orig_im_size"] = np.array(size_hw, np.float32)
     wrapper = SamOnnxModel(reference_sam, return_single_mask=single)
     with torch.inference_mode():
         expected = wrapper(*(torch.from_numpy(value) for value in inputs.values()))
-    actual = run_proto(model, inputs)
+    actual = run_proto(official_protos[single], inputs)
     for name, value in zip(("masks", "iou_predictions", "low_res_masks"), expected, strict=True):
         assert value.shape == actual[name].shape
         assert relative_difference(value.numpy(), actual[name]) <= 1e-4
