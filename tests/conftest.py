@@ -4,12 +4,17 @@
 import os
 
 import pytest
+from hypothesis import settings
 
 from segship.ship.export_promptable import ExportOptions, export_bundle
 from segship.ship.export_semantic import SemanticExportOptions, export_semantic
 from tests import small_semask
 from tests.small_models import save_checkpoint
 from tests.traces import share_traces
+
+# No database in the working directory, no deadline on a busy machine; every run draws other examples.
+settings.register_profile("suite", database=None, deadline=None, max_examples=60)
+settings.load_profile("suite")
 
 
 @pytest.fixture(scope="session", autouse=True)
