@@ -9,9 +9,7 @@ from tests.house.package import sources
 
 ERRORS = {name for name, value in vars(errors).items() if isinstance(value, type) and issubclass(value, Exception)}
 # Modules that still say it in sentences; one that is mended goes from here.
-SENTENCES = {
-    "backends.onnxruntime", "bundle.agreement", "fetch.download", "ship.graph.simplify",
-}  # fmt: skip
+SENTENCES = {"bundle.agreement", "fetch.download", "ship.graph.simplify"}
 
 
 def text_of(node):
