@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from segship.ship.families.config import SamConfig
+    from segship.ship.families.sam.config import SamConfig
 
 PHOTO_SIZE = (1800, 1200)
 JPEG_QUALITY = 90
@@ -37,7 +37,11 @@ OURS = (("onnxruntime", "fp32"), ("openvino", "fp32"), ("openvino", "bf16"))
 """Engine and precision of our own sides."""
 
 # What shapes the graphs of a bundle.
-_SHAPING = ("models", "graph", "spec.py", "export", "bundle/manifest.py", "loading")
+_SHAPING = (
+    "spec.py",
+    "bundle/manifest.py",
+    *(f"ship/{part}" for part in ("families", "graph", "export.py", "loading.py", "options.py", "variants.py")),
+)
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,7 @@ class WorkFolder:
     @property
     def config(self) -> SamConfig:
         """Sizes of the model."""
-        from segship.ship.families.config import SAM_ARCHITECTURES
+        from segship.ship.families.sam.config import SAM_ARCHITECTURES
 
         if self.model != "small":
             return SAM_ARCHITECTURES[self.model]
@@ -314,7 +318,8 @@ def _load_first(folder: WorkFolder, engine: str, precision: str, path: Path) -> 
 
 
 def _export_bundle(folder: WorkFolder, target: str, path: Path) -> None:
-    from segship.ship.export_promptable import ExportOptions, export_bundle
+    from segship.ship.export import export_bundle
+    from segship.ship.options import ExportOptions
 
     export_bundle(folder.checkpoint(), path, ExportOptions(target=target, measure=False))
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from segship.ship.families.config import SAM_ARCHITECTURES, SamConfig
+from segship.ship.families.sam.config import SAM_ARCHITECTURES, SamConfig
 from segship.ship.families.sam.model import build_sam
 from tests.oracle import seeded_weights
 

@@ -39,7 +39,7 @@ class KnownCheckpoint:
     Attributes
     ----------
     architecture
-        Its name in `segship.ship.families.config.SAM_ARCHITECTURES`.
+        Its name in `segship.ship.families.sam.config.SAM_ARCHITECTURES`.
     file
         The published file name.
     url
@@ -148,7 +148,7 @@ class SemanticCheckpoint:
     name
         What `segship.load`, ``segship fetch`` and ``segship export`` take.
     architecture
-        Its name in `segship.ship.families.config.SEMASK_ARCHITECTURES`.
+        Its name in `segship.ship.families.semask.config.SEMASK_ARCHITECTURES`.
     data_set
         What it was trained and scored on.
     drive_id
@@ -480,13 +480,8 @@ def _load_bundle(path: Path, backend: str, options: SessionOptions) -> Predictor
     # Opening checks the manifest and the list of files; each graph's bytes are checked as it is loaded.
     bundle = Bundle.open(path)
     manifest = bundle.manifest
-    if manifest.precision != "fp32" and options.precision not in (manifest.precision, "auto"):
-        raise BackendUnavailable(
-            f"precision {options.precision!r} was asked for and the bundle {path} holds {manifest.precision}",
-            code="precision_unavailable",
-        )
     choice = choose_backend(
-        manifest.backends,
+        manifest.checks,
         backend=backend,
         precision=options.precision,
         device=options.device,
@@ -499,31 +494,18 @@ def _load_bundle(path: Path, backend: str, options: SessionOptions) -> Predictor
 def _predictor(
     manifest: Manifest, sessions: Mapping[str, Session], digest: str, choice: BackendChoice, threads: int | None
 ) -> Predictor | SemanticPredictor:
-    if manifest.family == "semantic":
-        from segship.semantic.predictor import SemanticPredictor
+    from segship.bundle.manifest import task_module
 
-        return SemanticPredictor(
-            manifest,
-            sessions["semantic"],
-            backend=choice.backend,
-            precision=choice.precision,
-            backend_reason=choice.reason,
-        )
-    return Predictor(
-        manifest,
-        sessions,
-        encoder_sha256=digest,
-        backend=choice.backend,
-        precision=choice.precision,
-        backend_reason=choice.reason,
-        threads=threads,
+    ran = {"backend": choice.backend, "precision": choice.precision, "backend_reason": choice.reason}
+    predictor: Predictor | SemanticPredictor = task_module(manifest.task).open(
+        manifest, sessions, digest=digest, threads=threads, **ran
     )
+    return predictor
 
 
 def graph_digest(bundle: Bundle) -> str:
     """Return the digest of a bundle's first graph, weights included: what ties embeddings to their encoder."""
-    entry = bundle.manifest.graphs["semantic" if bundle.manifest.family == "semantic" else "image_encoder"]
-    return entry.sha256 if entry.external_data is None else f"{entry.sha256}{entry.external_data.sha256}"
+    return bundle.manifest.artifact(bundle.manifest.first_graph).digest
 
 
 def _load_checkpoint(path: Path, backend: str, options: SessionOptions) -> Predictor | SemanticPredictor:

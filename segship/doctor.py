@@ -295,7 +295,7 @@ def _automatic() -> tuple[AutomaticChoice, ...]:
         from segship.backends.choice import choose_backend
         from segship.bundle import Bundle
 
-        checks = Bundle.open(EMBEDDED_BUNDLE).manifest.backends
+        checks = Bundle.open(EMBEDDED_BUNDLE).manifest.checks
         choices = {asked: choose_backend(checks, precision=asked) for asked in ("fp32", "auto")}
     # Whatever is broken is told where it belongs: with the bundle or the packages.
     except Exception:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,10 +56,10 @@ class BundleDescription:
     def to_dict(self) -> dict[str, Any]:
         """Return the manifest, the bundle's digest, and a summary of every graph."""
         graphs = {
-            name: read_graph(self.bundle.path / entry.file).to_dict()
-            for name, entry in self.bundle.manifest.graphs.items()
+            artifact.graph: read_graph(self.bundle.path / artifact.file).to_dict()
+            for artifact in self.bundle.manifest.artifacts
         }
-        manifest = self.bundle.manifest.model_dump(mode="json")
+        manifest = json.loads(self.bundle.manifest.to_json())
         return {"digest": self.bundle.digest, "manifest": manifest, "graphs": graphs}
 
 

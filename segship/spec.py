@@ -8,10 +8,18 @@ Sizes come from `SamGeometry`; no constant for 1024 stands anywhere else.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
+
+from annotated_types import Gt, Interval
 
 Dimension = int | str
 """A fixed size, or the name of one that may differ from call to call."""
+
+Side = Annotated[int, Interval(ge=1, le=1 << 16)]
+"""A number of pixels, cells or channels; bounds are those of what a manifest may say."""
+Positive = Annotated[float, Gt(0)]
+Part = Annotated[float, Interval(ge=0, le=1)]
+"""A part of a whole, 0 to 1."""
 
 LABEL_BACKGROUND = 0
 LABEL_FOREGROUND = 1
@@ -68,9 +76,9 @@ class SamGeometry:
         Side of the embedding's square grid.
     """
 
-    image_size: int
-    embedding_channels: int
-    embedding_size: int
+    image_size: Side
+    embedding_channels: Side
+    embedding_size: Side
 
     @property
     def low_res_size(self) -> int:

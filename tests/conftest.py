@@ -6,8 +6,8 @@ import os
 import pytest
 from hypothesis import settings
 
-from segship.ship.export_promptable import ExportOptions, export_bundle
-from segship.ship.export_semantic import SemanticExportOptions, export_semantic
+from segship.ship.export import export_bundle
+from segship.ship.options import ExportOptions
 from tests import small_semask
 from tests.small_models import save_checkpoint
 from tests.traces import share_traces
@@ -63,9 +63,9 @@ def small_semask_checkpoint(tmp_path_factory):
 def small_semantic_export(small_semask_checkpoint, tmp_path_factory):
     """A bundle of it that gives class maps, of one size and any batch, and the rows that were reported on the way."""
     reported = []
-    options = SemanticExportOptions(size=small_semask.SIZE_HW, measure=False)
+    options = ExportOptions(size=small_semask.SIZE_HW, measure=False)
     folder = tmp_path_factory.mktemp("semantic") / "class_map"
-    bundle = export_semantic(small_semask_checkpoint, folder, options, lambda step, rows: reported.append((step, rows)))
+    bundle = export_bundle(small_semask_checkpoint, folder, options, lambda step, rows: reported.append((step, rows)))
     return bundle, reported
 
 
@@ -78,7 +78,5 @@ def small_semantic_bundle(small_semantic_export):
 @pytest.fixture(scope="session")
 def small_semantic_logits(small_semask_checkpoint, tmp_path_factory):
     """A bundle with the same weights that gives logits, of an odd size, one picture at a time."""
-    options = SemanticExportOptions(
-        size=small_semask.ODD_SIZE_HW, batch=1, output="logits", simplify=False, measure=False
-    )
-    return export_semantic(small_semask_checkpoint, tmp_path_factory.mktemp("semantic") / "logits", options)
+    options = ExportOptions(size=small_semask.ODD_SIZE_HW, batch=1, output="logits", simplify=False, measure=False)
+    return export_bundle(small_semask_checkpoint, tmp_path_factory.mktemp("semantic") / "logits", options)

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from segship.ship.families.config import SamConfig, VitConfig
+from segship.ship.families.sam.config import SamConfig, VitConfig
 
 # Tensors of two or more axes that are looked up or added, not multiplied.
 TABLES = ("pos_embed", "_embed.weight", "tokens.weight", "iou_token.weight", "rel_pos_h", "rel_pos_w", "biases")

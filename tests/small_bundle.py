@@ -6,8 +6,10 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from segship.bundle import write_bundle
-from segship.bundle.entries import CheckpointEntry
-from segship.promptable.manifest import PreprocessingEntry, PromptRulesEntry, SamManifest
+from segship.bundle.manifest import CheckpointFile
+from segship.promptable.manifest import PromptableManifest
+from segship.promptable.prompts import PromptRules
+from segship.promptable.transforms import Preprocessing
 from segship.spec import SamGeometry, image_encoder_spec, mask_decoder_spec
 
 GEOMETRY = SamGeometry(image_size=32, embedding_channels=4, embedding_size=2)
@@ -61,24 +63,18 @@ def decoder_inputs(objects=2, points=3, seed=0):
     return {name: rng.normal(size=shape).astype(np.float32) for name, shape in shapes.items()}
 
 
-def small_manifest(**changes):
+def small_manifest(geometry=GEOMETRY, **changes):
     fields = {
+        "family": "sam",
         "architecture": "custom",
-        "image_size": GEOMETRY.image_size,
-        "embedding_channels": GEOMETRY.embedding_channels,
-        "embedding_size": GEOMETRY.embedding_size,
-        "preprocessing": PreprocessingEntry(pixel_mean=(123.675, 116.28, 103.53), pixel_std=(58.395, 57.12, 57.375)),
-        "prompt_rules": PromptRulesEntry(padding_point="without_box"),
-        "graphs": {},
-        "precision": "fp32",
-        "opset": 17,
-        "checkpoint": CheckpointEntry(name="tiny.pth", bytes=10, sha256="a" * 64, licence="Apache-2.0", known=False),
-        "changes": [],
+        "geometry": geometry,
+        "preprocessing": Preprocessing(geometry.image_size, (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)),
+        "prompt_rules": PromptRules(padding_point="without_box"),
+        "checkpoint": CheckpointFile(name="tiny.pth", bytes=10, sha256="a" * 64, licence="Apache-2.0", known=False),
         "tools": {"onnx": onnx.__version__},
-        "comparison": None,
         "created": "2026-11-21T00:00:00+00:00",
     }
-    return SamManifest(**{**fields, **changes})
+    return PromptableManifest(**{**fields, **changes})
 
 
 def save_models(folder, *, external=False, encoder=None, decoder=None):

@@ -22,12 +22,7 @@ def small_sam():
 
 
 def small_sam_manifest():
-    geometry = SMALL_VIT.geometry
-    return small_manifest(
-        image_size=geometry.image_size,
-        embedding_channels=geometry.embedding_channels,
-        embedding_size=geometry.embedding_size,
-    )
+    return small_manifest(SMALL_VIT.geometry)
 
 
 def small_predictor():

@@ -7,7 +7,7 @@ from functools import cache
 import torch
 
 from segship.datasets.known import CITYSCAPES
-from segship.ship.families.config import SEMASK_ARCHITECTURES
+from segship.ship.families.semask.config import SEMASK_ARCHITECTURES
 from segship.ship.families.semask.model import build_semask
 from tests.oracle import seeded_weights
 

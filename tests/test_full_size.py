@@ -11,14 +11,14 @@ import pytest
 import torch
 
 import segship
-from segship.cases import draw_scene
+from segship.images.comparison import draw_scene
 from segship.masks.scores import mask_iou
 from segship.promptable.prompts import Prompts
 from segship.promptable.transforms import Preprocessing, prepare_image
-from segship.ship.export_promptable import ExportOptions, export_bundle
-from segship.ship.families.config import SAM_ARCHITECTURES
-from segship.ship.families.sam.loading import load_model
+from segship.ship.export import export_bundle
+from segship.ship.families.sam.config import SAM_ARCHITECTURES
 from segship.ship.families.sam.model import build_sam
+from segship.ship.loading import load_model
 from tests.oracle import build_reference, reference, seeded_weights
 from tests.promptable.test_predictor import ask_oracle
 
@@ -59,7 +59,7 @@ def oracle(vit_b):
 
 def test_vit_b_embedding_equals_the_reference(vit_b, oracle):
     config = SAM_ARCHITECTURES["vit_b"]
-    sam = load_model(vit_b[0]).sam
+    sam = load_model(vit_b[0]).module
     assert sam.config == config
     image = prepare_image(IMAGE, Preprocessing(config.image_size, config.pixel_mean, config.pixel_std))
     with torch.inference_mode():
@@ -104,9 +104,9 @@ def test_other_sizes_export_within_the_bar(name, tmp_path):
     sam = build_sam(SAM_ARCHITECTURES[name])
     torch.save(copy.copy(seeded_weights(sam)), tmp_path / f"{name}.pth")
     del sam
-    bundle = export_bundle(tmp_path / f"{name}.pth", tmp_path / "bundle", ExportOptions())
+    bundle = export_bundle(tmp_path / f"{name}.pth", tmp_path / "bundle")
     assert bundle.manifest.architecture == name
-    external = bundle.manifest.graphs["image_encoder"].external_data
-    assert (external is not None) == (name == "vit_h")
+    weights = bundle.manifest.artifact("image_encoder").weights
+    assert (weights is not None) == (name == "vit_h")
     prediction = segship.load(bundle.path).predict(IMAGE, points=[[500, 375]])
     assert np.isfinite(prediction.low_res_masks).all()

@@ -19,7 +19,7 @@ def test_bundle_is_described_with_its_graphs(tmp_path):
     document = as_json(bundle.path)
     assert (document["kind"], document["path"]) == ("bundle", str(bundle.path))
     assert document["bundle"]["digest"] == bundle.digest
-    assert document["bundle"]["manifest"]["image_size"] == 32
+    assert document["bundle"]["manifest"]["geometry"]["image_size"] == 32
     assert document["bundle"]["graphs"]["image_encoder"]["operators"] == {"Conv": 1}
 
 

@@ -10,7 +10,8 @@ import torch
 
 from segship.catalog import KNOWN_CHECKPOINTS, SEMANTIC_CHECKPOINTS, SemanticName, identify
 from segship.datasets.known import ADE20K, CITYSCAPES, COCO_STUFF
-from segship.ship.families.config import SAM_ARCHITECTURES, SEMASK_ARCHITECTURES
+from segship.ship.families.sam.config import SAM_ARCHITECTURES
+from segship.ship.families.semask.config import SEMASK_ARCHITECTURES
 from segship.ship.families.semask.model import build_semask
 
 # Bytes of the tensors alone, by shape arithmetic; the container adds names, padding and its directory.

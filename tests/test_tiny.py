@@ -27,7 +27,7 @@ def test_bundle_is_whole_small_and_from_the_weights_in_the_recipe():
     assert bundle.manifest.architecture == "tiny"
     assert bundle.manifest.checkpoint.sha256 == sha256_of(ROOT / "recipes/tiny/tiny.safetensors")
     assert bundle.manifest.checkpoint.licence == "Apache-2.0"
-    assert all(row.passed for row in bundle.manifest.comparison.steps)
+    assert all(row.passed for row in bundle.manifest.evidence.rows)
 
 
 def spoon():

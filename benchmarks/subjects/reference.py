@@ -35,10 +35,10 @@ def plain_encoder(work: Path, model: str) -> nn.Module:
     if model != "vit_t":
         encoder: nn.Module = build_model(work, model).image_encoder
         return encoder
-    from segship.ship.families.sam.loading import load_model
+    from segship.ship.loading import load_model
 
     # A module that nobody has given a variant is the plain one.
-    return load_model(WorkFolder(work, model).checkpoint()).sam.image_encoder.requires_grad_(False)
+    return load_model(WorkFolder(work, model).checkpoint()).module.image_encoder.requires_grad_(False)
 
 
 def described(model: str, precision: str, threads: int, device: str = "cpu") -> dict[str, Any]:

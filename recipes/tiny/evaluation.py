@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,6 @@ import segship
 from recipes.tiny.samples import ScenePool
 from segship.masks.cleanup import MaskCleanUp
 from segship.masks.scores import mask_iou
-from segship.promptable.manifest import MaskCleanUpEntry
 
 Mask = NDArray[np.bool_]
 Pixels = NDArray[np.uint8]
@@ -132,8 +131,7 @@ class Examiner:
 
 def with_clean_up(predictor: segship.Predictor, clean_up: MaskCleanUp | None) -> None:
     """Give a predictor another clean-up than its manifest's."""
-    entry = None if clean_up is None else MaskCleanUpEntry(**asdict(clean_up))
-    predictor.manifest = predictor.manifest.model_copy(update={"mask_clean_up": entry})
+    predictor.manifest = replace(predictor.manifest, mask_clean_up=clean_up)
 
 
 def mean_line(name: str, rows: list[Scores]) -> str:

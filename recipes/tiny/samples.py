@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recipes.tiny.scenes import Scene
-from segship.ship.families.config import IMAGENET_MEAN, IMAGENET_STD
+from segship.ship.families import IMAGENET_MEAN, IMAGENET_STD
 from segship.spec import (
     LABEL_BACKGROUND,
     LABEL_BOX_BOTTOM_RIGHT,

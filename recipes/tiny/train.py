@@ -33,7 +33,7 @@ from recipes.tiny.clicks import append_clicks, error_clicks
 from recipes.tiny.losses import ambiguous_loss, pair_losses, ranking_loss
 from recipes.tiny.samples import CLICKS, TWO_CLICKS, Sample, ScenePool
 from recipes.tiny.validation import validate, validation_samples
-from segship.ship.families.config import SAM_ARCHITECTURES
+from segship.ship.families.sam.config import SAM_ARCHITECTURES
 from segship.ship.families.sam.hybrid_vit import StemBlock
 from segship.ship.families.sam.model import Sam, build_sam
 

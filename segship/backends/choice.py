@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Decide which backend runs a bundle, in which precision, and say why.
 
-The manifest holds what was measured (`segship.bundle.measured.BackendCheck`, or `SemanticCheck`); nothing is timed and
+The manifest holds what was measured (`segship.bundle.evidence.Check`); nothing is timed and
 no runtime is imported here. The rules:
 
 - A backend or precision that was named is taken, whatever was measured.
@@ -21,13 +21,12 @@ from importlib import metadata
 from importlib.util import find_spec
 
 from segship.backends import GRAPH_BACKENDS
-from segship.bundle.measured import AnyCheck
+from segship.bundle.evidence import EXACT, Check
 from segship.errors import BackendUnavailable
 from segship.machine import describe_machine
 
 AUTO = "auto"
 DEFAULT_BACKEND = "onnxruntime"
-EXACT = "fp32"
 # Builds of one runtime under other names; the first that is installed gives the version.
 _DISTRIBUTIONS = {"onnxruntime": ("onnxruntime", "onnxruntime-gpu")}
 _TUNE = "`segship tune BUNDLE` measures here"
@@ -51,7 +50,7 @@ class BackendChoice:
 
 
 def choose_backend(
-    checks: Sequence[AnyCheck],
+    checks: Sequence[Check],
     *,
     backend: str = AUTO,
     precision: str = EXACT,
@@ -120,7 +119,7 @@ def _is_installed(backend: str) -> bool:
         return False
 
 
-def _fastest(wanted: Sequence[AnyCheck]) -> BackendChoice | None:
+def _fastest(wanted: Sequence[Check]) -> BackendChoice | None:
     versions = {name: installed_version(name) for name in {check.backend for check in wanted}}
     passed = [check for check in wanted if check.passed and versions[check.backend] is not None]
     here = [check for check in passed if check.cpu == processor_name() and check.version == versions[check.backend]]
@@ -140,7 +139,7 @@ def _fastest(wanted: Sequence[AnyCheck]) -> BackendChoice | None:
     return BackendChoice(best.backend, best.precision, reason)
 
 
-def _unmeasured(wanted: Sequence[AnyCheck], backend: str, precision: str, streams: int) -> BackendChoice:
+def _unmeasured(wanted: Sequence[Check], backend: str, precision: str, streams: int) -> BackendChoice:
     """Return what is taken where no check decides."""
     exact = EXACT if precision == AUTO else precision
     if backend != AUTO:

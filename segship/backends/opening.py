@@ -36,14 +36,13 @@ def open_sessions(bundle: Bundle, backend: str, options: SessionOptions) -> dict
         )
     runtime = load_backend(backend)
     sessions: dict[str, Session] = {}
-    for name, entry in bundle.manifest.graphs.items():
-        graph, spec = bundle.verified_graph(name), bundle.manifest.graph_spec(name)
+    for spec in bundle.manifest.graphs:
+        name, artifact = spec.name, bundle.manifest.artifact(spec.name, options.precision)
+        graph = bundle.verified(artifact)
         if backend == "openvino":
             # By its path, so that these bytes are gone before OpenVINO needs as many; by the digest that was verified,
             # so that a graph that was compiled before is not read again.
-            graph = bundle.path / entry.file
-            digest = entry.sha256 + (entry.external_data.sha256 if entry.external_data is not None else "")
-            sessions[name] = runtime.Session(graph, spec, options, digest=digest)
+            sessions[name] = runtime.Session(bundle.path / artifact.file, spec, options, digest=artifact.digest)
         else:
             sessions[name] = runtime.Session(graph, spec, options)
     return sessions

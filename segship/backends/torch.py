@@ -23,27 +23,12 @@ from torch import nn
 
 from segship.backends.session import Session as BaseSession
 from segship.backends.session import SessionOptions, check_arrays, closed, refuse_options, thread_count
-from segship.bundle.entries import Precision
+from segship.bundle.artifacts import Precision
 from segship.bundle.manifest import Manifest
 from segship.errors import BackendUnavailable
-from segship.ship.checkpoints.survey import list_shapes
-from segship.ship.families.sam.loading import LoadedModel, describe_model, load_model
-from segship.ship.families.sam.model import ImageEncoderGraph, MaskDecoderGraph, Sam
-from segship.ship.families.sam.shared_decoder import ImageSideGraph, SelectiveDecoderGraph, SharedDecoderGraph
-from segship.ship.families.semask.loading import choose_settings, describe_semask, load_semask
-from segship.ship.families.semask.model import SemanticGraph
-from segship.ship.families.semask.recognise import is_semask
-from segship.ship.variants import VARIANTS, apply_variant
-from segship.spec import (
-    GraphSpec,
-    SamGeometry,
-    image_encoder_spec,
-    image_side_spec,
-    mask_decoder_spec,
-    selective_decoder_spec,
-    semantic_spec,
-    shared_decoder_spec,
-)
+from segship.ship.loading import load_model
+from segship.ship.options import ExportOptions
+from segship.spec import GraphSpec
 
 PRECISIONS: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
@@ -127,7 +112,7 @@ class OpenedCheckpoint(NamedTuple):
 
 
 def open_checkpoint(path: Path, options: SessionOptions | None = None) -> OpenedCheckpoint:
-    """Open a checkpoint of either family as sessions that a predictor runs.
+    """Open a checkpoint of any family as sessions that a predictor runs.
 
     A semantic one gives logits and takes pictures of any size, as many at once as wanted.
 
@@ -140,47 +125,13 @@ def open_checkpoint(path: Path, options: SessionOptions | None = None) -> Opened
     """
     options = options or SessionOptions()
     device = _device(options.device)
-    precision = _precision(options.precision, device)
-    if is_semask(list_shapes(path)):
-        return _open_semask(path, options, precision)
-    model: LoadedModel = load_model(path)
-    manifest = describe_model(model, opset=0, comparison=None, precision=precision)
-    apply_variant(model.sam, VARIANTS["torch-cuda" if device.type == "cuda" else "torch"])
-    sessions: dict[str, BaseSession] = {
-        spec.name: Session(module, spec, options)
-        for module, spec in graph_modules(model.sam, model.config.geometry, device)
-    }
-    return OpenedCheckpoint(manifest, sessions, model.checkpoint.sha256)
-
-
-def _open_semask(path: Path, options: SessionOptions, precision: Precision) -> OpenedCheckpoint:
-    model = load_semask(path)
-    settings = choose_settings(model)
-    manifest = describe_semask(
-        model, settings, output="logits", size=None, opset=0, comparison=None, precision=precision
-    )
-    spec = semantic_spec(model.config.classes, "logits")
-    session = Session(SemanticGraph(model.semask, "logits"), spec, options)
-    return OpenedCheckpoint(manifest, {"semantic": session}, model.checkpoint.sha256)
-
-
-def graph_modules(
-    sam: Sam, geometry: SamGeometry, device: torch.device | None = None
-) -> tuple[tuple[nn.Module, GraphSpec], ...]:
-    """Return every graph of a promptable model as a module, with its contract.
-
-    On CUDA the shared decoder makes all masks: which of them pass would have to be known on the CPU before the rest
-    could be launched, and a recorded CUDA graph cannot wait for that.
-    """
-    on_gpu = device is not None and device.type == "cuda"
-    return (
-        (ImageEncoderGraph(sam), image_encoder_spec(geometry)),
-        (MaskDecoderGraph(sam), mask_decoder_spec(geometry)),
-        (ImageSideGraph(sam), image_side_spec(geometry)),
-        (SharedDecoderGraph(sam), shared_decoder_spec(geometry))
-        if on_gpu
-        else (SelectiveDecoderGraph(sam), selective_decoder_spec(geometry)),
-    )
+    _precision(options.precision, device)
+    model = load_model(path)
+    on_gpu = device.type == "cuda"
+    wanted = ExportOptions(target="torch-cuda" if on_gpu else "torch", output="logits")
+    parts = model.verbs.graphs(model, wanted, known_sizes=on_gpu)
+    sessions: dict[str, BaseSession] = {name: Session(*part, options) for name, part in parts.items()}
+    return OpenedCheckpoint(model.verbs.manifest(model, wanted), sessions, model.checkpoint.sha256)
 
 
 def _compiled(module: nn.Module, spec: GraphSpec) -> nn.Module:

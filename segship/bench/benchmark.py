@@ -7,7 +7,7 @@ import platform
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import astuple, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -26,6 +26,7 @@ from segship.bench.stages import FRESH_SCENARIOS, photo_bytes, scenario_paramete
 from segship.bundle import Bundle
 from segship.catalog import find_model, open_model
 from segship.machine import Machine, describe_machine
+from segship.semantic.manifest import SemanticManifest
 from segship.spec import GraphSpec
 
 GRAPH_SUFFIX = ".onnx"
@@ -100,7 +101,7 @@ def _measure_model(work: _Work) -> BenchmarkReport:
     for threads in work.threads:
         work.tell(f"load {work.target}, {threads} threads")
         with open_model(work.target, threads=threads, **settings) as predictor:
-            runs_on, backend, family = predictor.description, predictor.backend, predictor.manifest.family
+            runs_on, backend, task = predictor.description, predictor.backend, predictor.manifest.task
             precision = predictor.precision
             stages = tuple(name for name in options.stages if name != GRAPH_STAGE)
             chosen = replace(options, stages=stages, threads=(threads,))
@@ -113,7 +114,7 @@ def _measure_model(work: _Work) -> BenchmarkReport:
         if path.is_dir() and work.wants(GRAPH_STAGE):
             rows += _bundle_graphs(Bundle.open(path), backend, precision, threads, work)
         if options.fresh:
-            fresh += _fresh_model(work, FRESH_SCENARIOS[family], settings, data, threads)
+            fresh += _fresh_model(work, FRESH_SCENARIOS[task], settings, data, threads)
     return _report(work, "model", tuple(rows), tuple(fresh), runs_on=runs_on, backend=backend, precision=precision)
 
 
@@ -121,16 +122,15 @@ def _bundle_graphs(bundle: Bundle, backend: str, precision: str, threads: int, w
     """Yield the pure loops of every graph of a bundle, at the sizes of its dynamic axes that were asked for."""
     options = work.options
     asked = {"batch": options.batch_sizes, "objects": options.objects, "points": (options.points + 1,)}
-    if bundle.manifest.family == "semantic":
-        long_side, short_side = bundle.manifest.scale
+    if isinstance(bundle.manifest, SemanticManifest):
+        long_side, short_side = astuple(bundle.manifest.preprocessing.scale)
         asked |= {"height": (short_side,), "width": (long_side,)}
     asked |= options.sizes
-    for name in bundle.manifest.graphs:
-        spec = bundle.manifest.graph_spec(name)
+    for spec in bundle.manifest.graphs:
         axes = {size for tensor in spec.inputs for size in tensor.shape if isinstance(size, str)}
         sizes = {axis: values for axis, values in asked.items() if axis in axes}
         opened = SessionOptions(threads=threads, **{**options.session_settings, "precision": precision})
-        with load_backend(backend).Session(bundle.verified_graph(name), spec, opened) as session:
+        with load_backend(backend).Session(bundle.verified_graph(spec.name), spec, opened) as session:
             yield from _loops(session, spec, replace(options, sizes=sizes, shapes=()), threads, work)
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The stages of a model by its family: what is called, and what it is called.
+"""The stages of a model by its task: what is called, and what it is called.
 
-A family is one function that yields its stages in the order of the road, and one entry in `STAGES`.
+A task is one function that yields its stages in the order of the road, and one entry in `STAGES`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from segship.promptable.everything.options import AmgOptions
 from segship.promptable.everything.search import generate
 from segship.promptable.predictor import Predictor
 from segship.promptable.prompts import PromptLimits, Prompts
-from segship.promptable.transforms import Preprocessing, prepare_image
+from segship.promptable.transforms import prepare_image
 from segship.semantic.predictor import SemanticPredictor
 from segship.semantic.preprocessing import resize_pixels, to_tensor
 from segship.semantic.views import SemanticOptions, view_size
@@ -86,8 +86,7 @@ def promptable_stages(predictor: Predictor, data: bytes, options: BenchmarkOptio
     pixels = read_image(data).pixels
     size_hw = (pixels.shape[0], pixels.shape[1])
     picture = {"image": f"{size_hw[1]} x {size_hw[0]}"}
-    entry = predictor.manifest.preprocessing
-    settings = Preprocessing(predictor.image_size, entry.pixel_mean, entry.pixel_std)
+    settings = predictor.manifest.preprocessing
     yield Stage("decode image", lambda: read_image(data), detail={**picture, "bytes": len(data)})
     opened = read_image(data).picture
     threads = next(iter(options.threads), None)
@@ -130,13 +129,13 @@ def semantic_stages(predictor: SemanticPredictor, data: bytes, options: Benchmar
 
 
 STAGES: Mapping[str, Callable[[Any, bytes, BenchmarkOptions], Iterator[Stage]]] = {
-    "sam": promptable_stages,
+    "promptable": promptable_stages,
     "semantic": semantic_stages,
 }
-"""Family of the manifest -> its stages, a function of that family's predictor."""
+"""Task of the manifest -> its stages, a function of that task's predictor."""
 
-FRESH_SCENARIOS: Mapping[str, tuple[str, ...]] = {"sam": ("click", "everything"), "semantic": ("segment",)}
-"""Family of the manifest -> what fresh processes do with it; keys of `segship.bench.fresh.SCENARIOS`."""
+FRESH_SCENARIOS: Mapping[str, tuple[str, ...]] = {"promptable": ("click", "everything"), "semantic": ("segment",)}
+"""Task of the manifest -> what fresh processes do with it; keys of `segship.bench.fresh.SCENARIOS`."""
 
 
 def scenario_parameters(scenario: str, options: BenchmarkOptions) -> tuple[dict[str, int], ...]:
@@ -155,15 +154,15 @@ def stages_of(predictor: Predictor | SemanticPredictor, data: bytes, options: Be
     Raises
     ------
     InputError
-        ``unknown_stage`` when a name fits none, ``unknown_family`` when the model's family has no stages here.
+        ``unknown_stage`` when a name fits none, ``unknown_task`` when the model's task has no stages here.
     """
-    family = predictor.manifest.family
-    if family not in STAGES:
-        message = f"models of the family {family!r} cannot be measured by stages; known are {', '.join(STAGES)}"
-        raise InputError(message, code="unknown_family")
+    task = predictor.manifest.task
+    if task not in STAGES:
+        message = f"models of the task {task!r} cannot be measured by stages; known are {', '.join(STAGES)}"
+        raise InputError(message, code="unknown_task")
     names = []
     fitting: set[str] = set()
-    for stage in STAGES[family](predictor, data, options):
+    for stage in STAGES[task](predictor, data, options):
         names.append(stage.name)
         asked = [wanted for wanted in options.stages if stage.name.startswith(wanted)]
         fitting.update(asked)

@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import stat
-from collections.abc import Collection, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import NoReturn, Self, cast
+from typing import NoReturn, Self, get_args
 
 from segship.backends.session import check_interface
-from segship.bundle.entries import GRAPH_FILES, ExternalData, GraphEntry, GraphName, TensorEntry, sidecar_of
+from segship.bundle.artifacts import Artifact, GraphName, Option, Weights, artifact_file, weights_file
 from segship.bundle.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest, parse_manifest
 from segship.bundle.onnx_file import OnnxGraph, read_graph
 from segship.bundle.onnx_rules import check_graph
@@ -21,6 +22,8 @@ from segship.files import CHUNK_BYTES, open_regular, read_bytes, sha256_of, writ
 from segship.spec import GraphSpec, TensorSpec
 
 OPTIONAL_FILES = frozenset({"certificate.json", "LICENSE", "NOTICE", "README.md"})
+# The second is one that segship wrote up to version 0.3; such a bundle may be replaced.
+_GRAPH_FILE = re.compile(rf"({'|'.join((*get_args(GraphName), 'shared_decoder'))})[a-z0-9_.]*")
 _MEND = "export the bundle again or fetch it anew"
 
 
@@ -44,9 +47,9 @@ class Bundle:
 
     @classmethod
     def open(cls, path: str | os.PathLike[str]) -> Self:
-        """Check the manifest, the list of files, their kinds and sizes; not yet the bytes of the graphs.
+        """Check the manifest, the list of files, their kinds and sizes; not yet the bytes of the artifacts.
 
-        `verified_graph` checks those of a graph when it is used.
+        `verified` checks those of an artifact when it is used.
 
         Raises
         ------
@@ -59,13 +62,13 @@ class Bundle:
             raise BundleError(message, code="missing_bundle")
         data = _read_file(folder, MANIFEST_FILE, MAX_MANIFEST_BYTES)
         bundle = cls(folder, parse_manifest(data), hashlib.sha256(data).hexdigest())
-        _check_entries(bundle.manifest)
+        _check_artifacts(bundle.manifest)
         bundle._check_files()
         return bundle
 
     @classmethod
     def read(cls, path: str | os.PathLike[str]) -> Self:
-        """Check everything: what `open` checks, and every byte of every graph.
+        """Check everything: what `open` checks, and every byte of every artifact.
 
         Raises
         ------
@@ -73,17 +76,17 @@ class Bundle:
             Naming the file that is wrong.
         """
         bundle = cls.open(path)
-        for name in bundle.manifest.graphs:
-            bundle.verified_graph(name)
+        for artifact in bundle.manifest.artifacts:
+            bundle.verified(artifact)
         return bundle
 
-    def verified_graph(self, name: str) -> bytes | Path:
-        """Check every byte of a graph and return what a session loads.
+    def verified(self, artifact: Artifact) -> bytes | Path:
+        """Check every byte of an artifact and return what a session loads.
 
         Returns
         -------
         bytes or Path
-            The very bytes that were checked, if the graph holds its own weights. A path if they lie in a sidecar: the
+            The very bytes that were checked, if the file holds its own weights. A path if they lie beside it: the
             runtime reads both files again, so whoever may write in the folder could still change them in between.
 
         Raises
@@ -91,30 +94,30 @@ class Bundle:
         BundleError
             When a byte differs from the manifest, or the graph holds what no bundle may.
         """
-        if name not in self.manifest.graphs:
-            message = f"the bundle {self.path} has no graph {name!r}; it has {', '.join(self.manifest.graphs)}"
-            raise BundleError(message, code="unknown_graph")
-        entry = self.manifest.graphs[name]
-        data = _read_file(self.path, entry.file, entry.bytes)
-        if len(data) != entry.bytes or hashlib.sha256(data).hexdigest() != entry.sha256:
-            raise _changed(self.path, entry.file, len(data), entry.bytes)
-        external = entry.external_data
-        if external is not None:
-            self._check_sidecar(external)
-        sidecar, size = (external.file, external.bytes) if external is not None else (None, 0)
+        data = _read_file(self.path, artifact.file, artifact.bytes)
+        if len(data) != artifact.bytes or hashlib.sha256(data).hexdigest() != artifact.sha256:
+            raise _changed(self.path, artifact.file, len(data), artifact.bytes)
+        weights = artifact.weights
+        if weights is not None:
+            self._check_weights(weights)
+        name, size = (weights.file, weights.bytes) if weights is not None else (None, 0)
         graph = read_graph(data)
-        check_graph(graph, file=entry.file, sidecar=sidecar, sidecar_bytes=size)
-        check_interface(graph.inputs, graph.outputs, self.manifest.graph_spec(name))
-        return data if external is None else self.path / entry.file
+        check_graph(graph, file=artifact.file, sidecar=name, sidecar_bytes=size)
+        check_interface(graph.inputs, graph.outputs, self.manifest.graph_spec(artifact.graph))
+        return data if weights is None else self.path / artifact.file
 
-    def _check_sidecar(self, external: ExternalData) -> None:
-        path = self.path / external.file
+    def verified_graph(self, name: str) -> bytes | Path:
+        """Check every byte of a graph in fp32, as `verified`."""
+        return self.verified(self.manifest.artifact(name))
+
+    def _check_weights(self, weights: Weights) -> None:
+        path = self.path / weights.file
         try:
             digest = sha256_of(path)
         except InputError as error:
-            _refuse_file(external.file, error)
-        if digest != external.sha256:
-            raise _changed(self.path, external.file, path.stat().st_size, external.bytes)
+            _refuse_file(weights.file, error)
+        if digest != weights.sha256:
+            raise _changed(self.path, weights.file, path.stat().st_size, weights.bytes)
 
     def _check_files(self) -> None:
         """Compare what lies in the folder with what the manifest lists: names, kinds, sizes."""
@@ -140,7 +143,7 @@ def write_bundle(
     manifest: Manifest,
     graph_files: Mapping[str, str | os.PathLike[str]],
     *,
-    variants: Mapping[str, str] | None = None,
+    options: Mapping[str, Mapping[str, Option]] | None = None,
     force: bool = False,
 ) -> Bundle:
     """Write a bundle, check it, and only then let it appear under its name.
@@ -150,12 +153,12 @@ def write_bundle(
     directory
         The folder to make.
     manifest
-        Everything but ``graphs``, which is filled in from the files.
+        Everything but ``graphs`` and ``artifacts``, which are filled in from the files.
     graph_files
-        Graph -> ONNX file, for every graph that the family needs, and for all optional ones or none. Weights outside a
-        file must lie beside it in a file named like the bundle's, such as ``image_encoder.onnx.data``.
-    variants
-        Graph -> which of the equal ways of computing it, where one was chosen (`segship.ship.variants`).
+        Graph -> ONNX file in fp32, for one of the manifest's sets of graphs. Weights outside a file must lie beside it
+        in a file named like the bundle's, such as ``image_encoder.onnx.data``.
+    options
+        Graph -> what decided its bytes, for its artifact; ``target`` among them is the artifact's own.
     force
         Replace a folder that is itself a bundle; another folder is never replaced.
 
@@ -167,56 +170,63 @@ def write_bundle(
         When the folder exists and ``force`` is off, or cannot be written.
     """
     target = Path(directory)
-    if not _is_whole_set(manifest, graph_files):
+    if frozenset(graph_files) not in manifest.graph_sets:
         raise BundleError(f"{_wanted_graphs(manifest)}; {sorted(graph_files)} were given", code="missing_graph")
     if force:
         _refuse_stranger(target)
     finished: list[Bundle] = []
 
     def fill(folder: Path) -> None:
-        graphs = {
-            name: _add_graph(folder, manifest, cast(GraphName, name), Path(file), (variants or {}).get(name, "plain"))
+        added = [
+            _add_graph(folder, manifest, name, Path(file), (options or {}).get(name, {}))
             for name, file in graph_files.items()
-        }
+        ]
+        specs, artifacts = zip(*added, strict=True)
         # The manifest comes last: where it stands, the bundle is whole.
-        write_file(folder / MANIFEST_FILE, manifest.model_copy(update={"graphs": graphs}).to_json())
+        write_file(folder / MANIFEST_FILE, replace(manifest, graphs=specs, artifacts=artifacts).to_json())
         finished.append(Bundle.read(folder))
 
     write_directory(target, fill, overwrite=force)
-    return Bundle(target, finished[0].manifest, finished[0].digest)
+    return replace(finished[0], path=target)
 
 
-def _add_graph(folder: Path, manifest: Manifest, name: GraphName, source: Path, variant: str) -> GraphEntry:
-    """Copy a graph and its sidecar into the bundle and return their entry."""
-    file = GRAPH_FILES[name]
+def _add_graph(
+    folder: Path, manifest: Manifest, name: str, source: Path, options: Mapping[str, Option]
+) -> tuple[GraphSpec, Artifact]:
+    """Copy a graph and the file of its weights into the bundle; return its contract and its artifact."""
+    file = artifact_file(name)
     write_file(folder / file, _pieces(source))
     graph = read_graph(folder / file)
-    external = _add_sidecar(folder, graph, source, sidecar_of(file))
-    contract = manifest.contracts[name]
-    check_interface(graph.inputs, graph.outputs, _as_free_as(graph, contract))
-    return GraphEntry(
+    spec = _as_free_as(graph, manifest.contracts[name])
+    weights = _add_weights(folder, graph, source, weights_file(file))
+    check_interface(graph.inputs, graph.outputs, spec)
+    artifact = Artifact(
+        graph=name,  # type: ignore[arg-type]  # The manifest's contracts have no other names.
+        format="onnx",
+        precision="fp32",
+        target=str(options.get("target", "onnxruntime")),
         file=file,
         bytes=(folder / file).stat().st_size,
         sha256=sha256_of(folder / file),
-        external_data=external,
-        variant=variant,
-        inputs=[_tensor_entry(tensor, graph.inputs) for tensor in contract.inputs],
-        outputs=[_tensor_entry(tensor, graph.outputs) for tensor in contract.outputs],
+        made_from=manifest.checkpoint.sha256,
+        weights=weights,
+        options={key: value for key, value in options.items() if key != "target"},
     )
+    return spec, artifact
 
 
-def _add_sidecar(folder: Path, graph: OnnxGraph, source: Path, sidecar: str) -> ExternalData | None:
+def _add_weights(folder: Path, graph: OnnxGraph, source: Path, name: str) -> Weights | None:
     if not graph.external_locations:
         return None
-    if graph.external_locations != (sidecar,):
+    if graph.external_locations != (name,):
         message = (
-            f"{source.name} keeps weights in {list(graph.external_locations)[:3]}; a bundle keeps them in {sidecar} "
+            f"{source.name} keeps weights in {list(graph.external_locations)[:3]}; a bundle keeps them in {name} "
             "alone, so save the graph with that location"
         )
         raise BundleError(message, code="external_data_location")
-    write_file(folder / sidecar, _pieces(source.with_name(sidecar)))
-    path = folder / sidecar
-    return ExternalData(file=sidecar, bytes=path.stat().st_size, sha256=sha256_of(path))
+    write_file(folder / name, _pieces(source.with_name(name)))
+    path = folder / name
+    return Weights(file=name, bytes=path.stat().st_size, sha256=sha256_of(path))
 
 
 def _pieces(path: Path) -> Iterator[bytes]:
@@ -246,40 +256,33 @@ def _narrowed(tensor: TensorSpec, found: tuple[TensorSpec, ...]) -> TensorSpec:
     )
 
 
-def _tensor_entry(tensor: TensorSpec, found: tuple[TensorSpec, ...]) -> TensorEntry:
-    narrowed = _narrowed(tensor, found)
-    # A contract's dtype is any text to the type checker; validation holds it against the manifest's list.
-    return TensorEntry.model_validate({"name": narrowed.name, "dtype": narrowed.dtype, "shape": list(narrowed.shape)})
-
-
-def _check_entries(manifest: Manifest) -> None:
-    """Check that the manifest lists the family's graphs, under their fixed names and with their contracts."""
-    contracts = manifest.contracts
-    if not _is_whole_set(manifest, manifest.graphs):
-        message = f"{MANIFEST_FILE} lists the graphs {sorted(manifest.graphs)}; {_wanted_graphs(manifest)}; {_MEND}"
+def _check_artifacts(manifest: Manifest) -> None:
+    """Check that the manifest lists the task's graphs with their contracts, and files under their own names."""
+    graphs = [spec.name for spec in manifest.graphs]
+    made = {artifact.graph for artifact in manifest.artifacts}
+    if len(set(graphs)) != len(graphs) or set(graphs) != made or frozenset(graphs) not in manifest.graph_sets:
+        message = f"{MANIFEST_FILE} lists the graphs {sorted(graphs)}; {_wanted_graphs(manifest)}; {_MEND}"
         raise BundleError(message, code="missing_graph")
-    for name, entry in manifest.graphs.items():
-        file = GRAPH_FILES[name]
-        sidecar = None if entry.external_data is None else entry.external_data.file
-        if entry.file != file or sidecar not in (None, sidecar_of(file)):
+    for artifact in manifest.artifacts:
+        file = artifact_file(artifact.graph, artifact.format, artifact.precision)
+        beside = None if artifact.weights is None else artifact.weights.file
+        if artifact.file != file or beside not in (None, weights_file(file)):
             message = (
-                f"{MANIFEST_FILE} names the files {entry.file!r} and {sidecar!r} for {name}; "
-                f"accepted are only {file!r} and {sidecar_of(file)!r}; {_MEND}"
+                f"{MANIFEST_FILE} names the files {artifact.file!r} and {beside!r} for {artifact.graph}; "
+                f"accepted are only {file!r} and {weights_file(file)!r}; {_MEND}"
             )
             raise BundleError(message, code="file_name")
-        _check_contract(manifest.graph_spec(name), contracts[name])
-
-
-def _is_whole_set(manifest: Manifest, graphs: Collection[str]) -> bool:
-    """Tell whether these are the graphs that a family needs, with one of the optional sets or none of them."""
-    required = set(manifest.required_graphs)
-    return set(graphs) in [required, *(required.union(chosen) for chosen in manifest.optional_graphs)]
+    if len({artifact.file for artifact in manifest.artifacts}) != len(manifest.artifacts):
+        raise BundleError(f"{MANIFEST_FILE} lists a file twice; {_MEND}", code="file_name")
+    for spec in manifest.graphs:
+        _check_contract(spec, manifest.contracts[spec.name])
 
 
 def _wanted_graphs(manifest: Manifest) -> str:
-    needed = f"a bundle needs the graphs {sorted(manifest.required_graphs)}"
-    optional = " or ".join(str(sorted(chosen)) for chosen in manifest.optional_graphs)
-    return f"{needed} and may add {optional}" if optional else f"{needed} and no other"
+    needed, *more = manifest.graph_sets
+    stated = f"a bundle needs the graphs {sorted(needed)}"
+    optional = " or ".join(str(sorted(graphs - needed)) for graphs in more)
+    return f"{stated} and may add {optional}" if optional else f"{stated} and no other"
 
 
 def _check_contract(stated: GraphSpec, contract: GraphSpec) -> None:
@@ -302,10 +305,10 @@ def _check_contract(stated: GraphSpec, contract: GraphSpec) -> None:
 def _expected_sizes(manifest: Manifest) -> dict[str, int | None]:
     """Return every file that must be there, with its size; the manifest's own is not known to it."""
     sizes: dict[str, int | None] = {MANIFEST_FILE: None}
-    for entry in manifest.graphs.values():
-        sizes[entry.file] = entry.bytes
-        if entry.external_data is not None:
-            sizes[entry.external_data.file] = entry.external_data.bytes
+    for artifact in manifest.artifacts:
+        sizes[artifact.file] = artifact.bytes
+        if artifact.weights is not None:
+            sizes[artifact.weights.file] = artifact.weights.bytes
     return sizes
 
 
@@ -338,8 +341,9 @@ def _refuse_stranger(target: Path) -> None:
     """Let only folders be replaced in which nothing lies but what a bundle may hold."""
     if not target.is_dir() or target.is_symlink():
         return
-    own = {MANIFEST_FILE, *GRAPH_FILES.values(), *map(sidecar_of, GRAPH_FILES.values()), *OPTIONAL_FILES}
+    texts = {MANIFEST_FILE, *OPTIONAL_FILES}
     names = [entry.name for entry in _entries(target)]
-    if names and (MANIFEST_FILE not in names or not own.issuperset(names)):
+    foreign = [name for name in names if name not in texts and not _GRAPH_FILE.fullmatch(name)]
+    if names and (MANIFEST_FILE not in names or foreign):
         message = f"{target} is not a bundle, so it is not replaced; choose another folder, or empty this one yourself"
         raise OutputError(message, code="not_a_bundle")

@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What ``manifest.json`` of a bundle says: what the model is, where it came from, and the digest of every file.
+"""What ``manifest.json`` of a bundle says: what the model is, where it came from, its artifacts and its evidence.
 
-One class a family: `SamManifest`, `SemanticManifest`; ``family`` tells which a file is. The models are strict: unknown
-keys, wrong types and numbers that are not finite are refused. The JSON schema stands in ``docs/manifest.schema.json``.
-A manifest without graphs describes a model that runs straight from its checkpoint.
+`Manifest` is what all tasks share; each task adds fields of its own in its module `manifest`, and ``task`` tells which
+a file is. Fields are the dataclasses that the code works with, validated strictly: unknown keys, wrong types and
+numbers that are not finite are refused. The JSON schema stands in ``docs/manifest.schema.json``. A manifest without
+artifacts describes a model that runs straight from its checkpoint.
 
-The last field, ``manifest_sha256``, is the SHA-256 of the file itself with 64 zeros in the digest's place, so that no
+The last key, ``manifest_sha256``, is the SHA-256 of the file itself with 64 zeros in the digest's place, so that no
 changed byte goes unseen. It guards against damage, not against somebody who computes it anew.
 """
 
@@ -14,76 +15,193 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from typing import Annotated, Any
+from dataclasses import dataclass
+from functools import cache
+from importlib import import_module
+from types import ModuleType
+from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
-from segship.bundle.entries import FORMAT_VERSION, NO_DIGEST, with_digest
-from segship.bundle.entries import GRAPH_FILES as GRAPH_FILES
-from segship.bundle.entries import CheckpointEntry as CheckpointEntry
-from segship.bundle.entries import ExternalData as ExternalData
-from segship.bundle.entries import GraphEntry as GraphEntry
-from segship.bundle.entries import GraphName as GraphName
-from segship.bundle.entries import Precision as Precision
-from segship.bundle.entries import TensorEntry as TensorEntry
-from segship.bundle.entries import sidecar_of as sidecar_of
-from segship.bundle.measured import Comparison as Comparison
-from segship.bundle.measured import ComparisonBar as ComparisonBar
-from segship.bundle.measured import ComparisonStep as ComparisonStep
+from segship.bundle.artifacts import Artifact, FileBytes, Name, Sha256
+from segship.bundle.evidence import Check, Evidence, Label, Text
 from segship.errors import BundleError
-from segship.promptable.manifest import (
-    SamManifest,
-)
-from segship.semantic.manifest import SemanticManifest
+from segship.spec import GraphSpec
 
 MANIFEST_FILE = "manifest.json"
 MAX_MANIFEST_BYTES = 1 << 20
-_DIGEST_AT_THE_END = re.compile(rb'"manifest_sha256": "([0-9a-f]{64})"\n}\n\Z')
+FORMAT_VERSION = 2
+TASKS: dict[str, str] = {"promptable": "segship.promptable.task", "semantic": "segship.semantic.task"}
+"""Task -> the module that has its verbs, imported when a manifest names it."""
 
-Manifest = SamManifest | SemanticManifest
-_FAMILIES: dict[object, type[SamManifest] | type[SemanticManifest]] = {"sam": SamManifest, "semantic": SemanticManifest}
+_NO_DIGEST = "0" * 64
+_DIGEST_AT_THE_END = re.compile(rb',\n  "manifest_sha256": "([0-9a-f]{64})"\n}\n\Z')
+
+
+@dataclass(frozen=True, slots=True)
+class CheckpointFile:
+    """The weight file that the graphs were made from; ``known`` if its digest is that of a published one."""
+
+    name: Annotated[str, Field(min_length=1, max_length=255)]
+    bytes: FileBytes
+    sha256: Sha256
+    licence: Text
+    known: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Manifest:
+    """What manifests of all tasks say.
+
+    Attributes
+    ----------
+    task
+        A key of `TASKS`.
+    family, architecture
+        How the weights are laid out, and which of its sizes they are.
+    graphs
+        The contract of every graph as this bundle has it: with its fixed sizes, if it has any.
+    artifacts
+        The files of the graphs.
+    checkpoint
+        Where the weights came from.
+    changes
+        What was changed in them, in words.
+    tools
+        The versions of everything that shaped the graphs.
+    evidence
+        The graphs held against their model.
+    checks
+        Backends held against the graphs and timed; `segship.tune` makes them, `segship.backends.choice` decides by
+        them.
+    created
+        Date and time in UTC.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+
+    format_version: Literal[2] = 2
+    task: Label
+    family: Label
+    architecture: Label
+    graphs: Annotated[tuple[GraphSpec, ...], Field(max_length=16)] = ()
+    artifacts: Annotated[tuple[Artifact, ...], Field(max_length=256)] = ()
+    checkpoint: CheckpointFile
+    changes: Annotated[tuple[Text, ...], Field(max_length=1000)] = ()
+    tools: Annotated[dict[Name, Text], Field(max_length=100)]
+    evidence: Evidence | None = None
+    checks: Annotated[tuple[Check, ...], Field(max_length=64)] = ()
+    created: Annotated[str, Field(max_length=64)]
+
+    @property
+    def contracts(self) -> dict[str, GraphSpec]:
+        """The contract of every graph that a bundle of this task may have."""
+        raise NotImplementedError
+
+    @property
+    def graph_sets(self) -> tuple[frozenset[str], ...]:
+        """The sets of graphs of which a bundle has exactly one; each holds the first."""
+        raise NotImplementedError
+
+    @property
+    def first_graph(self) -> str:
+        """The graph whose digest ties what it makes to this bundle."""
+        raise NotImplementedError
+
+    def graph_spec(self, graph: str) -> GraphSpec:
+        """Return the contract of one graph as this bundle has it."""
+        return next(spec for spec in self.graphs if spec.name == graph)
+
+    def artifact(self, graph: str, precision: str = "fp32") -> Artifact:
+        """Return the artifact of a graph in a precision, or else in fp32, which a backend may run in another.
+
+        Raises
+        ------
+        BundleError
+            ``unknown_graph``; ``precision_unavailable`` when there is neither.
+        """
+        found = {artifact.precision: artifact for artifact in self.artifacts if artifact.graph == graph}
+        if not found:
+            names = ", ".join(spec.name for spec in self.graphs)
+            raise BundleError(f"the bundle has no graph {graph!r}; it has {names}", code="unknown_graph")
+        chosen = found.get(precision) or found.get("fp32")  # type: ignore[call-overload]
+        if chosen is None:
+            message = f"precision {precision!r} was asked for, and the bundle holds {graph} in {', '.join(found)}"
+            raise BundleError(message, code="precision_unavailable")
+        return chosen
+
+    def to_json(self) -> bytes:
+        """Return the bytes of ``manifest.json``: UTF-8, indented, keys in the order of the fields, the digest last."""
+        body = TypeAdapter(type(self)).dump_json(self, indent=2)
+        data = _with_digest(body, _NO_DIGEST)
+        return _with_digest(body, hashlib.sha256(data).hexdigest())
+
+
+def _with_digest(body: bytes, digest: str) -> bytes:
+    """Add the digest as the last key of a JSON object that ends in a line end and a brace."""
+    return body[:-2] + f',\n  "manifest_sha256": "{digest}"\n}}\n'.encode()
+
+
+@cache
+def task_module(task: str) -> ModuleType:
+    """Return the module with the verbs of a task: ``Manifest``, cases, answer, compare, open, timings, bar."""
+    return import_module(TASKS[task])
 
 
 def manifest_schema() -> dict[str, Any]:
     """Return the JSON schema of ``manifest.json``."""
-    manifests: TypeAdapter[Manifest] = TypeAdapter(Annotated[Manifest, Field(discriminator="family")])
-    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **manifests.json_schema()}
+    schemas = [TypeAdapter(task_module(task).Manifest).json_schema() for task in TASKS]
+    definitions = {name: value for schema in schemas for name, value in schema.pop("$defs", {}).items()}
+    for schema in schemas:
+        schema["properties"]["manifest_sha256"] = {"type": "string", "pattern": "^[0-9a-f]{64}$"}
+        schema["required"].append("manifest_sha256")
+    return {
+        "$schema": "https://json-schema.org/draft/2020-12/schema",
+        "title": "manifest.json",
+        "oneOf": schemas,
+        "$defs": definitions,
+    }
 
 
 def parse_manifest(data: bytes) -> Manifest:
-    """Return the manifest that stands in the bytes of ``manifest.json``.
+    """Return the manifest that stands in the bytes of ``manifest.json``: that of its task.
 
     Raises
     ------
     BundleError
-        ``bad_manifest``; ``unknown_format_version`` when a newer segship wrote it; ``changed_file`` when a byte of it
+        ``bad_manifest``; ``unknown_format_version`` when another segship wrote it; ``changed_file`` when a byte of it
         was changed since it was written.
     """
     document = _parse_json(data)
     if not isinstance(document, dict):
         raise _bad("it is no JSON object")
-    version = document.get("format_version")
-    # True equals 1 in Python, and is no version.
-    if type(version) is not int or version != FORMAT_VERSION:
-        message = (
-            f"{MANIFEST_FILE} has format_version {str(version)[:40]}, and this segship reads {FORMAT_VERSION}; "
-            "update segship, or export the bundle again"
-        )
-        raise BundleError(message, code="unknown_format_version")
+    _check_version(document.get("format_version"))
     _check_digest(data)
-    family = document.get("family", "sam")
-    if not isinstance(family, str) or family not in _FAMILIES:
-        names = " or ".join(repr(name) for name in _FAMILIES)
-        raise _bad(f"family: Input should be {names}, and it is {str(family)[:40]!r}")
+    task = document.get("task")
+    if not isinstance(task, str) or task not in TASKS:
+        raise _bad(f"task: Input should be {' or '.join(map(repr, TASKS))}, and it is {str(task)[:40]!r}")
+    adapter: TypeAdapter[Manifest] = TypeAdapter(task_module(task).Manifest)
     try:
-        return _FAMILIES[family].model_validate_json(data)
+        return adapter.validate_json(_DIGEST_AT_THE_END.sub(b"\n}\n", data))
     except ValidationError as error:
         raise _bad(_first_problems(error)) from error
 
 
+def _check_version(version: object) -> None:
+    # True equals 1 in Python, and is no version.
+    if type(version) is int and version == FORMAT_VERSION:
+        return
+    mend = "update segship, or export the bundle again"
+    if type(version) is int and version < FORMAT_VERSION:
+        mend = "an older segship wrote it; export it again: `segship export CHECKPOINT -o BUNDLE --force`"
+    message = f"{MANIFEST_FILE} has format_version {str(version)[:40]}, and this segship reads {FORMAT_VERSION}; {mend}"
+    raise BundleError(message, code="unknown_format_version")
+
+
 def _check_digest(data: bytes) -> None:
     stated = _DIGEST_AT_THE_END.search(data)
-    if stated is None or hashlib.sha256(with_digest(data, NO_DIGEST)).hexdigest().encode() != stated[1]:
+    empty = _DIGEST_AT_THE_END.sub(f',\n  "manifest_sha256": "{_NO_DIGEST}"\n}}\n'.encode(), data)
+    if stated is None or hashlib.sha256(empty).hexdigest().encode() != stated[1]:
         message = f"{MANIFEST_FILE} was changed after it was written; export the bundle again or fetch it anew"
         raise BundleError(message, code="changed_file")
 

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -97,34 +96,15 @@ def export(
     source, folder = _checkpoint_file(checkpoint), out or _default_bundle(checkpoint)
     # torch and onnx take seconds to import and are not installed everywhere.
     _require_exporter()
-    from segship.cli.export import export_promptable, export_semantic_model
-    from segship.ship.checkpoints.survey import list_shapes
-    from segship.ship.families.semask.recognise import is_semask
+    from segship.cli.export import run_export
 
-    shared: dict[str, Any] = {
+    given: dict[str, Any] = {
         "contract": contract, "opset": opset, "simplify": simplify, "licence": licence or _known_licence(checkpoint),
-        "measure": measure, "force": force,
+        "measure": measure, "force": force, "single_mask": single_mask, "image_size": image_size,
+        "clean_masks": clean_masks, "target": target, "size": size, "batch": batch, "output": output,
+        "classes": classes, "scale": scale, "semantic_window": semantic_window,
     }  # fmt: skip
-    promptable = {"single_mask": single_mask, "image_size": image_size, "clean_masks": clean_masks, "target": target}
-    semantic = {
-        "size": size, "batch": batch, "output": output, "classes": classes, "scale": scale,
-        "semantic_window": semantic_window,
-    }  # fmt: skip
-    is_semantic = is_semask(list_shapes(source))
-    _refuse_other_family(source, promptable if is_semantic else semantic, is_semantic=is_semantic)
-    if is_semantic:
-        export_semantic_model(source, folder, {**shared, **semantic}, json=json)
-    else:
-        export_promptable(source, folder, {**shared, **promptable}, json=json)
-
-
-def _refuse_other_family(source: Path, options: Mapping[str, object], *, is_semantic: bool) -> None:
-    """Refuse options that belong to the family that the checkpoint is not of."""
-    given = [f"--{name.replace('_', '-')}" for name, value in options.items() if value is not None]
-    if given:
-        kind, other = ("semantic", "promptable") if is_semantic else ("promptable", "semantic")
-        message = f"{source} is a {kind} model, and {', '.join(given)} belong to {other} ones; leave them out"
-        raise ExportError(message, code="other_family")
+    run_export(source, folder, given, json=json)
 
 
 def _known_licence(checkpoint: str) -> str | None:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -15,8 +17,10 @@ from segship.cli.output import errors_console, make_table, plain, print_json, re
 from segship.tune import TuneOptions, tune_bundle
 
 if TYPE_CHECKING:
-    from segship.bundle.manifest import Manifest
-    from segship.bundle.measured import AnyCheck
+    from segship.bundle.evidence import Check
+
+TIMES = {"decode": "8 clicks ms"}
+"""What a timing is called in the table, where that is not its name."""
 
 
 @command
@@ -46,12 +50,12 @@ def tune(
     """
     with errors_console().status(f"measuring {plain(model)}"):
         bundle = tune_bundle(model, options, _report, out=out)
-    checks = bundle.manifest.backends
+    checks = bundle.manifest.checks
     choices = {precision: choose_backend(checks, precision=precision) for precision in ("fp32", "auto")}
     if json:
         document: dict[str, Any] = {
             "path": str(bundle.path),
-            "backends": [check.model_dump() for check in checks],
+            "backends": [asdict(check) for check in checks],
             "choices": {
                 precision: {"backend": choice.backend, "precision": choice.precision, "reason": choice.reason}
                 for precision, choice in choices.items()
@@ -60,31 +64,26 @@ def tune(
         print_json(document)
         return
     console = results_console()
-    console.print(_checks_table(bundle.manifest))
+    console.print(_checks_table(checks))
     for precision, choice in choices.items():
         chosen = f"{choice.backend} {choice.precision}"
         console.print(f"--backend auto --precision {precision}: [bold]{plain(chosen)}[/], {plain(choice.reason)}")
     console.print(f"written to {plain(str(bundle.path))}")
 
 
-def _checks_table(manifest: Manifest) -> Table:
-    times: tuple[str, ...]
-    if manifest.family == "semantic":
-        times = (">segment ms",)
-        rows = [_check_cells(check, check.segment_ms) for check in manifest.backends]
-    else:
-        times = (">encode ms", ">8 clicks ms")
-        rows = [_check_cells(check, check.encode_ms, check.decode_ms) for check in manifest.backends]
-    return make_table(("backend", "version", "precision", ">threads", ">load ms", *times, "comparison"), rows)
+def _checks_table(checks: Sequence[Check]) -> Table:
+    names = list(dict.fromkeys(name for check in checks for name in check.timings_ms))
+    heads = (">" + TIMES.get(name, f"{name} ms") for name in names)
+    rows = [_check_cells(check, [check.timings_ms.get(name) for name in names]) for check in checks]
+    return make_table(("backend", "version", "precision", ">threads", *heads, "comparison"), rows)
 
 
-def _check_cells(check: AnyCheck, *milliseconds: float | None) -> tuple[object, ...]:
-    numbers = map(_number, (check.load_ms, *milliseconds))
+def _check_cells(check: Check, milliseconds: Iterable[float | None]) -> tuple[object, ...]:
     passed = "passed" if check.passed else check.problem or "FAILED"
-    return (check.backend, check.version, check.precision, check.threads, *numbers, passed)
+    return (check.backend, check.version, check.precision, check.threads, *map(_number, milliseconds), passed)
 
 
-def _report(check: AnyCheck) -> None:
+def _report(check: Check) -> None:
     passed = "passed" if check.passed else "FAILED"
     errors_console().print(f"{plain(check.backend)} {plain(check.precision)}: {passed}")
 

@@ -7,9 +7,10 @@ import colorsys
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
+from annotated_types import Interval, Len
 
 from segship.arrays import Color, Pixels
 from segship.errors import InputError
@@ -27,6 +28,9 @@ GOLDEN_STEP = 0.6180339887498949
 _MAX_FILE_BYTES = 1 << 20
 _VALUES = (0.9, 0.9, 0.6, 0.75)
 
+ClassName = Annotated[str, Len(1, LONGEST_NAME)]
+Byte = Annotated[int, Interval(ge=0, le=255)]
+
 
 @dataclass(frozen=True, slots=True)
 class ClassTable:
@@ -42,9 +46,9 @@ class ClassTable:
         Red, green and blue of every class, 0 to 255.
     """
 
-    name: str
-    classes: tuple[str, ...]
-    palette: tuple[Color, ...]
+    name: Annotated[str, Len(1, 64)]
+    classes: Annotated[tuple[ClassName, ...], Len(1, MOST_CLASSES)]
+    palette: Annotated[tuple[tuple[Byte, Byte, Byte], ...], Len(1, MOST_CLASSES)]
 
     def paint(self, class_map: Pixels) -> Pixels:
         """Paint a class map (H, W) as an (H, W, 3) picture; numbers without a class are black."""

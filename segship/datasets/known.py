@@ -105,6 +105,9 @@ CITYSCAPES: ClassTable = read_table(
     ff0000 rider, 00008e car, 000046 truck, 003c64 bus, 005064 train, 0000e6 motorcycle, 770b20 bicycle
     """,
 )
+
+TABLES: dict[str, ClassTable] = {"cityscapes": CITYSCAPES, "ade20k": ADE20K, "cocostuff": COCO_STUFF}
+"""Data sets of published models; the number of classes tells which one a checkpoint was trained on."""
 # Of its annotations, in the order of the classes.
 _CITYSCAPES_IDS = (7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33)
 # The others are not scored; the plate, with no number of its own, is drawn nowhere.

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 from segship.arrays import AnyArray, BoolArray, FloatArray, IntArray
 from segship.masks.upscaling import Window
+from segship.spec import Part
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,9 +38,9 @@ class MaskCleanUp:
     """
 
     keep_clicked_piece: bool = True
-    smallest_piece: float = 0.05
-    smallest_hole: float = 0.002
-    box_margin: float | None = 0.0
+    smallest_piece: Part = 0.05
+    smallest_hole: Part = 0.002
+    box_margin: Part | None = 0.0
 
 
 def clean_low_res(

@@ -193,7 +193,7 @@ class Decoder:
 
     def _shares(self, prompts: Arrays) -> BoolArray:
         """Return (N,) bool, True for objects that need no ``mask_decoder`` and are done sooner without."""
-        if "image_side" not in self._sessions:
+        if self._sessions.keys().isdisjoint(("selective_decoder", "shared_decoder")):
             return np.zeros(len(prompts["point_labels"]), np.bool_)
         places = (prompts["point_labels"] != LABEL_EMPTY).sum(axis=1)
         return np.asarray((prompts["has_mask_input"] == 0) & (places <= MOST_SHARED_PLACES), np.bool_)

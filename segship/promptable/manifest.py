@@ -1,32 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The manifest of a promptable model."""
+"""The manifest of a promptable model: besides what all have, its sizes, its preprocessing and its rules."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from dataclasses import dataclass
+from typing import Literal
 
-from pydantic import Field
-
-from segship.bundle.entries import (
-    FORMAT_VERSION,
-    NO_DIGEST,
-    Architecture,
-    Changes,
-    CheckpointEntry,
-    Created,
-    Entry,
-    GraphEntry,
-    GraphName,
-    Opset,
-    Positive,
-    Precision,
-    Sha256,
-    Size,
-    Tools,
-    signed_json,
-    stated_spec,
-)
-from segship.bundle.measured import BackendCheck, Comparison
+from segship.bundle.manifest import Manifest
+from segship.masks.cleanup import MaskCleanUp
+from segship.promptable.everything.options import Thresholds
+from segship.promptable.prompts import PromptRules
+from segship.promptable.transforms import Preprocessing
 from segship.spec import (
     GraphSpec,
     SamGeometry,
@@ -34,101 +18,52 @@ from segship.spec import (
     image_side_spec,
     mask_decoder_spec,
     selective_decoder_spec,
-    shared_decoder_spec,
 )
 
 
-class PreprocessingEntry(Entry):
-    """How pixels become the encoder's input, for readers in any language; mean and std on the scale of 0 to 255."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PromptableManifest(Manifest):
+    """What ``manifest.json`` says of a promptable model.
 
-    color_order: Literal["RGB"] = "RGB"
-    resize: Literal["longest_side_antialiased_bilinear"] = "longest_side_antialiased_bilinear"
-    size_rounding: Literal["floor(side * scale + 0.5)"] = "floor(side * scale + 0.5)"
-    padding: Literal["right_bottom_zero_after_normalize"] = "right_bottom_zero_after_normalize"
-    pixel_mean: tuple[float, float, float]
-    pixel_std: tuple[Positive, Positive, Positive]
+    Attributes
+    ----------
+    geometry
+        The sizes that the graphs depend on.
+    preprocessing
+        How pixels become the encoder's input.
+    prompt_rules
+        How prompts become the decoder's.
+    mask_clean_up
+        How prompted masks are cleaned; None leaves them as the decoder gives them.
+    amg_defaults
+        Thresholds of everything mode that suit the scale of this model's scores; None are SAM's own.
+    """
 
-
-class PromptRulesEntry(Entry):
-    """Rules of this family for turning prompts into tensors."""
-
-    padding_point: Literal["without_box", "always", "never"]
-
-
-class MaskCleanUpEntry(Entry):
-    """How prompted masks are cleaned; the fields are those of `segship.masks.cleanup.MaskCleanUp`."""
-
-    keep_clicked_piece: bool
-    smallest_piece: Annotated[float, Field(ge=0, le=1)]
-    smallest_hole: Annotated[float, Field(ge=0, le=1)]
-    box_margin: Annotated[float, Field(ge=0, le=1)] | None
-
-
-class AmgDefaultsEntry(Entry):
-    """Thresholds of everything mode that suit the scale of this model's scores; SAM's own where there is no entry."""
-
-    pred_iou_thresh: Annotated[float, Field(ge=0, le=1)]
-    stability_score_thresh: Annotated[float, Field(ge=0, le=1)]
-
-
-class SamManifest(Entry):
-    """The whole of ``manifest.json`` of a promptable model."""
-
-    format_version: Literal[1] = FORMAT_VERSION
-    family: Literal["sam"] = "sam"
-    architecture: Architecture
     task: Literal["promptable"] = "promptable"
-    image_size: Size
-    embedding_channels: Size
-    embedding_size: Size
-    preprocessing: PreprocessingEntry
-    prompt_rules: PromptRulesEntry
-    mask_clean_up: MaskCleanUpEntry | None = None
-    amg_defaults: AmgDefaultsEntry | None = None
-    graphs: dict[GraphName, GraphEntry]
-    precision: Precision
-    opset: Opset
-    checkpoint: CheckpointEntry
-    changes: Changes
-    tools: Tools
-    comparison: Comparison | None
-    backends: Annotated[list[BackendCheck], Field(max_length=64)] = []
-    created: Created
-    manifest_sha256: Sha256 = NO_DIGEST
+    geometry: SamGeometry
+    preprocessing: Preprocessing
+    prompt_rules: PromptRules
+    mask_clean_up: MaskCleanUp | None = None
+    amg_defaults: Thresholds | None = None
 
-    @property
-    def geometry(self) -> SamGeometry:
-        """The sizes that the graph contracts depend on."""
-        return SamGeometry(self.image_size, self.embedding_channels, self.embedding_size)
+    def __post_init__(self) -> None:
+        sizes = self.geometry.image_size, self.preprocessing.image_size
+        if sizes[0] != sizes[1]:
+            raise ValueError(f"image_size is {sizes[0]} in geometry and {sizes[1]} in preprocessing")
 
     @property
     def contracts(self) -> dict[str, GraphSpec]:
-        """The contract of every graph that a bundle of this family may have."""
-        return {
-            "image_encoder": image_encoder_spec(self.geometry),
-            "mask_decoder": mask_decoder_spec(self.geometry),
-            "image_side": image_side_spec(self.geometry),
-            "shared_decoder": shared_decoder_spec(self.geometry),
-            "selective_decoder": selective_decoder_spec(self.geometry),
-        }
+        """The contract of every graph that a bundle of this task may have."""
+        makers = (image_encoder_spec, mask_decoder_spec, image_side_spec, selective_decoder_spec)
+        return {spec.name: spec for spec in (make(self.geometry) for make in makers)}
 
     @property
-    def required_graphs(self) -> tuple[str, ...]:
-        """The graphs without which a bundle of this family is none."""
-        return ("image_encoder", "mask_decoder")
+    def graph_sets(self) -> tuple[frozenset[str], ...]:
+        """The graphs that are needed; and these with two more, which make it faster and change no mask."""
+        needed = frozenset({"image_encoder", "mask_decoder"})
+        return (needed, needed | {"image_side", "selective_decoder"})
 
     @property
-    def optional_graphs(self) -> tuple[tuple[str, ...], ...]:
-        """Sets of graphs, of which a bundle has one or none; they make it faster and change no mask.
-
-        Up to version 0.3.0 segship wrote the second.
-        """
-        return (("image_side", "selective_decoder"), ("image_side", "shared_decoder"))
-
-    def graph_spec(self, graph: str) -> GraphSpec:
-        """Return the contract of one graph as this bundle has it: with its fixed sizes, if it has any."""
-        return stated_spec(self.graphs, graph)
-
-    def to_json(self) -> bytes:
-        """Return the bytes of ``manifest.json``: UTF-8, indented, keys in the order of the schema, the digest last."""
-        return signed_json(self)
+    def first_graph(self) -> str:
+        """The encoder, whose digest ties embeddings to this bundle."""
+        return "image_encoder"

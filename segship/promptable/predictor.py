@@ -42,7 +42,7 @@ from segship.spec import MASK_TOKENS
 
 if TYPE_CHECKING:
     from segship.backends.session import Session
-    from segship.promptable.manifest import SamManifest
+    from segship.promptable.manifest import PromptableManifest
 
 
 class Predictor:
@@ -72,7 +72,7 @@ class Predictor:
 
     def __init__(
         self,
-        manifest: SamManifest,
+        manifest: PromptableManifest,
         sessions: Mapping[str, Session],
         *,
         encoder_sha256: str,
@@ -95,13 +95,12 @@ class Predictor:
     @property
     def image_size(self) -> int:
         """Side of the square model frame, in pixels."""
-        return self.manifest.image_size
+        return self.manifest.geometry.image_size
 
     @property
     def mask_clean_up(self) -> MaskCleanUp | None:
         """How prompted masks are cleaned, as the manifest says; None leaves them as the decoder gives them."""
-        entry = self.manifest.mask_clean_up
-        return None if entry is None else MaskCleanUp(**entry.model_dump())
+        return self.manifest.mask_clean_up
 
     @property
     def description(self) -> str:
@@ -374,12 +373,11 @@ class Predictor:
 
     @property
     def _preprocessing(self) -> Preprocessing:
-        entry = self.manifest.preprocessing
-        return Preprocessing(image_size=self.image_size, pixel_mean=entry.pixel_mean, pixel_std=entry.pixel_std)
+        return self.manifest.preprocessing
 
     @property
     def _prompt_rules(self) -> PromptRules:
-        return PromptRules(padding_point=self.manifest.prompt_rules.padding_point)
+        return self.manifest.prompt_rules
 
     def _spare_frame(self) -> FloatArray | None:
         try:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import cv2
 import numpy as np
@@ -20,6 +21,7 @@ from segship.arrays import FloatArray, Pixels, Size
 from segship.errors import ImageError
 from segship.images.resizing import Band, plan_bands, resize_band, work_on_bands
 from segship.masks.upscaling import LogitsPatch, upscaler
+from segship.spec import Positive, Side
 
 # Below 2**18, above which OpenCV calls its own threads; the parts then stay in the cache as well.
 _LOOK_UP_PIXELS = 2**17
@@ -27,7 +29,7 @@ _LOOK_UP_PIXELS = 2**17
 
 @dataclass(frozen=True, slots=True)
 class Preprocessing:
-    """What a model wants done to its images.
+    """What a model wants done to its images; a manifest says it in these words, for readers in any language.
 
     Attributes
     ----------
@@ -35,11 +37,17 @@ class Preprocessing:
         Side S of the square model frame, in pixels.
     pixel_mean, pixel_std
         Per channel, red green blue, on the scale 0 to 255.
+    color_order, resize, size_rounding, padding
+        How `prepare_image` does it.
     """
 
-    image_size: int
+    image_size: Side
     pixel_mean: tuple[float, float, float]
-    pixel_std: tuple[float, float, float]
+    pixel_std: tuple[Positive, Positive, Positive]
+    color_order: Literal["RGB"] = "RGB"
+    resize: Literal["longest_side_antialiased_bilinear"] = "longest_side_antialiased_bilinear"
+    size_rounding: Literal["floor(side * scale + 0.5)"] = "floor(side * scale + 0.5)"
+    padding: Literal["right_bottom_zero_after_normalize"] = "right_bottom_zero_after_normalize"
 
 
 def resized_size(original_size_hw: Size, image_size: int) -> Size:

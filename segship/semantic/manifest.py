@@ -1,130 +1,77 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The manifest of a semantic model."""
+"""The manifest of a semantic model: besides what all have, its classes and its preprocessing."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal, Self
+from dataclasses import dataclass
+from typing import Literal
 
-from pydantic import Field, model_validator
+from segship.bundle.manifest import Manifest
+from segship.datasets.classes import OWN_CLASSES, ClassTable
+from segship.datasets.known import TABLES
+from segship.semantic.preprocessing import SemanticPreprocessing
+from segship.spec import GraphSpec, SemanticOutput, Side, semantic_spec
 
-from segship.bundle.entries import (
-    FORMAT_VERSION,
-    NO_DIGEST,
-    Architecture,
-    Changes,
-    CheckpointEntry,
-    Created,
-    Entry,
-    GraphEntry,
-    GraphName,
-    Opset,
-    Positive,
-    Precision,
-    Sha256,
-    Size,
-    Tools,
-    signed_json,
-    stated_spec,
-)
-from segship.bundle.measured import SemanticCheck, SemanticComparison
-from segship.datasets.classes import MOST_CLASSES, OWN_CLASSES, ClassTable
-from segship.semantic.preprocessing import ScaleLimits, SemanticPreprocessing
-from segship.spec import GraphSpec, SemanticOutput, semantic_spec
-
-Byte = Annotated[int, Field(ge=0, le=255)]
-ClassName = Annotated[str, Field(min_length=1, max_length=128)]
-Classes = Annotated[list[ClassName], Field(min_length=1, max_length=MOST_CLASSES)]
-Palette = Annotated[list[tuple[Byte, Byte, Byte]], Field(min_length=1, max_length=MOST_CLASSES)]
-DataSet = Literal["cityscapes", "ade20k", "cocostuff"]
+SemanticWindow = Literal["all", "first-two"]
+"""Stages whose semantic layer works in windows; those of the other stages look at the whole grid."""
 
 
-class SemanticPreprocessingEntry(Entry):
-    """How pixels become the graph's input, for readers in any language; mean and std on the scale of 0 to 255.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SemanticManifest(Manifest):
+    """What ``manifest.json`` says of a semantic model.
 
-    Graphs of a fixed size need the padding, behind the resized and normalised picture.
+    Attributes
+    ----------
+    table
+        Names and colors of the classes, in the order of the logits.
+    preprocessing
+        How pixels become the graph's input; its ``frame`` is the one size that the graph takes, if there is one.
+    output
+        What the graph gives.
+    semantic_classes
+        Classes of the semantic layers.
+    semantic_window
+        Stages whose semantic layer works in windows, which no tensor of a checkpoint shows.
+    window_size
+        Side of the windows of attention, in places.
     """
 
-    color_order: Literal["RGB"] = "RGB"
-    resize: Literal["opencv_bilinear_keep_ratio"] = "opencv_bilinear_keep_ratio"
-    size_rounding: Literal["floor(side * scale + 0.5)"] = "floor(side * scale + 0.5)"
-    padding: Literal["none", "right_bottom_zero_after_normalize"]
-    pixel_mean: tuple[float, float, float]
-    pixel_std: tuple[Positive, Positive, Positive]
-
-
-class SemanticManifest(Entry):
-    """The whole of ``manifest.json`` of a semantic model.
-
-    ``semantic_window`` names the stages whose semantic layer works in windows, which no tensor of a checkpoint shows.
-    ``scale`` is the test scale: the longest that the longer and the shorter side of a picture become. ``size`` is the
-    one (height, width) that the graph takes, or null if it takes any.
-    """
-
-    format_version: Literal[1] = FORMAT_VERSION
-    family: Literal["semantic"] = "semantic"
-    architecture: Architecture
     task: Literal["semantic"] = "semantic"
-    data_set: DataSet | None
-    classes: Classes
-    palette: Palette
-    semantic_classes: Size
-    semantic_window: Literal["all", "first-two"]
-    window_size: Size
-    scale: tuple[Size, Size]
-    size: tuple[Size, Size] | None
+    table: ClassTable
+    preprocessing: SemanticPreprocessing
     output: SemanticOutput
-    preprocessing: SemanticPreprocessingEntry
-    graphs: dict[GraphName, GraphEntry]
-    precision: Precision
-    opset: Opset
-    checkpoint: CheckpointEntry
-    changes: Changes
-    tools: Tools
-    comparison: SemanticComparison | None
-    backends: Annotated[list[SemanticCheck], Field(max_length=64)] = []
-    created: Created
-    manifest_sha256: Sha256 = NO_DIGEST
+    semantic_classes: Side
+    semantic_window: SemanticWindow
+    window_size: Side
 
-    @model_validator(mode="after")
-    def _check_agreement(self) -> Self:
-        if len(self.classes) != len(self.palette):
-            raise ValueError(f"there are {len(self.classes)} classes and {len(self.palette)} colours")
-        for entry in self.graphs.values():
-            stated = tuple(entry.inputs[0].shape[2:])
-            if self.size is None and not all(isinstance(side, str) for side in stated):
-                raise ValueError(f"size is null, and the graph takes {stated}")
-        return self
-
-    @property
-    def table(self) -> ClassTable:
-        """Names and colours of the classes."""
-        return ClassTable(self.data_set or OWN_CLASSES, tuple(self.classes), tuple(self.palette))
-
-    @property
-    def settings(self) -> SemanticPreprocessing:
-        """What is done to a picture before the graph."""
-        entry = self.preprocessing
-        return SemanticPreprocessing(ScaleLimits(*self.scale), entry.pixel_mean, entry.pixel_std)
+    def __post_init__(self) -> None:
+        classes, colors = len(self.table.classes), len(self.table.palette)
+        if classes != colors:
+            raise ValueError(f"there are {classes} classes and {colors} colors")
+        if self.table.name not in (*TABLES, OWN_CLASSES):
+            known = ", ".join((*TABLES, OWN_CLASSES))
+            raise ValueError(f"the classes are of {self.table.name!r}; known are {known}")
+        for spec in self.graphs:
+            if self.preprocessing.frame is None and not all(isinstance(side, str) for side in spec.inputs[0].shape[2:]):
+                raise ValueError(f"frame is null, and the graph takes {spec.inputs[0].shape[2:]}")
 
     @property
     def contracts(self) -> dict[str, GraphSpec]:
-        """The contract of the only graph of this family."""
-        return {"semantic": semantic_spec(len(self.classes), self.output, self.size)}
+        """The contract of the only graph of this task."""
+        return {"semantic": semantic_spec(len(self.table.classes), self.output, self.preprocessing.frame)}
 
     @property
-    def required_graphs(self) -> tuple[str, ...]:
-        """The graphs without which a bundle of this family is none."""
-        return ("semantic",)
+    def graph_sets(self) -> tuple[frozenset[str], ...]:
+        """The only set of graphs."""
+        return (frozenset({"semantic"}),)
 
     @property
-    def optional_graphs(self) -> tuple[tuple[str, ...], ...]:
-        """Sets of graphs, of which a bundle has one or none; this family knows no such set."""
-        return ()
+    def batch(self) -> int | None:
+        """How many pictures the graph takes at once; None for any number."""
+        sizes = [spec.inputs[0].shape[0] for spec in self.graphs]
+        return sizes[0] if sizes and isinstance(sizes[0], int) else None
 
-    def graph_spec(self, graph: str) -> GraphSpec:
-        """Return the contract of one graph as this bundle has it: with its fixed sizes, if it has any."""
-        return stated_spec(self.graphs, graph)
-
-    def to_json(self) -> bytes:
-        """Return the bytes of ``manifest.json``: UTF-8, indented, keys in the order of the schema, the digest last."""
-        return signed_json(self)
+    @property
+    def first_graph(self) -> str:
+        """The only graph."""
+        return "semantic"

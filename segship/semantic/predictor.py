@@ -176,7 +176,7 @@ class SemanticPredictor:
         self.backend_reason = backend_reason
         self._runner = GraphRunner(session, len(self.table.classes))
         self.gives_logits = self._runner.gives_logits
-        self.preprocessing = replace(manifest.settings, frame=self._runner.frame)
+        self.preprocessing = replace(manifest.preprocessing, frame=self._runner.frame)
 
     @property
     def description(self) -> str:

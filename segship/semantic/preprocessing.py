@@ -8,20 +8,22 @@ kept; resized by OpenCV's bilinear interpolation, which does not antialias; then
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import cv2
 import numpy as np
 
 from segship.arrays import FloatArray, Pixels, Size
 from segship.errors import ImageError
+from segship.spec import Positive, Side
 
 
 @dataclass(frozen=True, slots=True)
 class ScaleLimits:
     """How large an image is made: its longer and its shorter side reach at most these, in pixels."""
 
-    long_side: int
-    short_side: int
+    long_side: Side
+    short_side: Side
 
 
 SCALE_LIMITS: dict[str, ScaleLimits] = {
@@ -34,7 +36,7 @@ SCALE_LIMITS: dict[str, ScaleLimits] = {
 
 @dataclass(frozen=True, slots=True)
 class SemanticPreprocessing:
-    """What a semantic model wants done to its images.
+    """What a semantic model wants done to its images; a manifest says it in these words, for readers in any language.
 
     Attributes
     ----------
@@ -43,13 +45,20 @@ class SemanticPreprocessing:
     pixel_mean, pixel_std
         Mean and deviation per channel, RGB, on the scale 0 to 255.
     frame
-        (height, width) of a graph that takes no other size; None for one that takes any.
+        (height, width) of a graph that takes no other size, which is then filled with zeros to the right and below;
+        None for one that takes any.
+    color_order, resize, size_rounding, padding
+        How it is done.
     """
 
     scale: ScaleLimits
     pixel_mean: tuple[float, float, float]
-    pixel_std: tuple[float, float, float]
-    frame: Size | None = None
+    pixel_std: tuple[Positive, Positive, Positive]
+    frame: tuple[Side, Side] | None = None
+    color_order: Literal["RGB"] = "RGB"
+    resize: Literal["opencv_bilinear_keep_ratio"] = "opencv_bilinear_keep_ratio"
+    size_rounding: Literal["floor(side * scale + 0.5)"] = "floor(side * scale + 0.5)"
+    padding: Literal["to_frame_right_bottom_zero_after_normalize"] = "to_frame_right_bottom_zero_after_normalize"
 
 
 def scaled_size(size_hw: Size, scale: ScaleLimits, ratio: float = 1.0) -> Size:

@@ -17,8 +17,8 @@ from segship.fetch import checkpoint_path
 from segship.fetch.fetching import how_to_fetch
 from segship.files import CHUNK_BYTES, open_regular, write_file
 from segship.ship.checkpoints.survey import Survey, survey_checkpoint
-from segship.ship.families.config import SemaskConfig
-from segship.ship.families.semask.recognise import is_semask, recognise_semask
+from segship.ship.families.semask.config import SemaskConfig
+from segship.ship.families.semask.recognise import recognise
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,10 +92,10 @@ def take_by_hand(name: str, *, from_file: Path | None = None, destination: Path 
 
 def _check(known: SemanticCheckpoint, survey: Survey, source: Path) -> SemaskConfig:
     """Return what a file is, if it is what its name says."""
-    if not is_semask(survey.shapes):
+    config = recognise(survey.shapes)
+    if config is None:
         message = f"{source} is no SeMask-FPN; download {known.url}"
         raise FetchError(message, code="wrong_checkpoint")
-    config = recognise_semask(survey.shapes)
     found = (config.architecture, config.classes, config.semantic_classes)
     wanted = (known.architecture, known.classes, known.semantic_classes)
     if found != wanted:

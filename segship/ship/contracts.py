@@ -15,6 +15,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,21 +27,28 @@ from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segship.bundle.agreement import mask_step, tensor_step
-from segship.bundle.measured import ComparisonStep
-from segship.cases import comparison_images
+from segship.backends.session import Session
+from segship.bundle.evidence import EXACT, Bar, Row, mask_row, tensor_row
+from segship.bundle.manifest import task_module
 from segship.files import sha256_of, write_directory, write_file
+from segship.images.comparison import comparison_images
 from segship.masks.scores import mask_iou
+from segship.promptable.task import prompt_tensors
 from segship.promptable.transforms import Preprocessing, prepare_image, resize_image, resized_size, upscale_mask
-from segship.ship.export_promptable import ExportOptions, Report, open_session
-from segship.ship.families.sam.loading import SAM_PROMPT_RULES, LoadedModel, load_model
+from segship.semantic.preprocessing import ScaleLimits, SemanticPreprocessing
+from segship.ship.export import GraphChange, Report, graph_steps, refuse_taken, take_steps
+from segship.ship.families.sam.family import PROMPT_RULES
 from segship.ship.families.sam.model import ImageEncoderGraph, Sam, decode_prompts
 from segship.ship.families.semask.model import Semask, resize_bilinear
 from segship.ship.graph.store import save_graph
-from segship.ship.steps import GraphChange, graph_steps, refuse_taken, take_steps
-from segship.ship.tools import tool_versions
-from segship.ship.verify_promptable import Arrays, Runner, decoder_inputs, torch_runner
+from segship.ship.loading import LoadedModel, load_model, tool_versions
+from segship.ship.options import ExportOptions
+from segship.ship.verify import open_graph, torch_sessions
 from segship.spec import LABEL_EMPTY, MASK_TOKENS, GraphSpec, SamGeometry, TensorSpec
+
+Arrays = dict[str, NDArray[Any]]
+ASCEND_SIZE = (1024, 2048)
+"""Of the Ascend guide for SeMask, which has no other."""
 
 # The reference's weight of the prompt count when it chooses between the single mask and the ambiguous three.
 SINGLE_MASK_REWARD = 1000.0
@@ -286,22 +294,24 @@ class ForeignGraph:
         What is traced, and the contract of that.
     spec
         The contract of the finished graph; differs from ``traced`` where nodes are written by hand.
-    cases
-        Inputs of every comparison case.
+    compare
+        Runs every comparison case on the finished graph and returns the rows of a step.
     finish
         Turns the traced graph into the finished one.
+    largest_sizes
+        Upper bounds of dynamic axes, for tracing.
     """
 
     file: str
     module: nn.Module
     traced: GraphSpec
     spec: GraphSpec
-    cases: Sequence[Arrays]
+    compare: Callable[[str, Session], list[Row]]
     finish: Callable[[onnx.ModelProto], onnx.ModelProto] | None = None
     largest_sizes: Mapping[str, int] = field(default_factory=dict)
 
 
-def export_foreign(
+def export_contract(
     checkpoint_path: Path, output: Path, options: ExportOptions, report: Report | None = None
 ) -> dict[str, Any]:
     """Export a checkpoint in the contract ``options.contract`` and return what ``export.json`` holds.
@@ -310,94 +320,158 @@ def export_foreign(
     ------
     ExportError
         When a step fails; `ComparisonFailed` when a graph differs from the model by more than the bar.
-    OutputError
-        When ``output`` exists and ``force`` is off, or cannot be written.
+    CheckpointError, OutputError
+        As `segship.ship.export.export_bundle`.
     """
     refuse_taken(output, force=options.force)
-    model = load_model(checkpoint_path, image_size=options.image_size)
-    graphs = foreign_graphs(model, options, checkpoint_path.stem)
-    rows: list[ComparisonStep] = []
+    model = load_model(checkpoint_path, options)
+    graphs, facts = CONTRACTS[model.task](model, options, checkpoint_path.stem)
+    rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="segship-export-") as name:
         folder = Path(name)
         for graph in graphs:
             rows.extend(_export_graph(graph, folder / graph.file, model, options, report))
         files = files_of(folder / graph.file for graph in graphs)
-        document = _describe(model, options, graphs, files, rows)
+        document = {
+            "contract": options.contract,
+            "opset": options.graph_opset(model.task),
+            "architecture": model.config.architecture,
+            **facts,
+            "checkpoint": {"name": model.checkpoint.path.name, "sha256": model.checkpoint.sha256},
+            "changes": list(model.changes),
+            "graphs": {graph.file: asdict(graph.spec) for graph in graphs},
+            "files": describe_files(files),
+            "tools": tool_versions(),
+            "comparison": {"bar": dict(_bar(model, options)), "steps": [asdict(row) for row in rows]},
+        }
         write_folder(output, files, document, force=options.force)
     return document
 
 
-def foreign_graphs(model: LoadedModel, options: ExportOptions, stem: str) -> list[ForeignGraph]:
-    """Return the graphs of a contract, ready to be traced."""
-    sam, config = model.sam, model.config
-    geometry, single = config.geometry, options.single_mask
-    encoder_cases = _encoder_cases(model)
-    decoder_cases = _decoder_cases(model, encoder_cases)
-    cut = one_object_decoder_spec(geometry, single)
-    decoder = OneObjectDecoder(sam, single)
-    official = ForeignGraph(
-        f"{stem}.decoder.onnx", decoder, cut, official_decoder_spec(geometry, single), decoder_cases,
-        finish=lambda traced: append_upscaling(traced, official_decoder_spec(geometry, single), config.image_size),
-    )  # fmt: skip
-    match options.contract:
-        case "official":
-            return [official]
-        case "ascend":
-            spec = ascend_encoder_spec(geometry)
-            images = [{"x": case["image"]} for case in encoder_cases]
-            plain = [{name: case[name] for name in case if name != "orig_im_size"} for case in decoder_cases]
-            return [
-                ForeignGraph("encoder.onnx", ImageEncoderGraph(sam), spec, spec, images),
-                ForeignGraph("decoder.onnx", decoder, cut, cut, plain),
-            ]
-        case "samexporter":
-            spec = pixel_encoder_spec(geometry)
-            pixels = [{"input_image": case["pixels"]} for case in encoder_cases]
-            sizes = dict.fromkeys(("image_height", "image_width"), config.image_size)
-            encoder = ForeignGraph(f"{stem}.encoder.onnx", PixelEncoder(sam), spec, spec, pixels, largest_sizes=sizes)
-            return [encoder, official]
-        case "segship":
-            raise AssertionError("the contract segship is written by export_bundle")
+def _bar(model: LoadedModel, options: ExportOptions) -> Bar:
+    bar: Bar = options.bar or task_module(model.task).bar(EXACT)
+    return bar
 
 
 def _export_graph(
     graph: ForeignGraph, path: Path, model: LoadedModel, options: ExportOptions, report: Report | None
-) -> list[ComparisonStep]:
+) -> list[Row]:
     """Write one graph step by step, compare it after each, and return the rows."""
-    names = [tensor.name for tensor in graph.traced.inputs]
-    run = torch_runner(graph.module, names, [tensor.name for tensor in graph.traced.outputs])
-    expected = [run(case) for case in graph.cases]
 
-    def write_and_compare(step: str, change: GraphChange) -> Sequence[ComparisonStep]:
-        save_graph(change(graph.module, graph.traced, path), path, largest_inline_bytes=options.largest_inline_bytes)
-        with open_session(path, graph.spec) as session:
-            return _compare(step, graph, session.run, expected, model, options)
+    def write_and_compare(step: str, change: GraphChange) -> Sequence[Row]:
+        save_graph(change(graph.module, graph.traced, path), path, largest_bytes=options.largest_inline_bytes)
+        with open_graph(path, graph.spec) as session:
+            return graph.compare(step, session)
 
     steps = graph_steps(
-        options, half_weights=model.checkpoint.half_weights, largest_sizes=graph.largest_sizes, finish=graph.finish
+        options,
+        options.graph_opset(model.task),
+        half_weights=model.checkpoint.half_weights,
+        largest_sizes=graph.largest_sizes,
+        finish=graph.finish,
     )
     return take_steps(steps, write_and_compare, report)
 
 
-def _compare(
-    step: str, graph: ForeignGraph, run: Runner, expected: Sequence[Arrays], model: LoadedModel, options: ExportOptions
-) -> list[ComparisonStep]:
-    answers = [run(case) for case in graph.cases]
-    rows = [
-        tensor_step(
-            step, graph.file, tensor.name,
-            [(known[tensor.name], answer[tensor.name]) for known, answer in zip(expected, answers, strict=True)],
-            options.bar,
-        )
-        for tensor in graph.traced.outputs
-    ]  # fmt: skip
-    if "masks" in answers[0]:
-        ious = [
-            iou
-            for case, known, answer in zip(graph.cases, expected, answers, strict=True)
-            for iou in _upscaled_ious(case, known, answer, model.config.image_size)
+Contract = tuple[list[ForeignGraph], dict[str, Any]]
+"""The graphs, ready to be traced, and what ``export.json`` says of the task."""
+
+
+def promptable_contract(model: LoadedModel, options: ExportOptions, stem: str) -> Contract:
+    """Return the graphs of official, ascend or samexporter."""
+    sam, config = model.module, model.config
+    geometry, single = config.geometry, bool(options.single_mask)
+    encoder_cases = _encoder_cases(model)
+    decoder_cases = _decoder_cases(model, encoder_cases)
+    cut = one_object_decoder_spec(geometry, single)
+
+    def graph(
+        file: str,
+        module: nn.Module,
+        traced: GraphSpec,
+        cases: Sequence[Arrays],
+        spec: GraphSpec | None = None,
+        **more: Any,
+    ) -> ForeignGraph:
+        session = torch_sessions({"": (module, traced)})[""]
+        expected = [session.run({tensor.name: case[tensor.name] for tensor in traced.inputs}) for case in cases]
+        compare = partial(_compare, graph=file, cases=cases, expected=expected, model=model, options=options)
+        return ForeignGraph(file, module, traced, spec or traced, compare, **more)
+
+    def official() -> ForeignGraph:
+        spec = official_decoder_spec(geometry, single)
+        finish = partial(append_upscaling, spec=spec, image_size=config.image_size)
+        return graph(f"{stem}.decoder.onnx", OneObjectDecoder(sam, single), cut, decoder_cases, spec, finish=finish)
+
+    def ascend() -> list[ForeignGraph]:
+        plain = [{name: case[name] for name in case if name != "orig_im_size"} for case in decoder_cases]
+        images = [{"x": case["image"]} for case in encoder_cases]
+        return [
+            graph("encoder.onnx", ImageEncoderGraph(sam), ascend_encoder_spec(geometry), images),
+            graph("decoder.onnx", OneObjectDecoder(sam, single), cut, plain),
         ]
-        rows.append(mask_step(step, ious, options.bar))
+
+    def samexporter() -> list[ForeignGraph]:
+        pixels = [{"input_image": case["pixels"]} for case in encoder_cases]
+        sizes = dict.fromkeys(("image_height", "image_width"), config.image_size)
+        file, spec = f"{stem}.encoder.onnx", pixel_encoder_spec(geometry)
+        return [graph(file, PixelEncoder(sam), spec, pixels, largest_sizes=sizes), official()]
+
+    makers = {"official": lambda: [official()], "ascend": ascend, "samexporter": samexporter}
+    return makers[options.contract](), {"single_mask": single, "image_size": config.image_size}
+
+
+def semantic_contract(model: LoadedModel, options: ExportOptions, stem: str) -> Contract:
+    """Return the one graph that the Ascend guide for SeMask compiles: one size, one batch, numbers in int64."""
+    config, task = model.config, task_module(model.task)
+    batch, size = options.batch or 1, options.size or ASCEND_SIZE
+    spec = ascend_semantic_spec(batch, size)
+    # The scale of pictures plays no part where the size is given.
+    preprocessing = SemanticPreprocessing(ScaleLimits(*size), config.pixel_mean, config.pixel_std, frame=size)
+    cases = task.make_cases(preprocessing, batch)
+    expected = task.answer(cases, torch_sessions(model.verbs.reference(model)))
+
+    def compare(step: str, session: Session) -> list[Row]:
+        found = task.answer(cases, {"semantic": session})
+        rows: list[Row] = task.compare(step, cases, expected, found, _bar(model, options))
+        return rows
+
+    graph = ForeignGraph(f"{stem}_bs{batch}.onnx", SemanticIndices(model.module), spec, spec, compare)
+    facts = {
+        "semantic_window": config.semantic_window,
+        "classes": config.classes,
+        "preprocessing": {"pixel_mean": config.pixel_mean, "pixel_std": config.pixel_std},
+    }
+    return [graph], facts
+
+
+CONTRACTS: dict[str, Callable[[LoadedModel, ExportOptions, str], Contract]] = {
+    "promptable": promptable_contract,
+    "semantic": semantic_contract,
+}
+"""By task."""
+
+
+def _compare(
+    step: str,
+    session: Session,
+    *,
+    graph: str,
+    cases: Sequence[Arrays],
+    expected: Sequence[Arrays],
+    model: LoadedModel,
+    options: ExportOptions,
+) -> list[Row]:
+    answers = [session.run(case) for case in cases]
+    bar = _bar(model, options)
+    rows = [
+        tensor_row(step, graph, name, [(a[name], b[name]) for a, b in zip(expected, answers, strict=True)], bar)
+        for name in expected[0]
+    ]
+    if "masks" in answers[0]:
+        triples = zip(cases, expected, answers, strict=True)
+        ious = [iou for triple in triples for iou in _upscaled_ious(*triple, model.config.image_size)]
+        rows.append(mask_row(step, graph, ious, bar))
     return rows
 
 
@@ -431,35 +505,13 @@ def _decoder_cases(model: LoadedModel, encoder_cases: Sequence[Arrays]) -> list[
     """Return the prompt mixes that one-object decoders can take: one object, no empty places."""
     config = model.config
     low_res_size = config.geometry.low_res_size
-    encode = torch_runner(ImageEncoderGraph(model.sam), ["image"], ["image_embeddings"])
+    encoder = torch_sessions(model.verbs.reference(model))["image_encoder"]
     cases: list[Arrays] = []
     for pixels, case in zip(comparison_images(), encoder_cases, strict=True):
-        embeddings = encode({"image": case["image"]})["image_embeddings"]
+        embeddings = encoder.run({"image": case["image"]})["image_embeddings"]
         size_hw = (pixels.shape[0], pixels.shape[1])
-        for _, tensors in decoder_inputs(size_hw, config.image_size, low_res_size, SAM_PROMPT_RULES):
+        for tensors in prompt_tensors(size_hw, config.image_size, low_res_size, PROMPT_RULES).values():
             if len(tensors["point_labels"]) == 1 and LABEL_EMPTY not in tensors["point_labels"]:
                 size = np.array(size_hw, np.float32)
                 cases.append({"image_embeddings": embeddings, **tensors, "orig_im_size": size})
     return cases
-
-
-def _describe(
-    model: LoadedModel,
-    options: ExportOptions,
-    graphs: Sequence[ForeignGraph],
-    files: Sequence[Path],
-    rows: Sequence[ComparisonStep],
-) -> dict[str, Any]:
-    return {
-        "contract": options.contract,
-        "single_mask": options.single_mask,
-        "opset": options.graph_opset,
-        "architecture": model.config.architecture,
-        "image_size": model.config.image_size,
-        "checkpoint": {"name": model.checkpoint.path.name, "sha256": model.checkpoint.sha256},
-        "changes": list(model.changes),
-        "graphs": {graph.file: asdict(graph.spec) for graph in graphs},
-        "files": describe_files(files),
-        "tools": tool_versions(),
-        "comparison": {"bar": options.bar.model_dump(), "steps": [row.model_dump() for row in rows]},
-    }

@@ -4,15 +4,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from segship.errors import CheckpointError
 from segship.ship.checkpoints.survey import survey_checkpoint
-from segship.ship.families.config import SamConfig
-from segship.ship.families.sam.recognise import recognise_model
+from segship.ship.families import Shapes, recognise, recogniser
 
 # Fixed tensors that a state dict carries beside the trained parameters.
 BUFFER_NAMES = (
@@ -40,8 +38,8 @@ class CheckpointDescription:
         SPDX name of the published weights' licence, or ``unknown``.
     architecture
         A name in the table of architectures, ``custom``, or None when it was not recognised; a note says why.
-    family
-        ``sam`` or ``semantic``, or None when it was not recognised.
+    task, family
+        ``promptable`` and ``sam``, or ``semantic`` and ``semask``; None when it was not recognised.
     image_size
         Side of a promptable model's frame in pixels, or None.
     classes, semantic_classes
@@ -69,6 +67,7 @@ class CheckpointDescription:
     keys: int
     dtypes: dict[str, int]
     notes: tuple[str, ...]
+    task: str | None = None
     family: str | None = None
     classes: int | None = None
     semantic_classes: int | None = None
@@ -111,14 +110,6 @@ def describe_checkpoint(path: str | Path) -> CheckpointDescription:
     )
 
 
-def _describe_model(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, Any]:
-    config = recognise_model(shapes)
-    if isinstance(config, SamConfig):
-        return {"family": "sam", "architecture": config.architecture, "image_size": config.image_size}
-    return {
-        "family": "semantic",
-        "architecture": config.architecture,
-        "classes": config.classes,
-        "semantic_classes": config.semantic_classes,
-        "semantic_window": config.semantic_window,
-    }
+def _describe_model(shapes: Shapes) -> dict[str, Any]:
+    found = recognise(shapes)
+    return {"family": found.family, **recogniser(found.family).describe(found.config)}

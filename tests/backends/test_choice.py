@@ -5,7 +5,7 @@ import pytest
 
 from segship.backends import choice as backend_choice
 from segship.backends.choice import choose_backend, installed_version, processor_name
-from segship.bundle.measured import BackendCheck, ComparisonBar
+from segship.bundle.evidence import Check, Evidence
 from segship.errors import BackendUnavailable
 
 VERSIONS = {"onnxruntime": "1.31", "openvino": "2026.4"}
@@ -20,9 +20,10 @@ def installed(monkeypatch):
 
 
 def check(backend, milliseconds, precision="fp32", *, passed=True, cpu="this chip", version=None):
-    return BackendCheck(
-        backend=backend, version=version or VERSIONS[backend], precision=precision, cpu=cpu, threads=2, load_ms=1.0,
-        encode_ms=milliseconds / 2, decode_ms=milliseconds / 2, bar=ComparisonBar(), comparison=[], passed=passed,
+    times = {"load": 1.0, "encode": milliseconds / 2, "decode": milliseconds / 2}
+    return Check(
+        backend=backend, version=version or VERSIONS[backend], precision=precision, cpu=cpu, threads=2,
+        timings_ms=times, timed="an image", evidence=Evidence({}, ()), passed=passed,
     )  # fmt: skip
 
 

@@ -23,7 +23,7 @@ def open_encoder(**options):
 def test_checkpoint_opens_as_sessions_and_a_manifest(tmp_path):
     opened = open_checkpoint(save_checkpoint(tmp_path / "small.pth"))
     assert opened.manifest.architecture == "custom"
-    assert opened.manifest.image_size == SMALL_VIT.image_size
+    assert opened.manifest.geometry == SMALL_VIT.geometry
     assert opened.encoder_sha256 == opened.manifest.checkpoint.sha256
     assert list(opened.sessions) == ["image_encoder", "mask_decoder", "image_side", "selective_decoder"]
     assert all(session.spec.name == name for name, session in opened.sessions.items())
@@ -32,7 +32,9 @@ def test_checkpoint_opens_as_sessions_and_a_manifest(tmp_path):
 def test_semantic_checkpoint_opens_as_logits_of_any_size(small_semask_checkpoint):
     opened = open_checkpoint(small_semask_checkpoint)
     manifest, session = opened.manifest, opened.sessions["semantic"]
-    assert (manifest.family, manifest.size, manifest.output, manifest.graphs) == ("semantic", None, "logits", {})
+    assert (manifest.task, manifest.preprocessing.frame, manifest.output, manifest.graphs) == (
+        "semantic", None, "logits", (),
+    )  # fmt: skip
     assert opened.encoder_sha256 == manifest.checkpoint.sha256
     for shape in [(1, 3, 75, 107), (2, 3, 64, 96)]:
         images = np.random.default_rng(0).normal(size=shape).astype(np.float32)

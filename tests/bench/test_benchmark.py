@@ -32,7 +32,7 @@ def test_every_stage_and_every_graph_is_a_row(whole, small_export):
         "everything",
     ]
     graphs = {row.name.split(",")[0].removeprefix("graph ") for row in report.rows if row.kind == "graph"}
-    assert graphs == set(small_export[0].manifest.graphs)
+    assert graphs == {spec.name for spec in small_export[0].manifest.graphs}
     assert [row.timing.items for row in report.rows if row.name.startswith("graph image_encoder")] == [1, 2]
     assert any("decode 2 objects" in line for line in told)
 

@@ -4,6 +4,7 @@ import json
 import os
 import random
 import shutil
+from dataclasses import replace
 
 import onnx
 import pytest
@@ -48,16 +49,20 @@ def refused(folder, code, words=None):
 def rewrite_manifest(bundle, **changes):
     """Change the manifest and give it a digest that fits, as somebody would who tampers."""
     manifest = parse_manifest((bundle.path / "manifest.json").read_bytes())
-    (bundle.path / "manifest.json").write_bytes(manifest.model_copy(update=changes).to_json())
+    (bundle.path / "manifest.json").write_bytes(replace(manifest, **changes).to_json())
+
+
+def with_artifact(bundle, graph, **changes):
+    """Return the manifest's artifacts, that of a graph changed."""
+    return tuple(replace(item, **changes) if item.graph == graph else item for item in bundle.manifest.artifacts)
 
 
 def rewrite_graph(bundle, name, model):
     """Replace a graph and make the manifest fit it."""
     data = model if isinstance(model, bytes) else model.SerializeToString()
-    entry = bundle.manifest.graphs[name]
-    (bundle.path / entry.file).write_bytes(data)
-    entry = entry.model_copy(update={"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()})
-    rewrite_manifest(bundle, graphs={**bundle.manifest.graphs, name: entry})
+    (bundle.path / bundle.manifest.artifact(name).file).write_bytes(data)
+    digest = hashlib.sha256(data).hexdigest()
+    rewrite_manifest(bundle, artifacts=with_artifact(bundle, name, bytes=len(data), sha256=digest))
 
 
 def test_bundle_is_read_as_it_was_written(bundle):
@@ -68,9 +73,9 @@ def test_bundle_is_read_as_it_was_written(bundle):
 
 
 def test_manifest_lists_every_file_with_its_digest(with_sidecar):
-    entry = with_sidecar.manifest.graphs["image_encoder"]
+    entry = with_sidecar.manifest.artifact("image_encoder")
     assert names(with_sidecar.path) == sorted([*INLINE_FILES, SIDECAR])
-    for part in (entry, entry.external_data):
+    for part in (entry, entry.weights):
         data = (with_sidecar.path / part.file).read_bytes()
         assert (part.bytes, part.sha256) == (len(data), hashlib.sha256(data).hexdigest())
 
@@ -200,21 +205,22 @@ def test_hard_links_are_allowed(inline):
     "file", ["../graphs/mask_decoder.onnx", "/etc/hostname", "image_encoder.onnx", "./mask_decoder.onnx"]
 )
 def test_manifest_cannot_name_other_files(inline, file):
-    entry = inline.manifest.graphs["mask_decoder"].model_copy(update={"file": file})
-    rewrite_manifest(inline, graphs={**inline.manifest.graphs, "mask_decoder": entry})
+    rewrite_manifest(inline, artifacts=with_artifact(inline, "mask_decoder", file=file))
     refused(inline.path, "file_name", "accepted are only 'mask_decoder.onnx'")
 
 
 @pytest.mark.parametrize("file", ["../elsewhere", "mask_decoder.onnx.data", "image_encoder.onnx"])
 def test_manifest_cannot_name_another_sidecar(with_sidecar, file):
-    entry = with_sidecar.manifest.graphs["image_encoder"]
-    entry = entry.model_copy(update={"external_data": entry.external_data.model_copy(update={"file": file})})
-    rewrite_manifest(with_sidecar, graphs={**with_sidecar.manifest.graphs, "image_encoder": entry})
+    weights = replace(with_sidecar.manifest.artifact("image_encoder").weights, file=file)
+    rewrite_manifest(with_sidecar, artifacts=with_artifact(with_sidecar, "image_encoder", weights=weights))
     refused(with_sidecar.path, "file_name", "image_encoder.onnx.data")
 
 
 def test_manifest_needs_every_graph(inline):
-    rewrite_manifest(inline, graphs={"mask_decoder": inline.manifest.graphs["mask_decoder"]})
+    manifest = inline.manifest
+    rewrite_manifest(
+        inline, graphs=(manifest.graph_spec("mask_decoder"),), artifacts=(manifest.artifact("mask_decoder"),)
+    )
     refused(
         inline.path,
         "missing_graph",
@@ -223,7 +229,7 @@ def test_manifest_needs_every_graph(inline):
 
 
 def test_manifest_cannot_state_another_contract(inline):
-    rewrite_manifest(inline, embedding_channels=8)
+    rewrite_manifest(inline, geometry=replace(GEOMETRY, embedding_channels=8))
     refused(inline.path, "graph_interface", "states other tensors for image_encoder")
 
 
@@ -255,9 +261,9 @@ def test_bytes_that_are_no_graph_are_refused_though_their_digest_fits(inline):
 
 
 def test_unknown_format_version_is_named(inline):
-    data = (inline.path / "manifest.json").read_bytes().replace(b'"format_version": 1', b'"format_version": 9')
+    data = (inline.path / "manifest.json").read_bytes().replace(b'"format_version": 2', b'"format_version": 9')
     (inline.path / "manifest.json").write_bytes(data)
-    refused(inline.path, "unknown_format_version", "format_version 9, and this segship reads 1")
+    refused(inline.path, "unknown_format_version", "format_version 9, and this segship reads 2")
 
 
 def test_large_manifest_is_not_read(inline):
@@ -270,8 +276,8 @@ def test_existing_folder_is_kept_unless_asked(inline, tmp_path):
     paths = {name: tmp_path / "graphs" / f"{name}.onnx" for name in ("image_encoder", "mask_decoder")}
     with pytest.raises(OutputError, match="exists"):
         write_bundle(inline.path, small_manifest(), paths)
-    replaced = write_bundle(inline.path, small_manifest(changes=["again"]), paths, force=True)
-    assert Bundle.read(inline.path).manifest.changes == ["again"]
+    replaced = write_bundle(inline.path, small_manifest(changes=("again",)), paths, force=True)
+    assert Bundle.read(inline.path).manifest.changes == ("again",)
     assert replaced.digest != inline.digest
     assert names(tmp_path) == ["bundle", "graphs"]
 
@@ -359,7 +365,7 @@ def test_bundle_may_be_moved(inline, tmp_path):
 def test_manifest_is_readable_json(inline):
     document = json.loads((inline.path / "manifest.json").read_text(encoding="utf-8"))
     assert list(document)[0] == "format_version"
-    assert read_graph(inline.path / document["graphs"]["mask_decoder"]["file"]).ir_version == 8
+    assert read_graph(inline.path / document["artifacts"][1]["file"]).ir_version == 8
 
 
 def test_constant_outside_the_file_is_refused_though_digests_fit(with_sidecar):
@@ -375,14 +381,45 @@ def test_constant_outside_the_file_is_refused_though_digests_fit(with_sidecar):
 def test_optional_graphs_come_together_or_not_at_all(tmp_path):
     paths = save_models(tmp_path / "graphs")
     paths["image_side"] = paths["mask_decoder"]
-    sets = ".'image_side', 'selective_decoder'. or .'image_side', 'shared_decoder'."
-    with pytest.raises(BundleError, match=f"may add {sets}.*were given") as caught:
+    with pytest.raises(BundleError, match="may add .'image_side', 'selective_decoder'..*were given") as caught:
         write_bundle(tmp_path / "bundle", small_manifest(), paths)
     assert caught.value.code == "missing_graph"
 
 
-def test_a_graph_says_which_variant_it_is(tmp_path):
+def test_an_artifact_says_what_it_is_and_was_made_from(tmp_path):
     paths = save_models(tmp_path / "graphs")
-    variants = {"image_encoder": "onnxruntime"}
-    graphs = write_bundle(tmp_path / "bundle", small_manifest(), paths, variants=variants).manifest.graphs
-    assert (graphs["image_encoder"].variant, graphs["mask_decoder"].variant) == ("onnxruntime", "plain")
+    options = {"image_encoder": {"target": "openvino", "variant": "openvino", "opset": 17}}
+    manifest = write_bundle(tmp_path / "bundle", small_manifest(), paths, options=options).manifest
+    encoder, decoder = manifest.artifacts
+    assert (encoder.graph, encoder.format, encoder.precision, encoder.target) == (
+        "image_encoder", "onnx", "fp32", "openvino",
+    )  # fmt: skip
+    assert encoder.made_from == manifest.checkpoint.sha256 and encoder.options == {"variant": "openvino", "opset": 17}
+    assert (decoder.target, decoder.options) == ("onnxruntime", {})
+
+
+def test_artifact_of_another_precision_is_taken_only_where_it_can_be(inline):
+    manifest = inline.manifest
+    assert manifest.artifact("mask_decoder", "bf16") is manifest.artifact("mask_decoder")
+    halved = replace(manifest, artifacts=with_artifact(inline, "mask_decoder", precision="int8"))
+    assert halved.artifact("mask_decoder", "int8").precision == "int8"
+    with pytest.raises(
+        BundleError, match="precision 'fp32' was asked for, and the bundle holds mask_decoder in int8"
+    ) as caught:
+        halved.artifact("mask_decoder")
+    assert caught.value.code == "precision_unavailable"
+
+
+def test_bundle_of_version_1_says_how_to_export_again(inline):
+    data = (inline.path / "manifest.json").read_bytes().replace(b'"format_version": 2', b'"format_version": 1')
+    (inline.path / "manifest.json").write_bytes(data)
+    refused(
+        inline.path, "unknown_format_version", "an older segship wrote it; export it again: `segship export CHECKPOINT"
+    )
+
+
+def test_bundle_of_an_older_version_may_be_replaced(tmp_path, inline):
+    (inline.path / "shared_decoder.onnx").touch()
+    paths = {name: tmp_path / "graphs" / f"{name}.onnx" for name in ("image_encoder", "mask_decoder")}
+    write_bundle(inline.path, small_manifest(), paths, force=True)
+    assert names(inline.path) == INLINE_FILES

@@ -4,8 +4,8 @@ import json
 import pytest
 from PIL import Image
 
-from segship.cases import draw_scene
 from segship.cli import main
+from segship.images.comparison import draw_scene
 
 
 @pytest.fixture

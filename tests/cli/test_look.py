@@ -21,9 +21,10 @@ def test_inspect_tells_a_bundle_a_graph_and_a_checkpoint(run_json, model, small_
 
 def test_inspect_describes_semantic_models(run_json, small_semantic_bundle, small_semask_checkpoint):
     bundle = run_json("inspect", small_semantic_bundle.path)[1]["bundle"]
-    assert bundle["manifest"]["family"] == "semantic" and bundle["graphs"]["semantic"]["operators"]["ArgMax"] == 1
+    assert bundle["manifest"]["task"] == "semantic" and bundle["graphs"]["semantic"]["operators"]["ArgMax"] == 1
     checkpoint = run_json("inspect", small_semask_checkpoint)[1]["checkpoint"]
-    assert (checkpoint["family"], checkpoint["classes"], checkpoint["semantic_window"]) == ("semantic", 19, "all")
+    assert (checkpoint["task"], checkpoint["family"]) == ("semantic", "semask")
+    assert (checkpoint["classes"], checkpoint["semantic_window"]) == (19, "all")
     assert checkpoint["notes"] == ["taken from 'state_dict'; left out 'meta', 'optimizer'"]
 
 

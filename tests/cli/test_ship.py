@@ -6,6 +6,7 @@ import pytest
 from segship.bundle import Bundle
 from segship.catalog import SEMANTIC_CHECKPOINTS
 from segship.cli import ship as shipping
+from segship.semantic.preprocessing import ScaleLimits
 
 
 def test_export_writes_a_bundle_and_prints_the_comparison(run, small_checkpoint, tmp_path):
@@ -55,8 +56,8 @@ def test_export_of_a_semantic_model_prints_the_comparison(run, semantic_checkpoi
     code, out, err = run("export", semantic_checkpoint, "-o", folder, *options)
     assert code == 0 and "% of the pixels equal" in out and "traced" in err
     manifest = Bundle.read(folder).manifest
-    assert (manifest.family, manifest.scale) == ("semantic", (640, 480))
-    assert {check.backend for check in manifest.backends} >= {"onnxruntime"}
+    assert (manifest.task, manifest.preprocessing.scale) == ("semantic", ScaleLimits(640, 480))
+    assert {check.backend for check in manifest.checks} >= {"onnxruntime"}
     code, out, _ = run("tune", folder, "--repeats", 1)
     assert code == 0 and "segment ms" in out and "for a picture of 160 x 96" in out
 

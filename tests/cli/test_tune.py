@@ -6,10 +6,10 @@ import shutil
 
 import pytest
 
+from segship import tune as tuning
 from segship.cli import main
 from segship.cli.options import Runtime
 from segship.images.reading import demo_photograph
-from segship.tune import promptable as tuning
 
 
 @pytest.fixture(autouse=True)

@@ -7,8 +7,8 @@ import torch
 
 from segship import compat
 from segship.backends.fake import Session as FakeSession
-from segship.cases import draw_scene
 from segship.errors import InputError
+from segship.images.comparison import draw_scene
 from segship.masks.rle import decode_rle
 from segship.masks.scores import mask_iou
 from segship.promptable.predictor import Predictor

@@ -7,9 +7,9 @@ import pytest
 import torch
 
 from segship import compat
-from segship.cases import draw_scene
-from segship.ship.contracts import export_foreign
-from segship.ship.export_promptable import ExportOptions
+from segship.images.comparison import draw_scene
+from segship.ship.contracts import export_contract
+from segship.ship.options import ExportOptions
 from tests.compat.side_by_side import assert_same_answers, the_facade, the_reference
 from tests.oracle import reference
 
@@ -108,7 +108,7 @@ def onnx_notebook(library, sam, run_decoder):
 
 def test_onnx_notebook_gives_the_same_with_our_export(small_checkpoint, tmp_path):
     options = ExportOptions(contract="official", single_mask=True)
-    export_foreign(small_checkpoint, tmp_path / "out", options)
+    export_contract(small_checkpoint, tmp_path / "out", options)
     session = onnxruntime.InferenceSession(str(tmp_path / "out" / "small.decoder.onnx"))
     mine = onnx_notebook(compat, compat.Sam(small_checkpoint), lambda inputs: session.run(None, inputs))
 

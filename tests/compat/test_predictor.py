@@ -6,8 +6,8 @@ import pytest
 import torch
 
 from segship import compat
-from segship.cases import draw_scene
 from segship.errors import ImageError, InputError, PromptError
+from segship.images.comparison import draw_scene
 from segship.promptable.prompts import Prompts
 from tests.compat.side_by_side import assert_same_answers, the_facade, the_reference
 from tests.small_models import small_predictor

@@ -3,8 +3,8 @@ import numpy as np
 import pytest
 import torch
 
-from segship.cases import draw_scene
 from segship.compat import ResizeLongestSide
+from segship.images.comparison import draw_scene
 from tests.compat.side_by_side import the_reference
 
 

@@ -15,7 +15,7 @@ from segship.evaluation import EvaluateOptions, evaluate
 from segship.evaluation.report import ConfusionMatrix
 from segship.images import read_image
 from segship.semantic.views import SemanticOptions
-from segship.ship.families.config import IMAGENET_MEAN, IMAGENET_STD
+from segship.ship.families import IMAGENET_MEAN, IMAGENET_STD
 from segship.ship.families.semask.model import SemanticGraph
 from tests.small_semask import ODD_SIZE_HW, SIZE_HW, small_semask
 

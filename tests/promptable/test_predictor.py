@@ -3,6 +3,7 @@
 
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,10 +11,10 @@ import torch
 
 from segship.backends import usable_cores
 from segship.backends.fake import Session as FakeSession
-from segship.cases import draw_scene
 from segship.errors import BackendUnavailable, PromptError
+from segship.images.comparison import draw_scene
+from segship.masks.cleanup import MaskCleanUp
 from segship.masks.scores import mask_iou
-from segship.promptable.manifest import MaskCleanUpEntry
 from segship.promptable.prediction import best_masks
 from segship.promptable.predictor import Predictor
 from segship.promptable.prompts import Prompts
@@ -288,8 +289,8 @@ def test_an_embedding_that_lies_in_the_input_is_not_written_over():
 @pytest.fixture(scope="module")
 def cleaning(predictor):
     """The same model under a manifest that cleans."""
-    entry = MaskCleanUpEntry(keep_clicked_piece=True, smallest_piece=0.05, smallest_hole=0.01, box_margin=0.0)
-    manifest = predictor.manifest.model_copy(update={"mask_clean_up": entry})
+    entry = MaskCleanUp(keep_clicked_piece=True, smallest_piece=0.05, smallest_hole=0.01, box_margin=0.0)
+    manifest = replace(predictor.manifest, mask_clean_up=entry)
     return Predictor(manifest, predictor._sessions, encoder_sha256="0" * 64, backend="torch")
 
 

@@ -18,7 +18,7 @@ from recipes.tiny.samples import (
     truth_in_frame,
 )
 from recipes.tiny.scenes import make_scene
-from segship.ship.families.config import IMAGENET_MEAN, IMAGENET_STD
+from segship.ship.families import IMAGENET_MEAN, IMAGENET_STD
 
 SIZE = 64
 

@@ -15,7 +15,7 @@ from recipes.tiny.clicks import append_clicks, error_clicks
 from recipes.tiny.losses import SPREAD_WEIGHT, ambiguous_loss, pair_losses, ranking_loss
 from recipes.tiny.scenes import write_pool
 from recipes.tiny.train import Trainer, TrainOptions, resize_positions
-from segship.ship.families.config import SAM_ARCHITECTURES
+from segship.ship.families.sam.config import SAM_ARCHITECTURES
 from segship.ship.families.sam.model import MaskDecoderGraph, build_sam
 
 

@@ -49,8 +49,8 @@ class Network:
         )
         self.output = output
         self.answer = answer or self.usual_answer
-        settings = SemanticPreprocessing(ScaleLimits(*scale), MEAN, STD)
-        manifest = SimpleNamespace(table=TABLE, settings=settings, architecture="semask_t")
+        preprocessing = SemanticPreprocessing(ScaleLimits(*scale), MEAN, STD)
+        manifest = SimpleNamespace(table=TABLE, preprocessing=preprocessing, architecture="semask_t")
         self.predictor = SemanticPredictor(manifest, Session(spec, self.run), backend="fake")
 
     def run(self, inputs):

@@ -276,7 +276,7 @@ def test_bundle_of_class_maps_is_opened_and_equals_the_torch_model(small_semanti
     pixels = cv2.resize(picture(60, 100), (160, 96))
     with open_semantic(small_semantic_bundle.path, threads=1) as predictor:
         class_map = predictor.segment(pixels)
-        assert predictor.manifest.family == "semantic" and predictor.table.name == "cityscapes"
+        assert predictor.manifest.task == "semantic" and predictor.table.name == "cityscapes"
         assert predictor.preprocessing.frame == (96, 160)
     settings = predictor.preprocessing
     tensor = (torch.from_numpy(pixels).float() - torch.tensor(settings.pixel_mean)) / torch.tensor(settings.pixel_std)

@@ -2,7 +2,7 @@
 import pytest
 
 from segship.ship.contracts import OneObjectDecoder, one_object_decoder_spec
-from segship.ship.export_promptable import MOST_PROMPTS
+from segship.ship.families.sam.family import MOST_PROMPTS
 from segship.ship.families.sam.model import ImageEncoderGraph, MaskDecoderGraph, build_sam
 from segship.ship.graph.trace import trace_graph
 from segship.ship.variants import VARIANTS, apply_variant

@@ -8,13 +8,13 @@ import onnx
 import onnxruntime
 import pytest
 
-from segship.bundle.measured import ComparisonBar
 from segship.errors import ComparisonFailed
 from segship.masks.scores import mask_iou
 from segship.promptable.prompts import Prompts
+from segship.promptable.task import EXACT_BAR
 from segship.promptable.transforms import resize_image, resized_size, to_model_frame
-from segship.ship.contracts import export_foreign
-from segship.ship.export_promptable import ExportOptions
+from segship.ship.contracts import export_contract
+from segship.ship.options import ExportOptions
 from tests.oracle import SMALL_VIT
 from tests.promptable.test_predictor import IMAGE
 from tests.small_models import small_predictor
@@ -43,7 +43,7 @@ def exported(request, small_checkpoint, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param) / "out"
     options = ExportOptions(contract=request.param, single_mask=request.param == "ascend")
     opset = {"official": 17, "ascend": 14, "samexporter": 17}[request.param]
-    return request.param, folder, export_foreign(small_checkpoint, folder, options), opset
+    return request.param, folder, export_contract(small_checkpoint, folder, options), opset
 
 
 def test_files_and_interfaces_are_those_of_the_contract(exported):
@@ -93,7 +93,7 @@ def test_samexporter_pair_runs_as_its_readers_run_it(exported):
 
 
 def test_failed_comparison_leaves_nothing_behind(small_checkpoint, tmp_path):
-    options = ExportOptions(contract="official", bar=ComparisonBar(max_abs=0.0))
+    options = ExportOptions(contract="official", bar={**EXACT_BAR, "max_abs": 0.0})
     with pytest.raises(ComparisonFailed, match="Nothing was written"):
-        export_foreign(small_checkpoint, tmp_path / "out", options)
+        export_contract(small_checkpoint, tmp_path / "out", options)
     assert list(tmp_path.iterdir()) == []

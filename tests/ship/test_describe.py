@@ -32,6 +32,7 @@ def test_a_model_is_described(tmp_path):
         "keys": len(sam.state_dict()),
         "dtypes": {"float16": len(sam.state_dict())},
         "notes": ["taken from 'model'"],
+        "task": "promptable",
         "family": "sam",
         "classes": None,
         "semantic_classes": None,
@@ -42,7 +43,11 @@ def test_a_model_is_described(tmp_path):
 
 def test_a_semantic_model_is_described(small_semask_checkpoint):
     found, semask = describe_checkpoint(small_semask_checkpoint), small_semask()
-    assert (found.family, found.architecture, found.image_size) == ("semantic", "custom", None)
+    assert (found.task, found.family, found.architecture) == (
+        "semantic",
+        "semask",
+        "custom",
+    ) and found.image_size is None
     assert (found.classes, found.semantic_classes, found.semantic_window) == (19, 19, "all")
     assert found.parameters == sum(parameter.numel() for parameter in semask.parameters())
 

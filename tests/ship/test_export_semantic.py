@@ -3,6 +3,7 @@
 
 import json
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -14,22 +15,24 @@ from segship.backends.onnxruntime import Session
 from segship.backends.opening import open_sessions
 from segship.backends.session import SessionOptions
 from segship.bundle import Bundle
-from segship.bundle.agreement import require_passed
+from segship.bundle.evidence import require_passed
 from segship.bundle.manifest import parse_manifest
-from segship.bundle.measured import SemanticBar, SemanticComparison
-from segship.cases import comparison_tensors
-from segship.datasets.classes import read_class_file
 from segship.datasets.known import CITYSCAPES
 from segship.errors import CheckpointError, ComparisonFailed, ExportError, InputError, OutputError
-from segship.semantic.preprocessing import ScaleLimits
-from segship.ship import steps
-from segship.ship import verify_semantic as semantic
-from segship.ship.export_semantic import SemanticExportOptions, export_ascend_semantic, export_semantic, with_batch
-from segship.ship.families.config import IMAGENET_MEAN, IMAGENET_STD, SEMASK_ARCHITECTURES
-from segship.ship.families.semask.loading import choose_settings, describe_semask, load_semask
+from segship.semantic.preprocessing import ScaleLimits, SemanticPreprocessing
+from segship.semantic.task import EXACT_BAR, OPEN_SIZES, answer, compare, comparison_tensors, make_cases
+from segship.ship import export, verify
+from segship.ship.contracts import export_contract
+from segship.ship.export import export_bundle
+from segship.ship.families import IMAGENET_MEAN, IMAGENET_STD
+from segship.ship.families.semask import family
+from segship.ship.families.semask.config import SEMASK_ARCHITECTURES
+from segship.ship.families.semask.family import with_batch
 from segship.ship.families.semask.model import SemanticGraph
 from segship.ship.graph.trace import trace_graph
-from segship.ship.verify_semantic import add_logits, compare_semantic, run_semantic_reference
+from segship.ship.loading import LoadedModel, load_model
+from segship.ship.options import ExportOptions
+from segship.ship.verify import add_logits, open_graph, torch_sessions
 from segship.spec import semantic_spec
 from tests.small_semask import ODD_SIZE_HW, SIZE_HW, save_checkpoint, seeded_semask, small_semask
 
@@ -44,17 +47,36 @@ def torch_logits(images, model=None):
         return SemanticGraph(model or small_semask(), "logits")(torch.from_numpy(images)).numpy()
 
 
+def preprocessing(frame=None):
+    return SemanticPreprocessing(ScaleLimits(2048, 1024), IMAGENET_MEAN, IMAGENET_STD, frame=frame)
+
+
 def tensors(size_hw):
-    return comparison_tensors(size_hw, IMAGENET_MEAN, IMAGENET_STD)
+    return comparison_tensors(size_hw, preprocessing())
+
+
+def reference_answers(cases, module):
+    """What the model answers to every picture by itself."""
+    loaded = LoadedModel("semask", None, module.config, module, ())
+    return answer(cases, torch_sessions(family.reference(loaded)))
+
+
+def compare_with_model(step, path, spec, module, frame, batch=None):
+    """The rows of a saved graph of one size against its model."""
+    cases = make_cases(preprocessing(frame), batch)
+    with open_graph(path, spec) as session:
+        found = answer(cases, {"semantic": session})
+    return compare(step, cases, reference_answers(cases, module), found, EXACT_BAR)
 
 
 def test_bundle_says_what_it_is(small_semantic_bundle, small_semask_checkpoint):
     manifest = small_semantic_bundle.manifest
-    assert (manifest.family, manifest.task, manifest.architecture) == ("semantic", "semantic", "custom")
-    assert (manifest.data_set, manifest.table) == ("cityscapes", CITYSCAPES)
+    assert (manifest.family, manifest.task, manifest.architecture) == ("semask", "semantic", "custom")
+    assert (manifest.table.name, manifest.table) == ("cityscapes", CITYSCAPES)
     assert (manifest.semantic_window, manifest.window_size, manifest.semantic_classes) == ("all", 5, 19)
-    assert (manifest.size, manifest.scale, manifest.output) == (SIZE_HW, (2048, 1024), "class_map")
-    assert manifest.preprocessing.padding == "right_bottom_zero_after_normalize"
+    assert (manifest.preprocessing.frame, manifest.output) == (SIZE_HW, "class_map")
+    assert manifest.preprocessing.scale == ScaleLimits(2048, 1024)
+    assert manifest.preprocessing.padding == "to_frame_right_bottom_zero_after_normalize"
     assert manifest.checkpoint.name == small_semask_checkpoint.name and manifest.checkpoint.licence == "unknown"
     spec = manifest.graph_spec("semantic")
     assert spec.inputs[0].shape == ("batch", 3, *SIZE_HW)
@@ -64,13 +86,13 @@ def test_bundle_says_what_it_is(small_semantic_bundle, small_semask_checkpoint):
 def test_every_step_is_compared_and_written_down(small_semantic_export):
     bundle, reported = small_semantic_export
     assert [step for step, _ in reported] == ["traced", "simplified"]
-    comparison = bundle.manifest.comparison
-    assert isinstance(comparison, SemanticComparison)
-    assert [row for _, rows in reported for row in rows] == comparison.steps
-    assert [row.what for row in comparison.steps] == ["logits", "class_map"] * 2
-    assert all(row.passed for row in comparison.steps)
-    assert min(row.pixels_equal for row in comparison.steps[1::2]) >= 0.9999
-    assert max(row.max_abs for row in comparison.steps[::2]) <= 1e-3
+    evidence = bundle.manifest.evidence
+    assert evidence.bar == EXACT_BAR
+    assert tuple(row for _, rows in reported for row in rows) == evidence.rows
+    assert [row.what for row in evidence.rows] == ["logits", "class_map"] * 2
+    assert all(row.passed for row in evidence.rows)
+    assert min(row.figures["pixels_equal"] for row in evidence.rows[1::2]) >= 0.9999
+    assert max(row.figures["max_abs"] for row in evidence.rows[::2]) <= 1e-3
 
 
 def test_bundle_reads_back_whole(small_semantic_bundle):
@@ -101,8 +123,8 @@ def test_logits_of_an_odd_size_equal_the_model(small_semantic_logits):
 def ascend(small_semask_checkpoint, tmp_path_factory):
     """The Ascend guide's graph at the size of half a Cityscapes picture, and the folder that holds it."""
     folder = tmp_path_factory.mktemp("ascend") / "semask"
-    options = SemanticExportOptions(contract="ascend", size=(512, 1024), batch=1)
-    return export_ascend_semantic(small_semask_checkpoint, folder, options), folder
+    options = ExportOptions(contract="ascend", size=(512, 1024), batch=1)
+    return export_contract(small_semask_checkpoint, folder, options), folder
 
 
 def test_ascend_graph_has_the_guides_contract(ascend):
@@ -128,11 +150,11 @@ def test_class_maps_of_512_by_1024_equal_the_model(ascend):
         expected = torch_logits(image).argmax(axis=1)
         assert np.mean(expected == run(ascend[1] / "small_semask_bs1.onnx", image)) >= 0.9999
     logits = [row for row in ascend[0]["comparison"]["steps"] if row["what"] == "logits"]
-    assert max(row["max_abs"] for row in logits) <= 1e-3
+    assert max(row["figures"]["max_abs"] for row in logits) <= 1e-3
 
 
 def test_wrong_graph_is_caught_by_the_comparison(small_semask_checkpoint, tmp_path, monkeypatch, small_semantic_bundle):
-    simplify = steps.simplify_graph
+    simplify = export.simplify_graph
 
     def spoil(model):
         """Change one weight of the head by a tenth: many classes stay, and the logits tell."""
@@ -143,72 +165,57 @@ def test_wrong_graph_is_caught_by_the_comparison(small_semask_checkpoint, tmp_pa
         weights.raw_data = values.tobytes()
         return spoiled
 
-    monkeypatch.setattr(steps, "simplify_graph", spoil)
+    monkeypatch.setattr(export, "simplify_graph", spoil)
     with pytest.raises(ComparisonFailed, match="simplified, logits: cosine .* Nothing was written"):
-        export_semantic(small_semask_checkpoint, tmp_path / "bundle", SemanticExportOptions(size=SIZE_HW))
+        export_bundle(small_semask_checkpoint, tmp_path / "bundle", ExportOptions(size=SIZE_HW))
     assert list(tmp_path.iterdir()) == []
 
 
 def test_too_few_equal_pixels_are_past_the_bar(small_semask_checkpoint, tmp_path, small_semantic_bundle):
-    impossible = SemanticExportOptions(size=SIZE_HW, bar=SemanticBar(pixels_equal=1.1))
+    impossible = ExportOptions(size=SIZE_HW, bar={**EXACT_BAR, "pixels_equal": 1.1})
     with pytest.raises(ComparisonFailed, match=r"traced, class_map: \d+\.\d+ % of the pixels equal"):
-        export_semantic(small_semask_checkpoint, tmp_path / "bundle", impossible)
+        export_bundle(small_semask_checkpoint, tmp_path / "bundle", impossible)
     assert list(tmp_path.iterdir()) == []
 
 
 def test_large_weights_go_into_the_sidecar(small_semask_checkpoint, tmp_path, small_semantic_bundle):
-    options = SemanticExportOptions(size=SIZE_HW, simplify=False, largest_inline_bytes=50_000, measure=False)
-    bundle = export_semantic(small_semask_checkpoint, tmp_path / "bundle", options)
-    assert bundle.manifest.graphs["semantic"].external_data.file == "semantic.onnx.data"
+    options = ExportOptions(size=SIZE_HW, simplify=False, largest_inline_bytes=50_000, measure=False)
+    bundle = export_bundle(small_semask_checkpoint, tmp_path / "bundle", options)
+    assert bundle.manifest.artifact("semantic").weights.file == "semantic.onnx.data"
     with pytest.raises(OutputError, match="exists"):
-        export_semantic(small_semask_checkpoint, bundle.path, options)
-    again = export_semantic(small_semask_checkpoint, bundle.path, replace(options, force=True, licence="MIT"))
+        export_bundle(small_semask_checkpoint, bundle.path, options)
+    again = export_bundle(small_semask_checkpoint, bundle.path, replace(options, force=True, licence="MIT"))
     assert Bundle.read(bundle.path).digest == again.digest and again.manifest.checkpoint.licence == "MIT"
 
 
 def test_classes_from_a_file_are_checked_before_anything_is_traced(small_semask_checkpoint, tmp_path):
     (tmp_path / "classes.json").write_text('["a", "b"]')
     with pytest.raises(CheckpointError, match="2 names of classes were given and .* has 19 classes"):
-        export_semantic(
-            small_semask_checkpoint, tmp_path / "bundle", SemanticExportOptions(classes=tmp_path / "classes.json")
-        )
+        export_bundle(small_semask_checkpoint, tmp_path / "bundle", ExportOptions(classes=tmp_path / "classes.json"))
     (tmp_path / "classes.json").write_text("{}")
     with pytest.raises(InputError, match="no list of 1 to 255 names"):
-        export_semantic(
-            small_semask_checkpoint, tmp_path / "bundle", SemanticExportOptions(classes=tmp_path / "classes.json")
-        )
-
-
-@pytest.mark.parametrize(
-    ("options", "words", "code"),
-    [
-        ({"opset": 13}, "opset 13 cannot be written; accepted are 14 to 24", "bad_opset"),
-        ({"size": (16, 64)}, "a size of 16,64 .* sides of 32 to 8192", "bad_size"),
-        ({"batch": 4}, "a bundle's is 1 or dynamic", "bad_batch"),
-        ({"batch": 0, "contract": "ascend"}, "a batch of 0 cannot be exported", "bad_batch"),
-        ({"output": "logits", "contract": "ascend"}, "--output logits, --classes and --scale belong to", "bad_option"),
-        ({"scale": ScaleLimits(640, 480), "contract": "ascend"}, "holds neither names nor a scale", "bad_option"),
-    ],
-)
-def test_options_out_of_range_are_refused(options, words, code):
-    with pytest.raises(ExportError, match=words) as caught:
-        SemanticExportOptions(**options)
-    assert caught.value.code == code
+        export_bundle(small_semask_checkpoint, tmp_path / "bundle", ExportOptions(classes=tmp_path / "classes.json"))
 
 
 def test_other_contract_is_no_bundle(tmp_path):
     with pytest.raises(ExportError, match="contract 'ascend' is no bundle"):
-        export_semantic(tmp_path / "missing.pth", tmp_path / "bundle", SemanticExportOptions(contract="ascend"))
+        export_bundle(tmp_path / "missing.pth", tmp_path / "bundle", ExportOptions(contract="ascend"))
 
 
 def test_reference_cases_cover_single_pictures_and_batches():
-    model = small_semask()
-    assert [case.image.shape[0] for case in run_semantic_reference(model, [(64, 96)])] == [1, 1, 2]
-    assert [case.image.shape[0] for case in run_semantic_reference(model, [(64, 96)], batch=1)] == [1, 1]
-    assert [case.image.shape[0] for case in run_semantic_reference(model, [(64, 96)], batch=4)] == [4]
-    cases = run_semantic_reference(model, [(64, 96), (61, 90)])
-    assert [case.image.shape for case in cases] == [(1, 3, 64, 96), (2, 3, 64, 96), (1, 3, 61, 90), (2, 3, 61, 90)]
-    assert all(np.array_equal(case.class_map, case.logits.argmax(axis=1)) for case in cases)
+    def batches(batch=None):
+        return [image.shape[0] for image in make_cases(preprocessing((64, 96)), batch).images]
+
+    assert (batches(), batches(1), batches(4)) == ([1, 1, 2], [1, 1], [4])
+    sizes = [(count, 3, *size_hw) for size_hw in OPEN_SIZES for count in (1, 2)]
+    assert [image.shape for image in make_cases(preprocessing(), None).images] == sizes
+
+
+def test_reference_answers_every_picture_by_itself():
+    cases = make_cases(preprocessing((64, 96)), None)
+    one, other, both = (answers["logits"] for answers in reference_answers(cases, small_semask()))
+    assert one.shape == (1, 19, 64, 96) and np.array_equal(both, np.concatenate([one, other]))
+    assert np.array_equal(one, torch_logits(cases.images[0]))
 
 
 def test_twin_gives_the_logits_that_classes_are_taken_from(small_semantic_bundle, tmp_path):
@@ -227,9 +234,9 @@ def test_twin_gives_the_logits_that_classes_are_taken_from(small_semantic_bundle
 @pytest.mark.slow
 @pytest.mark.parametrize("window", ["all", "first-two"])
 def test_one_bundle_takes_every_size(tmp_path, small_semask_checkpoint, window):
-    options = SemanticExportOptions(output="logits", semantic_window=window, measure=False)
-    bundle = export_semantic(small_semask_checkpoint, tmp_path / "bundle", options)
-    assert bundle.manifest.size is None and bundle.manifest.semantic_window == window
+    options = ExportOptions(output="logits", semantic_window=window, measure=False)
+    bundle = export_bundle(small_semask_checkpoint, tmp_path / "bundle", options)
+    assert bundle.manifest.preprocessing.frame is None and bundle.manifest.semantic_window == window
     session = open_sessions(bundle, "onnxruntime", SessionOptions())["semantic"]
     model = small_semask() if window == "all" else seeded_semask(replace(small_semask().config, semantic_window=window))
     for size in [(64, 96), (61, 90), (33, 150), (512, 1024)]:
@@ -244,13 +251,12 @@ def test_one_bundle_takes_every_size(tmp_path, small_semask_checkpoint, window):
     ("name", "size"), [("semask_s", (512, 1024)), ("semask_s", (333, 517)), ("semask_b", (333, 517))]
 )
 def test_full_sizes_equal_the_model(tmp_path, name, size, monkeypatch):
-    model = seeded_semask(SEMASK_ARCHITECTURES[name])
-    spec = with_batch(semantic_spec(19, "class_map", size), None if size == (512, 1024) else 1)
+    model, batch = seeded_semask(SEMASK_ARCHITECTURES[name]), None if size == (512, 1024) else 1
+    spec = with_batch(semantic_spec(19, "class_map", size), batch)
     graph = trace_graph(SemanticGraph(model), spec, opset=18)
     path = tmp_path / "semantic.onnx"
     onnx.save(graph, str(path))
-    cases = run_semantic_reference(model, [size], batch=None if size == (512, 1024) else 1)
-    require_passed(compare_semantic("traced", cases, graph, path, spec, SemanticBar()))
+    require_passed(compare_with_model("traced", path, spec, model, size, batch))
     if size == (512, 1024):
         images = np.concatenate([*tensors(size)] * 3)[:8]
         alone = np.concatenate([run(path, images[index : index + 1]) for index in range(8)])
@@ -260,23 +266,25 @@ def test_full_sizes_equal_the_model(tmp_path, name, size, monkeypatch):
 def test_every_comparison_runs_the_saved_graph_itself(small_semantic_bundle, monkeypatch, tmp_path):
     """The rows are of the file that is shipped, not only of its twin."""
     opened = []
-    monkeypatch.setattr(semantic, "Session", lambda path, *rest: opened.append(path.name) or Session(path, *rest))
+    spy = SimpleNamespace(Session=lambda path, *rest: opened.append(path.name) or Session(path, *rest))
+    monkeypatch.setattr(verify, "onnxruntime", spy)
     graph = onnx.load(str(small_semantic_bundle.path / "semantic.onnx"))
     path = tmp_path / "semantic.onnx"
     onnx.save(graph, str(path))
     spec = small_semantic_bundle.manifest.graph_spec("semantic")
-    cases = run_semantic_reference(small_semask(), [SIZE_HW])
-    assert all(row.passed for row in compare_semantic("saved", cases, graph, path, spec, SemanticBar()))
+    rows = compare_with_model("saved", path, spec, small_semask(), SIZE_HW)
+    assert [row.what for row in rows] == ["logits", "class_map"] and all(row.passed for row in rows)
     assert opened == ["semantic.onnx", "semantic_logits.onnx"]
 
 
 def test_own_classes_and_one_picture_at_a_time_stand_in_the_manifest(tmp_path):
     config = replace(small_semask().config, classes=7)
-    model = load_semask(save_checkpoint(tmp_path / "seven.pth", seeded_semask(config), classes=()))
-    (tmp_path / "classes.json").write_text(json.dumps(list("abcdefg")))
-    settings = choose_settings(model, read_class_file(tmp_path / "classes.json"), ScaleLimits(640, 480))
-    manifest = describe_semask(model, settings, output="logits", size=(32, 64), opset=18, comparison=None)
-    assert (manifest.data_set, manifest.classes, len(manifest.palette)) == (None, list("abcdefg"), 7)
-    assert (manifest.table.name, manifest.scale) == ("own", (640, 480))
+    model = load_model(save_checkpoint(tmp_path / "seven.pth", seeded_semask(config), classes=()))
+    names = tmp_path / "classes.json"
+    names.write_text(json.dumps(list("abcdefg")))
+    options = ExportOptions(classes=names, scale=ScaleLimits(640, 480), output="logits", size=(32, 64))
+    manifest = family.manifest(model, options)
+    assert (manifest.table.name, manifest.table.classes) == ("own", tuple("abcdefg"))
+    assert len(manifest.table.palette) == 7 and manifest.preprocessing.scale == ScaleLimits(640, 480)
     assert with_batch(manifest.contracts["semantic"], 1).outputs[0].shape == (1, 7, 32, 64)
     assert parse_manifest(manifest.to_json()).table == manifest.table

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from segship.errors import ExportError
-from segship.ship.families.config import SAM_ARCHITECTURES, HybridConfig, SamConfig, TinyVitConfig
 from segship.ship.families.layers import conv_with_norm
+from segship.ship.families.sam.config import SAM_ARCHITECTURES, HybridConfig, SamConfig, TinyVitConfig
 from segship.ship.families.sam.model import build_encoder
 from segship.ship.variants import PLAIN, VARIANTS, EncoderVariant, apply_variant, find_variant
 from tests.oracle import SMALL_VIT, seeded_weights

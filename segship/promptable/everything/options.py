@@ -18,6 +18,7 @@ import numpy.typing as npt
 
 from segship.errors import InputError
 from segship.promptable.everything.records import OUTPUT_MODES, OutputMode, bad_output_mode
+from segship.spec import Part
 
 if TYPE_CHECKING:
     from segship.promptable.predictor import Predictor
@@ -187,8 +188,8 @@ class Thresholds:
         See `AmgOptions`; 0 to 1.
     """
 
-    pred_iou_thresh: float = 0.88
-    stability_score_thresh: float = 0.95
+    pred_iou_thresh: Part = 0.88
+    stability_score_thresh: Part = 0.95
 
 
 def thresholds_for(predictor: Predictor, options: AmgOptions) -> Thresholds:

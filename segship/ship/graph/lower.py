@@ -19,8 +19,8 @@ from numpy.typing import NDArray
 from onnx import helper, numpy_helper
 
 from segship.errors import ExportError
+from segship.ship.options import LOWEST_OPSET
 
-LOWEST_OPSET = 14
 HIGHEST_LOWERED_OPSET = 17
 
 REDUCTIONS_WITH_AXES_INPUT_SINCE_18 = {"ReduceMean", "ReduceMax", "ReduceMin", "ReduceProd"}

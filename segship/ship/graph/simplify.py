@@ -7,8 +7,8 @@ import onnx
 from onnx import helper
 
 from segship.errors import ExportError
-from segship.ship.graph.store import LARGEST_INLINE_BYTES
 from segship.ship.graph.trace import strip_metadata
+from segship.ship.options import LARGEST_INLINE_BYTES
 
 SMALLEST_DETACHED_BYTES = 1_000_000
 

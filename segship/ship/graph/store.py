@@ -14,7 +14,10 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
+from segship.ship.options import LARGEST_INLINE_BYTES
+
 SMALLEST_HALVED_ELEMENTS = 256
+SMALLEST_EXTERNAL_TENSOR_BYTES = 1024
 
 
 def halve_exact_weights(model: onnx.ModelProto) -> int:
@@ -37,17 +40,12 @@ def halve_exact_weights(model: onnx.ModelProto) -> int:
     return len(casts)
 
 
-# Protobuf stops at 2 GiB; some room is left for the nodes.
-LARGEST_INLINE_BYTES = 1_900_000_000
-SMALLEST_EXTERNAL_TENSOR_BYTES = 1024
-
-
-def save_graph(model: onnx.ModelProto, path: Path, *, largest_inline_bytes: int = LARGEST_INLINE_BYTES) -> None:
+def save_graph(model: onnx.ModelProto, path: Path, *, largest_bytes: int = LARGEST_INLINE_BYTES) -> None:
     """Write ``path``, and ``path`` + ``.data`` beside it when the weights are larger than the limit."""
     # onnx appends to a sidecar that is already there.
     path.with_name(f"{path.name}.data").unlink(missing_ok=True)
     weights = sum(len(tensor.raw_data) for tensor in model.graph.initializer)
-    if weights <= largest_inline_bytes:
+    if weights <= largest_bytes:
         onnx.save_model(model, str(path))
         return
     onnx.save_model(

@@ -1,16 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
 """Mode reference against the reference package on the same logits; mode fast against mode reference."""
 
+from dataclasses import replace
+
 import cv2
 import numpy as np
 import pytest
 
 from segship.backends.fake import Session
 from segship.errors import BackendUnavailable
+from segship.masks.cleanup import MaskCleanUp
 from segship.masks.spans import read_spans
 from segship.promptable.everything.options import AmgOptions
 from segship.promptable.everything.search import generate, generate_masks
-from segship.promptable.manifest import MaskCleanUpEntry
 from segship.promptable.predictor import Predictor
 from tests.promptable.everything.world import World
 
@@ -172,8 +174,8 @@ def test_logits_beyond_the_memory_for_them_are_encoded_early_and_change_nothing(
 def test_a_model_that_wants_its_masks_cleaned_gets_them_cleaned_in_fast_mode_alone():
     world = World((240, 360), objects=300)
     plain = world.predictor()
-    clean_up = MaskCleanUpEntry(keep_clicked_piece=True, smallest_piece=0.0, smallest_hole=0.0, box_margin=None)
-    manifest = plain.manifest.model_copy(update={"mask_clean_up": clean_up})
+    clean_up = MaskCleanUp(keep_clicked_piece=True, smallest_piece=0.0, smallest_hole=0.0, box_margin=None)
+    manifest = replace(plain.manifest, mask_clean_up=clean_up)
     wanting = Predictor(manifest, plain._sessions, encoder_sha256="0" * 64, backend="fake")
 
     def scattered(predictor, mode):

@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 
 import segship
-from segship.cases import draw_scene
 from segship.errors import ImageError, InputError
 from segship.images import ImageLimits
+from segship.images.comparison import draw_scene
 from segship.promptable.everything.options import AmgOptions
 from segship.promptable.everything.search import generate, generate_masks, iter_masks
 from tests.oracle import reference

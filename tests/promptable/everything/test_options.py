@@ -5,8 +5,7 @@ import numpy as np
 import pytest
 
 from segship.errors import InputError
-from segship.promptable.everything.options import AmgOptions, thresholds_for
-from segship.promptable.manifest import AmgDefaultsEntry
+from segship.promptable.everything.options import AmgOptions, Thresholds, thresholds_for
 from tests.small_bundle import small_manifest
 
 NAN = float("nan")
@@ -120,7 +119,7 @@ class Model:
 
 
 def test_zero_is_zero_and_the_model_fills_what_is_left_out():
-    own = AmgDefaultsEntry(pred_iou_thresh=0.4, stability_score_thresh=0.6)
+    own = Thresholds(pred_iou_thresh=0.4, stability_score_thresh=0.6)
     left_out = AmgOptions()
     assert vars_of(thresholds_for(Model(), left_out)) == (0.88, 0.95)
     assert vars_of(thresholds_for(Model(amg_defaults=own), left_out)) == (0.4, 0.6)

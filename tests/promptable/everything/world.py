@@ -135,11 +135,7 @@ class World:
             ious, masks = self.answer(crop, inputs["point_coords"][:, 0])
             return {"iou_predictions": ious, "low_res_masks": masks}
 
-        manifest = small_manifest(
-            image_size=geometry.image_size,
-            embedding_channels=geometry.embedding_channels,
-            embedding_size=geometry.embedding_size,
-        )
+        manifest = small_manifest(geometry)
         encoder = Session(image_encoder_spec(geometry), encode)
         decoder = Session(mask_decoder_spec(geometry), decode)
         sessions = {"image_encoder": encoder, "mask_decoder": decoder}

@@ -17,7 +17,7 @@ from segship.errors import BackendUnavailable, CheckpointError
 from segship.ship.checkpoints import reading as module
 from segship.ship.checkpoints.reading import load_state, read_checkpoint
 from segship.ship.families.sam.model import build_sam
-from segship.ship.families.sam.recognise import recognise_architecture
+from segship.ship.families.sam.recognise import recognise
 from tests.oracle import SMALL_VIT, seeded_weights
 
 ROOT = Path(__file__).parents[2]
@@ -52,7 +52,7 @@ def test_both_formats_give_the_same_weights(tmp_path, suffix):
 def test_a_read_checkpoint_is_recognised_and_loads_strictly(tmp_path):
     torch.save(weights(), tmp_path / "model.pth")
     state = read_checkpoint(tmp_path / "model.pth").state_dict
-    config = recognise_architecture({name: tuple(tensor.shape) for name, tensor in state.items()})
+    config = recognise({name: tuple(tensor.shape) for name, tensor in state.items()})
     with torch.device("meta"):
         sam = build_sam(config)
     load_state(sam, state)

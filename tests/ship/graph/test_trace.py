@@ -8,7 +8,7 @@ from torch.export import Dim
 from segship.errors import ExportError
 from segship.ship.families.sam.model import ImageEncoderGraph, MaskDecoderGraph
 from segship.ship.graph.trace import trace_graph
-from segship.ship.verify_promptable import torch_runner
+from segship.ship.verify import torch_sessions
 from segship.spec import GraphSpec, TensorSpec, image_encoder_spec, mask_decoder_spec
 from tests.oracle import SMALL_VIT
 from tests.ship.graph.running import random_inputs, relative_difference, run_proto
@@ -36,7 +36,7 @@ def test_graphs_have_the_names_and_shapes_of_their_contracts(encoder_proto, deco
 def test_encoder_graph_equals_the_module(sam, encoder_proto, batch):
     spec = image_encoder_spec(SMALL_VIT.geometry)
     inputs = random_inputs(spec, batch=batch)
-    expected = torch_runner(ImageEncoderGraph(sam), ["image"], ["image_embeddings"])(inputs)
+    expected = torch_sessions({"encoder": (ImageEncoderGraph(sam), spec)})["encoder"].run(inputs)
     actual = run_proto(encoder_proto, inputs)
     assert relative_difference(expected["image_embeddings"], actual["image_embeddings"]) <= 1e-5
 
@@ -45,9 +45,9 @@ def test_encoder_graph_equals_the_module(sam, encoder_proto, batch):
 def test_decoder_graph_equals_the_module_at_any_count(sam, decoder_proto, objects, points):
     spec = mask_decoder_spec(SMALL_VIT.geometry)
     inputs = random_inputs(spec, objects=objects, points=points)
-    names = [tensor.name for tensor in spec.inputs]
-    expected = torch_runner(MaskDecoderGraph(sam), names, ["iou_predictions", "low_res_masks"])(inputs)
+    expected = torch_sessions({"decoder": (MaskDecoderGraph(sam), spec)})["decoder"].run(inputs)
     actual = run_proto(decoder_proto, inputs)
+    assert list(expected) == ["iou_predictions", "low_res_masks"]
     for name, value in expected.items():
         assert relative_difference(value, actual[name]) <= 1e-5
 

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segship.ship.families.config import HybridConfig
 from segship.ship.families.layers import FoldableNorm, MlpBlock, build_neck
+from segship.ship.families.sam.config import HybridConfig
 from segship.ship.variants import PLAIN, EncoderVariant
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from segship.errors import CheckpointError
-from segship.ship.families.config import HybridConfig, SamConfig, TinyVitConfig, VitConfig
+from segship.ship.families.sam.config import HybridConfig, SamConfig, TinyVitConfig, VitConfig
 from segship.ship.families.sam.hybrid_vit import HybridEncoder
 from segship.ship.families.sam.mask_decoder import MaskDecoder, PromptEncoder
 from segship.ship.families.sam.tiny_vit import TinyVitEncoder

@@ -7,49 +7,28 @@ table of architectures.
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Mapping
 from dataclasses import replace
 from math import isqrt
+from typing import Any
 
-from segship.errors import CheckpointError
-from segship.ship.checkpoints.shapes import Shapes, divide, hidden_ratio, unrecognised
-from segship.ship.families.config import (
+from segship.ship.families import UNSUPPORTED, unrecognised
+from segship.ship.families.sam.config import (
     SAM_ARCHITECTURES,
     EncoderConfig,
     HybridConfig,
     SamConfig,
-    SemanticWindow,
-    SemaskConfig,
     TinyVitConfig,
     VitConfig,
 )
-from segship.ship.families.semask.recognise import is_semask, recognise_semask
+from segship.ship.families.shapes import Shapes, divide, hidden_ratio
 
 DEFAULT_IMAGE_SIZE = 1024
-_SHOWN = 6
-
-# Names under which other models keep their tensors, so that the message can say what was given.
-_UNSUPPORTED = {
-    "image_encoder.trunk.": "SAM 2",
-    "memory_attention.": "SAM 2",
-    "mask_decoder.hf_": "HQ-SAM",
-    "vision_encoder.": "SAM in the layout of Transformers",
-    "backbone.layers.": "a Swin backbone without semantic layers",
-    "decode_head.": "a semantic segmentation head",
-}
-_ACCEPTED = "SAM (vit_b, vit_l, vit_h), MobileSAM (vit_t), SeMask-FPN (semask_t, s, b, l) and segship's own tiny"
+"""Side of the model frame of MobileSAM's encoder, whose shapes do not show it."""
 
 
-def recognise_architecture(shapes: Mapping[str, tuple[int, ...]], *, image_size: int | None = None) -> SamConfig:
-    """Return the configuration of the model that a state dict belongs to.
-
-    Parameters
-    ----------
-    shapes
-        Shape of every tensor by its name, wrappers and prefixes taken off.
-    image_size
-        Side of the model frame for MobileSAM's encoder, whose shapes do not show it; 1024 when left out.
+def recognise(shapes: Mapping[str, tuple[int, ...]]) -> SamConfig | None:
+    """Return the configuration of the model that a state dict belongs to; None if it is none of this family.
 
     Returns
     -------
@@ -59,9 +38,11 @@ def recognise_architecture(shapes: Mapping[str, tuple[int, ...]], *, image_size:
     Raises
     ------
     CheckpointError
-        When the tensors are of no known architecture, or of one that is not supported; the message says what was seen.
+        ``unknown_architecture`` when tensors are missing or do not fit each other.
     """
-    _refuse_unsupported(shapes)
+    # SAM 2 and HQ-SAM have parts under the same names.
+    if any(name.startswith(tuple(UNSUPPORTED)) for name in shapes):
+        return None
     tree = Shapes(shapes)
     encoder = tree.within("image_encoder")
     found: EncoderConfig
@@ -70,58 +51,15 @@ def recognise_architecture(shapes: Mapping[str, tuple[int, ...]], *, image_size:
     elif encoder.has("patch_embed.proj.weight"):
         found, size = _read_vit(encoder)
     elif encoder.has("patch_embed.seq.0.c.weight"):
-        found, size = _read_tiny_vit(encoder), image_size or DEFAULT_IMAGE_SIZE
+        found, size = _read_tiny_vit(encoder), DEFAULT_IMAGE_SIZE
     else:
-        raise unrecognised(f"it has {len(shapes)} tensors, under {_roots(shapes)}")
+        return None
     return _name(_read_config(tree, found, size))
 
 
-def recognise_model(
-    shapes: Mapping[str, tuple[int, ...]], *, semantic_window: SemanticWindow | None = None
-) -> SamConfig | SemaskConfig:
-    """Return the configuration of the model of either family that a state dict belongs to.
-
-    Parameters
-    ----------
-    shapes
-        Shape of every tensor by its name, wrappers and prefixes taken off.
-    semantic_window
-        See `segship.ship.families.semask.recognise.recognise_semask`.
-
-    Raises
-    ------
-    CheckpointError
-        As `recognise_architecture` and `recognise_semask`; ``not_semantic`` when ``semantic_window`` was given for a
-        promptable model.
-    """
-    if is_semask(shapes):
-        return recognise_semask(shapes, semantic_window=semantic_window)
-    found = recognise_architecture(shapes)
-    if semantic_window is not None:
-        message = f"a semantic window was given, and the checkpoint is of {found.architecture}, which has none"
-        raise CheckpointError(message, code="not_semantic")
-    return found
-
-
-def _refuse_unsupported(shapes: Mapping[str, tuple[int, ...]]) -> None:
-    if is_semask(shapes):
-        message = (
-            "the checkpoint is of SeMask-FPN, a semantic model, and a promptable one is needed here: "
-            "SAM (vit_b, vit_l, vit_h), MobileSAM (vit_t) or segship's own tiny"
-        )
-        raise CheckpointError(message, code="other_family")
-    seen = [words for start, words in _UNSUPPORTED.items() if any(name.startswith(start) for name in shapes)]
-    if seen:
-        message = (
-            f"the checkpoint is of {seen[0]}, which is not supported yet; accepted are {_ACCEPTED}, with their "
-            "published key names"
-        )
-        raise CheckpointError(message, code="unsupported_architecture")
-
-
-def _roots(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    roots = Counter(".".join(name.split(".")[:2])[:60] for name in shapes)
-    return ", ".join(name for name, _ in roots.most_common(_SHOWN)) or "no name"
+def describe(config: SamConfig) -> dict[str, Any]:
+    """Return what `segship inspect` says of a configuration."""
+    return {"task": "promptable", "architecture": config.architecture, "image_size": config.image_size}
 
 
 def _name(config: SamConfig) -> SamConfig:

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segship.ship.families.config import TinyVitConfig
 from segship.ship.families.layers import FoldableNorm, build_neck, merge_windows, pad_to_windows, partition_windows
+from segship.ship.families.sam.config import TinyVitConfig
 from segship.ship.variants import PLAIN, EncoderVariant
 
 

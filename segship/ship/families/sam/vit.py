@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segship.ship.families.config import VitConfig
 from segship.ship.families.layers import MlpBlock, build_neck
+from segship.ship.families.sam.config import VitConfig
 from segship.ship.variants import PLAIN, EncoderVariant
 
 LAYER_NORM_EPS = 1e-6

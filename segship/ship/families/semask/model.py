@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from segship.ship.families.config import SemaskConfig
+from segship.ship.families.semask.config import SemaskConfig
 from segship.ship.families.semask.swin import (
     PatchEmbed,
     PatchMerging,

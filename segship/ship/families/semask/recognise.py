@@ -3,7 +3,7 @@
 
 Everything but one choice is in the shapes: heads and window in the tables of relative positions, depths in the number
 of blocks (which alone tells T from S), classes in the head, semantic classes in the semantic layers. The choice is
-which semantic layers work in windows; see `recognise_semask`.
+which semantic layers work in windows; see `recognise`.
 """
 
 from __future__ import annotations
@@ -11,34 +11,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from math import isqrt
+from typing import Any
 
 from segship.errors import CheckpointError
-from segship.ship.checkpoints.shapes import Shapes, hidden_ratio, unrecognised
-from segship.ship.families.config import SEMASK_ARCHITECTURES, SemanticWindow, SemaskConfig, published_semantic_window
+from segship.ship.families import unrecognised
+from segship.ship.families.semask.config import SEMASK_ARCHITECTURES, SemaskConfig, published_semantic_window
+from segship.ship.families.shapes import Shapes, hidden_ratio
 
 MARK = ".semantic_layer."
 """In the name of a tensor of every SeMask, and of no other model."""
 STAGES = 4
 
 
-def is_semask(shapes: Mapping[str, tuple[int, ...]]) -> bool:
-    """Tell whether a state dict is a SeMask's."""
-    return any(name.startswith("backbone.layers.") and MARK in name for name in shapes)
+def recognise(shapes: Mapping[str, tuple[int, ...]]) -> SemaskConfig | None:
+    """Return the configuration of the SeMask-FPN that a state dict belongs to; None if it is none.
 
-
-def recognise_semask(
-    shapes: Mapping[str, tuple[int, ...]], *, semantic_window: SemanticWindow | None = None
-) -> SemaskConfig:
-    """Return the configuration of the SeMask-FPN that a state dict belongs to.
-
-    Parameters
-    ----------
-    shapes
-        Shape of every tensor by its name, wrappers and prefixes taken off.
-    semantic_window
-        Stages whose semantic layer works in windows. No tensor shows it, so a wrong choice loads without complaint;
-        left out, it is what the published code does for these sizes
-        (`segship.ship.families.config.published_semantic_window`).
+    Which stages have their semantic layers in windows is what the published code does for these sizes
+    (`segship.ship.families.semask.config.published_semantic_window`): no tensor shows it.
 
     Returns
     -------
@@ -51,6 +40,8 @@ def recognise_semask(
         ``unknown_architecture`` when tensors are missing or do not fit each other; ``class_count`` when the stages
         disagree about the number of semantic classes.
     """
+    if not any(name.startswith("backbone.layers.") and MARK in name for name in shapes):
+        return None
     tree = Shapes(shapes)
     backbone, head = tree.within("backbone"), tree.within("decode_head")
     if backbone.count("layers") != STAGES:
@@ -71,13 +62,24 @@ def recognise_semask(
         window_size=windows[0],
         classes=head.of("conv_seg.weight", 4)[0],
         semantic_classes=semantic_classes,
-        semantic_window=semantic_window or published_semantic_window(embed_dim, semantic_classes),
+        semantic_window=published_semantic_window(embed_dim, semantic_classes),
         patch_size=patch_size,
         mlp_ratio=hidden_ratio(hidden, width),
         head_channels=head.of("scale_heads.0.0.conv.weight", 4)[0],
     )
     _check_widths(backbone, config)
     return _name(config)
+
+
+def describe(config: SemaskConfig) -> dict[str, Any]:
+    """Return what `segship inspect` says of a configuration."""
+    return {
+        "task": "semantic",
+        "architecture": config.architecture,
+        "classes": config.classes,
+        "semantic_classes": config.semantic_classes,
+        "semantic_window": config.semantic_window,
+    }
 
 
 def _read_table(stage: Shapes) -> tuple[int, int]:

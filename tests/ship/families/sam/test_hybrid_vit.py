@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import torch
 
-from segship.ship.families.config import SAM_ARCHITECTURES
+from segship.ship.families.sam.config import SAM_ARCHITECTURES
 from segship.ship.families.sam.model import build_sam
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from segship.ship.families.config import SAM_ARCHITECTURES, VitConfig
+from segship.ship.families.sam.config import SAM_ARCHITECTURES, VitConfig
 from segship.ship.families.sam.model import MaskDecoderGraph, build_sam
 from segship.ship.families.sam.shared_decoder import ImageSideGraph, SelectiveDecoderGraph, SharedDecoderGraph
 from segship.ship.variants import PLAIN, VARIANTS, apply_variant

@@ -3,7 +3,7 @@
 
 import torch
 
-from segship.ship.families.config import SamConfig, TinyVitConfig
+from segship.ship.families.sam.config import SamConfig, TinyVitConfig
 from segship.ship.families.sam.model import build_sam
 from segship.ship.families.sam.tiny_vit import BiasAttention, TinyVitBlock
 from tests.oracle import seeded_weights

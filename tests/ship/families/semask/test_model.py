@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from segship.ship.families.config import SEMASK_ARCHITECTURES, published_semantic_window
+from segship.ship.families.semask.config import SEMASK_ARCHITECTURES, published_semantic_window
 from segship.ship.families.semask.model import FpnHead, SemanticGraph, SemanticLayer, build_semask
 from segship.ship.families.semask.swin import PatchMerging, SwinBlock, shift_mask, window_counts
 from segship.ship.graph import trace

@@ -7,11 +7,9 @@ import pytest
 import torch
 
 from segship.errors import CheckpointError
-from segship.ship.families.config import SEMASK_ARCHITECTURES
-from segship.ship.families.sam.recognise import recognise_architecture, recognise_model
+from segship.ship.families.semask.config import SEMASK_ARCHITECTURES
 from segship.ship.families.semask.model import build_semask
-from segship.ship.families.semask.recognise import is_semask, recognise_semask
-from tests.small_models import small_sam
+from segship.ship.families.semask.recognise import recognise
 from tests.small_semask import SMALL_SEMASK
 
 CLASSES = {"cityscapes": (19, 19), "ade20k": (150, 150), "cocostuff": (171, 150)}
@@ -24,7 +22,7 @@ def shapes_of(config):
 
 def refuse(shapes, words, code="unknown_architecture"):
     with pytest.raises(CheckpointError, match=words) as refusal:
-        recognise_semask(shapes)
+        recognise(shapes)
     assert refusal.value.code == code
 
 
@@ -35,35 +33,18 @@ def test_published_sizes_are_recognised_with_their_windows(name, data_set):
     config = replace(SEMASK_ARCHITECTURES[name], classes=classes, semantic_classes=semantic_classes)
     # A fact of the published code: T, S and L with more than 19 semantic classes leave the last two stages open.
     mixed = name != "semask_b" and data_set != "cityscapes"
-    found = recognise_semask(shapes_of(config))
+    found = recognise(shapes_of(config))
     assert found == replace(config, semantic_window="first-two" if mixed else "all")
 
 
 def test_t_and_s_share_all_widths_and_differ_in_depth():
     small, tiny = shapes_of(SEMASK_ARCHITECTURES["semask_s"]), shapes_of(SEMASK_ARCHITECTURES["semask_t"])
     assert all(small[name] == tiny[name] for name in tiny)
-    assert recognise_semask(small).depths == (2, 2, 18, 2) and recognise_semask(tiny).depths == (2, 2, 6, 2)
+    assert recognise(small).depths == (2, 2, 18, 2) and recognise(tiny).depths == (2, 2, 6, 2)
 
 
-def test_other_sizes_are_custom_and_the_window_can_be_asked_for():
-    shapes = shapes_of(SMALL_SEMASK)
-    assert recognise_semask(shapes) == SMALL_SEMASK
-    assert recognise_semask(shapes, semantic_window="first-two") == replace(SMALL_SEMASK, semantic_window="first-two")
-
-
-def test_families_are_told_apart():
-    semask = shapes_of(SMALL_SEMASK)
-    sam = {name: tuple(tensor.shape) for name, tensor in small_sam().state_dict().items()}
-    assert is_semask(semask) and not is_semask(sam)
-    assert (
-        recognise_model(semask) == SMALL_SEMASK and recognise_model(sam).encoder == recognise_architecture(sam).encoder
-    )
-    with pytest.raises(CheckpointError, match="of SeMask-FPN, a semantic model") as refusal:
-        recognise_architecture(semask)
-    assert refusal.value.code == "other_family"
-    with pytest.raises(CheckpointError, match="has none") as refusal:
-        recognise_model(sam, semantic_window="all")
-    assert refusal.value.code == "not_semantic"
+def test_other_sizes_are_custom():
+    assert recognise(shapes_of(SMALL_SEMASK)) == SMALL_SEMASK
 
 
 def test_stages_of_different_semantic_classes_are_refused():

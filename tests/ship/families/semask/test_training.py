@@ -17,7 +17,7 @@ from segship.evaluation import ModelSource, score_samples
 from segship.evaluation.report import ConfusionMatrix
 from segship.images import read_image
 from segship.semantic.preprocessing import ScaleLimits, SemanticPreprocessing, to_tensor
-from segship.ship.families.config import SemaskConfig
+from segship.ship.families.semask.config import SemaskConfig
 from segship.ship.families.semask.model import SemanticGraph, build_semask
 
 SIZE = (64, 128)

@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from segship.errors import CheckpointError
+from segship.ship.families import unrecognised
 
 MAX_MODULES = 256
 """Of one list, such as blocks; vit_h has 32."""
@@ -46,16 +46,6 @@ class Shapes:
         if found != {str(index) for index in range(len(found))}:
             raise unrecognised(f"the numbers under {start} are not 0 to {len(found) - 1}")
         return len(found)
-
-
-def unrecognised(what: str) -> CheckpointError:
-    """Return the error for shapes that fit no architecture."""
-    message = (
-        f"the architecture is not recognised: {what}; accepted are SAM (vit_b, vit_l, vit_h and other sizes of it), "
-        "MobileSAM (vit_t), SeMask-FPN (semask_t, s, b, l and other sizes of it) and segship's own tiny, with their "
-        "published key names"
-    )
-    return CheckpointError(message, code="unknown_architecture")
 
 
 def divide(dim: int, head_dim: int) -> int:

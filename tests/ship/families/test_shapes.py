@@ -4,7 +4,7 @@
 import pytest
 
 from segship.errors import CheckpointError
-from segship.ship.checkpoints.shapes import MAX_MODULES, Shapes
+from segship.ship.families.shapes import MAX_MODULES, Shapes
 
 TREE = Shapes({"a.blocks.0.x": (2, 3), "a.blocks.1.x": (2, 3), "a.scalar": ()})
 

@@ -1,21 +1,17 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sizes of every architecture; the only place where they stand.
+"""Sizes of every architecture of the family; plain data, and the only place where they stand.
 
-Everything here is plain data: importing it loads no torch. Numbers of the published models follow
-segment_anything/build_sam.py, mobile_sam/build_sam.py and the configuration files of SeMask-FPN.
+Numbers of the published models follow segment_anything/build_sam.py and mobile_sam/build_sam.py.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from segship.masks.cleanup import MaskCleanUp
 from segship.promptable.everything.options import Thresholds
+from segship.ship.families import IMAGENET_MEAN, IMAGENET_STD
 from segship.spec import SamGeometry
-
-IMAGENET_MEAN = (123.675, 116.28, 103.53)
-IMAGENET_STD = (58.395, 57.12, 57.375)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,74 +129,4 @@ SAM_ARCHITECTURES: dict[str, SamConfig] = {
         mask_clean_up=MaskCleanUp(),
         amg_thresholds=Thresholds(pred_iou_thresh=0.45, stability_score_thresh=0.35),
     ),
-}
-
-SemanticWindow = Literal["all", "first-two"]
-"""Stages whose semantic layer works in windows; those of the other stages look at the whole grid."""
-
-CITYSCAPES_CLASSES = 19
-
-
-@dataclass(frozen=True, slots=True)
-class SemaskConfig:
-    """One SeMask-FPN model.
-
-    Attributes
-    ----------
-    architecture
-        ``semask_t``, ``semask_s``, ``semask_b``, ``semask_l``, or ``custom``.
-    embed_dim
-        Width of the first stage; it doubles from stage to stage.
-    window_size
-        Side of the windows of attention and of the windowed semantic layers, in places.
-    classes
-        Channels of the logits.
-    semantic_classes
-        Classes of the semantic layers, which some published files have fewer or more of than the head.
-    semantic_window
-        See `SemanticWindow`. No tensor shows it: a wrong choice loads without complaint and gives wrong masks.
-    """
-
-    architecture: str
-    embed_dim: int
-    depths: tuple[int, ...]
-    num_heads: tuple[int, ...]
-    window_size: int
-    classes: int = CITYSCAPES_CLASSES
-    semantic_classes: int = CITYSCAPES_CLASSES
-    semantic_window: SemanticWindow = "all"
-    patch_size: int = 4
-    mlp_ratio: float = 4.0
-    head_channels: int = 256
-    pixel_mean: tuple[float, float, float] = IMAGENET_MEAN
-    pixel_std: tuple[float, float, float] = IMAGENET_STD
-
-    @property
-    def stage_dims(self) -> tuple[int, ...]:
-        """Width of every stage."""
-        return tuple(self.embed_dim * 2**stage for stage in range(len(self.depths)))
-
-    @property
-    def windowed_stages(self) -> tuple[int, ...]:
-        """Stages whose semantic layer works in windows."""
-        count = len(self.depths) if self.semantic_window == "all" else 2
-        return tuple(range(count))
-
-
-def published_semantic_window(embed_dim: int, semantic_classes: int) -> SemanticWindow:
-    """Return what the published training code does for these sizes.
-
-    Its backbone decides by two numbers (SeMask-FPN/mmseg/models/backbones/semask_swin_transformer.py): widths 96 and
-    192 with more than 19 semantic classes leave the last two stages without windows. So do T, S and L for ADE20K and
-    COCO-Stuff; every B and every model for Cityscapes has windows in all four.
-    """
-    mixed = embed_dim in (96, 192) and semantic_classes > CITYSCAPES_CLASSES
-    return "first-two" if mixed else "all"
-
-
-SEMASK_ARCHITECTURES: dict[str, SemaskConfig] = {
-    "semask_t": SemaskConfig("semask_t", 96, (2, 2, 6, 2), (3, 6, 12, 24), 7),
-    "semask_s": SemaskConfig("semask_s", 96, (2, 2, 18, 2), (3, 6, 12, 24), 7),
-    "semask_b": SemaskConfig("semask_b", 128, (2, 2, 18, 2), (4, 8, 16, 32), 12),
-    "semask_l": SemaskConfig("semask_l", 192, (2, 2, 18, 2), (6, 12, 24, 48), 12),
 }

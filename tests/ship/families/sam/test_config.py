@@ -2,7 +2,7 @@
 import pytest
 import torch
 
-from segship.ship.families.config import SAM_ARCHITECTURES
+from segship.ship.families.sam.config import SAM_ARCHITECTURES
 from segship.ship.families.sam.model import build_sam
 
 # Keys and parameters of the published checkpoints; keys and elements of each one's encoder.

@@ -8,17 +8,19 @@ import torch
 
 from segship.datasets.classes import ClassTable
 from segship.datasets.known import CITYSCAPES
-from segship.errors import CheckpointError
+from segship.errors import CheckpointError, ExportError
 from segship.semantic.preprocessing import ScaleLimits
-from segship.ship.families.config import SEMASK_ARCHITECTURES
-from segship.ship.families.semask.loading import choose_settings, load_semask, published_scale
+from segship.ship.families.semask.config import SEMASK_ARCHITECTURES
+from segship.ship.families.semask.family import choose_table, manifest, published_scale
+from segship.ship.loading import load_model
+from segship.ship.options import ExportOptions
 from tests.small_models import save_checkpoint as save_sam
 from tests.small_semask import SMALL_SEMASK, mmcv_checkpoint, save_checkpoint, seeded_semask, small_semask
 
 
 def refuse(path, words, code):
     with pytest.raises(CheckpointError, match=words) as caught:
-        load_semask(path)
+        load_model(path)
     assert caught.value.code == code
 
 
@@ -31,15 +33,15 @@ def saved(tmp_path, change):
 
 
 def test_every_tensor_of_an_mmcv_checkpoint_is_loaded(tmp_path):
-    model = load_semask(save_checkpoint(tmp_path / "model.pth", prefix="module."))
+    model = load_model(save_checkpoint(tmp_path / "model.pth", prefix="module."))
     assert model.config == SMALL_SEMASK
     expected = small_semask().state_dict()
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.semask.state_dict().items())
-    assert not model.semask.training
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in model.module.state_dict().items())
+    assert not model.module.training
 
 
 def test_what_was_taken_off_is_said_and_the_training_state_is_not_kept(small_semask_checkpoint, tmp_path):
-    model = load_semask(save_checkpoint(tmp_path / "model.pth", prefix="module."))
+    model = load_model(save_checkpoint(tmp_path / "model.pth", prefix="module."))
     assert model.changes == (
         "taken from 'state_dict'; left out 'meta', 'optimizer'",
         "prefix 'module.' taken off every name",
@@ -49,22 +51,24 @@ def test_what_was_taken_off_is_said_and_the_training_state_is_not_kept(small_sem
 
 
 def test_the_window_can_be_asked_for_and_is_written_down(small_semask_checkpoint):
-    model = load_semask(small_semask_checkpoint, semantic_window="first-two")
-    assert model.config.semantic_window == "first-two"
+    model = load_model(small_semask_checkpoint, ExportOptions(semantic_window="first-two"))
+    assert model.config == model.module.config == replace(SMALL_SEMASK, semantic_window="first-two")
     assert model.changes[-1] == "semantic layers work in windows in first-two stages, as asked for"
 
 
 def test_a_wrong_window_loads_and_answers_otherwise(small_semask_checkpoint):
     """Why the choice is recorded: nothing in the file can contradict it."""
-    right, wrong = (load_semask(small_semask_checkpoint, semantic_window=window) for window in ("all", "first-two"))
+    right, wrong = (
+        load_model(small_semask_checkpoint, ExportOptions(semantic_window=window)) for window in ("all", "first-two")
+    )
     image = torch.randn(1, 3, 96, 288, generator=torch.Generator().manual_seed(0))
     with torch.inference_mode():
-        assert not torch.allclose(right.semask(image), wrong.semask(image), atol=1e-2)
+        assert not torch.allclose(right.module(image), wrong.module(image), atol=1e-2)
 
 
 def test_heads_of_training_are_left_out_and_said(tmp_path):
     path = saved(tmp_path, lambda state: state.update({"auxiliary_head.conv_seg.weight": torch.ones(19, 8, 1, 1)}))
-    assert load_semask(path).changes[-1].startswith("left out 1 tensors of a head that is used in training alone")
+    assert load_model(path).changes[-1].startswith("left out 1 tensors of a head that is used in training alone")
 
 
 @pytest.mark.parametrize(
@@ -88,8 +92,11 @@ def test_other_tables_of_positions_are_refused(tmp_path):
     refuse(path, "does not number the places of a 5 x 5 window", "unsupported_architecture")
 
 
-def test_a_promptable_checkpoint_is_refused(tmp_path):
-    refuse(save_sam(tmp_path / "sam.pth"), "is no SeMask-FPN", "other_family")
+def test_a_promptable_checkpoint_is_refused_where_a_semantic_one_is_asked_for(tmp_path):
+    path = save_sam(tmp_path / "sam.pth")
+    with pytest.raises(ExportError, match="sam.pth is a promptable model, and --output belong to semantic") as caught:
+        load_model(path, ExportOptions(output="logits"))
+    assert caught.value.code == "other_family"
 
 
 def test_more_classes_than_a_map_holds_are_refused(tmp_path):
@@ -105,28 +112,34 @@ def seven(tmp_path_factory):
 
 
 def test_the_number_of_classes_tells_the_data_set(small_semask_checkpoint):
-    settings = choose_settings(load_semask(small_semask_checkpoint))
-    assert (settings.data_set, settings.table, settings.scale) == ("cityscapes", CITYSCAPES, ScaleLimits(2048, 1024))
+    model = load_model(small_semask_checkpoint)
+    assert choose_table(model) == CITYSCAPES and CITYSCAPES.name == "cityscapes"
+    found = manifest(model, ExportOptions())
+    assert (found.table, found.preprocessing.scale) == (CITYSCAPES, ScaleLimits(2048, 1024))
 
 
 def test_nineteen_classes_with_names_of_their_own_are_no_cityscapes(tmp_path):
     names = tuple(f"part {index}" for index in range(19))
-    settings = choose_settings(load_semask(save_checkpoint(tmp_path / "own.pth", classes=names)))
-    assert settings.data_set is None and settings.table == ClassTable("own", names, CITYSCAPES.palette)
+    table = choose_table(load_model(save_checkpoint(tmp_path / "own.pth", classes=names)))
+    assert table == ClassTable("own", names, CITYSCAPES.palette)
 
 
-def test_other_numbers_need_names(seven):
+def test_other_numbers_need_names(seven, tmp_path):
     with pytest.raises(CheckpointError, match="has 7 classes, whose names are not known.*--classes FILE") as caught:
-        choose_settings(load_semask(seven))
+        choose_table(load_model(seven))
     assert caught.value.code == "class_count"
     names = ClassTable("own", tuple("abcdefg"), ((0, 0, 0),) * 7)
-    settings = choose_settings(load_semask(seven), names, ScaleLimits(640, 480))
-    assert (settings.data_set, settings.table, settings.scale) == (None, names, ScaleLimits(640, 480))
+    assert choose_table(load_model(seven), names) == names
+    (tmp_path / "classes.json").write_text('["a", "b", "c", "d", "e", "f", "g"]')
+    options = ExportOptions(classes=tmp_path / "classes.json", scale=ScaleLimits(640, 480))
+    found = manifest(load_model(seven, options), options)
+    assert (found.table.name, found.table.classes) == ("own", names.classes)
+    assert found.preprocessing.scale == ScaleLimits(640, 480)
 
 
 def test_as_many_names_as_classes_are_needed(seven):
     with pytest.raises(CheckpointError, match="19 names of classes were given and .* has 7 classes") as caught:
-        choose_settings(load_semask(seven), CITYSCAPES)
+        choose_table(load_model(seven), CITYSCAPES)
     assert caught.value.code == "class_count"
 
 
@@ -134,6 +147,7 @@ def test_scales_are_those_of_the_published_scores():
     assert published_scale("semask_s", "ade20k") == ScaleLimits(2048, 512)
     assert published_scale("semask_l", "cocostuff") == ScaleLimits(2560, 640)
     assert published_scale("semask_l", "cityscapes") == ScaleLimits(2048, 1024)
+    assert published_scale("semask_l", "own") == ScaleLimits(2048, 1024)
 
 
 @pytest.mark.slow
@@ -141,7 +155,7 @@ def test_scales_are_those_of_the_published_scores():
 def test_full_sizes_load_strictly(name, tmp_path):
     config = SEMASK_ARCHITECTURES[name]
     expected = seeded_semask(config)
-    model = load_semask(save_checkpoint(tmp_path / f"{name}.pth", expected, prefix="module."))
+    model = load_model(save_checkpoint(tmp_path / f"{name}.pth", expected, prefix="module."))
     assert model.config == config
     state = expected.state_dict()
-    assert all(torch.equal(tensor, state[key]) for key, tensor in model.semask.state_dict().items())
+    assert all(torch.equal(tensor, state[key]) for key, tensor in model.module.state_dict().items())

@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The verbs of the family semask: SeMask-FPN, from weights to graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from segship.datasets.classes import MOST_CLASSES, OWN_CLASSES, ClassTable, make_palette, read_class_file
+from segship.datasets.known import TABLES
+from segship.errors import CheckpointError
+from segship.semantic.manifest import SemanticManifest, SemanticWindow
+from segship.semantic.preprocessing import SCALE_LIMITS, ScaleLimits, SemanticPreprocessing
+from segship.ship.checkpoints.survey import Labels
+from segship.ship.families.semask.config import SemaskConfig
+from segship.ship.families.semask.model import SemanticGraph, build_semask
+from segship.ship.families.semask.swin import relative_position_index
+from segship.ship.loading import LoadedModel, manifest_fields
+from segship.ship.options import ExportOptions
+from segship.spec import GraphSpec, TensorSpec, semantic_spec
+
+TASK = "semantic"
+
+LARGE_SCALE = ScaleLimits(2560, 640)
+"""At which SeMask-L was tested on ADE20K and COCO-Stuff."""
+OWN_SCALE = SCALE_LIMITS["cityscapes"]
+"""For classes of a user's own, unless told otherwise."""
+
+IGNORED_PREFIXES = ("auxiliary_head.",)
+"""Heads that mmsegmentation's configurations may add in training; they take no part in an answer."""
+INDEX_SUFFIX = ".relative_position_index"
+
+State = Mapping[str, torch.Tensor]
+Graphs = dict[str, tuple[nn.Module, GraphSpec]]
+build = build_semask
+
+
+def prepare(
+    path: Path, config: SemaskConfig, state: State, options: ExportOptions
+) -> tuple[SemaskConfig, State, tuple[str, ...]]:
+    """Return configuration and weights with what training alone needs left out, and what was changed.
+
+    Raises
+    ------
+    CheckpointError
+        ``class_count`` when there are more classes than a class map holds; ``unsupported_architecture`` for positions
+        that are not numbered as Swin does.
+    """
+    if config.classes > MOST_CLASSES:
+        message = f"{path} has {config.classes} classes, and class maps of 8 bits hold at most {MOST_CLASSES}"
+        raise CheckpointError(message, code="class_count")
+    asked = options.semantic_window
+    config = replace(config, semantic_window=asked or config.semantic_window)
+    changes = [_window_note(config, asked)]
+    kept = {name: tensor for name, tensor in state.items() if not name.startswith(IGNORED_PREFIXES)}
+    if len(kept) < len(state):
+        left_out = len(state) - len(kept)
+        changes.append(f"left out {left_out} tensors of a head that is used in training alone (auxiliary_head)")
+    _check_indices(path, kept, config.window_size)
+    return config, kept, tuple(changes)
+
+
+def _window_note(config: SemaskConfig, asked: SemanticWindow | None) -> str:
+    reason = "as the published code has it for these sizes" if asked is None else "as asked for"
+    return f"semantic layers work in windows in {config.semantic_window} stages, {reason}"
+
+
+def _check_indices(path: Path, state: State, window_size: int) -> None:
+    """Refuse tables of positions that are not those of the window: they would load and mean something else."""
+    expected = relative_position_index(window_size)
+    for name, tensor in state.items():
+        if name.endswith(INDEX_SUFFIX) and tensor.shape == expected.shape and not torch.equal(tensor, expected):
+            message = (
+                f"{path}: {name} does not number the places of a {window_size} x {window_size} window as Swin does; "
+                "the checkpoint is of a variant that is not supported"
+            )
+            raise CheckpointError(message, code="unsupported_architecture")
+
+
+class _PictureByPicture(nn.Module):
+    """Logits of each picture by itself, so that a comparison sees where pictures of one run meet."""
+
+    def __init__(self, graph: nn.Module) -> None:
+        super().__init__()
+        self.graph = graph
+
+    def forward(self, image: Tensor) -> Tensor:
+        return torch.cat([self.graph(picture[None]) for picture in image])
+
+
+def reference(model: LoadedModel) -> Graphs:
+    """Return the graph whose answers all others are held against: logits, picture by picture."""
+    graph = _PictureByPicture(SemanticGraph(model.module, "logits"))
+    return {"semantic": (graph, semantic_spec(model.config.classes, "logits"))}
+
+
+def graphs(model: LoadedModel, options: ExportOptions, *, known_sizes: bool = False) -> Graphs:
+    """Return the only graph with its contract; its sizes are known in any case."""
+    output = options.output or "class_map"
+    spec = with_batch(semantic_spec(model.config.classes, output, options.size), options.batch)
+    return {"semantic": (SemanticGraph(model.module, output), spec)}
+
+
+def with_batch(spec: GraphSpec, batch: int | None) -> GraphSpec:
+    """Return a contract with its first axis fixed; as it is for None."""
+    if batch is None:
+        return spec
+
+    def fixed(tensor: TensorSpec) -> TensorSpec:
+        return TensorSpec(tensor.name, tensor.dtype, (batch, *tensor.shape[1:]))
+
+    return GraphSpec(spec.name, tuple(map(fixed, spec.inputs)), tuple(map(fixed, spec.outputs)))
+
+
+def largest_sizes(model: LoadedModel) -> None:
+    """Return no bounds: tracing finds those of pictures by itself."""
+
+
+def variants(options: ExportOptions) -> dict[str, str]:
+    """Return nothing: the graph is computed in one way."""
+    return {}
+
+
+def manifest(model: LoadedModel, options: ExportOptions) -> SemanticManifest:
+    """Return everything that a manifest says of a model but its graph.
+
+    Raises
+    ------
+    CheckpointError, InputError
+        When the classes' names are not known, not as many as the head has, or no file of names.
+    """
+    config = model.config
+    table = choose_table(model, None if options.classes is None else read_class_file(options.classes))
+    return SemanticManifest(
+        **manifest_fields(model, options),
+        table=table,
+        preprocessing=SemanticPreprocessing(
+            options.scale or published_scale(config.architecture, table.name),
+            config.pixel_mean,
+            config.pixel_std,
+            frame=options.size,
+        ),
+        output=options.output or "class_map",
+        semantic_classes=config.semantic_classes,
+        semantic_window=config.semantic_window,
+        window_size=config.window_size,
+    )
+
+
+def choose_table(model: LoadedModel, classes: ClassTable | None = None) -> ClassTable:
+    """Choose the classes' names: the caller's, else the checkpoint's, else those of the data set.
+
+    The number of classes tells the data set: 19 Cityscapes, 150 ADE20K, 171 COCO-Stuff; unless the checkpoint itself
+    names other classes, in which case it is a user's own model with as many.
+
+    Raises
+    ------
+    CheckpointError
+        ``class_count`` when the number of names is not that of the head, or there are none.
+    """
+    count = model.config.classes
+    labels = model.checkpoint.labels
+    known = next((table for table in TABLES.values() if len(table.classes) == count), None)
+    if classes is not None:
+        table = next((known for known in TABLES.values() if known.classes == classes.classes), None)
+        table = classes if table is None else replace(classes, name=table.name)
+    elif known is not None and not _names_others(labels, known):
+        table = known
+    elif labels is not None and len(labels.classes) == count:
+        table = ClassTable(OWN_CLASSES, labels.classes, labels.palette or make_palette(count))
+    else:
+        message = (
+            f"{model.checkpoint.path} has {count} classes, whose names are not known: 19 would be Cityscapes, 150 "
+            "ADE20K, 171 COCO-Stuff; give `segship export` a JSON list of names with --classes FILE"
+        )
+        raise CheckpointError(message, code="class_count")
+    if len(table.classes) != count:
+        message = (
+            f"{len(table.classes)} names of classes were given and {model.checkpoint.path} has {count} classes; "
+            "give one name for each, in the order of its logits"
+        )
+        raise CheckpointError(message, code="class_count")
+    return table
+
+
+def published_scale(architecture: str, data_set: str) -> ScaleLimits:
+    """Return the test scale that a model was published with; `OWN_SCALE` for classes of a user's own."""
+    if data_set == OWN_CLASSES:
+        return OWN_SCALE
+    large = architecture == "semask_l" and data_set != "cityscapes"
+    return LARGE_SCALE if large else SCALE_LIMITS[data_set]
+
+
+def _names_others(labels: Labels | None, table: ClassTable) -> bool:
+    """Tell whether a checkpoint names classes that are for the most part not the table's; spellings may differ."""
+    if labels is None or len(labels.classes) != len(table.classes):
+        return False
+    shared = {name.lower() for name in labels.classes} & {name.lower() for name in table.classes}
+    return 2 * len(shared) < len(table.classes)

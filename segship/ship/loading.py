@@ -1,0 +1,117 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a checkpoint of any family to a torch model, and to what all manifests say of one. Needs torch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import nn
+
+import segship
+from segship.bundle.manifest import CheckpointFile
+from segship.ship.checkpoints.reading import Checkpoint, load_state, read_checkpoint
+from segship.ship.families import family_module, recognise
+from segship.ship.options import ExportOptions
+
+TOOLS = ("torch", "onnx", "onnxscript", "onnxslim", "onnxruntime", "numpy")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class LoadedModel:
+    """A checkpoint as a torch module.
+
+    Attributes
+    ----------
+    family
+        The name of the family's folder.
+    checkpoint
+        The file.
+    config
+        Its sizes, in the family's class.
+    module
+        Ready to be exported or run.
+    changes
+        What was changed on the way, in words.
+    """
+
+    family: str
+    checkpoint: Checkpoint
+    config: Any
+    module: Any
+    changes: tuple[str, ...]
+
+    @property
+    def verbs(self) -> ModuleType:
+        """The module `family` of its family."""
+        return family_module(self.family)
+
+    @property
+    def task(self) -> str:
+        """The task that the model answers."""
+        return str(self.verbs.TASK)
+
+
+def load_model(path: Path, options: ExportOptions | None = None) -> LoadedModel:
+    """Read a checkpoint, recognise its family and sizes and build the module, strictly.
+
+    Parameters
+    ----------
+    path
+        A ``.pth``, ``.pt`` or ``.safetensors`` file.
+    options
+        Those that belong to the model count: ``image_size``, ``semantic_window``.
+
+    Raises
+    ------
+    CheckpointError
+        When the file cannot be read safely, is of no known family, or its tensors do not fit.
+    ExportError
+        ``other_family`` when options belong to models of the other task.
+    """
+    options = options or ExportOptions()
+    checkpoint = read_checkpoint(path)
+    shapes = {name: tuple(tensor.shape) for name, tensor in checkpoint.state_dict.items()}
+    name, config = recognise(shapes)
+    family = family_module(name)
+    options.check_task(family.TASK, path)
+    config, state, changes = family.prepare(path, config, checkpoint.state_dict, options)
+    with torch.device("meta"):
+        module: nn.Module = family.build(config)
+    load_state(module, state)
+    return LoadedModel(name, checkpoint, config, module.eval(), (*checkpoint.notes, *changes))
+
+
+def manifest_fields(model: LoadedModel, options: ExportOptions) -> dict[str, Any]:
+    """Return the fields that every manifest has of a model; graphs and artifacts come with the bundle."""
+    checkpoint, known = model.checkpoint, model.checkpoint.known
+    return {
+        "family": model.family,
+        "architecture": model.config.architecture,
+        "checkpoint": CheckpointFile(
+            name=checkpoint.path.name,
+            bytes=checkpoint.bytes,
+            sha256=checkpoint.sha256,
+            licence=known.licence if known else options.licence or "unknown",
+            known=known is not None,
+        ),
+        "changes": model.changes,
+        "tools": tool_versions(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def tool_versions() -> dict[str, str]:
+    """Return the versions of everything that shapes a graph."""
+    versions = {"segship": segship.__version__}
+    for name in TOOLS:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return versions
