@@ -130,7 +130,7 @@ def open_checkpoint(path: Path, options: SessionOptions | None = None) -> Opened
     on_gpu = device.type == "cuda"
     wanted = ExportOptions(target="torch-cuda" if on_gpu else "torch", output="logits")
     parts = model.verbs.graphs(model, wanted, known_sizes=on_gpu)
-    sessions: dict[str, BaseSession] = {name: Session(*part, options) for name, part in parts.items()}
+    sessions: dict[str, BaseSession] = {name: Session(module, spec, options) for name, (module, spec) in parts.items()}
     return OpenedCheckpoint(model.verbs.manifest(model, wanted), sessions, model.checkpoint.sha256)
 
 

@@ -161,8 +161,8 @@ def require_passed(rows: Sequence[Row]) -> None:
     failed = [str(row) for row in rows if not row.passed]
     if failed:
         raise ComparisonFailed(
-            f"the graph differs from its model by more than the bar: {'; '.join(failed)}. Nothing was written. "
-            "Try another opset or --no-simplify, and report the figures if it stays"
+            f"the graph differs from its model by more than the bar: {'; '.join(failed)}; nothing was written; "
+            "try another opset or --no-simplify, and report the figures if it stays"
         )
 
 

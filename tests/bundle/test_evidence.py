@@ -105,7 +105,7 @@ def test_rows_are_told_in_words_and_failures_raise():
     row = class_rows([maps(2)], "simplified")
     assert str(row) == "simplified, class_map: 99.9800 % of the pixels equal"
     with pytest.raises(
-        ComparisonFailed, match="simplified, class_map: 99.9800 % of the pixels equal. Nothing was written"
+        ComparisonFailed, match="simplified, class_map: 99.9800 % of the pixels equal; nothing was written"
     ):
         require_passed([row])
 

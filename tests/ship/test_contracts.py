@@ -94,6 +94,6 @@ def test_samexporter_pair_runs_as_its_readers_run_it(exported):
 
 def test_failed_comparison_leaves_nothing_behind(small_checkpoint, tmp_path):
     options = ExportOptions(contract="official", bar={**EXACT_BAR, "max_abs": 0.0})
-    with pytest.raises(ComparisonFailed, match="Nothing was written"):
+    with pytest.raises(ComparisonFailed, match="nothing was written"):
         export_contract(small_checkpoint, tmp_path / "out", options)
     assert list(tmp_path.iterdir()) == []

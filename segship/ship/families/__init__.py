@@ -4,8 +4,8 @@
 A folder holds two modules with the same verbs. ``recognise`` tells from shapes alone and without torch whether a state
 dict is the family's: ``recognise(shapes) -> config | None`` and ``describe(config) -> dict``. ``family`` builds and
 exports: ``TASK``, ``prepare(path, config, state, options)``, ``build(config)``, ``reference(model)``, ``graphs(model,
-options, known_sizes)``, ``largest_sizes(model)``, ``variants(options)`` and ``manifest(model, options)``; `segship.ship.loading` and
-`segship.ship.export` call them.
+options, known_sizes)``, ``largest_sizes(model)``, ``variants(options)`` and ``manifest(model, options)``;
+`segship.ship.loading` and `segship.ship.export` call them.
 """
 
 from __future__ import annotations
