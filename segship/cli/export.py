@@ -1,44 +1,108 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The part of ``segship export`` that needs torch and onnx, imported when it is needed."""
+"""``segship export``."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
+from cyclopts import Parameter
 from rich.table import Table
 
 from segship.bundle.evidence import Row, describe_figures
+from segship.catalog import KNOWN_CHECKPOINTS, SEMANTIC_CHECKPOINTS, SEMASK_LICENCE, bundle_folder
+from segship.cli.options import Fields, Json, Option, command
 from segship.cli.output import errors_console, make_table, plain, print_json, results_console
-from segship.errors import ExportError
+from segship.errors import BackendUnavailable, ExportError
 from segship.semantic.preprocessing import ScaleLimits
-from segship.ship.contracts import export_contract
-from segship.ship.export import export_bundle
 from segship.ship.options import ExportOptions
 
+EXPORT_PACKAGES = ("torch", "onnx", "onnxscript", "onnxslim", "safetensors")
 DYNAMIC = "dynamic"
 
 
-def run_export(source: Path, folder: Path, given: Mapping[str, Any], *, json: bool) -> None:
-    """Export with the options that were given, sizes as text, and print the comparison of every step.
-
-    Raises
-    ------
-    ExportError
-        ``bad_size``, ``bad_batch`` or ``bad_scale`` when a text is no such thing.
-    """
-    kept = dict(given)
-    kept["size"] = _parse_pair("--size", given["size"], "HEIGHT,WIDTH such as 1024,2048, or dynamic", "bad_size")
-    kept["batch"] = _parse_batch(given["batch"])
-    scale = _parse_pair("--scale", given["scale"], "LONG,SHORT such as 2048,1024", "bad_scale")
-    kept["scale"] = None if scale is None else ScaleLimits(*scale)
-    if DYNAMIC in (given["size"], given["batch"]) and given["contract"] == "ascend":
+def make_options(**given: Any) -> ExportOptions:
+    """Return how a checkpoint is exported; sizes left open in so many words are no sizes of Ascend's."""
+    if given.get("contract") == "ascend" and any(given.get(name, "") is None for name in ("size", "batch")):
         message = "--contract ascend has fixed sizes; give --size HEIGHT,WIDTH and --batch N, or leave them out"
         raise ExportError(message, code="bad_option")
-    options = ExportOptions(**kept)
+    return ExportOptions(**given)
+
+
+def parse_pair(option: str, accepted: str, text: str) -> tuple[int, int]:
+    """Return two comma-separated sizes."""
+    parts = text.split(",")
+    if len(parts) != 2 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+        raise ExportError(f"{option} is {text!r}; accepted is {accepted}", code=f"bad_{option.removeprefix('--')}")
+    return int(parts[0]), int(parts[1])
+
+
+def parse_size(text: str) -> tuple[int, int] | None:
+    """Return a height and a width; nothing for an open one."""
+    return None if text == DYNAMIC else parse_pair("--size", "HEIGHT,WIDTH such as 1024,2048, or dynamic", text)
+
+
+def parse_batch(text: str) -> int | None:
+    """Return a number of pictures; nothing for an open one."""
+    if text == DYNAMIC:
+        return None
+    if not text.isdecimal() or int(text) < 1:
+        raise ExportError(f"--batch is {text!r}; accepted are 1, dynamic, or a number with ascend", code="bad_batch")
+    return int(text)
+
+
+FIELDS = Fields(
+    make_options,
+    simplify=Option(negative="--no-simplify"),
+    size=Option(parse=parse_size, metavar="HEIGHT,WIDTH"),
+    batch=Option(parse=parse_batch, metavar="NUMBER"),
+    scale=Option(
+        parse=lambda text: ScaleLimits(*parse_pair("--scale", "LONG,SHORT such as 2048,1024", text)),
+        metavar="LONG,SHORT",
+    ),
+    measure=Option(negative="--no-measure"),
+    bar=None,
+    largest_inline_bytes=None,
+)
+
+
+@command
+def export(
+    checkpoint: str,
+    /,
+    *,
+    options: Annotated[ExportOptions, FIELDS],
+    out: Annotated[Path | None, Parameter(name=("--out", "-o"))] = None,
+    json: Json = False,
+) -> None:
+    """Export a checkpoint to a checked bundle.
+
+    Or, with --contract, to the graphs that another program expects. Every step is compared with the torch model on
+    several images and prompts; past the bar nothing is written.
+
+    Parameters
+    ----------
+    checkpoint
+        A .pth, .pt or .safetensors file, or a known name that was fetched (vit_b, semask_s_cityscapes, ...).
+    out
+        Folder to make; for a known name the bundle goes to the cache folder when left out.
+
+    Examples
+    --------
+    segship export vit_b -o sam_vit_b
+    """
+    source, folder = _checkpoint_file(checkpoint), out or _default_bundle(checkpoint)
+    _require_exporter()
+    # torch and onnx take seconds to import and are not installed everywhere.
+    from segship.ship.contracts import export_contract
+    from segship.ship.export import export_bundle
+
+    if options.licence is None and checkpoint in SEMANTIC_CHECKPOINTS and source != Path(checkpoint):
+        options = replace(options, licence=SEMASK_LICENCE)
     started = time.perf_counter()
     rows: list[Row] = []
 
@@ -46,9 +110,9 @@ def run_export(source: Path, folder: Path, given: Mapping[str, Any], *, json: bo
         rows.extend(compared)
         errors_console().print(f"{plain(step)}: compared, {time.perf_counter() - started:.0f} s")
 
-    export = export_bundle if options.contract == "segship" else export_contract
+    run = export_bundle if options.contract == "segship" else export_contract
     with errors_console().status(f"exporting {plain(source.name)}"):
-        export(source, folder, options, report)
+        run(source, folder, options, report)
     if json:
         print_json({"path": str(folder), "comparison": [asdict(row) for row in rows]})
         return
@@ -56,21 +120,35 @@ def run_export(source: Path, folder: Path, given: Mapping[str, Any], *, json: bo
     results_console().print(f"written to {plain(str(folder))} in {time.perf_counter() - started:.0f} s")
 
 
-def _parse_pair(option: str, text: str | None, accepted: str, code: str) -> tuple[int, int] | None:
-    if text is None or (text == DYNAMIC and option == "--size"):
-        return None
-    parts = text.split(",")
-    if len(parts) != 2 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
-        raise ExportError(f"{option} is {text!r}; accepted is {accepted}", code=code)
-    return int(parts[0]), int(parts[1])
+def _checkpoint_file(checkpoint: str) -> Path:
+    if not _is_known(checkpoint):
+        return Path(checkpoint)
+    from segship.fetch import checkpoint_path
+
+    path = checkpoint_path(checkpoint)
+    if not path.is_file():
+        message = f"the checkpoint {checkpoint!r} is not on this machine; run: segship fetch {checkpoint}"
+        raise ExportError(message, code="no_checkpoint")
+    return path
 
 
-def _parse_batch(text: str | None) -> int | None:
-    if text is None or text == DYNAMIC:
-        return None
-    if not text.isdecimal() or int(text) < 1:
-        raise ExportError(f"--batch is {text!r}; accepted are 1, dynamic, or a number with ascend", code="bad_batch")
-    return int(text)
+def _default_bundle(checkpoint: str) -> Path:
+    if checkpoint not in (*KNOWN_CHECKPOINTS, *SEMANTIC_CHECKPOINTS):
+        raise ExportError("say where the bundle goes: -o BUNDLE", code="no_output")
+    folder = bundle_folder(checkpoint)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def _is_known(checkpoint: str) -> bool:
+    return checkpoint in (*KNOWN_CHECKPOINTS, *SEMANTIC_CHECKPOINTS) and not Path(checkpoint).exists()
+
+
+def _require_exporter() -> None:
+    missing = [name for name in EXPORT_PACKAGES if find_spec(name) is None]
+    if missing:
+        message = f'exporting needs {", ".join(missing)}, not installed here; run: pip install "segship[export]"'
+        raise BackendUnavailable(message, code="export_packages_missing")
 
 
 def _comparison_table(rows: Sequence[Row]) -> Table:

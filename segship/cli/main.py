@@ -102,8 +102,7 @@ for place, (panel, lines) in enumerate(COMMANDS.items()):
     group = Group(panel, sort_key=place)
     for command, line in lines.items():
         function = command.replace("-", "_")
-        module = "ship" if command == "export" else function
-        app.command(f"segship.cli.{module}:{function}", group=group, help=line, sort_key=list(lines).index(command))
+        app.command(f"segship.cli.{function}:{function}", group=group, help=line, sort_key=list(lines).index(command))
 
 
 def find_command(name: str) -> App:

@@ -5,7 +5,7 @@ import pytest
 
 from segship.bundle import Bundle
 from segship.catalog import SEMANTIC_CHECKPOINTS
-from segship.cli import ship as shipping
+from segship.cli import export as exporting
 from segship.semantic.preprocessing import ScaleLimits
 
 
@@ -30,7 +30,7 @@ def test_export_without_a_place_is_refused(run_json, small_checkpoint):
 
 
 def test_export_without_its_packages_names_the_extra(run_json, small_checkpoint, monkeypatch, tmp_path):
-    monkeypatch.setattr(shipping, "find_spec", lambda name: None if name == "onnxslim" else object())
+    monkeypatch.setattr(exporting, "find_spec", lambda name: None if name == "onnxslim" else object())
     code, document = run_json("export", small_checkpoint, "-o", tmp_path / "bundle")
     assert code == 4
     assert 'needs onnxslim, not installed here; run: pip install "segship[export]"' in document["error"]["message"]
