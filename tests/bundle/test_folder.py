@@ -98,7 +98,8 @@ def test_flipped_bits_are_always_seen(with_sidecar):
     for name in names(with_sidecar.path):
         path = with_sidecar.path / name
         data = path.read_bytes()
-        for _ in range(250):
+        # A digest sees any bit of the others alike; the manifest is also parsed.
+        for _ in range(250 if name == "manifest.json" else 50):
             flipped = bytearray(data)
             flipped[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
             path.write_bytes(flipped)
@@ -106,7 +107,7 @@ def test_flipped_bits_are_always_seen(with_sidecar):
                 Bundle.read(with_sidecar.path)
             seen += 1
         path.write_bytes(data)
-    assert seen == 1000
+    assert seen == 400
     assert Bundle.read(with_sidecar.path) == with_sidecar
 
 

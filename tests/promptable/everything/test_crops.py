@@ -4,6 +4,8 @@
 from dataclasses import replace
 
 import cv2
+from functools import cache
+
 import numpy as np
 import pytest
 
@@ -56,7 +58,9 @@ CASES = {
 }
 
 
+@cache
 def make_case(name):
+    """Made once, since a world remembers the logits that it has drawn."""
     world, parameters = CASES[name]
     return World(**{"size_hw": (240, 360), **world}), parameters
 
