@@ -2,10 +2,9 @@
 """Mode reference against the reference package on the same logits; mode fast against mode reference."""
 
 from dataclasses import replace
-
-import cv2
 from functools import cache
 
+import cv2
 import numpy as np
 import pytest
 
