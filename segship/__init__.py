@@ -8,7 +8,7 @@
 (1, 3, 400, 600)
 """
 
-from segship.catalog import ModelInfo, list_models, load
+from segship.catalog import ModelInfo, list_models
 from segship.errors import (
     BackendUnavailable,
     BundleError,
@@ -25,6 +25,7 @@ from segship.errors import (
 )
 from segship.images import ImageLimits
 from segship.images.reading import demo_photograph
+from segship.load import load, load_semantic
 from segship.pipelines import pipeline
 from segship.promptable.everything.options import AmgOptions
 from segship.promptable.everything.records import MaskRecord
@@ -35,7 +36,6 @@ from segship.promptable.prompts import PromptLimits, Prompts
 from segship.semantic.class_map import ClassMap
 from segship.semantic.labels import ClassVote, label_masks
 from segship.semantic.predictor import SemanticPredictor
-from segship.semantic.predictor import open_semantic as load_semantic
 from segship.semantic.views import SemanticOptions
 
 __version__ = "0.4.0"

@@ -24,16 +24,18 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, Self, Unpack
 
 import numpy as np
 import numpy.typing as npt
 from numpy.typing import NDArray
 
 from segship.arrays import AnyArray, FloatArray, Pixels
-from segship.catalog import EMBEDDED_MODELS, KNOWN_CHECKPOINTS, load_promptable
+from segship.backends.session import RunSettings
+from segship.catalog import EMBEDDED_MODELS, KNOWN_CHECKPOINTS
 from segship.errors import ImageError, InputError, PromptError
 from segship.images import ImageLimits
+from segship.load import load_promptable
 from segship.promptable.everything.options import AmgOptions
 from segship.promptable.everything.records import OutputMode
 from segship.promptable.everything.search import generate_masks
@@ -137,6 +139,10 @@ class ResizeLongestSide:
         return resized_size((oldh, oldw), long_side_length)
 
 
+def _on(run: RunSettings, device: str) -> RunSettings:
+    return {**run, "device": device}
+
+
 @dataclass(frozen=True, slots=True)
 class ImageEncoder:
     """What code reads of ``sam.image_encoder``: the side of the model frame, in pixels."""
@@ -161,7 +167,7 @@ class Sam:
     ----------
     model
         What `segship.load` takes (a name, the path of a bundle or of a checkpoint), or a `segship.Predictor`.
-    backend, threads, device, precision
+    run
         As `segship.load` takes them; for a model that is loaded here.
 
     Attributes
@@ -182,23 +188,13 @@ class Sam:
     mask_threshold = 0.0
     image_format = "RGB"
 
-    def __init__(
-        self,
-        model: str | Path | Predictor,
-        *,
-        backend: str = "auto",
-        threads: int | None = None,
-        device: str = "cpu",
-        precision: str = "fp32",
-    ) -> None:
+    def __init__(self, model: str | Path | Predictor, **run: Unpack[RunSettings]) -> None:
         self._load: Callable[[str], Predictor] | None = None
         if isinstance(model, Predictor):
             self.predictor = model
         else:
-            self._load = lambda where: load_promptable(
-                model, backend=backend, threads=threads, device=where, precision=precision
-            )
-            self.predictor = self._load(device)
+            self._load = lambda device: load_promptable(model, **_on(run, device))
+            self.predictor = load_promptable(model, **run)
         geometry = self.predictor.manifest.geometry
         side, grid, low_res = geometry.image_size, geometry.embedding_size, geometry.low_res_size
         self.image_encoder = ImageEncoder(side)
@@ -287,7 +283,8 @@ build_sam = build_sam_vit_h
 
 sam_model_registry: dict[str, Callable[..., Sam]] = {
     "default": build_sam,
-    **{name: partial(_build, name) for name in (*KNOWN_CHECKPOINTS, *EMBEDDED_MODELS)},
+    **{name: partial(_build, name) for name, known in KNOWN_CHECKPOINTS.items() if known.task == "promptable"},
+    **{name: partial(_build, name) for name in EMBEDDED_MODELS},
 }
 """Name of an architecture -> what loads it: ``sam_model_registry["vit_b"](checkpoint="vit_b.bundle")``."""
 

@@ -10,19 +10,16 @@ from __future__ import annotations
 
 import os
 import platform
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from importlib import import_module, metadata
 from importlib.util import find_spec
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import segship
-from segship.backends import BACKENDS, EXTRAS, load_backend
+from segship.backends import BACKENDS, DEFAULT_BACKEND, installed_version, load_backend
 from segship.errors import SegshipError
 from segship.machine import describe_machine
-from segship.spec import GraphSpec, TensorSpec
 
 CORE_PACKAGES = {
     "numpy": "numpy",
@@ -36,12 +33,6 @@ CORE_PACKAGES = {
 """What `pip install segship` brings: package -> the module that is imported."""
 
 EMBEDDED_BUNDLE = Path(__file__).parent / "bundles" / "tiny"
-# y = Identity(x), one float32, opset 17: the smallest graph that shows that a device runs.
-_PROBE_GRAPH = bytes.fromhex(
-    "080812003a3b0a100a017812017922084964656e74697479120570726f6265"
-    "5a0f0a0178120a0a08080112040a020801620f0a0179120a0a08080112040a02080142040a001011"
-)
-_PROBE_SPEC = GraphSpec("probe", (TensorSpec("x", "float32", (1,)),), (TensorSpec("y", "float32", (1,)),))
 
 
 @dataclass(frozen=True, slots=True)
@@ -128,7 +119,7 @@ class DoctorReport:
     @property
     def healthy(self) -> bool:
         """True if images can be segmented here; backends other than the default may be missing."""
-        default = next(backend for backend in self.backends if backend.name == "onnxruntime")
+        default = next(backend for backend in self.backends if backend.name == DEFAULT_BACKEND)
         problems = (self.embedded_bundle.problem, *(package.problem for package in self.packages))
         return default.available and not any(problems)
 
@@ -191,76 +182,35 @@ def _is_missing(module: str) -> bool:
 
 
 def _backend(name: str) -> BackendStatus:
-    command = f'pip install "{EXTRAS[name]}"'
-    if _is_missing(name):
+    row = BACKENDS[name]
+    version, command = installed_version(name), f'pip install "{row.extra}"'
+    if version is None:
         return BackendStatus(name, False, problem="not installed", command=command)
     try:
-        module = load_backend(name)
-        return _PROBES[name](module)
+        return _tried(name)
     # A broken package may raise anything, and must not end the report.
     except Exception as error:
-        return BackendStatus(
-            name, False, _version(name), problem=_reason(error), command=f"{command} --force-reinstall"
-        )
+        return BackendStatus(name, False, version, problem=_reason(error), command=f"{command} --force-reinstall")
 
 
-def _probe_onnxruntime(module: ModuleType) -> BackendStatus:
-    import numpy as np
+def _tried(name: str) -> BackendStatus:
+    from segship.backends.opening import try_devices
 
-    from segship.backends.session import SessionOptions
-
-    runtime = import_module("onnxruntime")
-    providers = tuple(runtime.get_available_providers())
-    devices, problem = [], None
-    for device in ("cpu", "cuda") if "CUDAExecutionProvider" in providers else ("cpu",):
-        try:
-            with module.Session(_PROBE_GRAPH, _PROBE_SPEC, SessionOptions(threads=1, device=device)) as session:
-                session.run({"x": np.zeros(1, np.float32)})
-            devices.append(device)
-        except SegshipError as error:
-            problem = f"{device} does not start: {_reason(error)}"
-    command = 'pip install --force-reinstall "onnxruntime"' if problem and "cpu" not in devices else None
+    module = load_backend(name)
+    names, tried = module.devices(), try_devices(module)
+    started = tuple(f"{device} {names[device]}".rstrip() for device, problem in tried.items() if problem is None)
+    problems = [f"{device} does not start: {problem}" for device, problem in tried.items() if problem is not None]
     return BackendStatus(
-        "onnxruntime",
-        "cpu" in devices,
-        runtime.__version__,
-        tuple(devices),
-        providers,
-        module.PRECISIONS,
-        problem,
-        command,
+        name,
+        bool(started),
+        module.version(),
+        started,
+        # Only a runtime that is built of parts has a list of them.
+        providers=getattr(module, "providers", tuple)(),
+        precisions=module.precisions(),
+        problem=problems[0] if problems else None,
+        command=None if started else f'pip install --force-reinstall "{BACKENDS[name].distributions[0]}"',
     )
-
-
-def _probe_openvino(module: ModuleType) -> BackendStatus:
-    import numpy as np
-
-    from segship.backends.session import SessionOptions
-
-    with module.Session(_PROBE_GRAPH, _PROBE_SPEC, SessionOptions(threads=1)) as session:
-        session.run({"x": np.zeros(1, np.float32)})
-    return BackendStatus("openvino", True, module.version(), ("cpu",), precisions=module.precisions_here())
-
-
-def _probe_torch(module: ModuleType) -> BackendStatus:
-    torch = import_module("torch")
-    devices, problem = ["cpu"], None
-    if torch.cuda.is_available():
-        devices += [f"cuda:{index} {torch.cuda.get_device_name(index)}" for index in range(torch.cuda.device_count())]
-    elif torch.version.cuda is not None:
-        problem = (
-            f"built for CUDA {torch.version.cuda}, and sees no CUDA device; check the NVIDIA driver with nvidia-smi"
-        )
-    return BackendStatus(
-        "torch", True, torch.__version__, tuple(devices), precisions=tuple(module.PRECISIONS), problem=problem
-    )
-
-
-_PROBES: dict[str, Callable[[ModuleType], BackendStatus]] = {
-    "onnxruntime": _probe_onnxruntime,
-    "openvino": _probe_openvino,
-    "torch": _probe_torch,
-}
 
 
 def _cache() -> FolderStatus:
@@ -293,10 +243,11 @@ def _embedded_bundle() -> FolderStatus:
 def _automatic() -> tuple[AutomaticChoice, ...]:
     try:
         from segship.backends.choice import choose_backend
+        from segship.backends.session import RunOptions
         from segship.bundle import Bundle
 
         checks = Bundle.open(EMBEDDED_BUNDLE).manifest.checks
-        choices = {asked: choose_backend(checks, precision=asked) for asked in ("fp32", "auto")}
+        choices = {asked: choose_backend(checks, RunOptions(precision=asked)) for asked in ("fp32", "auto")}
     # Whatever is broken is told where it belongs: with the bundle or the packages.
     except Exception:
         return ()

@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from segship.backends import usable_cores
 from segship.errors import BackendUnavailable, InputError
 
 if TYPE_CHECKING:
@@ -75,6 +74,12 @@ class Machine:
         memory = "" if self.memory_bytes is None else f", {self.memory_bytes / 2**30:.0f} GiB"
         features = f", {' '.join(self.features)}" if self.features else ""
         return f"{self.cpu}{design}, {self.usable_cores} cores{memory}{features}, {self.platform}"
+
+
+def usable_cores() -> int:
+    """Return how many cores this process may use, which in a container is often fewer than the machine has."""
+    affinity = getattr(os, "sched_getaffinity", None)
+    return len(affinity(0)) if affinity is not None else (os.cpu_count() or 1)
 
 
 def describe_machine() -> Machine:

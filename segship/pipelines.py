@@ -12,14 +12,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Literal, cast, overload
+from typing import Any, Literal, Unpack, cast, overload
 
 import numpy as np
 
 from segship.arrays import AnyArray, FloatArray
-from segship.catalog import load_promptable
+from segship.backends.session import RunSettings
 from segship.errors import InputError, PromptError
 from segship.images import ImageSource
+from segship.load import load_promptable
 from segship.promptable.everything.options import AmgOptions
 from segship.promptable.everything.search import generate_masks
 from segship.promptable.prediction import ImageEmbedding, MaskPrediction
@@ -41,11 +42,7 @@ Records = list[dict[str, Any]]
 def pipeline(
     task: str,
     model: str | Path | Predictor = "tiny",
-    *,
-    backend: str = "auto",
-    threads: int | None = None,
-    device: str = "cpu",
-    precision: str = "fp32",
+    **run: Unpack[RunSettings],
 ) -> SegmentAnythingPipeline:
     """Make a pipeline.
 
@@ -56,7 +53,7 @@ def pipeline(
     model
         MindFormers' names ``sam_vit_b``, ``sam_vit_l`` and ``sam_vit_h``, what `load` takes (a name, the path of a
         bundle or of a checkpoint), or a `Predictor`.
-    backend, threads, device, precision
+    run
         As `load` takes them.
 
     Raises
@@ -77,7 +74,7 @@ def pipeline(
         raise InputError(f"there is no task {task!r}; known are {', '.join(TASKS)}", code="unknown_task")
     if not isinstance(model, Predictor):
         name = MODEL_NAMES.get(str(model), model)
-        model = load_promptable(name, backend=backend, threads=threads, device=device, precision=precision)
+        model = load_promptable(name, **run)
     return SegmentAnythingPipeline(model)
 
 

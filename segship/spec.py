@@ -7,10 +7,15 @@ Sizes come from `SamGeometry`; no constant for 1024 stands anywhere else.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
+import numpy as np
 from annotated_types import Gt, Interval
+from numpy.typing import NDArray
+
+from segship.errors import BundleError, InputError
 
 Dimension = int | str
 """A fixed size, or the name of one that may differ from call to call."""
@@ -209,3 +214,92 @@ def _image_side_tensors(geometry: SamGeometry) -> tuple[TensorSpec, ...]:
     }
     tensors = (TensorSpec(name, "float32", (1, count, cells)) for name, count in rows.items())
     return (*tensors, TensorSpec("upscaled", "float32", (1, cells, channels)))
+
+
+def check_arrays(arrays: Mapping[str, NDArray[Any]], tensors: Sequence[TensorSpec], graph: str) -> None:
+    """Check arrays against a contract: names, dtypes, ranks, fixed sizes, and that axes of one name agree.
+
+    Raises
+    ------
+    InputError
+        ``bad_tensor``, with the tensor, the value found and the one expected.
+    """
+    expected = {tensor.name for tensor in tensors}
+    if arrays.keys() != expected:
+        missing, unknown = sorted(expected - arrays.keys()), sorted(arrays.keys() - expected)
+        raise _bad(graph, f"missing: {missing or 'none'}; unknown: {unknown or 'none'}; it takes {sorted(expected)}")
+    sizes: dict[str, tuple[int, str]] = {}
+    for tensor in tensors:
+        array = arrays[tensor.name]
+        if not isinstance(array, np.ndarray):
+            raise _bad(graph, f"{tensor.name} is a {type(array).__name__}, not a numpy array")
+        if array.dtype != np.dtype(tensor.dtype):
+            raise _bad(graph, f"{tensor.name} has dtype {array.dtype}; expected {tensor.dtype}, cast it first")
+        if array.ndim != len(tensor.shape):
+            raise _bad(graph, f"{tensor.name} has shape {array.shape}; expected {_shape(tensor.shape)}")
+        for found, wanted in zip(array.shape, tensor.shape, strict=True):
+            _check_size(found, wanted, tensor, array, sizes, graph)
+
+
+def _check_size(
+    found: int,
+    wanted: Dimension,
+    tensor: TensorSpec,
+    array: NDArray[Any],
+    sizes: dict[str, tuple[int, str]],
+    graph: str,
+) -> None:
+    if isinstance(wanted, int):
+        if found != wanted:
+            raise _bad(graph, f"{tensor.name} has shape {array.shape}; expected {_shape(tensor.shape)}")
+        return
+    if found < 1:
+        raise _bad(graph, f"{tensor.name} has shape {array.shape}; axis {wanted!r} needs at least 1")
+    first, name = sizes.setdefault(wanted, (found, tensor.name))
+    if found != first:
+        message = f"axis {wanted!r} is {first} in {name} and {found} in {tensor.name}; they must be equal"
+        raise _bad(graph, message)
+
+
+def _bad(graph: str, message: str) -> InputError:
+    return InputError(f"graph {graph!r}: {message}", code="bad_tensor")
+
+
+def _shape(shape: Sequence[Dimension]) -> str:
+    return f"({', '.join(str(size) for size in shape)})"
+
+
+def check_interface(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], spec: GraphSpec) -> None:
+    """Check what a graph file declares against its contract.
+
+    A graph may be freer than the contract (a dynamic axis where a size stands). Its outputs may be narrower, its
+    inputs may not. Names of dynamic axes are not compared, since exporters make up their own.
+
+    Raises
+    ------
+    BundleError
+        ``graph_interface``, with the first difference.
+    """
+    for kind, found, wanted in (("input", inputs, spec.inputs), ("output", outputs, spec.outputs)):
+        by_name = {tensor.name: tensor for tensor in found}
+        names = [tensor.name for tensor in wanted]
+        if len(by_name) != len(found) or by_name.keys() != set(names):
+            raise _differs(spec, f"its {kind}s are {[tensor.name for tensor in found]}; expected {names}")
+        for tensor in wanted:
+            _check_declared(by_name[tensor.name], tensor, spec, kind)
+
+
+def _check_declared(found: TensorSpec, wanted: TensorSpec, spec: GraphSpec, kind: str) -> None:
+    if found.dtype != wanted.dtype:
+        raise _differs(spec, f"{kind} {found.name} has dtype {found.dtype}; expected {wanted.dtype}")
+    fits = len(found.shape) == len(wanted.shape) and all(
+        isinstance(size, str) or size == expected or (isinstance(expected, str) and kind == "output")
+        for size, expected in zip(found.shape, wanted.shape, strict=True)
+    )
+    if not fits:
+        raise _differs(spec, f"{kind} {found.name} has shape {_shape(found.shape)}; expected {_shape(wanted.shape)}")
+
+
+def _differs(spec: GraphSpec, message: str) -> BundleError:
+    message = f"the graph does not keep the contract {spec.name!r}: {message}; export it again"
+    return BundleError(message, code="graph_interface")

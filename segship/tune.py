@@ -16,10 +16,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from segship.backends import GRAPH_BACKENDS, load_backend
-from segship.backends.choice import DEFAULT_BACKEND, installed_version, processor_name
+from segship.backends import DEFAULT_BACKEND, backends_of, installed_version, load_backend
+from segship.backends.choice import processor_name
 from segship.backends.opening import open_sessions
-from segship.backends.session import Session, SessionOptions, thread_count
+from segship.backends.session import RunOptions, Session, thread_count
 from segship.bundle import Bundle
 from segship.bundle.evidence import EXACT, Check, Evidence
 from segship.bundle.manifest import MANIFEST_FILE, task_module
@@ -126,10 +126,10 @@ def measure(bundle: Bundle, options: TuneOptions | None = None, report: Report |
 def candidates() -> tuple[tuple[str, str], ...]:
     """Return every backend that runs graphs and is installed, with every precision that it has on this chip."""
     found: list[tuple[str, str]] = []
-    for backend in GRAPH_BACKENDS:
+    for backend in backends_of():
         if installed_version(backend) is not None:
             try:
-                found.extend((backend, precision) for precision in load_backend(backend).precisions_here())
+                found.extend((backend, precision) for precision in load_backend(backend).precisions())
             except BackendUnavailable:
                 # Installed and broken: `segship doctor` says how; it is no candidate.
                 continue
@@ -139,8 +139,8 @@ def candidates() -> tuple[tuple[str, str], ...]:
 @contextmanager
 def _opened(bundle: Bundle, backend: str, precision: str, options: TuneOptions) -> Iterator[dict[str, Session]]:
     with ExitStack() as stack:
-        run = SessionOptions(threads=options.threads, precision=precision)
-        sessions = open_sessions(bundle, backend, run)
+        run = RunOptions(backend=backend, threads=options.threads, precision=precision)
+        sessions = open_sessions(bundle, run)
         yield {name: stack.enter_context(session) for name, session in sessions.items()}
 
 
@@ -153,7 +153,7 @@ def _check(bundle: Bundle, backend: str, precision: str, known: tuple[Any, Any],
         version=installed_version(backend) or "unknown",
         precision=precision,
         cpu=processor_name(),
-        threads=thread_count(SessionOptions(threads=options.threads)),
+        threads=thread_count(RunOptions(threads=options.threads)),
         timings_ms={},
         timed=task.timed(bundle.manifest),
         evidence=Evidence(dict(bar), ()),

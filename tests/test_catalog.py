@@ -1,15 +1,34 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Names and paths of models, and what `load` refuses."""
+"""The table of published checkpoints, and where named models stand on this machine."""
 
+import re
 import shutil
+from dataclasses import replace
+from typing import get_args
 
-import numpy as np
 import pytest
+import torch
 
 import segship
-from segship.catalog import bundle_folder, find_model, load_promptable, open_model
-from segship.errors import BackendUnavailable, BundleError, InputError
+from segship.catalog import KNOWN_CHECKPOINTS, SemanticName, bundle_folder, find_model, identify
+from segship.datasets.known import ADE20K, CITYSCAPES, COCO_STUFF
+from segship.errors import BundleError
 from segship.fetch import checkpoint_path
+from segship.ship.by_hand import CLASS_COUNTS
+from segship.ship.families.sam.config import SAM_ARCHITECTURES
+from segship.ship.families.semask.config import SEMASK_ARCHITECTURES
+from segship.ship.families.semask.model import build_semask
+
+PROMPTABLE = {name: known for name, known in KNOWN_CHECKPOINTS.items() if known.task == "promptable"}
+SEMANTIC = {name: known for name, known in KNOWN_CHECKPOINTS.items() if known.task == "semantic"}
+MD5 = {
+    "vit_b": "01ec64d29a2fca3f0661936605ae66f8",
+    "vit_l": "0b3195507c641ddb6910d2bb5adee89c",
+    "vit_h": "4b8939a88964f0f4ff5f5b2642c598a6",
+}
+# Bytes of the tensors alone, by shape arithmetic; the container adds names, padding and its directory.
+TENSOR_BYTES = {"vit_b": 374_942_912, "vit_l": 1_249_372_352, "vit_h": 2_564_363_456, "vit_t": 40_561_032}
+TABLES = {"cityscapes": CITYSCAPES, "ade20k": ADE20K, "cocostuff": COCO_STUFF}
 
 
 @pytest.fixture(autouse=True)
@@ -17,101 +36,67 @@ def own_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("SEGSHIP_CACHE", str(tmp_path / "cache"))
 
 
-def test_embedded_model_loads_by_name():
-    predictor = segship.load("tiny", backend="onnxruntime", threads=1)
-    assert (predictor.backend, predictor.manifest.architecture) == ("onnxruntime", "tiny")
-    assert "1 threads" in predictor.description
+@pytest.mark.parametrize("name", PROMPTABLE)
+def test_entries_are_complete_and_consistent(name):
+    known = KNOWN_CHECKPOINTS[name]
+    assert (known.name, known.task, known.family, known.architecture) == (name, "promptable", "sam", name)
+    assert name in SAM_ARCHITECTURES and not known.by_hand
+    assert known.url.startswith("https://") and known.url.endswith(f"/{known.file}")
+    assert re.fullmatch("[0-9a-f]{64}", known.sha256)
+    assert known.licence == "Apache-2.0"
+    assert TENSOR_BYTES[name] < known.bytes < TENSOR_BYTES[name] * 1.005
 
 
-def test_known_name_means_its_bundle_in_the_cache(small_export):
-    bundle_folder("vit_b").parent.mkdir(parents=True)
-    shutil.copytree(small_export[0].path, bundle_folder("vit_b"))
-    assert segship.load("vit_b").manifest == small_export[0].manifest
+@pytest.mark.parametrize("name", MD5)
+def test_file_names_of_sam_carry_the_first_digits_of_the_md5(name):
+    known = KNOWN_CHECKPOINTS[name]
+    assert known.file == f"sam_{name}_{MD5[name][:6]}.pth"
 
 
-def test_known_name_without_a_bundle_says_the_two_commands():
-    with pytest.raises(BundleError, match="`segship fetch vit_l` and `segship export vit_l`") as caught:
-        segship.load("vit_l")
-    assert caught.value.code == "no_bundle"
+def test_a_digest_identifies_its_checkpoint():
+    for known in PROMPTABLE.values():
+        assert identify(known.sha256) is known
+        assert identify(known.sha256.upper()) is known
+    assert identify("0" * 64) is None
 
 
-def test_semantic_name_without_a_bundle_says_the_two_commands():
-    with pytest.raises(BundleError, match="`segship fetch semask_l_ade20k` says how .*`segship export semask_l"):
-        segship.load("semask_l_ade20k")
+def scores(known):
+    """mIoU at one scale, and at six and mirrored."""
+    return tuple(float(number) for number in re.fullmatch(r"mIoU (.*) / (.*)", known.published).groups())
 
 
-def test_semantic_name_bundle_and_checkpoint_give_a_semantic_predictor(small_semantic_bundle, small_semask_checkpoint):
-    bundle_folder("semask_s_cityscapes").parent.mkdir(parents=True)
-    shutil.copytree(small_semantic_bundle.path, bundle_folder("semask_s_cityscapes"))
-    by_name = segship.load("semask_s_cityscapes")
-    assert isinstance(by_name, segship.SemanticPredictor) and by_name.manifest == small_semantic_bundle.manifest
-    by_path, checkpoint = open_model(small_semantic_bundle.path), open_model(small_semask_checkpoint)
-    assert (by_path.backend, checkpoint.backend) == ("onnxruntime", "torch")
-    picture = np.random.default_rng(0).integers(0, 256, (96, 160, 3), np.uint8)
-    expected = by_path.segment(picture)
-    assert np.array_equal(by_name.segment(picture).array, expected.array) and expected.array.shape == (96, 160)
+def test_every_size_of_every_data_set_has_a_name():
+    assert set(SEMANTIC) == {f"{size}_{data_set}" for size in SEMASK_ARCHITECTURES for data_set in TABLES}
+    assert set(get_args(SemanticName)) == set(SEMANTIC)
+    assert len({known.url for known in SEMANTIC.values()}) == 12
 
 
-def test_a_semantic_model_takes_no_prompts(small_semantic_bundle):
-    with pytest.raises(InputError, match="takes no prompts; use `segship semantic`") as caught:
-        load_promptable(small_semantic_bundle.path)
-    assert caught.value.code == "other_family"
-    assert load_promptable("tiny").manifest.architecture == "tiny"
+@pytest.mark.parametrize("name", SEMANTIC)
+def test_semantic_entries_are_consistent(name):
+    known = SEMANTIC[name]
+    assert known.name == name == f"{known.architecture}_{known.data_set}" and known.file == f"{name}.pth"
+    assert (known.task, known.family) == ("semantic", "semask") and known.by_hand
+    assert re.fullmatch(r"https://drive\.google\.com/file/d/[\w-]{33}/view", known.url)
+    classes, semantic_classes = CLASS_COUNTS[known.data_set]
+    assert classes == len(TABLES[known.data_set].classes)
+    once, several = scores(known)
+    assert 35 < once < several < 85
+    config = replace(SEMASK_ARCHITECTURES[known.architecture], classes=classes, semantic_classes=semantic_classes)
+    with torch.device("meta"):
+        tensors = build_semask(config).state_dict().values()
+    assert abs(known.bytes - sum(tensor.nbytes for tensor in tensors)) < 1e6
+
+
+def test_larger_models_score_higher():
+    for data_set in TABLES:
+        found = [scores(SEMANTIC[f"semask_{size}_{data_set}"]) for size in "tsbl"]
+        assert found == sorted(found)
 
 
 def test_unknown_name_lists_the_known_ones():
     with pytest.raises(BundleError, match="no model 'sam'.*tiny, vit_b, vit_l, vit_h, vit_t") as caught:
         find_model("sam")
     assert caught.value.code == "unknown_model"
-
-
-def test_file_that_is_no_checkpoint_is_refused(tmp_path):
-    path = tmp_path / "model.txt"
-    path.write_text("weights")
-    with pytest.raises(BundleError, match="a bundle folder or a checkpoint"):
-        segship.load(path)
-
-
-def test_checkpoint_needs_the_torch_backend(small_checkpoint):
-    assert segship.load(small_checkpoint).backend == "torch"
-    with pytest.raises(BackendUnavailable, match="export it first .*or use --backend torch"):
-        segship.load(small_checkpoint, backend="onnxruntime")
-
-
-def test_bundle_does_not_run_on_the_torch_backend(small_export):
-    with pytest.raises(BackendUnavailable, match="the torch backend runs checkpoints"):
-        segship.load(small_export[0].path, backend="torch")
-
-
-def test_precision_that_the_backend_does_not_have_is_refused(small_export):
-    with pytest.raises(BackendUnavailable, match="onnxruntime computes in the precision of the graph"):
-        segship.load(small_export[0].path, backend="onnxruntime", precision="bf16")
-
-
-def test_predictor_says_what_runs_and_why(small_export):
-    predictor = segship.load(small_export[0].path, backend="onnxruntime")
-    assert (predictor.precision, predictor.backend_reason) == ("fp32", "it was asked for")
-
-
-def test_openvino_runs_the_same_bundle(small_export):
-    pytest.importorskip("openvino")
-    path, image = small_export[0].path, segship.demo_photograph()
-    expected = segship.load(path, backend="onnxruntime").predict(image, points=[[365, 290]])
-    with segship.load(path, backend="openvino") as predictor:
-        found = predictor.predict(image, points=[[365, 290]])
-    assert predictor.backend == "openvino"
-    scale = np.abs(expected.low_res_masks).max()
-    assert np.abs(expected.low_res_masks - found.low_res_masks).max() <= 1e-4 * scale
-
-
-def test_checkpoint_in_auto_precision_is_fp32_and_says_why(small_checkpoint):
-    predictor = segship.load(small_checkpoint, precision="auto")
-    assert (predictor.precision, predictor.backend_reason) == ("fp32", "checkpoints run in torch alone")
-
-
-def test_unknown_backend_lists_the_known_ones(small_export):
-    with pytest.raises(BackendUnavailable, match="known are onnxruntime, openvino, torch"):
-        segship.load(small_export[0].path, backend="tensorflow")
 
 
 def test_models_say_where_they_stand():

@@ -4,23 +4,25 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from types import SimpleNamespace
 
 import onnxruntime
 import pytest
 
 import segship
 import segship.doctor as doctor
-from segship.backends import BACKENDS
-from segship.backends.onnxruntime import Session
+from segship.backends import BACKENDS, installed_version
+from segship.backends.session import IDENTITY
 from segship.errors import BackendUnavailable
 from tests.small_bundle import make_bundle
 
 
 @pytest.fixture(autouse=True)
 def without_torch(monkeypatch):
-    # Importing torch takes seconds; the one test that needs it gives its own.
-    monkeypatch.setitem(doctor._PROBES, "torch", lambda module: doctor.BackendStatus("torch", True))
+    # Importing torch takes seconds; its devices are tried by the contract of backends.
+    tried = doctor._tried
+    monkeypatch.setattr(
+        doctor, "_tried", lambda name: doctor.BackendStatus(name, True) if name == "torch" else tried(name)
+    )
 
 
 @pytest.fixture
@@ -94,9 +96,12 @@ def test_broken_package_is_a_line_and_not_a_traceback(bundle, no_torch, monkeypa
     assert not report.healthy
 
 
+def without(monkeypatch, missing):
+    monkeypatch.setattr(doctor, "installed_version", lambda name: None if name == missing else installed_version(name))
+
+
 def test_missing_backend_is_a_line_with_its_extra(bundle, monkeypatch):
-    real = doctor.find_spec
-    monkeypatch.setattr(doctor, "find_spec", lambda name: None if name == "torch" else real(name))
+    without(monkeypatch, "torch")
     report = doctor.examine()
     torch = next(backend for backend in report.backends if backend.name == "torch")
     assert (torch.available, torch.problem, torch.command) == (False, "not installed", 'pip install "segship[torch]"')
@@ -105,11 +110,10 @@ def test_missing_backend_is_a_line_with_its_extra(bundle, monkeypatch):
 
 def test_torch_is_not_imported_unless_installed(bundle, monkeypatch):
     asked = []
-    real = doctor.find_spec
-    monkeypatch.setattr(doctor, "find_spec", lambda name: None if name == "torch" else real(name))
+    without(monkeypatch, "torch")
     monkeypatch.setattr(doctor, "load_backend", lambda name: asked.append(name) or Exception)
     doctor.examine()
-    assert asked == [name for name in BACKENDS if name != "torch" and real(name) is not None]
+    assert asked == [name for name in BACKENDS if name != "torch" and installed_version(name) is not None]
 
 
 @pytest.mark.parametrize(
@@ -132,37 +136,23 @@ def test_device_that_does_not_start_is_told(monkeypatch):
     monkeypatch.setattr(
         onnxruntime, "get_available_providers", lambda: ["CUDAExecutionProvider", "CPUExecutionProvider"]
     )
+    real = onnxruntime.InferenceSession
 
-    def opening(graph, spec, options):
-        if options.device == "cuda":
-            raise BackendUnavailable("libcudart.so is missing")
-        return Session(graph, spec, options)
+    def fall_back(source, providers, **settings):
+        return real(source, providers=["CPUExecutionProvider"], **settings)
 
-    status = doctor._probe_onnxruntime(SimpleNamespace(Session=opening, PRECISIONS=("fp32",)))
-    assert (status.available, status.devices) == (True, ("cpu",))
-    assert status.problem == "cuda does not start: libcudart.so is missing"
-
-
-def fake_torch(available, cuda="12.8"):
-    devices = SimpleNamespace(
-        is_available=lambda: available, device_count=lambda: 2, get_device_name=lambda index: f"Card {index}"
-    )
-    return SimpleNamespace(__version__="2.13.0", cuda=devices, version=SimpleNamespace(cuda=cuda))
+    monkeypatch.setattr(onnxruntime, "InferenceSession", fall_back)
+    status = doctor._backend("onnxruntime")
+    assert (status.available, status.devices, status.command) == (True, ("cpu",), None)
+    assert status.problem.startswith("cuda does not start: device 'cuda' cannot be had: ONNX Runtime could not start")
 
 
-@pytest.mark.parametrize(
-    ("torch", "devices", "problem"),
-    [
-        (fake_torch(True), ("cpu", "cuda:0 Card 0", "cuda:1 Card 1"), None),
-        (fake_torch(False, None), ("cpu",), None),
-        (fake_torch(False), ("cpu",), "built for CUDA 12.8, and sees no CUDA device"),
-    ],
-)
-def test_torch_lists_the_devices_it_sees(monkeypatch, torch, devices, problem):
-    monkeypatch.setattr(doctor, "import_module", lambda name: torch)
-    status = doctor._probe_torch(SimpleNamespace(PRECISIONS={"fp32": 1, "bf16": 2}))
-    assert (status.devices, status.precisions) == (devices, ("fp32", "bf16"))
-    assert (status.problem or "").startswith(problem or "") and bool(status.problem) == bool(problem)
+def test_runtime_that_does_not_start_at_all_is_told_with_the_package_to_mend(monkeypatch):
+    monkeypatch.setattr(onnxruntime, "InferenceSession", lambda *args, **settings: 1 / 0)
+    status = doctor._backend("onnxruntime")
+    assert (status.available, status.devices) == (False, ())
+    assert status.problem.startswith("cpu does not start: ")
+    assert status.command == 'pip install --force-reinstall "onnxruntime"'
 
 
 def test_openvino_is_tried_and_says_the_precisions_of_the_chip(tmp_path, monkeypatch):
@@ -177,10 +167,6 @@ def test_choice_of_the_backend_is_told_with_its_reason(bundle, no_torch):
     exact, free = doctor.examine().automatic
     assert (exact.asked, exact.backend, exact.precision) == ("fp32", "onnxruntime", "fp32")
     assert free.asked == "auto" and "nothing was measured" in free.reason
-
-
-def test_every_backend_has_a_probe():
-    assert doctor._PROBES.keys() == BACKENDS.keys()
 
 
 def test_damaged_embedded_bundle_is_told(bundle, no_torch):
@@ -222,6 +208,6 @@ def test_importing_the_doctor_adds_nothing_that_can_be_broken():
 def test_probe_graph_is_the_graph_it_says():
     import onnx
 
-    model = onnx.load_from_string(doctor._PROBE_GRAPH)
+    model = onnx.load_from_string(IDENTITY.source)
     onnx.checker.check_model(model)
     assert [node.op_type for node in model.graph.node] == ["Identity"]

@@ -8,7 +8,7 @@ import pytest
 
 from segship import machine
 from segship.errors import BackendUnavailable, InputError
-from segship.machine import count_workers, describe_machine, in_order
+from segship.machine import count_workers, describe_machine, in_order, usable_cores
 
 CPUINFO = """processor : 0
 cpu family : 26
@@ -77,3 +77,11 @@ def test_numbers_of_workers(monkeypatch):
     for asked in (-1, 65):
         with pytest.raises(InputError, match=f"workers is {asked}"):
             count_workers(asked, 10)
+
+
+def test_usable_cores_follow_the_affinity(monkeypatch):
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 3, 5}, raising=False)
+    assert usable_cores() == 3
+    monkeypatch.delattr("os.sched_getaffinity")
+    monkeypatch.setattr("os.cpu_count", lambda: None)
+    assert usable_cores() == 1

@@ -9,7 +9,9 @@ import pytest
 
 import segship
 from segship import tune
-from segship.backends.choice import choose_backend, installed_version
+from segship.backends import installed_version
+from segship.backends.choice import choose_backend
+from segship.backends.session import RunOptions
 from segship.bundle import Bundle
 from segship.bundle.manifest import task_module
 from segship.errors import BackendUnavailable, InputError
@@ -98,9 +100,9 @@ def answering(monkeypatch, graph, spoil):
     """Let the backend ``other`` answer as ONNX Runtime does, but for one graph, whose answers are spoiled."""
     real = tune.open_sessions
 
-    def opened(bundle, backend, options):
-        sessions = real(bundle, "onnxruntime", replace(options, precision="fp32"))
-        if backend == "other":
+    def opened(bundle, options):
+        sessions = real(bundle, replace(options, backend="onnxruntime", precision="fp32"))
+        if options.backend == "other":
             run = sessions[graph].run
             sessions[graph].run = lambda inputs: spoil(run(inputs))
         return sessions
@@ -125,7 +127,7 @@ def test_backend_that_gives_other_classes_does_not_pass(semantic_bundle, monkeyp
     reduced = task_module("semantic").REDUCED_BAR
     assert right.passed and not wrong.passed and wrong.evidence.bar == reduced
     assert wrong.evidence.rows[0].figures["pixels_equal"] < reduced["pixels_equal"]
-    assert choose_backend([right, wrong], precision="auto").backend == "onnxruntime"
+    assert choose_backend([right, wrong], RunOptions(precision="auto")).backend == "onnxruntime"
 
 
 def test_logits_are_compared_where_the_graph_gives_them(small_semantic_logits, monkeypatch):
@@ -138,10 +140,10 @@ def test_logits_are_compared_where_the_graph_gives_them(small_semantic_logits, m
 def test_backend_that_does_not_run_is_a_check_with_its_reason(bundle, monkeypatch):
     real = tune.open_sessions
 
-    def failing(bundle, backend, options):
-        if backend == "openvino":
+    def failing(bundle, options):
+        if options.backend == "openvino":
             raise BackendUnavailable("it needs a newer glibc")
-        return real(bundle, backend, options)
+        return real(bundle, options)
 
     monkeypatch.setattr(tune, "open_sessions", failing)
     only(monkeypatch, ("onnxruntime", "fp32"), ("openvino", "fp32"))

@@ -1,33 +1,76 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The backends by name. Each is one module that is imported when it is asked for, with the package that it wraps.
+"""The runtimes: one row of `BACKENDS` and one module each, imported when it is asked for with the package it wraps.
 
-``segship.backends.fake`` is no runtime and not listed: tests make its session themselves.
+Every module has the same names:
+
+- ``version()``, as text.
+- ``devices()``, what may be asked for here: device -> what it is, or nothing to say. Each may still fail to start;
+  `segship.backends.opening.failing_devices` tries them.
+- ``precisions()``, those that may be asked for on this chip.
+- ``compile(graph, spec, run)``, which makes of a `segship.backends.session.Graph` what the session loads.
+- ``Session(compiled, spec, run)``, a `segship.backends.session.Session`.
+- ``PROBE``, the identity of one number as ``compile`` takes it.
+- ``open_checkpoint(path, run)``, if its row says that it runs checkpoints.
+
+``segship.backends.fake`` is no runtime and has no row: tests make its session themselves.
 """
 
 from __future__ import annotations
 
-import os
-from importlib import import_module
+from dataclasses import dataclass
+from importlib import import_module, metadata
+from importlib.util import find_spec
 from types import ModuleType
 
 from segship.errors import BackendUnavailable
 
-BACKENDS: dict[str, str] = {
-    "onnxruntime": "segship.backends.onnxruntime",
-    "openvino": "segship.backends.openvino",
-    "torch": "segship.backends.torch",
-}
-"""Name -> module."""
 
-GRAPH_BACKENDS = ("onnxruntime", "openvino")
-"""Those that run the graphs of a bundle; torch runs checkpoints."""
+@dataclass(frozen=True, slots=True)
+class Backend:
+    """What is known of a runtime before it is imported.
 
-EXTRAS: dict[str, str] = {
-    "onnxruntime": "segship",
-    "openvino": "segship[openvino]",
-    "torch": "segship[torch]",
+    Attributes
+    ----------
+    module
+        Where it is wrapped.
+    package
+        What that module imports.
+    distributions
+        Builds of it that pip may have installed; the first that is there says the version.
+    extra
+        What pip installs so that it can be imported.
+    checkpoints
+        It runs checkpoints, and no bundles.
+    streams
+        It works on several calls side by side.
+    """
+
+    module: str
+    package: str
+    distributions: tuple[str, ...]
+    extra: str
+    checkpoints: bool = False
+    streams: bool = False
+
+
+BACKENDS: dict[str, Backend] = {
+    "onnxruntime": Backend(
+        "segship.backends.onnxruntime", "onnxruntime", ("onnxruntime", "onnxruntime-gpu"), extra="segship"
+    ),
+    "openvino": Backend(
+        "segship.backends.openvino", "openvino", ("openvino",), extra="segship[openvino]", streams=True
+    ),
+    "torch": Backend("segship.backends.torch", "torch", ("torch",), extra="segship[torch]", checkpoints=True),
 }
-"""Name -> what pip installs so that the backend can be imported."""
+"""Name -> row."""
+
+DEFAULT_BACKEND = "onnxruntime"
+"""What runs a bundle where nothing was measured, and what others are measured against."""
+
+
+def backends_of(*, checkpoints: bool = False) -> tuple[str, ...]:
+    """Return the names of the backends that run bundles, or of those that run checkpoints."""
+    return tuple(name for name, row in BACKENDS.items() if row.checkpoints == checkpoints)
 
 
 def load_backend(name: str) -> ModuleType:
@@ -41,9 +84,10 @@ def load_backend(name: str) -> ModuleType:
     if name not in BACKENDS:
         message = f"backend {name!r} is unknown; known are {', '.join(sorted(BACKENDS))}"
         raise BackendUnavailable(message, code="unknown_backend")
-    command = f'pip install "{EXTRAS[name]}"'
+    row = BACKENDS[name]
+    command = f'pip install "{row.extra}"'
     try:
-        return import_module(BACKENDS[name])
+        return import_module(row.module)
     except ModuleNotFoundError as error:
         if error.name is not None and error.name.split(".")[0] == "segship":
             raise
@@ -55,7 +99,21 @@ def load_backend(name: str) -> ModuleType:
         raise BackendUnavailable(message, code="backend_broken") from error
 
 
-def usable_cores() -> int:
-    """Return how many cores this process may use, which in a container is often fewer than the machine has."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    return len(affinity(0)) if affinity is not None else (os.cpu_count() or 1)
+def installed_version(name: str) -> str | None:
+    """Return the version of a backend's package without importing it; None if it is not installed, or unknown."""
+    row = BACKENDS.get(name)
+    if row is None or not _is_installed(row.package):
+        return None
+    for distribution in row.distributions:
+        try:
+            return metadata.version(distribution)
+        except metadata.PackageNotFoundError:
+            continue
+    return "unknown"
+
+
+def _is_installed(package: str) -> bool:
+    try:
+        return find_spec(package) is not None
+    except (ImportError, ValueError):
+        return False

@@ -17,18 +17,14 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
-from importlib import metadata
-from importlib.util import find_spec
 
-from segship.backends import GRAPH_BACKENDS
+from segship.backends import BACKENDS, DEFAULT_BACKEND, backends_of, installed_version
+from segship.backends.session import RunOptions
 from segship.bundle.evidence import EXACT, Check
 from segship.errors import BackendUnavailable
 from segship.machine import describe_machine
 
 AUTO = "auto"
-DEFAULT_BACKEND = "onnxruntime"
-# Builds of one runtime under other names; the first that is installed gives the version.
-_DISTRIBUTIONS = {"onnxruntime": ("onnxruntime", "onnxruntime-gpu")}
 _TUNE = "`segship tune BUNDLE` measures here"
 
 
@@ -49,26 +45,15 @@ class BackendChoice:
     reason: str
 
 
-def choose_backend(
-    checks: Sequence[Check],
-    *,
-    backend: str = AUTO,
-    precision: str = EXACT,
-    device: str = "cpu",
-    streams: int = 1,
-) -> BackendChoice:
+def choose_backend(checks: Sequence[Check], run: RunOptions | None = None) -> BackendChoice:
     """Choose for a bundle on this machine.
 
     Parameters
     ----------
     checks
-        What the manifest measured; may be empty.
-    backend, precision
-        ``auto``, or a name that is taken as it is.
-    device
-        Checks are made on the CPU, so they decide nothing elsewhere.
-    streams
-        More than one leaves only backends that have them.
+        What the manifest measured; may be empty. They are made on the CPU, so they decide nothing elsewhere.
+    run
+        What was asked for; a backend and a precision that are not ``auto`` are taken as they are.
 
     Raises
     ------
@@ -76,31 +61,25 @@ def choose_backend(
         ``precision_unavailable`` when a named precision failed its comparison in every backend that was measured;
         name the backend to take it all the same.
     """
-    if backend != AUTO and precision != AUTO:
-        return BackendChoice(backend, precision, "it was asked for")
-    if device != "cpu":
-        chosen, exact = (DEFAULT_BACKEND if backend == AUTO else backend), (EXACT if precision == AUTO else precision)
-        return BackendChoice(chosen, exact, f"checks of backends are made on the CPU, and {device} was asked for")
+    run = run or RunOptions()
+    if AUTO not in (run.backend, run.precision):
+        return BackendChoice(run.backend, run.precision, "it was asked for")
+    if run.device != RunOptions().device:
+        backend = DEFAULT_BACKEND if run.backend == AUTO else run.backend
+        reason = f"checks of backends are made on the CPU, and {run.device} was asked for"
+        return BackendChoice(backend, _exact(run), reason)
     wanted = [
         check
         for check in checks
-        if backend in (AUTO, check.backend)
-        and precision in (AUTO, check.precision)
-        and (streams == 1 or check.backend == "openvino")
+        if run.backend in (AUTO, check.backend)
+        and run.precision in (AUTO, check.precision)
+        and (run.streams == 1 or _has_streams(check.backend))
     ]
-    return _fastest(wanted) or _unmeasured(wanted, backend, precision, streams)
+    return _fastest(wanted) or _unmeasured(wanted, run)
 
 
-def installed_version(backend: str) -> str | None:
-    """Return the version of a backend's package without importing it; None if it is not installed."""
-    if not _is_installed(backend):
-        return None
-    for name in _DISTRIBUTIONS.get(backend, (backend,)):
-        try:
-            return metadata.version(name)
-        except metadata.PackageNotFoundError:
-            continue
-    return "unknown"
+def _exact(run: RunOptions) -> str:
+    return EXACT if run.precision == AUTO else run.precision
 
 
 @cache
@@ -110,13 +89,6 @@ def processor_name() -> str:
     if machine.cpu_family is None:
         return machine.cpu
     return f"{machine.cpu} (family {machine.cpu_family}, model {machine.cpu_model})"
-
-
-def _is_installed(backend: str) -> bool:
-    try:
-        return find_spec(backend) is not None
-    except (ImportError, ValueError):
-        return False
 
 
 def _fastest(wanted: Sequence[Check]) -> BackendChoice | None:
@@ -139,24 +111,26 @@ def _fastest(wanted: Sequence[Check]) -> BackendChoice | None:
     return BackendChoice(best.backend, best.precision, reason)
 
 
-def _unmeasured(wanted: Sequence[Check], backend: str, precision: str, streams: int) -> BackendChoice:
+def _unmeasured(wanted: Sequence[Check], run: RunOptions) -> BackendChoice:
     """Return what is taken where no check decides."""
-    exact = EXACT if precision == AUTO else precision
-    if backend != AUTO:
-        return BackendChoice(backend, exact, f"{backend} was asked for, and no check of it counts here; {_TUNE}")
-    if precision in (EXACT, AUTO) and streams == 1:
+    reduced = run.precision not in (EXACT, AUTO)
+    if run.backend != AUTO:
+        reason = f"{run.backend} was asked for, and no check of it counts here; {_TUNE}"
+        return BackendChoice(run.backend, _exact(run), reason)
+    if not reduced and run.streams == 1:
         found = "nothing was measured" if not wanted else "no check of the manifest counts here"
         return BackendChoice(DEFAULT_BACKEND, EXACT, f"{found}, and this is the default; {_TUNE}")
     failed = sorted({check.backend for check in wanted if not check.passed})
-    if failed and precision not in (EXACT, AUTO):
+    if failed and reduced:
         message = (
-            f"precision {precision!r} was asked for, and in {', '.join(failed)} it failed its comparison "
+            f"precision {run.precision!r} was asked for, and in {', '.join(failed)} it failed its comparison "
             "(`segship inspect BUNDLE`, backends); name the backend to take it all the same, or use fp32"
         )
         raise BackendUnavailable(message, code="precision_unavailable")
-    asked = f"precision {precision}" if streams == 1 else f"{streams} streams"
-    return BackendChoice(
-        next(name for name in GRAPH_BACKENDS if name != DEFAULT_BACKEND),
-        exact,
-        f"the backend that has {asked}; {_TUNE}",
-    )
+    asked = f"precision {run.precision}" if run.streams == 1 else f"{run.streams} streams"
+    others = (name for name in backends_of() if name != DEFAULT_BACKEND and (run.streams == 1 or _has_streams(name)))
+    return BackendChoice(next(others), _exact(run), f"the backend that has {asked}; {_TUNE}")
+
+
+def _has_streams(backend: str) -> bool:
+    return backend in BACKENDS and BACKENDS[backend].streams

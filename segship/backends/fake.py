@@ -17,8 +17,8 @@ from typing import Any
 from numpy.typing import NDArray
 
 from segship.backends.session import Session as BaseSession
-from segship.backends.session import check_arrays, closed
-from segship.spec import GraphSpec
+from segship.backends.session import closed
+from segship.spec import GraphSpec, check_arrays
 
 Answer = Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[Any]]]
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,46 +18,48 @@ from typing import Any
 import onnxruntime
 from numpy.typing import NDArray
 
+from segship.backends.session import IDENTITY, Graph, RunOptions, closed, first_line, refuse_options, thread_count
 from segship.backends.session import Session as BaseSession
-from segship.backends.session import (
-    SessionOptions,
-    check_arrays,
-    check_interface,
-    closed,
-    first_line,
-    refuse_options,
-    thread_count,
-)
 from segship.errors import BackendUnavailable, BundleError
-from segship.files import atomic_file, open_regular
-from segship.spec import GraphSpec, TensorSpec
+from segship.spec import GraphSpec, TensorSpec, check_arrays, check_interface
 
 # The arena keeps freed memory for the next call: faster, and the process stays as large as its largest call.
 _ENABLE_CPU_MEM_ARENA = True
 # A memory pattern plans one block for a whole run; without it vit_b peaks 0.4 GB lower and runs as fast.
 _ENABLE_MEM_PATTERN = False
 _LOG_ERRORS = 3
-PRECISIONS = ("fp32",)
-"""What may be asked for; the arithmetic itself is the graph's."""
-
+_CUDA = "CUDAExecutionProvider"
 _CUDA_COMMAND = "pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
 
 _ELEMENT_TYPES = {"tensor(float)": "float32", "tensor(double)": "float64"}
 
 
-def precisions_here() -> tuple[str, ...]:
-    """Return the precisions that may be asked for on this chip."""
-    return PRECISIONS
+PROBE = IDENTITY
 
 
-def compile(graph_path: Path, artifact_path: Path) -> None:
-    """Copy a graph, and the sidecar of its weights if it has one: ONNX Runtime runs ONNX files as they are."""
-    for suffix in ("", ".data"):
-        source = Path(f"{graph_path}{suffix}")
-        if suffix and not source.exists():
-            continue
-        with open_regular(source) as stream, atomic_file(f"{artifact_path}{suffix}", overwrite=True) as copy:
-            shutil.copyfileobj(stream, copy)
+def version() -> str:
+    """Return the version of ONNX Runtime."""
+    return str(onnxruntime.__version__)
+
+
+def devices() -> dict[str, str]:
+    """Return the devices that this build has a provider for."""
+    return {"cpu": "", "cuda": ""} if _CUDA in providers() else {"cpu": ""}
+
+
+def providers() -> tuple[str, ...]:
+    """Return what this build has; not all of it need start here."""
+    return tuple(onnxruntime.get_available_providers())
+
+
+def precisions() -> tuple[str, ...]:
+    """Return the one that may be asked for: the arithmetic itself is the graph's."""
+    return ("fp32",)
+
+
+def compile(graph: Graph, spec: GraphSpec, run: RunOptions) -> bytes | Path:
+    """Return the graph as it is: ONNX Runtime loads ONNX files. Bytes that were checked stay checked."""
+    return graph.read()
 
 
 class Session(BaseSession):
@@ -67,13 +68,11 @@ class Session(BaseSession):
     Parameters
     ----------
     graph
-        The bytes of a graph that holds its own weights, or the path of any graph; weights in a sidecar are found
-        beside the path. Bytes that were verified stay verified; a path is read again by ONNX Runtime.
+        The bytes of a graph that holds its own weights, or the path of any graph, which ONNX Runtime reads itself.
     spec
         The contract; what the graph declares is checked against it.
-    options
-        ``threads``, ``device`` ``cpu``, ``cuda`` or ``cuda:N``; ``precision`` only ``fp32``, since the arithmetic is
-        the graph's own.
+    run
+        ``device`` ``cpu``, ``cuda`` or ``cuda:N``; ``precision`` only ``fp32``.
 
     Raises
     ------
@@ -83,21 +82,20 @@ class Session(BaseSession):
         When ONNX Runtime does not load the graph, or its inputs and outputs are not those of ``spec``.
     """
 
-    def __init__(
-        self, graph: bytes | str | os.PathLike[str], spec: GraphSpec, options: SessionOptions | None = None
-    ) -> None:
-        options = options or SessionOptions()
+    def __init__(self, graph: bytes | str | os.PathLike[str], spec: GraphSpec, run: RunOptions | None = None) -> None:
+        run = run or RunOptions()
         self.spec = spec
-        threads = thread_count(options)
-        refuse_options(options, "onnxruntime")
-        provider, settings = _provider(options)
+        threads = thread_count(run)
+        refuse_options(run, "onnxruntime")
+        provider, settings = _provider(run)
         self._session: onnxruntime.InferenceSession | None = _load(graph, spec, threads, provider, settings)
         used = self._session.get_providers()
         if provider not in used:
-            raise _unavailable(options.device, f"ONNX Runtime could not start {provider} and uses {used}")
+            raise _unavailable(run.device, f"ONNX Runtime could not start {provider} and uses {used}")
         check_interface(_tensors(self._session.get_inputs()), _tensors(self._session.get_outputs()), spec)
         self._outputs = [tensor.name for tensor in spec.outputs]
-        self.description = f"onnxruntime {onnxruntime.__version__} {provider}, {threads} threads"
+        self.description = f"onnxruntime {version()} {provider}, {threads} threads"
+        self.on_gpu = provider == _CUDA
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run the graph once; see `segship.backends.session.Session.run`."""
@@ -137,7 +135,7 @@ def _load(
         )
     # The runtime's exceptions share no narrower base.
     except Exception as error:
-        message = f"ONNX Runtime {onnxruntime.__version__} does not load graph {spec.name!r}: {first_line(error)}"
+        message = f"ONNX Runtime {version()} does not load graph {spec.name!r}: {first_line(error)}"
         raise BundleError(message, code="graph_rejected") from error
     session.disable_fallback()
     # The wrapper keeps the bytes for the fallback that was just disabled: 0.36 GB of them with vit_b.
@@ -145,32 +143,30 @@ def _load(
     return session
 
 
-def _provider(options: SessionOptions) -> tuple[str, dict[str, str]]:
+def _provider(run: RunOptions) -> tuple[str, dict[str, str]]:
     """Return the execution provider for a device, and its settings."""
-    if options.precision not in PRECISIONS:
+    if run.precision not in precisions():
         message = (
-            f"precision {options.precision!r} was asked for, and onnxruntime computes in the precision of the graph; "
+            f"precision {run.precision!r} was asked for, and onnxruntime computes in the precision of the graph; "
             "use fp32, or the backend openvino, which has others on many chips"
         )
         raise BackendUnavailable(message, code="precision_unavailable")
-    if options.device == "cpu":
+    if run.device == "cpu":
         return "CPUExecutionProvider", {}
-    cuda = re.fullmatch(r"cuda(?::(\d{1,3}))?", options.device, re.ASCII)
+    cuda = re.fullmatch(r"cuda(?::(\d{1,3}))?", run.device, re.ASCII)
     if cuda is None:
-        message = f"device {options.device!r} is unknown to the onnxruntime backend; accepted are cpu, cuda, cuda:N"
+        message = f"device {run.device!r} is unknown to the onnxruntime backend; accepted are cpu, cuda, cuda:N"
         raise BackendUnavailable(message, code="unknown_device")
-    provider = "CUDAExecutionProvider"
-    if provider not in onnxruntime.get_available_providers():
-        raise _unavailable(options.device, f"this ONNX Runtime has no {provider}")
+    if _CUDA not in providers():
+        raise _unavailable(run.device, f"this ONNX Runtime has no {_CUDA}")
     # TF32 would miss the bar of fp32; EXHAUSTIVE, the default search, picks convolutions by timing them.
-    return provider, {"device_id": cuda[1] or "0", "use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+    return _CUDA, {"device_id": cuda[1] or "0", "use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
 
 
 def _unavailable(device: str, reason: str) -> BackendUnavailable:
-    available = ", ".join(onnxruntime.get_available_providers())
     message = (
-        f"device {device!r} cannot be had: {reason}. Available here: {available}. "
-        f"On a machine with an NVIDIA driver run: {_CUDA_COMMAND}"
+        f"device {device!r} cannot be had: {reason}; available here are {', '.join(providers())}; on a machine with an "
+        f"NVIDIA driver run: {_CUDA_COMMAND}"
     )
     return BackendUnavailable(message, code="device_unavailable")
 

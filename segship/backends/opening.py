@@ -1,48 +1,71 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a bundle to one session for each of its graphs, in the backend that was chosen."""
+"""From graphs to sessions in a backend by its name; what of its devices starts here."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from functools import partial
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
 
-from segship.backends import GRAPH_BACKENDS, load_backend
-from segship.backends.session import Session, SessionOptions
-from segship.errors import BackendUnavailable
+import numpy as np
+
+from segship.backends import backends_of, load_backend
+from segship.backends.session import PROBE_SPEC, Graph, RunOptions, Session
+from segship.errors import BackendUnavailable, SegshipError
+from segship.spec import GraphSpec
 
 if TYPE_CHECKING:
     from segship.bundle import Bundle
 
 
-def open_sessions(bundle: Bundle, backend: str, options: SessionOptions) -> dict[str, Session]:
-    """Verify every graph of a bundle and load it.
-
-    Returns
-    -------
-    dict
-        Graph -> session, for every graph that the bundle has.
+def open_session(graph: Graph | bytes | Path, spec: GraphSpec, run: RunOptions) -> Session:
+    """Load one ONNX graph in the backend that is named, which is not ``auto``.
 
     Raises
     ------
     BundleError
-        When a byte of a graph differs from the manifest, or the backend does not load it.
+        When the graph is not what it was, or the backend does not load it.
     BackendUnavailable
-        When the backend, device, precision or number of streams cannot be had.
+        When the backend, or what ``run`` asks of it, cannot be had; ``not_a_checkpoint`` when it runs checkpoints.
     """
-    if backend not in GRAPH_BACKENDS and backend == "torch":
+    graph = graph if isinstance(graph, Graph) else Graph(graph)
+    if run.backend in backends_of(checkpoints=True):
+        what = "this graph" if isinstance(graph.source, bytes) else str(graph.source)
         raise BackendUnavailable(
-            f"{bundle.path} is a bundle and the torch backend runs checkpoints; give the checkpoint's path, "
-            f"or use --backend {' or --backend '.join(GRAPH_BACKENDS)}",
+            f"the {run.backend} backend runs checkpoints, and {what} is none; give the path of a checkpoint, or use "
+            f"--backend {' or --backend '.join(backends_of())}",
             code="not_a_checkpoint",
         )
-    runtime = load_backend(backend)
-    sessions: dict[str, Session] = {}
-    for spec in bundle.manifest.graphs:
-        name, artifact = spec.name, bundle.manifest.artifact(spec.name, options.precision)
-        graph = bundle.verified(artifact)
-        if backend == "openvino":
-            # By its path, so that these bytes are gone before OpenVINO needs as many; by the digest that was verified,
-            # so that a graph that was compiled before is not read again.
-            sessions[name] = runtime.Session(bundle.path / artifact.file, spec, options, digest=artifact.digest)
-        else:
-            sessions[name] = runtime.Session(graph, spec, options)
-    return sessions
+    return _open(load_backend(run.backend), graph, spec, run)
+
+
+def open_sessions(bundle: Bundle, run: RunOptions) -> dict[str, Session]:
+    """Verify every graph of a bundle and load it: graph -> session; errors are those of `open_session`."""
+    return {spec.name: open_graph(bundle, spec, run) for spec in bundle.manifest.graphs}
+
+
+def open_graph(bundle: Bundle, spec: GraphSpec, run: RunOptions) -> Session:
+    """Verify one graph of a bundle and load it; errors are those of `open_session`."""
+    artifact = bundle.manifest.artifact(spec.name, run.precision)
+    return open_session(
+        Graph(bundle.path / artifact.file, artifact.digest, partial(bundle.verified, artifact)), spec, run
+    )
+
+
+def try_devices(module: ModuleType) -> dict[str, str | None]:
+    """Run one number through every device that a backend's module lists: device -> why it does not start, or None."""
+    found: dict[str, str | None] = {}
+    for device in module.devices():
+        try:
+            with _open(module, module.PROBE, PROBE_SPEC, RunOptions(device=device)) as session:
+                session.run({"x": np.zeros(1, np.float32)})
+            found[device] = None
+        except SegshipError as error:
+            found[device] = str(error)
+    return found
+
+
+def _open(module: ModuleType, graph: Any, spec: GraphSpec, run: RunOptions) -> Session:
+    session: Session = module.Session(module.compile(graph, spec, run), spec, run)
+    return session

@@ -14,7 +14,6 @@ in the graph, as quantize and dequantize nodes.
 from __future__ import annotations
 
 import io
-import os
 import platform
 import sys
 from collections.abc import Mapping, Sequence
@@ -22,7 +21,7 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 from queue import SimpleQueue
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -35,19 +34,11 @@ from segship.backends.compiled import (
     remove_compiled,
     store_compiled,
 )
+from segship.backends.session import IDENTITY, Graph, RunOptions, closed, first_line, refuse_options, thread_count
 from segship.backends.session import Session as BaseSession
-from segship.backends.session import (
-    SessionOptions,
-    check_arrays,
-    check_interface,
-    closed,
-    first_line,
-    refuse_options,
-    thread_count,
-)
 from segship.errors import BackendUnavailable, BundleError
 from segship.machine import describe_machine
-from segship.spec import GraphSpec, TensorSpec
+from segship.spec import GraphSpec, TensorSpec, check_arrays, check_interface
 
 PRECISIONS: dict[str, tuple[str, str]] = {"fp32": ("f32", "FP32"), "bf16": ("bf16", "BF16"), "fp16": ("f16", "FP16")}
 """What may be asked for: OpenVINO's name of it as a hint, and as what a chip can do."""
@@ -55,6 +46,8 @@ PRECISIONS: dict[str, tuple[str, str]] = {"fp32": ("f32", "FP32"), "bf16": ("bf1
 BATCH_AXIS = "batch"
 """A first axis of items that know nothing of each other. Graphs are compiled for one of them, which is faster (fixed
 shapes are fused and planned: 17 % less time for vit_t's encoder) and smaller; longer batches run item by item."""
+
+PROBE = IDENTITY
 
 _TELEMETRY = "openvino_telemetry"
 
@@ -88,26 +81,30 @@ def _core() -> Any:
     return openvino.Core()
 
 
-def precisions_here() -> tuple[str, ...]:
+def devices() -> dict[str, str]:
+    """Return the one device that graphs are compiled for here."""
+    return {"cpu": ""}
+
+
+def precisions() -> tuple[str, ...]:
     """Return the precisions that this chip has."""
     found = set(_core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"))
     return tuple(name for name, (_, capability) in PRECISIONS.items() if capability in found)
 
 
-class Session(BaseSession):
-    """A graph in OpenVINO.
+class Compiled(NamedTuple):
+    """A compiled graph, ready to run."""
 
-    Parameters
-    ----------
-    graph
-        The path of a graph, with its sidecar beside it if it has one, or the bytes of a graph that holds its weights.
-        A path costs less memory the first time, and the graph is not read at all when it was compiled before.
-    spec
-        The contract; what the graph declares is checked against it.
-    options
-        ``threads``, shared among ``streams``; ``device`` only ``cpu``; ``precision`` ``fp32``, ``bf16`` or ``fp16``.
-    digest
-        SHA-256 of the graph and its sidecar where the caller knows it, as one that verified them does.
+    model: Any
+    file: MappedFile | None
+    """The memory of its weights; None where there is no cache to keep them in."""
+
+
+def compile(graph: Graph, spec: GraphSpec, run: RunOptions) -> Compiled:
+    """Take a graph that was compiled before from the cache, or compile it and put it there.
+
+    A path costs less memory the first time. A graph whose digest is known, or that was compiled before, is not read
+    but for its check.
 
     Raises
     ------
@@ -116,30 +113,50 @@ class Session(BaseSession):
     BundleError
         When OpenVINO does not load the graph, or its inputs and outputs are not those of ``spec``.
     """
+    settings = _settings(run)
+    # What was read for the check is gone before OpenVINO needs as many bytes.
+    graph.read()
+    name = _compiled_name(graph.digest or graph_digest(graph.source), run.precision)
+    path = find_compiled(name)
+    if path is not None:
+        try:
+            return _import(path, settings)
+        except RuntimeError:
+            # Damaged, or made by a build that calls itself by the same version.
+            remove_compiled(path)
+    compiled = _compile(_read(graph.source, spec), settings, spec)
+    path = _store(name, compiled)
+    if path is None:
+        return Compiled(compiled, None)
+    # The one that was compiled holds its float32 weights in memory that only its end gives back.
+    del compiled
+    return _import(path, settings)
 
-    def __init__(
-        self,
-        graph: bytes | str | os.PathLike[str],
-        spec: GraphSpec,
-        options: SessionOptions | None = None,
-        *,
-        digest: str | None = None,
-    ) -> None:
-        options = options or SessionOptions()
+
+class Session(BaseSession):
+    """A compiled graph with one request for each of its streams.
+
+    Raises
+    ------
+    BackendUnavailable
+        When OpenVINO compiled for another precision than was asked for.
+    BundleError
+        When its inputs and outputs are not those of ``spec``.
+    """
+
+    def __init__(self, compiled: Compiled, spec: GraphSpec, run: RunOptions | None = None) -> None:
+        run = run or RunOptions()
         self.spec = spec
-        threads = thread_count(options)
-        settings = _settings(options, threads)
-        self._file: MappedFile | None = None
-        self._compiled: Any = self._open(graph, settings, options, digest)
-        _check_precision(self._compiled, options.precision)
+        self._compiled, self._file = compiled
+        _check_precision(self._compiled, run.precision)
         _check_ports(self._compiled, _for_one(spec))
         self._inputs = _places(self._compiled.inputs, spec.inputs)
         self._outputs = _places(self._compiled.outputs, spec.outputs)
         self._requests: SimpleQueue[Any] = SimpleQueue()
-        for _ in range(options.streams):
+        for _ in range(run.streams):
             self._requests.put(self._compiled.create_infer_request())
-        streams = f", {options.streams} streams" if options.streams > 1 else ""
-        self.description = f"openvino {version()} CPU, {options.precision}, {threads} threads{streams}"
+        streams = f", {run.streams} streams" if run.streams > 1 else ""
+        self.description = f"openvino {version()} CPU, {run.precision}, {thread_count(run)} threads{streams}"
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run the graph once, or once for each item of a batch; see `segship.backends.session.Session.run`."""
@@ -188,40 +205,16 @@ class Session(BaseSession):
         finally:
             requests.put(request)
 
-    def _open(
-        self,
-        graph: bytes | str | os.PathLike[str],
-        settings: dict[str, str],
-        options: SessionOptions,
-        digest: str | None,
-    ) -> Any:
-        """Return the compiled graph from the cache, or compile it and put it there."""
-        name = _compiled_name(digest or graph_digest(graph), options.precision)
-        path = find_compiled(name)
-        if path is not None:
-            try:
-                return self._import(path, settings)
-            except RuntimeError:
-                # Damaged, or made by a build that calls itself by the same version.
-                remove_compiled(path)
-        compiled = _compile(_read(graph, self.spec), settings, self.spec)
-        path = _store(name, compiled)
-        if path is None:
-            return compiled
-        # The one that was compiled holds its float32 weights in memory that only its end gives back.
-        del compiled
-        return self._import(path, settings)
-
-    def _import(self, path: Path, settings: dict[str, str]) -> Any:
-        file = MappedFile(path)
-        compiled = _core().import_model(openvino.Tensor(file.array, shared_memory=True), "CPU", settings)
-        file.forget()
-        self._file = file
-        return compiled
-
 
 def _store(name: CompiledName, compiled: Any) -> Path | None:
     return store_compiled(name, lambda stream: compiled.export_model(_ExportStream(stream)))
+
+
+def _import(path: Path, settings: dict[str, str]) -> Compiled:
+    file = MappedFile(path)
+    compiled = _core().import_model(openvino.Tensor(file.array, shared_memory=True), "CPU", settings)
+    file.forget()
+    return Compiled(compiled, file)
 
 
 class _ExportStream(io.BytesIO):
@@ -242,24 +235,25 @@ class _ExportStream(io.BytesIO):
         self._target.flush()
 
 
-def _settings(options: SessionOptions, threads: int) -> dict[str, str]:
+def _settings(run: RunOptions) -> dict[str, str]:
     """Return the plugin's settings for some options, which are refused where they cannot be had."""
-    refuse_options(options, "openvino", streams=True)
-    if options.device != "cpu":
-        message = f"device {options.device!r} is unknown to the openvino backend; accepted is cpu"
+    threads = thread_count(run)
+    refuse_options(run, "openvino")
+    if run.device != "cpu":
+        message = f"device {run.device!r} is unknown to the openvino backend; accepted is cpu"
         raise BackendUnavailable(message, code="unknown_device")
-    if options.streams > threads:
-        message = f"{options.streams} streams cannot share {threads} threads; ask for as many threads or more"
+    if run.streams > threads:
+        message = f"{run.streams} streams cannot share {threads} threads; ask for as many threads or more"
         raise BackendUnavailable(message, code="bad_streams")
-    here = precisions_here()
-    if options.precision not in here:
-        known = "this chip does not have it" if options.precision in PRECISIONS else "openvino does not know it"
-        message = f"precision {options.precision!r} was asked for and {known}; it has {', '.join(here)}"
+    here = precisions()
+    if run.precision not in here:
+        known = "this chip does not have it" if run.precision in PRECISIONS else "openvino does not know it"
+        message = f"precision {run.precision!r} was asked for and {known}; it has {', '.join(here)}"
         raise BackendUnavailable(message, code="precision_unavailable")
     return {
-        "INFERENCE_PRECISION_HINT": PRECISIONS[options.precision][0],
+        "INFERENCE_PRECISION_HINT": PRECISIONS[run.precision][0],
         "INFERENCE_NUM_THREADS": str(threads),
-        "NUM_STREAMS": str(options.streams),
+        "NUM_STREAMS": str(run.streams),
         "ENABLE_CPU_PINNING": "NO",
         # Activations are never quantized behind the caller's back.
         "DYNAMIC_QUANTIZATION_GROUP_SIZE": "0",
@@ -278,8 +272,8 @@ def _compiled_name(digest: str, precision: str) -> CompiledName:
     return CompiledName(digest, f"openvino-{precision}", settings)
 
 
-def _read(graph: bytes | str | os.PathLike[str], spec: GraphSpec) -> Any:
-    source: Any = io.BytesIO(graph) if isinstance(graph, bytes) else os.fspath(graph)
+def _read(graph: bytes | Path, spec: GraphSpec) -> Any:
+    source: Any = io.BytesIO(graph) if isinstance(graph, bytes) else str(graph)
     try:
         model = _core().read_model(source)
     except RuntimeError as error:

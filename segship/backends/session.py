@@ -1,49 +1,88 @@
 # SPDX-License-Identifier: Apache-2.0
 """What every backend offers: one loaded graph that turns named arrays into named arrays.
 
-A session knows names, dtypes and shapes, and nothing of images, prompts or models. Each backend is one file beside
-this one with ``compile()`` and a subclass of `Session`.
+A session knows names, dtypes and shapes, and nothing of images, prompts or models.
 """
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from pathlib import Path
+from typing import Any, Self, TypedDict
 
-import numpy as np
 from numpy.typing import NDArray
 
-from segship.backends import usable_cores
-from segship.errors import BackendUnavailable, BundleError, InputError
-from segship.spec import Dimension, GraphSpec, TensorSpec
+from segship.backends import BACKENDS
+from segship.errors import BackendUnavailable
+from segship.machine import usable_cores
+from segship.spec import GraphSpec, TensorSpec
 
 
 @dataclass(frozen=True, slots=True)
-class SessionOptions:
-    """How a graph is run.
+class RunOptions:
+    """What runs a model.
 
     Attributes
     ----------
-    threads
-        Threads that work on one call; None means one for each usable core.
+    backend
+        ``onnxruntime`` and ``openvino`` run bundles, ``torch`` runs checkpoints; ``auto`` takes the fastest that the
+        bundle has found right.
     device
-        ``cpu``, ``cuda`` or ``cuda:1``. A device that cannot be had is an error, never a fallback.
+        ``cpu``, ``cuda`` or ``cuda:1``; one that is not there is an error, never a silent fallback.
     precision
-        What the arithmetic is asked to be: ``fp32``, ``bf16`` or ``fp16``; a backend or a chip without it refuses.
+        ``fp32``; ``bf16`` and ``fp16`` where the backend and the chip have them; ``auto`` takes another than ``fp32``
+        only where it was measured on this processor, is faster and passed its bar.
+    threads
+        Threads that work on one call; one for each usable core when left out.
     streams
-        Calls that are worked on side by side, each with its part of the threads; for programs with several callers.
-        A backend without streams refuses more than one.
+        Calls that are worked on side by side, for programs with several callers; only ``openvino`` has more than one.
     compile
-        Let torch compile the modules on CUDA, with CUDA graphs for the decoder; other backends refuse.
+        Compile the model with torch on CUDA, and run the decoder as CUDA graphs.
     """
 
-    threads: int | None = None
+    backend: str = "auto"
     device: str = "cpu"
     precision: str = "fp32"
+    threads: int | None = None
     streams: int = 1
     compile: bool = False
+
+
+class RunSettings(TypedDict, total=False):
+    """The fields of `RunOptions` as keywords, for functions that take them as ``**run``."""
+
+    backend: str
+    device: str
+    precision: str
+    threads: int | None
+    streams: int
+    compile: bool
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Graph:
+    """A graph as a backend gets it.
+
+    Attributes
+    ----------
+    source
+        The bytes of a graph that holds its own weights, or the path of any graph; weights in a sidecar are found
+        beside the path.
+    digest
+        SHA-256 of the graph and its sidecar, where it is known.
+    verify
+        Checks every byte and returns what may be loaded: bytes that were checked stay checked.
+    """
+
+    source: bytes | Path
+    digest: str | None = None
+    verify: Callable[[], bytes | Path] | None = None
+
+    def read(self) -> bytes | Path:
+        """Check the graph, if there is something to check it against, and return what a runtime loads."""
+        return self.source if self.verify is None else self.verify()
 
 
 class Session(ABC):
@@ -55,10 +94,13 @@ class Session(ABC):
         The contract that inputs are checked against.
     description
         What really runs: runtime, version, device, threads.
+    on_gpu
+        Calls are launched on a GPU, where many objects in one call cost little more than one.
     """
 
     spec: GraphSpec
     description: str
+    on_gpu: bool = False
 
     @abstractmethod
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
@@ -91,7 +133,17 @@ class Session(ABC):
         self.close()
 
 
-def thread_count(options: SessionOptions) -> int:
+IDENTITY = Graph(
+    bytes.fromhex(
+        "080812003a3b0a100a017812017922084964656e74697479120570726f6265"
+        "5a0f0a0178120a0a08080112040a020801620f0a0179120a0a08080112040a02080142040a001011"
+    )
+)
+"""y = Identity(x), one float32, opset 17: the smallest graph that shows that a device runs."""
+PROBE_SPEC = GraphSpec("probe", (TensorSpec("x", "float32", (1,)),), (TensorSpec("y", "float32", (1,)),))
+
+
+def thread_count(run: RunOptions) -> int:
     """Return how many threads work on one call.
 
     Raises
@@ -99,30 +151,31 @@ def thread_count(options: SessionOptions) -> int:
     BackendUnavailable
         ``bad_threads`` when fewer than one was asked for.
     """
-    threads = usable_cores() if options.threads is None else options.threads
+    threads = usable_cores() if run.threads is None else run.threads
     if threads < 1:
         raise BackendUnavailable(f"threads is {threads}; it must be 1 or more", code="bad_threads")
     return threads
 
 
-def refuse_options(options: SessionOptions, backend: str, *, streams: bool = False, compile: bool = False) -> None:
-    """Refuse options that a backend does not have; ``streams`` and ``compile`` say what it has.
+def refuse_options(run: RunOptions, backend: str, *, compile: bool = False) -> None:
+    """Refuse streams where a backend's row has none, and compiling unless ``compile`` says that it has it here.
 
     Raises
     ------
     BackendUnavailable
         ``streams_unavailable``, ``bad_streams`` or ``compile_unavailable``.
     """
-    if options.streams < 1:
-        raise BackendUnavailable(f"streams is {options.streams}; it must be 1 or more", code="bad_streams")
-    if options.streams > 1 and not streams:
+    if run.streams < 1:
+        raise BackendUnavailable(f"streams is {run.streams}; it must be 1 or more", code="bad_streams")
+    if run.streams > 1 and not BACKENDS[backend].streams:
+        others = " or ".join(name for name, row in BACKENDS.items() if row.streams)
         message = (
-            f"{options.streams} streams were asked for, and the {backend} backend has none: its calls share the "
-            "threads; leave the option out, or use the backend openvino"
+            f"{run.streams} streams were asked for, and the {backend} backend has none: its calls share the "
+            f"threads; leave the option out, or use the backend {others}"
         )
         raise BackendUnavailable(message, code="streams_unavailable")
-    if options.compile and not compile:
-        message = f"compile is an option of the torch backend on CUDA, and {backend} on {options.device} has none"
+    if run.compile and not compile:
+        message = f"compile is an option of the torch backend on CUDA, and {backend} on {run.device} has none"
         raise BackendUnavailable(message, code="compile_unavailable")
 
 
@@ -134,92 +187,3 @@ def closed() -> BackendUnavailable:
 def first_line(error: Exception) -> str:
     """Return what a runtime says was wrong, in one line."""
     return str(error).strip().split("\n", 1)[0][:500]
-
-
-def check_arrays(arrays: Mapping[str, NDArray[Any]], tensors: Sequence[TensorSpec], graph: str) -> None:
-    """Check arrays against a contract: names, dtypes, ranks, fixed sizes, and that axes of one name agree.
-
-    Raises
-    ------
-    InputError
-        ``bad_tensor``, with the tensor, the value found and the one expected.
-    """
-    expected = {tensor.name for tensor in tensors}
-    if arrays.keys() != expected:
-        missing, unknown = sorted(expected - arrays.keys()), sorted(arrays.keys() - expected)
-        raise _bad(graph, f"missing: {missing or 'none'}; unknown: {unknown or 'none'}; it takes {sorted(expected)}")
-    sizes: dict[str, tuple[int, str]] = {}
-    for tensor in tensors:
-        array = arrays[tensor.name]
-        if not isinstance(array, np.ndarray):
-            raise _bad(graph, f"{tensor.name} is a {type(array).__name__}, not a numpy array")
-        if array.dtype != np.dtype(tensor.dtype):
-            raise _bad(graph, f"{tensor.name} has dtype {array.dtype}; expected {tensor.dtype}, cast it first")
-        if array.ndim != len(tensor.shape):
-            raise _bad(graph, f"{tensor.name} has shape {array.shape}; expected {_shape(tensor.shape)}")
-        for found, wanted in zip(array.shape, tensor.shape, strict=True):
-            _check_size(found, wanted, tensor, array, sizes, graph)
-
-
-def _check_size(
-    found: int,
-    wanted: Dimension,
-    tensor: TensorSpec,
-    array: NDArray[Any],
-    sizes: dict[str, tuple[int, str]],
-    graph: str,
-) -> None:
-    if isinstance(wanted, int):
-        if found != wanted:
-            raise _bad(graph, f"{tensor.name} has shape {array.shape}; expected {_shape(tensor.shape)}")
-        return
-    if found < 1:
-        raise _bad(graph, f"{tensor.name} has shape {array.shape}; axis {wanted!r} needs at least 1")
-    first, name = sizes.setdefault(wanted, (found, tensor.name))
-    if found != first:
-        message = f"axis {wanted!r} is {first} in {name} and {found} in {tensor.name}; they must be equal"
-        raise _bad(graph, message)
-
-
-def _bad(graph: str, message: str) -> InputError:
-    return InputError(f"graph {graph!r}: {message}", code="bad_tensor")
-
-
-def _shape(shape: Sequence[Dimension]) -> str:
-    return f"({', '.join(str(size) for size in shape)})"
-
-
-def check_interface(inputs: Sequence[TensorSpec], outputs: Sequence[TensorSpec], spec: GraphSpec) -> None:
-    """Check what a graph file declares against its contract.
-
-    A graph may be freer than the contract (a dynamic axis where a size stands). Its outputs may be narrower, its
-    inputs may not. Names of dynamic axes are not compared, since exporters make up their own.
-
-    Raises
-    ------
-    BundleError
-        ``graph_interface``, with the first difference.
-    """
-    for kind, found, wanted in (("input", inputs, spec.inputs), ("output", outputs, spec.outputs)):
-        by_name = {tensor.name: tensor for tensor in found}
-        names = [tensor.name for tensor in wanted]
-        if len(by_name) != len(found) or by_name.keys() != set(names):
-            raise _differs(spec, f"its {kind}s are {[tensor.name for tensor in found]}; expected {names}")
-        for tensor in wanted:
-            _check_declared(by_name[tensor.name], tensor, spec, kind)
-
-
-def _check_declared(found: TensorSpec, wanted: TensorSpec, spec: GraphSpec, kind: str) -> None:
-    if found.dtype != wanted.dtype:
-        raise _differs(spec, f"{kind} {found.name} has dtype {found.dtype}; expected {wanted.dtype}")
-    fits = len(found.shape) == len(wanted.shape) and all(
-        isinstance(size, str) or size == expected or (isinstance(expected, str) and kind == "output")
-        for size, expected in zip(found.shape, wanted.shape, strict=True)
-    )
-    if not fits:
-        raise _differs(spec, f"{kind} {found.name} has shape {_shape(found.shape)}; expected {_shape(wanted.shape)}")
-
-
-def _differs(spec: GraphSpec, message: str) -> BundleError:
-    message = f"the graph does not keep the contract {spec.name!r}: {message}; export it again"
-    return BundleError(message, code="graph_interface")

@@ -21,16 +21,55 @@ import torch
 from numpy.typing import NDArray
 from torch import nn
 
+from segship.backends.session import RunOptions, closed, refuse_options, thread_count
 from segship.backends.session import Session as BaseSession
-from segship.backends.session import SessionOptions, check_arrays, closed, refuse_options, thread_count
 from segship.bundle.artifacts import Precision
 from segship.bundle.manifest import Manifest
 from segship.errors import BackendUnavailable
 from segship.ship.loading import load_model
 from segship.ship.options import ExportOptions
-from segship.spec import GraphSpec
+from segship.spec import GraphSpec, check_arrays
 
 PRECISIONS: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+
+
+PROBE = nn.Identity()
+
+
+def version() -> str:
+    """Return the version of torch."""
+    return str(torch.__version__)
+
+
+def devices() -> dict[str, str]:
+    """Return the CPU and the CUDA devices; ``cuda`` where this build is for CUDA and sees none."""
+    cuda = {f"cuda:{index}": torch.cuda.get_device_name(index) for index in range(torch.cuda.device_count())}
+    return {"cpu": "", **(cuda or ({} if torch.version.cuda is None else {"cuda": ""}))}
+
+
+def precisions() -> tuple[str, ...]:
+    """Return the precisions that may be asked for."""
+    return tuple(PRECISIONS)
+
+
+def compile(graph: nn.Module, spec: GraphSpec, run: RunOptions) -> nn.Module:
+    """Put a module on its device and, if that was asked for, compile it there; all but the encoder as CUDA graphs.
+
+    A decoder is a hundred kernels of a few microseconds, and launching them takes longer than running them; recorded
+    as one graph they are launched once. The encoder's kernels are large, and its buffers better not held twice.
+
+    Raises
+    ------
+    BackendUnavailable
+        When the device or an option cannot be had.
+    """
+    device = _device(run.device)
+    _precision(run.precision, device)
+    refuse_options(run, "torch", compile=device.type == "cuda")
+    module = graph.eval().to(device=device)
+    if run.compile:
+        module.compile(mode="default" if spec.name == "image_encoder" else "reduce-overhead")
+    return module
 
 
 class Session(BaseSession):
@@ -39,34 +78,27 @@ class Session(BaseSession):
     Parameters
     ----------
     module
-        Takes the inputs of ``spec`` in order and returns its outputs in order.
+        Takes the inputs of ``spec`` in order and returns its outputs in order; on the device that is asked for.
     spec
         The contract.
-    options
-        ``threads`` (torch's are one setting for the whole process, so this changes it for all), ``device`` such as
-        ``cpu`` or ``cuda:0``, ``precision`` ``fp32`` or ``bf16``, ``compile`` on CUDA.
-
-    Raises
-    ------
-    BackendUnavailable
-        When the device, precision or option cannot be had.
+    run
+        ``threads`` are one setting for the whole process, so this changes them for all.
     """
 
-    def __init__(self, module: nn.Module, spec: GraphSpec, options: SessionOptions | None = None) -> None:
-        options = options or SessionOptions()
+    def __init__(self, module: nn.Module, spec: GraphSpec, run: RunOptions | None = None) -> None:
+        run = run or RunOptions()
         self.spec = spec
-        self._device = _device(options.device)
-        self._dtype = PRECISIONS[_precision(options.precision, self._device)]
-        refuse_options(options, "torch", compile=self._device.type == "cuda")
-        if options.threads is not None:
-            torch.set_num_threads(thread_count(options))
-        module = module.eval().to(device=self._device)
-        self._module: nn.Module | None = _compiled(module, spec) if options.compile else module
+        self._device = _device(run.device)
+        self._dtype = PRECISIONS[_precision(run.precision, self._device)]
+        self.on_gpu = self._device.type == "cuda"
+        if run.threads is not None:
+            torch.set_num_threads(thread_count(run))
+        self._module: nn.Module | None = module.eval()
         # A recorded CUDA graph has one set of buffers, which two calls at once would share.
-        self._one_at_a_time: AbstractContextManager[Any] = Lock() if options.compile else nullcontext()
-        compiled = ", compiled" if options.compile else ""
+        self._one_at_a_time: AbstractContextManager[Any] = Lock() if run.compile else nullcontext()
+        compiled = ", compiled" if run.compile else ""
         threads = f"{torch.get_num_threads()} threads"
-        self.description = f"torch {torch.__version__} {self._device}, {options.precision}, {threads}{compiled}"
+        self.description = f"torch {version()} {self._device}, {run.precision}, {threads}{compiled}"
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run the module once; numbers go in and out as float32 whatever the precision inside."""
@@ -111,7 +143,7 @@ class OpenedCheckpoint(NamedTuple):
     """The digest that ties embeddings to this encoder."""
 
 
-def open_checkpoint(path: Path, options: SessionOptions | None = None) -> OpenedCheckpoint:
+def open_checkpoint(path: Path, run: RunOptions) -> OpenedCheckpoint:
     """Open a checkpoint of any family as sessions that a predictor runs.
 
     A semantic one gives logits and takes pictures of any size, as many at once as wanted.
@@ -123,26 +155,16 @@ def open_checkpoint(path: Path, options: SessionOptions | None = None) -> Opened
     BackendUnavailable
         When the device or precision is not here.
     """
-    options = options or SessionOptions()
-    device = _device(options.device)
-    _precision(options.precision, device)
+    device = _device(run.device)
+    _precision(run.precision, device)
     model = load_model(path)
     on_gpu = device.type == "cuda"
     wanted = ExportOptions(target="torch-cuda" if on_gpu else "torch", output="logits")
     parts = model.verbs.graphs(model, wanted, known_sizes=on_gpu)
-    sessions: dict[str, BaseSession] = {name: Session(module, spec, options) for name, (module, spec) in parts.items()}
+    sessions: dict[str, BaseSession] = {
+        name: Session(compile(module, spec, run), spec, run) for name, (module, spec) in parts.items()
+    }
     return OpenedCheckpoint(model.verbs.manifest(model, wanted), sessions, model.checkpoint.sha256)
-
-
-def _compiled(module: nn.Module, spec: GraphSpec) -> nn.Module:
-    """Compile for CUDA; all but the encoder as CUDA graphs.
-
-    A decoder is a hundred kernels of a few microseconds, and launching them takes longer than running them; recorded
-    as one graph they are launched once. The encoder's kernels are large, and its buffers better not held twice.
-    """
-    mode = "default" if spec.name == "image_encoder" else "reduce-overhead"
-    module.compile(mode=mode)
-    return module
 
 
 def _readable(array: NDArray[Any]) -> NDArray[Any]:
@@ -159,9 +181,11 @@ def _device(name: str) -> torch.device:
             f"device {name!r} is unknown to torch; accepted are cpu, cuda, cuda:0", code="unknown_device"
         ) from error
     if device.type == "cuda" and not torch.cuda.is_available():
+        driver = "check the NVIDIA driver with nvidia-smi"
+        build = "install a CUDA build of torch on a machine with an NVIDIA driver"
         raise BackendUnavailable(
-            f"device {name!r} was asked for and torch {torch.__version__} sees no CUDA device; "
-            "use --device cpu, or install a CUDA build of torch on a machine with an NVIDIA driver",
+            f"device {name!r} was asked for and torch {version()} sees no CUDA device; use --device cpu, or "
+            f"{driver if torch.version.cuda else build}",
             code="device_unavailable",
         )
     if device.type not in ("cpu", "cuda"):

@@ -6,8 +6,8 @@ from __future__ import annotations
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import astuple, dataclass, replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, astuple, dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -15,17 +15,19 @@ from typing import Any
 import numpy as np
 
 import segship
-from segship.backends import load_backend, usable_cores
-from segship.backends.choice import DEFAULT_BACKEND
-from segship.backends.session import Session, SessionOptions
+from segship.backends import DEFAULT_BACKEND, installed_version
+from segship.backends.choice import AUTO
+from segship.backends.opening import open_graph, open_session
+from segship.backends.session import RunOptions, Session
 from segship.bench.fresh import run_fresh
 from segship.bench.graphs import Shapes, batches, find_samples, graph_spec, make_inputs, shape_sets, write_outputs
 from segship.bench.options import BenchmarkOptions
 from segship.bench.report import BenchmarkReport, BenchmarkRow, FreshRow, Timing, measure
 from segship.bench.stages import FRESH_SCENARIOS, photo_bytes, scenario_parameters, stages_of
 from segship.bundle import Bundle
-from segship.catalog import find_model, open_model
-from segship.machine import Machine, describe_machine
+from segship.catalog import find_model
+from segship.load import open_model
+from segship.machine import Machine, describe_machine, usable_cores
 from segship.semantic.manifest import SemanticManifest
 from segship.spec import GraphSpec
 
@@ -82,8 +84,10 @@ class _Work:
     tell: Progress
 
     @property
-    def threads(self) -> tuple[int, ...]:
-        return self.options.threads or (usable_cores(),)
+    def runs(self) -> tuple[tuple[int, RunOptions], ...]:
+        """Each number of threads, and what runs it."""
+        counts = self.options.threads or (usable_cores(),)
+        return tuple((threads, replace(self.options.run, threads=threads)) for threads in counts)
 
     def time(self, call: Callable[[], object], items: int = 1) -> Timing:
         options = self.options
@@ -95,14 +99,12 @@ class _Work:
 
 def _measure_model(work: _Work) -> BenchmarkReport:
     options, data = work.options, photo_bytes(work.options.image)
-    settings = {**options.session_settings, "backend": options.backend}
     rows: list[BenchmarkRow] = []
     fresh: list[FreshRow] = []
-    for threads in work.threads:
+    for threads, run in work.runs:
         work.tell(f"load {work.target}, {threads} threads")
-        with open_model(work.target, threads=threads, **settings) as predictor:
-            runs_on, backend, task = predictor.description, predictor.backend, predictor.manifest.task
-            precision = predictor.precision
+        with open_model(work.target, run) as predictor:
+            ran, task = _Ran(predictor.description, predictor.backend, predictor.precision), predictor.manifest.task
             stages = tuple(name for name in options.stages if name != GRAPH_STAGE)
             chosen = replace(options, stages=stages, threads=(threads,))
             if chosen.stages or not options.stages:
@@ -112,13 +114,14 @@ def _measure_model(work: _Work) -> BenchmarkReport:
                     rows.append(BenchmarkRow(stage.name, "stage", threads, timing, stage.detail))
         path = find_model(work.target)
         if path.is_dir() and work.wants(GRAPH_STAGE):
-            rows += _bundle_graphs(Bundle.open(path), backend, precision, threads, work)
+            taken = replace(run, backend=ran.backend, precision=ran.precision)
+            rows += _bundle_graphs(Bundle.open(path), taken, threads, work)
         if options.fresh:
-            fresh += _fresh_model(work, FRESH_SCENARIOS[task], settings, data, threads)
-    return _report(work, "model", tuple(rows), tuple(fresh), runs_on=runs_on, backend=backend, precision=precision)
+            fresh += _fresh_model(work, FRESH_SCENARIOS[task], run, threads, data)
+    return _report(work, "model", rows, fresh, ran)
 
 
-def _bundle_graphs(bundle: Bundle, backend: str, precision: str, threads: int, work: _Work) -> Iterator[BenchmarkRow]:
+def _bundle_graphs(bundle: Bundle, run: RunOptions, threads: int, work: _Work) -> Iterator[BenchmarkRow]:
     """Yield the pure loops of every graph of a bundle, at the sizes of its dynamic axes that were asked for."""
     options = work.options
     asked = {"batch": options.batch_sizes, "objects": options.objects, "points": (options.points + 1,)}
@@ -127,44 +130,37 @@ def _bundle_graphs(bundle: Bundle, backend: str, precision: str, threads: int, w
         asked |= {"height": (short_side,), "width": (long_side,)}
     asked |= options.sizes
     for spec in bundle.manifest.graphs:
-        axes = {size for tensor in spec.inputs for size in tensor.shape if isinstance(size, str)}
-        sizes = {axis: values for axis, values in asked.items() if axis in axes}
-        opened = SessionOptions(threads=threads, **{**options.session_settings, "precision": precision})
-        with load_backend(backend).Session(bundle.verified_graph(spec.name), spec, opened) as session:
-            yield from _loops(session, spec, replace(options, sizes=sizes, shapes=()), threads, work)
+        with open_graph(bundle, spec, run) as session:
+            axes = {size for tensor in spec.inputs for size in tensor.shape if isinstance(size, str)}
+            sizes = {axis: values for axis, values in asked.items() if axis in axes}
+            yield from _loops(session, replace(options, sizes=sizes, shapes=()), threads, work)
 
 
 def _measure_graph(path: Path, work: _Work) -> BenchmarkReport:
     options, spec = work.options, graph_spec(path)
-    backend = DEFAULT_BACKEND if options.backend == "auto" else options.backend
-    module = load_backend(backend)
     rows: list[BenchmarkRow] = []
     fresh: list[FreshRow] = []
     notes: tuple[str, ...] = ()
-    for threads in work.threads:
+    backend = DEFAULT_BACKEND if options.run.backend == AUTO else options.run.backend
+    for threads, asked in work.runs:
+        run = replace(asked, backend=backend)
         work.tell(f"load {path.name}, {threads} threads")
-        opened = SessionOptions(threads=threads, **options.session_settings)
-        with module.Session(path, spec, opened) as session:
-            runs_on = session.description
-            rows += _loops(session, spec, options, threads, work)
+        with open_session(path, spec, run) as session:
+            ran = _Ran(session.description, run.backend, run.precision)
+            rows += _loops(session, options, threads, work)
             if options.inputs is not None:
-                row, notes = _run_files(session, spec, options, threads)
+                row, notes = _run_files(session, options, threads)
                 rows.append(row)
         if options.fresh:
             first = {name: list(shape) for name, shape in next(shape_sets(spec, options)).items()}
-            settings = options.session_settings
-            parameters = {"graph": str(path.resolve()), "backend": backend, "session": settings, "shapes": first}
             work.tell(f"fresh processes, {threads} threads")
-            fresh += run_fresh("graph", parameters, threads=threads, processes=options.fresh_repeats)
-    shown = _report(
-        work, "graph", tuple(rows), tuple(fresh), runs_on=runs_on, backend=backend, precision=options.precision
-    )
-    return replace(shown, notes=notes)
+            parameters = {"graph": str(path.resolve()), "shapes": first}
+            fresh += run_fresh("graph", parameters, run, processes=options.fresh_repeats)
+    return _report(work, "graph", rows, fresh, ran, notes)
 
 
-def _loops(
-    session: Session, spec: GraphSpec, options: BenchmarkOptions, threads: int, work: _Work
-) -> Iterator[BenchmarkRow]:
+def _loops(session: Session, options: BenchmarkOptions, threads: int, work: _Work) -> Iterator[BenchmarkRow]:
+    spec = session.spec
     for shapes in shape_sets(spec, options):
         inputs = make_inputs(spec, shapes)
         name = f"graph {spec.name}{_sizes_text(spec, shapes)}"
@@ -174,11 +170,10 @@ def _loops(
         yield BenchmarkRow(name, "graph", threads, timing, detail)
 
 
-def _run_files(
-    session: Session, spec: GraphSpec, options: BenchmarkOptions, threads: int
-) -> tuple[BenchmarkRow, tuple[str, ...]]:
+def _run_files(session: Session, options: BenchmarkOptions, threads: int) -> tuple[BenchmarkRow, tuple[str, ...]]:
     """Run files through a graph, once each; only the graph is timed."""
     assert options.inputs is not None
+    spec = session.spec
     samples = find_samples(options.inputs, spec)
     shapes = next(shape_sets(spec, options))
     times: list[float] = []
@@ -219,13 +214,13 @@ def _sizes_text(spec: GraphSpec, shapes: Shapes) -> str:
 
 
 def _fresh_model(
-    work: _Work, scenarios: tuple[str, ...], settings: Mapping[str, Any], data: bytes, threads: int
+    work: _Work, scenarios: tuple[str, ...], run: RunOptions, threads: int, data: bytes
 ) -> Iterator[FreshRow]:
     options = work.options
     with tempfile.TemporaryDirectory(prefix="segship-bench-") as folder:
         photo = Path(folder) / "picture"
         photo.write_bytes(data)
-        shared = {"model": str(find_model(work.target)), "photo": str(photo), "load": dict(settings)}
+        shared = {"model": str(find_model(work.target)), "photo": str(photo)}
         for scenario in scenarios:
             if scenario == "everything" and not work.wants("everything"):
                 continue
@@ -233,29 +228,30 @@ def _fresh_model(
             processes = 1 if scenario == "everything" else options.fresh_repeats
             for extra in scenario_parameters(scenario, options):
                 work.tell(f"fresh processes: {scenario} {extra or ''}, {threads} threads")
-                yield from run_fresh(scenario, {**shared, **extra}, threads=threads, processes=processes)
+                yield from run_fresh(scenario, {**shared, **extra}, run, processes=processes)
+
+
+@dataclass(frozen=True, slots=True)
+class _Ran:
+    """What ran: a session's description, and the names that were chosen."""
+
+    runs_on: str
+    backend: str
+    precision: str
 
 
 def _report(
-    work: _Work,
-    kind: str,
-    rows: tuple[BenchmarkRow, ...],
-    fresh: tuple[FreshRow, ...],
-    *,
-    runs_on: str,
-    backend: str,
-    precision: str,
+    work: _Work, kind: str, rows: list[BenchmarkRow], fresh: list[FreshRow], ran: _Ran, notes: tuple[str, ...] = ()
 ) -> BenchmarkReport:
     return BenchmarkReport(
         target=work.target,
         kind=kind,
         machine=_machine(work.options),
-        versions=_versions(backend),
-        runs_on=runs_on,
-        backend=backend,
-        precision=precision,
-        rows=rows,
-        fresh=fresh,
+        versions=_versions(ran.backend),
+        **asdict(ran),
+        rows=tuple(rows),
+        fresh=tuple(fresh),
+        notes=notes,
     )
 
 
@@ -267,10 +263,10 @@ def _machine(options: BenchmarkOptions) -> Machine:
 def _versions(backend: str) -> dict[str, str]:
     """Return the versions of all that has a part in the numbers."""
     versions = {"segship": segship.__version__, "python": platform.python_version()}
-    for name in (*_PACKAGES, backend):
+    for name in _PACKAGES:
         try:
             versions[name] = version(name)
         except PackageNotFoundError:
             # Another build may stand in for a package, such as opencv-python for its headless sister.
             continue
-    return versions
+    return {**versions, backend: installed_version(backend) or "unknown"}

@@ -10,11 +10,15 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from segship.bench.report import FreshRow
 from segship.errors import BackendUnavailable, SegshipError
+
+if TYPE_CHECKING:
+    from segship.backends.session import RunOptions, RunSettings
 
 _STATUS = Path("/proc/self/status")
 
@@ -55,7 +59,7 @@ def peak_resident_bytes() -> int:
 Tell = Callable[[str], None]
 
 
-def run_fresh(scenario: str, parameters: Mapping[str, Any], *, threads: int, processes: int) -> list[FreshRow]:
+def run_fresh(scenario: str, parameters: Mapping[str, Any], run: RunOptions, *, processes: int) -> list[FreshRow]:
     """Start processes one after the other and return the median of each event.
 
     Parameters
@@ -64,8 +68,8 @@ def run_fresh(scenario: str, parameters: Mapping[str, Any], *, threads: int, pro
         A key of `SCENARIOS`.
     parameters
         What the scenario takes, fit for JSON.
-    threads
-        Threads of the runtime.
+    run
+        What runs it, with a number of threads.
     processes
         How many to start.
 
@@ -74,12 +78,13 @@ def run_fresh(scenario: str, parameters: Mapping[str, Any], *, threads: int, pro
     BackendUnavailable
         ``fresh_failed`` when a process does not finish; with its last words.
     """
-    runs = [_run_once(scenario, {**parameters, "threads": threads}) for _ in range(processes)]
+    assert run.threads is not None
+    runs = [_run_once(scenario, {**parameters, "run": asdict(run)}) for _ in range(processes)]
     rows = []
     for index, (event, _, _) in enumerate(runs[0]):
         milliseconds = statistics.median(run[index][1] for run in runs)
         peak = int(statistics.median(run[index][2] for run in runs))
-        rows.append(FreshRow(scenario, event, threads, milliseconds, peak, processes))
+        rows.append(FreshRow(scenario, event, run.threads, milliseconds, peak, processes))
     return rows
 
 
@@ -95,11 +100,11 @@ def _run_once(scenario: str, parameters: Mapping[str, Any]) -> list[tuple[str, f
     return [(event["event"], 1e3 * (event["at"] - started), event["peak_bytes"]) for event in events]
 
 
-def _click(tell: Tell, model: str, photo: str, load: Mapping[str, Any], threads: int) -> None:
+def _click(tell: Tell, model: str, photo: str, run: RunSettings) -> None:
     import segship
 
     tell("segship imported")
-    predictor = segship.load(model, threads=threads, **load)
+    predictor = segship.load(model, **run)
     tell("model loaded")
     embedding = predictor.encode(photo)
     tell("first image encoded")
@@ -112,21 +117,19 @@ def _click(tell: Tell, model: str, photo: str, load: Mapping[str, Any], threads:
     tell("second image encoded")
 
 
-def _everything(
-    tell: Tell, model: str, photo: str, load: Mapping[str, Any], threads: int, points_per_side: int
-) -> None:
+def _everything(tell: Tell, model: str, photo: str, run: RunSettings, points_per_side: int) -> None:
     import segship
 
-    predictor = segship.load(model, threads=threads, **load)
+    predictor = segship.load(model, **run)
     tell("model loaded")
     segship.generate_masks(predictor, photo, segship.AmgOptions(points_per_side=points_per_side))
     tell("everything found")
 
 
-def _segment(tell: Tell, model: str, photo: str, load: Mapping[str, Any], threads: int, batch: int) -> None:
+def _segment(tell: Tell, model: str, photo: str, run: RunSettings, batch: int) -> None:
     import segship
 
-    predictor = segship.load_semantic(model, threads=threads, **load)
+    predictor = segship.load_semantic(model, **run)
     tell(f"model loaded, batch {batch}")
     predictor.segment_batch([photo] * batch)
     tell(f"first call of {batch}")
@@ -134,18 +137,16 @@ def _segment(tell: Tell, model: str, photo: str, load: Mapping[str, Any], thread
     tell(f"second call of {batch}")
 
 
-def _graph(
-    tell: Tell, graph: str, backend: str, session: Mapping[str, Any], shapes: Mapping[str, list[int]], threads: int
-) -> None:
-    from segship.backends import load_backend
-    from segship.backends.session import SessionOptions
+def _graph(tell: Tell, graph: str, run: RunSettings, shapes: Mapping[str, list[int]]) -> None:
+    from segship.backends.opening import open_session
+    from segship.backends.session import RunOptions
     from segship.bench.graphs import graph_spec, make_inputs
 
-    path = Path(graph)
+    path, options = Path(graph), RunOptions(**run)
     spec = graph_spec(path)
     inputs = make_inputs(spec, {name: tuple(shape) for name, shape in shapes.items()})
     tell("inputs made")
-    opened = load_backend(backend).Session(path, spec, SessionOptions(threads=threads, **session))
+    opened = open_session(path, spec, options)
     tell("graph loaded")
     opened.run(inputs)
     tell("first run")

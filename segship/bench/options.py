@@ -6,8 +6,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
+from segship.backends.session import RunOptions
 from segship.errors import InputError
 
 ArrayFormat = Literal["npy", "bin", "txt"]
@@ -19,16 +20,8 @@ class BenchmarkOptions:
 
     Attributes
     ----------
-    backend
-        ``onnxruntime``, ``openvino`` or ``torch``; ``auto`` takes what `segship.load` would take.
-    device
-        ``cpu`` or ``cuda``.
-    precision
-        ``fp32``, or what the backend has besides.
-    streams
-        Calls that the backend works on side by side; each has its part of the threads.
-    compile
-        Let torch compile the modules on CUDA.
+    run
+        What runs it; its threads are left alone.
     threads
         Threads of the runtime, several to compare them; all usable cores when left out.
     stages
@@ -70,11 +63,7 @@ class BenchmarkOptions:
         Name of the processor where the system does not say it.
     """
 
-    backend: str = "auto"
-    device: str = "cpu"
-    precision: str = "fp32"
-    streams: int = 1
-    compile: bool = False
+    run: RunOptions = RunOptions()
     threads: tuple[int, ...] = ()
     stages: tuple[str, ...] = ()
     image: Path | None = None
@@ -93,16 +82,6 @@ class BenchmarkOptions:
     outputs: Path | None = None
     output_format: ArrayFormat = "npy"
     machine_name: str | None = None
-
-    @property
-    def session_settings(self) -> dict[str, Any]:
-        """How a session is opened, but for its threads, fit for JSON."""
-        return {
-            "device": self.device,
-            "precision": self.precision,
-            "streams": self.streams,
-            "compile": self.compile,
-        }
 
     def __post_init__(self) -> None:
         numbers = {

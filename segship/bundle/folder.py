@@ -12,14 +12,13 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn, Self, get_args
 
-from segship.backends.session import check_interface
 from segship.bundle.artifacts import Artifact, GraphName, Option, Weights, artifact_file, weights_file
 from segship.bundle.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest, parse_manifest
 from segship.bundle.onnx_file import OnnxGraph, read_graph
 from segship.bundle.onnx_rules import check_graph
 from segship.errors import BundleError, InputError, OutputError
 from segship.files import CHUNK_BYTES, open_regular, read_bytes, sha256_of, write_directory, write_file
-from segship.spec import GraphSpec, TensorSpec
+from segship.spec import GraphSpec, TensorSpec, check_interface
 
 OPTIONAL_FILES = frozenset({"certificate.json", "LICENSE", "NOTICE", "README.md"})
 # The second is one that segship wrote up to version 0.3; such a bundle may be replaced.

@@ -71,11 +71,7 @@ def _numbers(option: str, **more: Any) -> Option:
 
 
 FIELDS = Fields(
-    backend=Option(group=MODEL_GROUP),
-    device=Option(group=MODEL_GROUP),
-    precision=Option(group=MODEL_GROUP),
-    streams=Option(group=MODEL_GROUP),
-    compile=Option(group=MODEL_GROUP),
+    run=Fields(None, MODEL_GROUP, threads=None),
     threads=_numbers("--threads", group=MODEL_GROUP),
     stages=Option(name="--stage"),
     objects=_numbers("--objects"),

@@ -6,13 +6,13 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from segship.catalog import load_promptable
 from segship.cli.options import Json, command
 from segship.cli.output import plain, results_console
 from segship.cli.pictures import each_picture, report_outcomes
 from segship.cli.segment import print_image
 from segship.images.reading import DEMO_POINT_XY, demo_photograph
 from segship.jobs import SegmentOptions, answer_prompts, run_job
+from segship.load import load_promptable
 from segship.promptable.prompts import Prompts
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from segship.cli.options import MODEL_GROUP, OUTPUT_GROUP, Fields, Json, Option, Run, command
+from segship.cli.options import MODEL_GROUP, OUTPUT_GROUP, Fields, Json, Option, command
 from segship.cli.output import errors_console, make_table, plain, print_error, print_json, progress_bar, results_console
 from segship.cli.semantic import SEMANTIC
 from segship.datasets.folders import FailedSample
@@ -15,11 +15,6 @@ from segship.evaluation import EvaluateOptions, Evaluation
 from segship.evaluation import evaluate as evaluate_data_set
 
 _FAILURES_SHOWN = 20
-
-
-def make_options(*, runtime: Run, **given: Any) -> EvaluateOptions:
-    """Return what is scored, and how."""
-    return EvaluateOptions(runtime=runtime.settings(), **given)
 
 
 @command
@@ -31,10 +26,9 @@ def evaluate(
     options: Annotated[
         EvaluateOptions,
         Fields(
-            make_options,
             bundle=Option(kind=str | None, group=MODEL_GROUP),
             semantic=SEMANTIC,
-            runtime=None,
+            runtime=Fields(None, MODEL_GROUP),
             out=Option(name=("--out", "-o"), kind=Path, default=Path("segship-output"), group=OUTPUT_GROUP),
             overwrite=Option(group=OUTPUT_GROUP),
         ),

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import json as json_module
 import re
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
-from segship.catalog import load_promptable
+from segship.backends.session import RunOptions
 from segship.cli.options import (
     INPUT_GROUP,
     Fields,
@@ -20,7 +20,6 @@ from segship.cli.options import (
     Option,
     Out,
     Run,
-    Runtime,
     command,
     job_fields,
     parse_words,
@@ -38,9 +37,10 @@ from segship.datasets.known import thing_classes
 from segship.errors import InputError
 from segship.files import read_bytes
 from segship.jobs import Everything, EverythingOptions, FinishedImage, answer_everything, read, run_job
+from segship.load import load_promptable, load_semantic
 from segship.promptable.everything.cost import AmgCost, estimate_cost
 from segship.promptable.everything.options import AmgOptions
-from segship.semantic.predictor import SemanticPredictor, open_semantic
+from segship.semantic.predictor import SemanticPredictor
 from segship.writers import Instances
 from segship.writers.instances import count_labels
 
@@ -139,7 +139,7 @@ def everything(
         if labels is None and given is not None:
             message = f"{option} was given without --labels, to which it belongs; give both"
             raise InputError(message, code="bad_option")
-    predictor = load_promptable(model, **runtime.settings())
+    predictor = load_promptable(model, **asdict(runtime))
     if dry_run:
 
         def estimate(source: str | bytes, name: str, stem: str) -> _ImageCost:
@@ -162,8 +162,8 @@ def everything(
     return report_outcomes(predictor, model, outcomes, _print_image, as_json=json, more=more)
 
 
-def _open_labels(labels: str, runtime: Runtime, options: EverythingOptions) -> SemanticPredictor:
-    predictor = open_semantic(labels, **runtime.settings())
+def _open_labels(labels: str, runtime: RunOptions, options: EverythingOptions) -> SemanticPredictor:
+    predictor = load_semantic(labels, **asdict(runtime))
     thing_classes(predictor.table, options.things)
     return predictor
 

@@ -14,7 +14,7 @@ from cyclopts import Parameter
 from rich.table import Table
 
 from segship.bundle.evidence import Row, describe_figures
-from segship.catalog import KNOWN_CHECKPOINTS, SEMANTIC_CHECKPOINTS, SEMASK_LICENCE, bundle_folder
+from segship.catalog import KNOWN_CHECKPOINTS, bundle_folder
 from segship.cli.options import Fields, Json, Option, command
 from segship.cli.output import errors_console, make_table, plain, print_json, results_console
 from segship.errors import BackendUnavailable, ExportError
@@ -101,8 +101,10 @@ def export(
     from segship.ship.contracts import export_contract
     from segship.ship.export import export_bundle
 
-    if options.licence is None and checkpoint in SEMANTIC_CHECKPOINTS and source != Path(checkpoint):
-        options = replace(options, licence=SEMASK_LICENCE)
+    # A file that no digest tells has the licence of its name.
+    known = KNOWN_CHECKPOINTS.get(checkpoint)
+    if options.licence is None and known is not None and known.by_hand and source != Path(checkpoint):
+        options = replace(options, licence=known.licence)
     started = time.perf_counter()
     rows: list[Row] = []
 
@@ -133,7 +135,7 @@ def _checkpoint_file(checkpoint: str) -> Path:
 
 
 def _default_bundle(checkpoint: str) -> Path:
-    if checkpoint not in (*KNOWN_CHECKPOINTS, *SEMANTIC_CHECKPOINTS):
+    if checkpoint not in KNOWN_CHECKPOINTS:
         raise ExportError("say where the bundle goes: -o BUNDLE", code="no_output")
     folder = bundle_folder(checkpoint)
     folder.parent.mkdir(parents=True, exist_ok=True)
@@ -141,7 +143,7 @@ def _default_bundle(checkpoint: str) -> Path:
 
 
 def _is_known(checkpoint: str) -> bool:
-    return checkpoint in (*KNOWN_CHECKPOINTS, *SEMANTIC_CHECKPOINTS) and not Path(checkpoint).exists()
+    return checkpoint in KNOWN_CHECKPOINTS and not Path(checkpoint).exists()
 
 
 def _require_exporter() -> None:

@@ -8,10 +8,11 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
-from segship.catalog import KNOWN_CHECKPOINTS, SEMANTIC_CHECKPOINTS
 from segship.cli.options import Json, command
 from segship.cli.output import megabytes, plain, print_json, progress_bar, results_console
 from segship.errors import FetchError
+from segship.fetch import fetch_checkpoint
+from segship.fetch.fetching import known_checkpoint
 
 
 @command
@@ -44,7 +45,7 @@ def fetch(
     --------
     segship fetch vit_b
     """
-    document = (_take_by_hand if name in SEMANTIC_CHECKPOINTS else _fetch)(name, from_file, mirror, out)
+    document = (_take_by_hand if known_checkpoint(name).by_hand else _fetch)(name, from_file, mirror, out)
     checked = document.get("checked") or f"sha256 {document['sha256'][:12]} checked"
     if json:
         print_json(document)
@@ -53,11 +54,9 @@ def fetch(
 
 
 def _fetch(name: str, from_file: Path | None, mirror: str | None, out: Path | None) -> dict[str, Any]:
-    from segship.fetch import fetch_checkpoint
-
     with progress_bar(name, of_bytes=True) as tick:
         path = fetch_checkpoint(name, destination=out, mirror=mirror, from_file=from_file, progress=tick)
-    known = KNOWN_CHECKPOINTS[name]
+    known = known_checkpoint(name)
     return {"name": name, "path": str(path), "bytes": known.bytes, "sha256": known.sha256}
 
 

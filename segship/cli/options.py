@@ -11,12 +11,13 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, is_dataclass
+from dataclasses import dataclass, is_dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
 from cyclopts import Group, Parameter
 
+from segship.backends.session import RunOptions
 from segship.writers import WRITERS, check_formats
 from segship.writers.instances import Kind
 
@@ -221,36 +222,4 @@ def job_fields(kind: Kind, **fields: Option | Fields | None) -> Fields:
     return Fields(formats=names, overwrite=Option(group=OUTPUT_GROUP), limits=limits, **fields)
 
 
-@dataclass(frozen=True, slots=True)
-class Runtime:
-    """What runs the model.
-
-    Attributes
-    ----------
-    backend
-        onnxruntime, openvino or torch; auto takes the fastest that the bundle has found right.
-    device
-        cpu or cuda.
-    precision
-        fp32; bf16 and fp16 where the backend and the chip have them; auto may take them where they were measured here.
-    threads
-        Threads of the runtime; all usable cores when left out.
-    streams
-        Calls that are worked on side by side (openvino).
-    compile
-        Compile the model with torch on CUDA.
-    """
-
-    backend: str = "auto"
-    device: str = "cpu"
-    precision: str = "fp32"
-    threads: int | None = None
-    streams: int = 1
-    compile: bool = False
-
-    def settings(self) -> dict[str, Any]:
-        """Return them as `segship.load` takes them."""
-        return asdict(self)
-
-
-Run = Annotated[Runtime, Fields(None, MODEL_GROUP)]
+Run = Annotated[RunOptions, Fields(None, MODEL_GROUP)]

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -11,13 +12,13 @@ from typing import Annotated
 import numpy as np
 from cyclopts import Parameter
 
-from segship.catalog import load_promptable
 from segship.cli.options import Images, Json, Model, Option, Out, Run, command, job_fields
 from segship.cli.output import make_table, results_console
 from segship.cli.pictures import each_picture, expand_pictures, print_head, print_tail, report_outcomes
 from segship.errors import PromptError
 from segship.files import read_bytes
 from segship.jobs import FinishedImage, SegmentOptions, answer_prompts, run_job
+from segship.load import load_promptable
 from segship.promptable.prediction import MaskPrediction
 from segship.promptable.prompt_text import parse_box, parse_point, parse_prompts_json
 from segship.promptable.prompts import PromptLimits, Prompts
@@ -69,7 +70,7 @@ def segment(
     """
     pictures = expand_pictures(images)
     given = gather_prompts(point or [], box or [], prompts, mask_input)
-    predictor = load_promptable(model, **runtime.settings())
+    predictor = load_promptable(model, **asdict(runtime))
     out.mkdir(parents=True, exist_ok=True)
     job = partial(run_job, partial(answer_prompts, predictor, given), options=options, directory=out)
     outcomes = each_picture(pictures, options.limits, job, description="segmenting")

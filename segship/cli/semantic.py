@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 from typing import Annotated, Any, TypeVar
@@ -16,7 +17,7 @@ from segship.cli.pictures import each_picture, expand_pictures, print_head, prin
 from segship.draw import percent
 from segship.errors import InputError
 from segship.jobs import FinishedImage, MapOptions, answer_classes, run_job
-from segship.semantic.predictor import open_semantic
+from segship.load import load_semantic
 from segship.semantic.views import MULTI_SCALE_RATIOS, SemanticOptions
 from segship.writers import ClassMapResult
 
@@ -85,7 +86,7 @@ def semantic(
     segship semantic street.png --model semask_s_cityscapes
     """
     pictures = expand_pictures(images)
-    predictor = open_semantic(model, **runtime.settings())
+    predictor = load_semantic(model, **asdict(runtime))
     predictor.check_options(options.semantic)
     out.mkdir(parents=True, exist_ok=True)
     job = partial(run_job, partial(answer_classes, predictor), options=options, directory=out)

@@ -12,6 +12,7 @@ from cyclopts import Parameter
 from rich.table import Table
 
 from segship.backends.choice import choose_backend
+from segship.backends.session import RunOptions
 from segship.cli.options import Fields, Json, command
 from segship.cli.output import errors_console, make_table, plain, print_json, results_console
 from segship.tune import TuneOptions, tune_bundle
@@ -51,7 +52,7 @@ def tune(
     with errors_console().status(f"measuring {plain(model)}"):
         bundle = tune_bundle(model, options, _report, out=out)
     checks = bundle.manifest.checks
-    choices = {precision: choose_backend(checks, precision=precision) for precision in ("fp32", "auto")}
+    choices = {precision: choose_backend(checks, RunOptions(precision=precision)) for precision in ("fp32", "auto")}
     if json:
         document: dict[str, Any] = {
             "path": str(bundle.path),

@@ -3,12 +3,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import segship
+from segship.backends.session import RunOptions
 from segship.bundle.manifest import MANIFEST_FILE
 from segship.catalog import find_model
 from segship.datasets.folders import DATA_SETS, Sample, Truth, find_samples
@@ -17,7 +17,8 @@ from segship.evaluation.report import Evaluation
 from segship.evaluation.scoring import Progress, StateFile, digest_of_samples, score_samples
 from segship.evaluation.sources import Ids, ModelSource, RawType, Source, WrittenMaps, WrittenSource, find_written_maps
 from segship.files import sha256_of, write_file
-from segship.semantic.predictor import SemanticPredictor, open_semantic
+from segship.load import load_semantic
+from segship.semantic.predictor import SemanticPredictor
 from segship.semantic.views import SemanticOptions
 from segship.writers.names import safe_file_name
 
@@ -41,7 +42,7 @@ class EvaluateOptions:
     semantic
         Windows, ratios and mirrors, see `segship.semantic.views.SemanticOptions`.
     runtime
-        Keywords of `segship.load`: backend, device, precision, ...
+        What runs the model.
     ids
         What class maps hold: ``train``, classes as models give them; ``label``, the data set's own numbers.
     raw_type
@@ -66,7 +67,7 @@ class EvaluateOptions:
     truth: Truth = "auto"
     batch: int = 1
     semantic: SemanticOptions = field(default_factory=SemanticOptions)
-    runtime: Mapping[str, Any] = field(default_factory=dict)
+    runtime: RunOptions = RunOptions()
     ids: Ids = "train"
     raw_type: RawType = "auto"
     workers: int | None = None
@@ -164,7 +165,7 @@ def _open_source(data_set: str, samples: Sequence[Sample], options: EvaluateOpti
         return WrittenSource(written, found), identity
     assert options.bundle is not None
     path = find_model(options.bundle)
-    predictor = open_semantic(path, **options.runtime)
+    predictor = load_semantic(path, **asdict(options.runtime))
     if predictor.table.classes != DATA_SETS[data_set].table.classes:
         message = (
             f"{path} has the {len(predictor.table.classes)} classes of {predictor.table.name}, and {data_set} has "
@@ -177,7 +178,7 @@ def _open_source(data_set: str, samples: Sequence[Sample], options: EvaluateOpti
         "model_digest": sha256_of(path / MANIFEST_FILE if path.is_dir() else path),
         # Neither the batch nor threads: they do not change class maps, and a run that stopped for lack of memory is
         # best finished with a smaller batch.
-        "runs_on": f"{predictor.backend} {predictor.precision} {options.runtime.get('device', 'cpu')}",
+        "runs_on": f"{predictor.backend} {predictor.precision} {options.runtime.device}",
         "look": repr(options.semantic),
     }
     return _model_source(predictor, options), identity

@@ -11,7 +11,7 @@ from pathlib import Path
 from urllib.parse import quote, urlsplit
 from urllib.request import url2pathname
 
-from segship.catalog import KNOWN_CHECKPOINTS, SEMANTIC_CHECKPOINTS, KnownCheckpoint
+from segship.catalog import KNOWN_CHECKPOINTS, KnownCheckpoint
 from segship.errors import FetchError, SegshipError
 from segship.fetch.download import Download, Progress, download, exclusive_lock
 from segship.files import CHUNK_BYTES, atomic_file, checkpoint_folder, open_regular, sha256_of
@@ -29,9 +29,7 @@ def checkpoint_path(name: str, destination: Path | None = None) -> Path:
     FetchError
         When the name is unknown; the message lists the known ones.
     """
-    semantic = SEMANTIC_CHECKPOINTS.get(name)
-    file = _known(name).file if semantic is None else semantic.file
-    return (destination if destination is not None else checkpoint_folder()) / file
+    return (destination if destination is not None else checkpoint_folder()) / known_checkpoint(name).file
 
 
 def fetch_checkpoint(
@@ -51,7 +49,7 @@ def fetch_checkpoint(
     Parameters
     ----------
     name
-        ``vit_b``, ``vit_l``, ``vit_h`` or ``vit_t``.
+        A key of `segship.catalog.KNOWN_CHECKPOINTS`.
     destination
         Folder to put the file into under its published name; the cache folder's ``checkpoints`` when left out.
     mirror
@@ -70,7 +68,9 @@ def fetch_checkpoint(
         When the file cannot be had or is not the published one; ``code`` tells the reasons apart. ``fetch_by_hand`` for
         the semantic models, whose message says how; `segship.ship.by_hand` takes the file then.
     """
-    known = _known(name)
+    known = known_checkpoint(name)
+    if known.by_hand:
+        raise by_hand_error(known)
     target = checkpoint_path(name, destination)
     with _writable(target):
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -79,30 +79,27 @@ def fetch_checkpoint(
         with exclusive_lock(target.with_name(f".{known.file}.lock")):
             # Another process may have fetched it while this one waited.
             if not _is_there(known, target):
-                _obtain(name, target, mirror, from_file, progress or _ignore, timeout)
+                _obtain(known, target, mirror, from_file, progress or _ignore, timeout)
     return target
 
 
-def _known(name: str) -> KnownCheckpoint:
-    known = KNOWN_CHECKPOINTS.get(name)
-    if name in SEMANTIC_CHECKPOINTS:
-        raise FetchError(how_to_fetch(name), code="fetch_by_hand")
-    if known is None:
-        names = ", ".join((*KNOWN_CHECKPOINTS, *SEMANTIC_CHECKPOINTS))
-        message = f"no published checkpoint is named {name!r}; known are {names}"
+def known_checkpoint(name: str) -> KnownCheckpoint:
+    """Return what is known of a published checkpoint; errors are those of `checkpoint_path`."""
+    if name not in KNOWN_CHECKPOINTS:
+        message = f"no published checkpoint is named {name!r}; known are {', '.join(KNOWN_CHECKPOINTS)}"
         raise FetchError(message, code="unknown_checkpoint")
-    return known
+    return KNOWN_CHECKPOINTS[name]
 
 
-def how_to_fetch(name: str) -> str:
-    """Return how to get the checkpoint of a semantic model, which cannot be downloaded by a program."""
-    known = SEMANTIC_CHECKPOINTS[name]
-    return (
-        f"{name} lies on Google Drive, which gives it to browsers alone, and its publisher gives no digest: download "
-        f"{known.url} (about {known.bytes / 1e6:.0f} MB or more), then run `segship fetch {name} --from FILE`, which "
-        f"checks what can be checked and puts it at {checkpoint_path(name)}; or put it there yourself and run "
-        f"`segship fetch {name}` again"
+def by_hand_error(known: KnownCheckpoint) -> FetchError:
+    """Return the error that says how to get a checkpoint which cannot be downloaded by a program."""
+    message = (
+        f"{known.name} lies on Google Drive, which gives it to browsers alone, and its publisher gives no digest: "
+        f"download {known.url} (about {known.bytes / 1e6:.0f} MB or more), then run `segship fetch {known.name} --from "
+        f"FILE`, which checks what can be checked and puts it at {checkpoint_path(known.name)}; or put it there "
+        f"yourself and run `segship fetch {known.name}` again"
     )
+    return FetchError(message, code="fetch_by_hand")
 
 
 def _ignore(done: int, total: int) -> None:
@@ -137,9 +134,14 @@ def _is_there(known: KnownCheckpoint, target: Path) -> bool:
 
 
 def _obtain(
-    name: str, target: Path, mirror: str | None, from_file: Path | None, progress: Progress, timeout: float
+    known: KnownCheckpoint,
+    target: Path,
+    mirror: str | None,
+    from_file: Path | None,
+    progress: Progress,
+    timeout: float,
 ) -> None:
-    known = KNOWN_CHECKPOINTS[name]
+    assert known.sha256 is not None
     base = mirror or os.environ.get(MIRROR_VARIABLE)
     url = f"{base.rstrip('/')}/{quote(known.file)}" if base else known.url
     address = urlsplit(url)
@@ -149,8 +151,11 @@ def _obtain(
         _adopt(known, Path(url2pathname(address.path)), target, progress)
     elif address.scheme in ("http", "https") and address.hostname:
         part = target.with_name(f"{known.file}.part")
-        by_hand = f"get {url} by other means and run `segship fetch {name} --from FILE`, which checks it and puts it at"
-        download(Download(url, part, target, known.bytes, known.sha256, timeout, f"{by_hand} {target}"), progress)
+        by_hand = (
+            f"get {url} by other means and run `segship fetch {known.name} --from FILE`, which checks it and puts it "
+            f"at {target}"
+        )
+        download(Download(url, part, target, known.bytes, known.sha256, timeout, by_hand), progress)
     else:
         message = (
             f"{url} cannot be fetched from; a mirror ({MIRROR_VARIABLE} or --mirror) is a base address that begins "

@@ -31,7 +31,7 @@ import PIL
 from PIL import Image
 
 from segship.arrays import Pixels, Size
-from segship.backends import usable_cores
+from segship.machine import usable_cores
 
 MOST_THREADS = 8
 """More than this gain nothing: their work takes less time than waking them."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Self
 
 import numpy as np
@@ -396,49 +395,3 @@ class SemanticPredictor:
         if not self.gives_logits and sizes[0] != size_hw:
             notes.append("resized_class_map")
         return tuple(notes)
-
-
-def open_semantic(
-    path: str | Path,
-    *,
-    backend: str = "auto",
-    threads: int | None = None,
-    device: str = "cpu",
-    precision: str = "fp32",
-    streams: int = 1,
-    compile: bool = False,
-) -> SemanticPredictor:
-    """Make a predictor of class maps; `segship.load` does the same for every family, and says what the keywords mean.
-
-    Parameters
-    ----------
-    path
-        The path of a semantic bundle or of a SeMask checkpoint (backend ``torch``), or a known name such as
-        ``semask_s_cityscapes``, whose bundle lies in the cache folder.
-
-    Raises
-    ------
-    InputError
-        ``other_family``: it is a promptable model.
-    BundleError, BackendUnavailable
-        As `segship.load` does.
-    """
-    from segship.catalog import open_model
-
-    predictor = open_model(
-        path,
-        backend=backend,
-        threads=threads,
-        device=device,
-        precision=precision,
-        streams=streams,
-        compile=compile,
-    )
-    if isinstance(predictor, SemanticPredictor):
-        return predictor
-    predictor.close()
-    message = (
-        f"{path} is a promptable model ({predictor.manifest.architecture}), which knows no classes; give a semantic "
-        "bundle, or use `segship segment` or `segship everything`"
-    )
-    raise InputError(message, code="other_family")

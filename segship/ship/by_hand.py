@@ -11,14 +11,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from segship.catalog import CHECKPOINT_SUFFIXES, SEMANTIC_CHECKPOINTS, SemanticCheckpoint
+from segship.catalog import CHECKPOINT_SUFFIXES, KnownCheckpoint
 from segship.errors import FetchError
 from segship.fetch import checkpoint_path
-from segship.fetch.fetching import how_to_fetch
+from segship.fetch.fetching import by_hand_error, known_checkpoint
 from segship.files import CHUNK_BYTES, open_regular, write_file
 from segship.ship.checkpoints.survey import Survey, survey_checkpoint
 from segship.ship.families.semask.config import SemaskConfig
 from segship.ship.families.semask.recognise import recognise
+
+CLASS_COUNTS = {"cityscapes": (19, 19), "ade20k": (150, 150), "cocostuff": (171, 150)}
+"""Data set -> classes of the head, and of the semantic layers; those of COCO-Stuff were left at ADE20K's number."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +59,7 @@ def take_by_hand(name: str, *, from_file: Path | None = None, destination: Path 
     Parameters
     ----------
     name
-        A key of `segship.catalog.SEMANTIC_CHECKPOINTS`.
+        That of a semantic model in `segship.catalog.KNOWN_CHECKPOINTS`.
     from_file
         The download, which is copied; without it, what lies at its place already is checked.
     destination
@@ -70,10 +73,10 @@ def take_by_hand(name: str, *, from_file: Path | None = None, destination: Path 
     CheckpointError
         When the file cannot be read safely, or is a web page instead.
     """
-    known = SEMANTIC_CHECKPOINTS[name]
+    known = known_checkpoint(name)
     target = checkpoint_path(name, destination)
     if from_file is None and not target.is_file():
-        raise FetchError(how_to_fetch(name), code="fetch_by_hand")
+        raise by_hand_error(known)
     source = from_file or target
     if not source.is_file():
         message = f"there is no file {source}; give the path of the file that the browser downloaded"
@@ -90,14 +93,14 @@ def take_by_hand(name: str, *, from_file: Path | None = None, destination: Path 
     return HandFetched(target, survey.bytes, survey.sha256, config)
 
 
-def _check(known: SemanticCheckpoint, survey: Survey, source: Path) -> SemaskConfig:
+def _check(known: KnownCheckpoint, survey: Survey, source: Path) -> SemaskConfig:
     """Return what a file is, if it is what its name says."""
     config = recognise(survey.shapes)
     if config is None:
         message = f"{source} is no SeMask-FPN; download {known.url}"
         raise FetchError(message, code="wrong_checkpoint")
     found = (config.architecture, config.classes, config.semantic_classes)
-    wanted = (known.architecture, known.classes, known.semantic_classes)
+    wanted = (known.architecture, *CLASS_COUNTS[known.data_set or ""])
     if found != wanted:
         message = (
             f"{source} is {found[0]} with {found[1]} classes and {found[2]} semantic classes, and {known.name} is "

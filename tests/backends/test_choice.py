@@ -4,7 +4,9 @@
 import pytest
 
 from segship.backends import choice as backend_choice
-from segship.backends.choice import choose_backend, installed_version, processor_name
+from segship.backends import installed_version
+from segship.backends.choice import choose_backend, processor_name
+from segship.backends.session import RunOptions
 from segship.bundle.evidence import Check, Evidence
 from segship.errors import BackendUnavailable
 
@@ -31,7 +33,7 @@ ORT, OV, HALF = check("onnxruntime", 300), check("openvino", 200), check("openvi
 
 
 def chosen(checks, **asked):
-    choice = choose_backend(checks, **asked)
+    choice = choose_backend(checks, RunOptions(**asked))
     return choice.backend, choice.precision
 
 
@@ -71,7 +73,7 @@ def test_what_is_not_installed_is_not_taken(installed):
 def test_another_machine_decides_only_about_fp32():
     there = [check("onnxruntime", 300, cpu="that chip"), check("openvino", 200, cpu="that chip")]
     half = check("openvino", 100, "bf16", cpu="that chip")
-    choice = choose_backend([*there, half], precision="auto")
+    choice = choose_backend([*there, half], RunOptions(precision="auto"))
     assert (choice.backend, choice.precision) == ("openvino", "fp32")
     assert "another processor or version" in choice.reason
 
@@ -83,13 +85,13 @@ def test_another_version_does_not_count_beside_checks_that_do(installed):
 
 def test_names_are_taken_whatever_was_measured():
     failed = check("openvino", 100, "bf16", passed=False)
-    choice = choose_backend([ORT, failed], backend="openvino", precision="bf16")
+    choice = choose_backend([ORT, failed], RunOptions(backend="openvino", precision="bf16"))
     assert (choice.backend, choice.precision, choice.reason) == ("openvino", "bf16", "it was asked for")
 
 
 def test_named_precision_that_failed_everywhere_is_refused():
     with pytest.raises(BackendUnavailable, match="in openvino it failed its comparison .* name the backend") as caught:
-        choose_backend([ORT, check("openvino", 100, "bf16", passed=False)], precision="bf16")
+        choose_backend([ORT, check("openvino", 100, "bf16", passed=False)], RunOptions(precision="bf16"))
     assert caught.value.code == "precision_unavailable"
 
 
@@ -103,7 +105,7 @@ def test_streams_leave_openvino():
 
 
 def test_checks_of_the_cpu_decide_nothing_about_a_gpu():
-    choice = choose_backend([ORT, OV, HALF], precision="auto", device="cuda")
+    choice = choose_backend([ORT, OV, HALF], RunOptions(precision="auto", device="cuda"))
     assert (choice.backend, choice.precision) == ("onnxruntime", "fp32")
     assert "cuda was asked for" in choice.reason
 

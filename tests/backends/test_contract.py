@@ -5,11 +5,13 @@ import threading
 
 import numpy as np
 import pytest
+import torch
 
-from segship.backends import BACKENDS, EXTRAS, fake, load_backend, usable_cores
-from segship.backends.session import Session, SessionOptions, check_interface, refuse_options
-from segship.errors import BackendUnavailable, BundleError, InputError
-from segship.spec import GraphSpec, TensorSpec, mask_decoder_spec
+from segship.backends import BACKENDS, Backend, fake, installed_version, load_backend
+from segship.backends.opening import try_devices
+from segship.backends.session import Graph, RunOptions, Session
+from segship.errors import BackendUnavailable, InputError
+from segship.spec import mask_decoder_spec
 from tests.small_bundle import GEOMETRY, decoder_inputs, decoder_model
 
 SPEC = mask_decoder_spec(GEOMETRY)
@@ -27,40 +29,86 @@ def expected_outputs(inputs):
     }
 
 
-def open_onnxruntime():
-    options = SessionOptions(threads=2)
-    return load_backend("onnxruntime").Session(decoder_model().SerializeToString(), SPEC, options)
+class Expected(torch.nn.Module):
+    """The decoder as a module, for runtimes that take those."""
+
+    def forward(self, *arrays):
+        named = dict(zip([tensor.name for tensor in SPEC.inputs], arrays, strict=True))
+        outputs = expected_outputs({name: tensor.numpy() for name, tensor in named.items()})
+        return tuple(torch.from_numpy(outputs[tensor.name]) for tensor in SPEC.outputs)
 
 
-def open_openvino():
-    pytest.importorskip("openvino")
-    options = SessionOptions(threads=2)
-    return load_backend("openvino").Session(decoder_model().SerializeToString(), SPEC, options)
+def module_of(name):
+    pytest.importorskip(BACKENDS[name].package)
+    return load_backend(name)
 
 
-def open_fake():
-    return fake.Session(SPEC, expected_outputs)
+def open_decoder(name, run=RunOptions(threads=2)):  # noqa: B008
+    if name == "fake":
+        return fake.Session(SPEC, expected_outputs)
+    module = module_of(name)
+    graph = Expected() if BACKENDS[name].checkpoints else Graph(decoder_model().SerializeToString())
+    return module.Session(module.compile(graph, SPEC, run), SPEC, run)
 
 
-def open_torch():
-    import torch
-
-    class Expected(torch.nn.Module):
-        def forward(self, *arrays):
-            named = dict(zip([tensor.name for tensor in SPEC.inputs], arrays, strict=True))
-            outputs = expected_outputs({name: tensor.numpy() for name, tensor in named.items()})
-            return tuple(torch.from_numpy(outputs[tensor.name]) for tensor in SPEC.outputs)
-
-    return load_backend("torch").Session(Expected(), SPEC)
-
-
-@pytest.fixture(
-    params=[open_onnxruntime, open_openvino, open_torch, open_fake], ids=["onnxruntime", "openvino", "torch", "fake"]
-)
-def session(request, monkeypatch, tmp_path):
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path):
     monkeypatch.setenv("SEGSHIP_CACHE", str(tmp_path / "cache"))
-    with request.param() as opened:
+
+
+@pytest.fixture(params=[*BACKENDS, "fake"])
+def session(request):
+    with open_decoder(request.param) as opened:
         yield opened
+
+
+@pytest.fixture(params=BACKENDS)
+def name(request):
+    module_of(request.param)
+    return request.param
+
+
+def test_version_is_that_of_the_installed_package(name):
+    assert module_of(name).version() == installed_version(name)
+
+
+def test_devices_are_tried_with_the_smallest_graph(name):
+    module = module_of(name)
+    assert try_devices(module)["cpu"] is None
+    assert all(isinstance(words, str) for words in module.devices().values())
+
+
+def test_precisions_begin_with_the_exact_one_and_each_can_be_had(name):
+    found = module_of(name).precisions()
+    assert found[0] == "fp32" and len(set(found)) == len(found)
+    for precision in found:
+        open_decoder(name, RunOptions(threads=1, precision=precision)).close()
+
+
+@pytest.mark.parametrize(
+    ("asked", "code"),
+    [
+        ({"device": "abacus"}, "unknown_device"),
+        ({"precision": "int3"}, "precision_unavailable"),
+        ({"threads": 0}, "bad_threads"),
+        ({"streams": 0}, "bad_streams"),
+        ({"compile": True}, "compile_unavailable"),
+    ],
+)
+def test_what_cannot_be_had_is_refused(name, asked, code):
+    with pytest.raises(BackendUnavailable) as caught:
+        open_decoder(name, RunOptions(**asked))
+    assert caught.value.code == code
+
+
+def test_streams_are_what_the_row_says(name):
+    run = RunOptions(threads=2, streams=2)
+    if BACKENDS[name].streams:
+        assert "2 streams" in open_decoder(name, run).description
+        return
+    with pytest.raises(BackendUnavailable, match=f"the {name} backend has none: .* use the backend openvino") as caught:
+        open_decoder(name, run)
+    assert caught.value.code == "streams_unavailable"
 
 
 def refused(session, inputs, words):
@@ -72,7 +120,7 @@ def refused(session, inputs, words):
 def test_session_is_of_the_common_kind(session):
     assert isinstance(session, Session)
     assert session.spec == SPEC
-    assert session.description
+    assert session.description and session.on_gpu is False
 
 
 @pytest.mark.parametrize(("objects", "points"), [(1, 1), (2, 3), (5, 9)])
@@ -160,20 +208,6 @@ def test_fake_holds_its_own_answer_against_the_contract():
         session.run(decoder_inputs())
 
 
-def test_every_backend_has_an_extra_and_a_module():
-    assert EXTRAS.keys() == BACKENDS.keys()
-    assert all(module.startswith("segship.backends.") for module in BACKENDS.values())
-
-
-def test_options_that_only_others_have_are_refused():
-    with pytest.raises(BackendUnavailable, match="2 streams were asked for, and the onnxruntime backend has none"):
-        refuse_options(SessionOptions(streams=2), "onnxruntime")
-    with pytest.raises(BackendUnavailable, match="compile is an option of the torch backend on CUDA") as caught:
-        refuse_options(SessionOptions(compile=True), "onnxruntime")
-    assert caught.value.code == "compile_unavailable"
-    refuse_options(SessionOptions(streams=2, compile=True), "both", streams=True, compile=True)
-
-
 def test_unknown_backend_lists_the_known():
     with pytest.raises(
         BackendUnavailable, match="backend 'tpu' is unknown; known are onnxruntime, openvino, torch"
@@ -182,11 +216,14 @@ def test_unknown_backend_lists_the_known():
     assert caught.value.code == "unknown_backend"
 
 
+def row(module):
+    return Backend(module, package="planted", distributions=("planted",), extra="segship[planted]")
+
+
 def plant(monkeypatch, tmp_path, source):
     (tmp_path / "planted_backend.py").write_text(source)
     monkeypatch.syspath_prepend(tmp_path)
-    monkeypatch.setitem(BACKENDS, "planted", "planted_backend")
-    monkeypatch.setitem(EXTRAS, "planted", "segship[planted]")
+    monkeypatch.setitem(BACKENDS, "planted", row("planted_backend"))
 
 
 def test_missing_package_names_the_extra(monkeypatch, tmp_path):
@@ -205,50 +242,6 @@ def test_broken_package_is_told_from_a_missing_one(monkeypatch, tmp_path):
 
 
 def test_our_own_missing_module_is_our_own_mistake(monkeypatch):
-    monkeypatch.setitem(BACKENDS, "planted", "segship.backends.planted")
-    monkeypatch.setitem(EXTRAS, "planted", "segship[planted]")
+    monkeypatch.setitem(BACKENDS, "planted", row("segship.backends.planted"))
     with pytest.raises(ModuleNotFoundError):
         load_backend("planted")
-
-
-def test_usable_cores_follow_the_affinity(monkeypatch):
-    monkeypatch.setattr("os.sched_getaffinity", lambda _: {0, 3, 5}, raising=False)
-    assert usable_cores() == 3
-    monkeypatch.delattr("os.sched_getaffinity")
-    monkeypatch.setattr("os.cpu_count", lambda: None)
-    assert usable_cores() == 1
-
-
-def graph_spec(shape, dtype="float32", name="x"):
-    return GraphSpec("g", (TensorSpec(name, dtype, shape),), (TensorSpec("y", dtype, shape),))
-
-
-@pytest.mark.parametrize("shape", [("n", 4), ("m", 4), ("?", 4), ("n", "k")])
-def test_interface_may_be_freer_than_the_contract(shape):
-    found = graph_spec(shape)
-    check_interface(found.inputs, found.outputs, graph_spec(("n", 4)))
-
-
-@pytest.mark.parametrize(
-    ("found", "words"),
-    [
-        (graph_spec(("n", 5)), r"input x has shape \(n, 5\); expected \(n, 4\)"),
-        (graph_spec((2, 4)), r"input x has shape \(2, 4\); expected \(n, 4\)"),
-        (graph_spec(("n", 4, 1)), "input x has shape"),
-        (graph_spec(("n", 4), dtype="float16"), "input x has dtype float16; expected float32"),
-        (graph_spec(("n", 4), name="z"), r"its inputs are \['z'\]; expected \['x'\]"),
-    ],
-)
-def test_interface_that_differs_is_refused(found, words):
-    with pytest.raises(BundleError, match=words) as caught:
-        check_interface(found.inputs, found.outputs, graph_spec(("n", 4)))
-    assert caught.value.code == "graph_interface"
-
-
-def test_outputs_are_part_of_the_interface():
-    found = graph_spec(("n", 4))
-    with pytest.raises(BundleError, match=r"its outputs are \[\]; expected \['y'\]"):
-        check_interface(found.inputs, (), found)
-    with pytest.raises(BundleError, match=r"output y has shape \(n, 3\)"):
-        check_interface(found.inputs, (TensorSpec("y", "float32", ("n", 3)),), found)
-    check_interface(found.inputs, (TensorSpec("y", "float32", (1, 4)),), found)

@@ -4,10 +4,10 @@ import onnxruntime
 import pytest
 from onnx import helper
 
-from segship.backends import usable_cores
 from segship.backends.onnxruntime import Session, compile
-from segship.backends.session import SessionOptions
+from segship.backends.session import Graph, RunOptions
 from segship.errors import BackendUnavailable, BundleError
+from segship.machine import usable_cores
 from segship.spec import GraphSpec, TensorSpec, image_encoder_spec, mask_decoder_spec
 from tests.small_bundle import GEOMETRY, encoder_model, make_bundle, make_model, save_models
 
@@ -42,18 +42,16 @@ def test_bytes_cannot_reach_for_a_sidecar(tmp_path, monkeypatch):
         Session(path.read_bytes(), ENCODER)
 
 
-@pytest.mark.parametrize("external", [False, True])
-def test_compile_copies_the_graph_and_its_sidecar(tmp_path, external):
-    source = save_models(tmp_path / "source", external=external)["image_encoder"]
-    (tmp_path / "artifact").mkdir()
-    artifact = tmp_path / "artifact" / "image_encoder.onnx"
-    compile(source, artifact)
-    assert len(list(artifact.parent.iterdir())) == 1 + external
-    assert run_encoder(artifact).tobytes() == run_encoder(source).tobytes()
+def test_compiling_gives_what_was_checked(tmp_path):
+    bundle = make_bundle(tmp_path)
+    verified = bundle.verified_graph("image_encoder")
+    path = bundle.path / "image_encoder.onnx"
+    assert compile(Graph(path, verify=lambda: verified), ENCODER, RunOptions()) is verified
+    assert compile(Graph(path), ENCODER, RunOptions()) == path
 
 
 def test_description_says_what_runs():
-    session = Session(encoder_model().SerializeToString(), ENCODER, SessionOptions(threads=2))
+    session = Session(encoder_model().SerializeToString(), ENCODER, RunOptions(threads=2))
     assert session.description == f"onnxruntime {onnxruntime.__version__} CPUExecutionProvider, 2 threads"
 
 
@@ -71,7 +69,7 @@ def test_settings_are_those_that_make_runs_repeatable(monkeypatch):
         return real(source, sess_options=sess_options, **settings)
 
     monkeypatch.setattr(onnxruntime, "InferenceSession", record)
-    Session(encoder_model().SerializeToString(), ENCODER, SessionOptions(threads=3))
+    Session(encoder_model().SerializeToString(), ENCODER, RunOptions(threads=3))
     ((choices, settings),) = made
     assert (choices.intra_op_num_threads, choices.inter_op_num_threads) == (3, 1)
     assert choices.execution_mode == onnxruntime.ExecutionMode.ORT_SEQUENTIAL
@@ -83,7 +81,7 @@ def test_settings_are_those_that_make_runs_repeatable(monkeypatch):
 @pytest.mark.parametrize("threads", [0, -1])
 def test_threads_must_be_positive(threads):
     with pytest.raises(BackendUnavailable, match=f"threads is {threads}; it must be 1 or more"):
-        Session(b"", ENCODER, SessionOptions(threads=threads))
+        Session(b"", ENCODER, RunOptions(threads=threads))
 
 
 @pytest.mark.parametrize("device", ["gpu", "CUDA", "cuda:", "cuda:x", "cuda:-1", "tpu", ""])
@@ -91,15 +89,17 @@ def test_unknown_device_lists_the_accepted(device):
     with pytest.raises(
         BackendUnavailable, match="is unknown to the onnxruntime backend; accepted are cpu, cuda"
     ) as caught:
-        Session(b"", ENCODER, SessionOptions(device=device))
+        Session(b"", ENCODER, RunOptions(device=device))
     assert caught.value.code == "unknown_device"
 
 
 def test_absent_provider_lists_the_present_and_the_command(monkeypatch):
     monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CPUExecutionProvider"])
-    words = "has no CUDAExecutionProvider. Available here: CPUExecutionProvider. .* run: pip uninstall -y onnxruntime"
+    words = (
+        "has no CUDAExecutionProvider; available here are CPUExecutionProvider; .* run: pip uninstall -y onnxruntime"
+    )
     with pytest.raises(BackendUnavailable, match=words) as caught:
-        Session(b"", ENCODER, SessionOptions(device="cuda"))
+        Session(b"", ENCODER, RunOptions(device="cuda"))
     assert caught.value.code == "device_unavailable"
 
 
@@ -119,7 +119,7 @@ def test_provider_that_falls_back_is_an_error(monkeypatch):
     with pytest.raises(
         BackendUnavailable, match=r"could not start CUDAExecutionProvider and uses \['CPUExecutionProvider'\]"
     ):
-        Session(encoder_model().SerializeToString(), ENCODER, SessionOptions(device="cuda:1"))
+        Session(encoder_model().SerializeToString(), ENCODER, RunOptions(device="cuda:1"))
 
 
 @pytest.mark.gpu
@@ -128,14 +128,14 @@ def test_cuda_gives_the_answer_of_the_cpu():
         pytest.skip("this ONNX Runtime has no CUDA")
     image = np.random.default_rng(1).normal(size=(1, 3, 32, 32)).astype(np.float32)
     graph = encoder_model().SerializeToString()
-    with Session(graph, ENCODER, SessionOptions(device="cuda")) as cuda, Session(graph, ENCODER) as cpu:
+    with Session(graph, ENCODER, RunOptions(device="cuda")) as cuda, Session(graph, ENCODER) as cpu:
         found, expected = cuda.run({"image": image}), cpu.run({"image": image})
     np.testing.assert_allclose(found["image_embeddings"], expected["image_embeddings"], rtol=1e-4, atol=1e-4)
 
 
 def test_other_precision_is_refused():
     with pytest.raises(BackendUnavailable, match="computes in the precision of the graph") as caught:
-        Session(b"", ENCODER, SessionOptions(precision="bf16"))
+        Session(b"", ENCODER, RunOptions(precision="bf16"))
     assert caught.value.code == "precision_unavailable"
 
 

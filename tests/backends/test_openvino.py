@@ -5,11 +5,13 @@ import os
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from segship.backends.session import SessionOptions
+from segship.backends.opening import open_session
+from segship.backends.session import Graph, RunOptions
 from segship.errors import BackendUnavailable, BundleError
 from segship.spec import GraphSpec, TensorSpec, image_encoder_spec, mask_decoder_spec
 from tests.small_bundle import GEOMETRY, decoder_inputs, decoder_model, encoder_model, make_model, save_models
@@ -17,7 +19,7 @@ from tests.small_bundle import GEOMETRY, decoder_inputs, decoder_model, encoder_
 openvino = pytest.importorskip("segship.backends.openvino", reason="openvino is an extra", exc_type=ImportError)
 
 ENCODER, DECODER = image_encoder_spec(GEOMETRY), mask_decoder_spec(GEOMETRY)
-HAS_BF16 = "bf16" in openvino.precisions_here()
+HAS_BF16 = "bf16" in openvino.precisions()
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +38,11 @@ def images(count=1, seed=1):
 
 
 def open_encoder(graph, **options):
-    return openvino.Session(graph, ENCODER, SessionOptions(threads=2, **options))
+    return open_session(graph, ENCODER, RunOptions(backend="openvino", threads=2, **options))
+
+
+def open_graph(model, spec):
+    return open_session(model.SerializeToString(), spec, RunOptions(backend="openvino"))
 
 
 def test_importing_tells_nobody(tmp_path):
@@ -72,7 +78,7 @@ def test_second_session_reads_the_compiled_graph_and_not_the_graph(graph, own_ca
     (blob,) = own_cache.iterdir()
     digest = openvino.graph_digest(graph)
     graph.write_bytes(b"nothing that could be read")
-    again = openvino.Session(graph, ENCODER, SessionOptions(threads=1), digest=digest)
+    again = open_encoder(Graph(graph, digest))
     assert again.run(images())["image_embeddings"].tobytes() == first.tobytes()
     assert list(own_cache.iterdir()) == [blob]
 
@@ -133,7 +139,7 @@ def test_bf16_is_close_to_fp32_and_not_the_same(graph):
 
 
 def test_precision_that_the_chip_lacks_is_refused(graph, monkeypatch):
-    monkeypatch.setattr(openvino, "precisions_here", lambda: ("fp32",))
+    monkeypatch.setattr(openvino, "precisions", lambda: ("fp32",))
     with pytest.raises(BackendUnavailable, match="'bf16' was asked for and this chip does not have it; it has fp32"):
         open_encoder(graph, precision="bf16")
     with pytest.raises(BackendUnavailable, match="openvino does not know it") as caught:
@@ -143,9 +149,9 @@ def test_precision_that_the_chip_lacks_is_refused(graph, monkeypatch):
 
 def test_precision_that_openvino_changes_silently_is_refused(graph, monkeypatch):
     # What it does: float16 on a chip without it is taken, and becomes something else.
-    if "fp16" in openvino.precisions_here():
+    if "fp16" in openvino.precisions():
         pytest.skip("this chip has fp16")
-    monkeypatch.setattr(openvino, "precisions_here", lambda: tuple(openvino.PRECISIONS))
+    monkeypatch.setattr(openvino, "precisions", lambda: tuple(openvino.PRECISIONS))
     with pytest.raises(BackendUnavailable, match="'fp16' was asked for and OpenVINO compiled for"):
         open_encoder(graph, precision="fp16")
 
@@ -166,9 +172,8 @@ def test_what_cannot_be_had_is_refused(graph, options, code, words):
 
 
 def test_streams_give_the_bytes_of_one():
-    options = SessionOptions(threads=2, streams=2)
-    session = openvino.Session(decoder_model().SerializeToString(), DECODER, options)
-    single = openvino.Session(decoder_model().SerializeToString(), DECODER, SessionOptions(threads=2))
+    run, graph = RunOptions(backend="openvino", threads=2), decoder_model().SerializeToString()
+    session, single = open_session(graph, DECODER, replace(run, streams=2)), open_session(graph, DECODER, run)
     found = [None] * 8
 
     def work(seed):
@@ -202,7 +207,7 @@ def test_results_outlive_the_next_call_and_the_session(graph):
 
 def test_graph_of_another_contract_is_refused():
     with pytest.raises(BundleError, match="does not keep the contract 'mask_decoder': its inputs are"):
-        openvino.Session(encoder_model().SerializeToString(), DECODER)
+        open_graph(encoder_model(), DECODER)
 
 
 def test_graph_that_makes_no_sense_is_refused_in_one_line(capfd):
@@ -211,7 +216,7 @@ def test_graph_that_makes_no_sense_is_refused_in_one_line(capfd):
 
     model = make_model([helper.make_node("NoSuchOperator", ["x"], ["y"])], *tensors)
     with pytest.raises(BundleError, match="OpenVINO .* does not load graph 'g'") as caught:
-        openvino.Session(model.SerializeToString(), GraphSpec("g", *tensors))
+        open_graph(model, GraphSpec("g", *tensors))
     assert caught.value.code == "graph_rejected" and "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")
 
@@ -222,7 +227,7 @@ def test_failure_while_running_is_explained():
     model = make_model([helper.make_node("Add", ["x", "w"], ["y"])], [TensorSpec("x", "float32", ("n",))],
                        [TensorSpec("y", "float32", ("m",))], {"w": np.ones(4, np.float32)})  # fmt: skip
     spec = GraphSpec("g", (TensorSpec("x", "float32", ("n",)),), (TensorSpec("y", "float32", ("m",)),))
-    session = openvino.Session(model.SerializeToString(), spec)
+    session = open_graph(model, spec)
     with pytest.raises(BackendUnavailable, match="graph 'g' failed in openvino") as caught:
         session.run({"x": np.ones(3, np.float32)})
     assert caught.value.code == "run_failed"

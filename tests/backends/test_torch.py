@@ -3,8 +3,10 @@ import numpy as np
 import pytest
 import torch
 
-from segship.backends.session import SessionOptions
-from segship.backends.torch import Session, open_checkpoint
+from segship.backends import torch as backend
+from segship.backends.opening import try_devices
+from segship.backends.session import RunOptions
+from segship.backends.torch import Session, compile, devices, open_checkpoint
 from segship.errors import BackendUnavailable
 from segship.ship.families.sam.model import ImageEncoderGraph
 from segship.ship.families.semask.model import SemanticGraph
@@ -17,11 +19,12 @@ SPEC = image_encoder_spec(SMALL_VIT.geometry)
 
 
 def open_encoder(**options):
-    return Session(ImageEncoderGraph(small_sam()), SPEC, SessionOptions(**options))
+    run = RunOptions(**options)
+    return Session(compile(ImageEncoderGraph(small_sam()), SPEC, run), SPEC, run)
 
 
 def test_checkpoint_opens_as_sessions_and_a_manifest(tmp_path):
-    opened = open_checkpoint(save_checkpoint(tmp_path / "small.pth"))
+    opened = open_checkpoint(save_checkpoint(tmp_path / "small.pth"), RunOptions())
     assert opened.manifest.architecture == "custom"
     assert opened.manifest.geometry == SMALL_VIT.geometry
     assert opened.encoder_sha256 == opened.manifest.checkpoint.sha256
@@ -30,7 +33,7 @@ def test_checkpoint_opens_as_sessions_and_a_manifest(tmp_path):
 
 
 def test_semantic_checkpoint_opens_as_logits_of_any_size(small_semask_checkpoint):
-    opened = open_checkpoint(small_semask_checkpoint)
+    opened = open_checkpoint(small_semask_checkpoint, RunOptions())
     manifest, session = opened.manifest, opened.sessions["semantic"]
     assert (manifest.task, manifest.preprocessing.frame, manifest.output, manifest.graphs) == (
         "semantic", None, "logits", (),
@@ -71,6 +74,33 @@ def test_what_cannot_be_had_is_refused(options, words):
 def test_absent_cuda_is_an_error_and_no_silent_fall_back():
     with pytest.raises(BackendUnavailable, match="sees no CUDA device; use --device cpu"):
         open_encoder(device="cuda")
+
+
+def fake_cuda(monkeypatch, cards, built_for):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: cards)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda index: f"Card {index}")
+    monkeypatch.setattr(torch.version, "cuda", built_for)
+
+
+@pytest.mark.parametrize(
+    ("cards", "built_for", "found"),
+    [
+        (2, "12.8", {"cpu": "", "cuda:0": "Card 0", "cuda:1": "Card 1"}),
+        (0, None, {"cpu": ""}),
+        (0, "12.8", {"cpu": "", "cuda": ""}),
+    ],
+)
+def test_devices_are_those_it_sees_and_the_one_it_was_built_for(monkeypatch, cards, built_for, found):
+    fake_cuda(monkeypatch, cards, built_for)
+    assert devices() == found
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_build_for_cuda_without_a_device_is_told_with_what_to_check(monkeypatch):
+    fake_cuda(monkeypatch, 0, "12.8")
+    problems = try_devices(backend)
+    assert problems["cpu"] is None
+    assert "sees no CUDA device" in problems["cuda"] and "nvidia-smi" in problems["cuda"]
 
 
 @pytest.mark.gpu

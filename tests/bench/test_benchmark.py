@@ -4,6 +4,7 @@
 import pytest
 
 import segship
+from segship.backends.session import RunOptions
 from segship.bench import stages
 from segship.bench.benchmark import benchmark
 from segship.bench.fresh import run_fresh
@@ -84,18 +85,18 @@ def test_a_checkpoint_is_measured_in_torch(small_checkpoint):
     assert report.backend == "torch" and report.versions["torch"] in report.runs_on
 
 
-def test_a_family_is_one_entry(small_export, monkeypatch):
+def test_a_task_is_one_entry(small_export, monkeypatch):
     def only(predictor, data, options):
         yield stages.Stage("segment", lambda: predictor.encode(data))
 
-    monkeypatch.setitem(stages.STAGES, "sam", only)
+    monkeypatch.setitem(stages.STAGES, "promptable", only)
     report = benchmark(small_export[0].path, BenchmarkOptions(**QUICK, stages=("segment",), fresh=False))
     assert [row.name for row in report.rows] == ["segment"]
 
 
-def test_a_family_without_stages_is_told(small_export, monkeypatch):
-    monkeypatch.delitem(stages.STAGES, "sam")
-    with pytest.raises(InputError, match=r"family 'sam'"):
+def test_a_task_without_stages_is_told(small_export, monkeypatch):
+    monkeypatch.delitem(stages.STAGES, "promptable")
+    with pytest.raises(InputError, match=r"task 'promptable'"):
         benchmark(small_export[0].path, BenchmarkOptions(**QUICK, stages=("preprocess",), fresh=False))
 
 
@@ -108,7 +109,7 @@ def test_a_picture_may_be_given(small_export, tmp_path):
 
 
 def test_a_fresh_process_that_fails_tells_why():
-    parameters = {"model": "nope", "photo": "none.jpg", "load": {}}
+    parameters = {"model": "nope", "photo": "none.jpg"}
     with pytest.raises(BackendUnavailable, match=r"'click' failed: no model 'nope'") as caught:
-        run_fresh("click", parameters, threads=1, processes=1)
+        run_fresh("click", parameters, RunOptions(threads=1), processes=1)
     assert caught.value.code == "fresh_failed"

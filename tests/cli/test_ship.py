@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 
 from segship.bundle import Bundle
-from segship.catalog import SEMANTIC_CHECKPOINTS
+from segship.catalog import KNOWN_CHECKPOINTS
 from segship.cli import export as exporting
 from segship.semantic.preprocessing import ScaleLimits
 
@@ -102,8 +102,8 @@ def test_fetch_of_a_semantic_model_says_how_and_checks_what_it_gets(
     assert (code, document["error"]["code"]) == (4, "wrong_checkpoint")
     code, document = run_json("fetch", "semask_t_cityscapes", "--mirror", "https://example.org")
     assert (code, document["error"]["code"]) == (4, "no_published_digest")
-    known = replace(SEMANTIC_CHECKPOINTS["semask_t_cityscapes"], architecture="custom")
-    monkeypatch.setitem(SEMANTIC_CHECKPOINTS, "semask_t_cityscapes", known)
+    known = replace(KNOWN_CHECKPOINTS["semask_t_cityscapes"], architecture="custom")
+    monkeypatch.setitem(KNOWN_CHECKPOINTS, "semask_t_cityscapes", known)
     code, document = run_json("fetch", "semask_t_cityscapes", "--from", small_semask_checkpoint)
     assert code == 0 and document["path"] == str(tmp_path / "cache" / "checkpoints" / "semask_t_cityscapes.pth")
     assert "no digest is published" in run("fetch", "semask_t_cityscapes")[1]

@@ -8,7 +8,6 @@ import pytest
 
 from segship import tune as tuning
 from segship.cli import main
-from segship.cli.options import Runtime
 from segship.images.reading import demo_photograph
 
 
@@ -58,13 +57,3 @@ def test_what_the_backend_does_not_have_is_an_error_with_its_code(capsys, tmp_pa
     options = ["--backend", "onnxruntime", "--streams", "2", "--out", str(tmp_path), "--json"]
     assert main(["segment", str(demo_photograph()), "--point", "365,290", *options]) == 4
     assert json.loads(capsys.readouterr().out)["error"]["code"] == "streams_unavailable"
-
-
-def test_settings_are_the_parameters_of_load():
-    import inspect
-
-    from segship import load
-
-    assert Runtime().settings() == {
-        name: parameter.default for name, parameter in inspect.signature(load).parameters.items() if name != "model"
-    }

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
+from segship.backends.session import RunOptions
 from segship.datasets.known import ADE20K, CITYSCAPES
 from segship.errors import InputError, OutputError
 from segship.evaluation import EvaluateOptions, evaluate, evaluating
@@ -42,7 +43,7 @@ def model(monkeypatch, tmp_path):
     bundle = tmp_path / "bundle"
     bundle.mkdir()
     (bundle / "manifest.json").write_text("{}")
-    monkeypatch.setattr(evaluating, "open_semantic", lambda path, **runtime: model)
+    monkeypatch.setattr(evaluating, "load_semantic", lambda path, **runtime: model)
     return SimpleNamespace(path=bundle, model=model)
 
 
@@ -70,7 +71,7 @@ def test_a_stopped_run_goes_on_with_another_batch_and_not_with_another_model(mad
         ({"semantic": SemanticOptions(flip=True)}, "look was"),
         ({"truth": "polygons"}, "truth was auto, now polygons"),
         ({"limit": 4}, "samples_digest was"),
-        ({"runtime": {"device": "cuda"}}, "runs_on was"),
+        ({"runtime": RunOptions(device="cuda")}, "runs_on was"),
     ):
         with pytest.raises(InputError, match=words) as caught:
             evaluate("cityscapes", made_cities, EvaluateOptions(**options | changed))

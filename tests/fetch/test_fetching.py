@@ -6,11 +6,12 @@ import random
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from segship.catalog import KNOWN_CHECKPOINTS, KnownCheckpoint
+from segship.catalog import KNOWN_CHECKPOINTS
 from segship.errors import FetchError
 from segship.fetch import checkpoint_path, download, fetch_checkpoint, fetching
 from tests.loopback import serving
@@ -24,7 +25,14 @@ ROOT = Path(__file__).parents[2]
 def small(monkeypatch, tmp_path):
     """A checkpoint small enough to serve, and a cache folder of its own."""
     digest = hashlib.sha256(CONTENT).hexdigest()
-    known = KnownCheckpoint("vit_b", FILE, "http://127.0.0.1:9/x", len(CONTENT), digest, None, "Apache-2.0", "here")
+    known = replace(
+        KNOWN_CHECKPOINTS["vit_b"],
+        name="small",
+        file=FILE,
+        url="http://127.0.0.1:9/x",
+        bytes=len(CONTENT),
+        sha256=digest,
+    )
     monkeypatch.setitem(KNOWN_CHECKPOINTS, "small", known)
     monkeypatch.setattr(download, "PAUSE_SECONDS", 0.0)
     monkeypatch.setenv("SEGSHIP_CACHE", str(tmp_path / "cache"))
@@ -166,9 +174,11 @@ def test_threads_that_fetch_at_once_share_one_download(server):
 PROGRAM = """
 import sys
 from segship.fetch import fetch_checkpoint
-from segship.catalog import KNOWN_CHECKPOINTS, KnownCheckpoint
+from dataclasses import replace
+from segship.catalog import KNOWN_CHECKPOINTS
 mirror, file, size, digest = sys.argv[1:]
-KNOWN_CHECKPOINTS["small"] = KnownCheckpoint("vit_b", file, "", int(size), digest, None, "", "")
+vit_b = KNOWN_CHECKPOINTS["vit_b"]
+KNOWN_CHECKPOINTS["small"] = replace(vit_b, name="small", file=file, bytes=int(size), sha256=digest)
 print(fetch_checkpoint("small", mirror=mirror))
 """
 

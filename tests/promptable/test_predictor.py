@@ -9,10 +9,10 @@ import numpy as np
 import pytest
 import torch
 
-from segship.backends import usable_cores
 from segship.backends.fake import Session as FakeSession
 from segship.errors import BackendUnavailable, PromptError
 from segship.images.comparison import draw_scene
+from segship.machine import usable_cores
 from segship.masks.cleanup import MaskCleanUp
 from segship.masks.scores import mask_iou
 from segship.promptable.prediction import best_masks

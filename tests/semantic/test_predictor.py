@@ -13,8 +13,8 @@ from torch.nn import functional as F
 
 from segship.errors import BackendUnavailable, BundleError, ImageError, InputError
 from segship.images import ImageLimits
+from segship.load import load_semantic
 from segship.semantic import predictor as predictor_module
-from segship.semantic.predictor import open_semantic
 from segship.semantic.preprocessing import resize_pixels
 from segship.semantic.views import MULTI_SCALE_RATIOS, SemanticOptions
 from tests.semantic.networks import CONVOLUTION, MEAN, STD, TABLE, Network, logits_of, picture
@@ -274,7 +274,7 @@ def test_it_says_what_it_is_and_is_closed_after_use():
 
 def test_bundle_of_class_maps_is_opened_and_equals_the_torch_model(small_semantic_bundle, small_semask_checkpoint):
     pixels = cv2.resize(picture(60, 100), (160, 96))
-    with open_semantic(small_semantic_bundle.path, threads=1) as predictor:
+    with load_semantic(small_semantic_bundle.path, threads=1) as predictor:
         class_map = predictor.segment(pixels)
         assert predictor.manifest.task == "semantic" and predictor.table.name == "cityscapes"
         assert predictor.preprocessing.frame == (96, 160)
@@ -293,5 +293,5 @@ def test_bundle_of_class_maps_is_opened_and_equals_the_torch_model(small_semanti
 
 def test_a_promptable_model_is_refused_with_the_commands_that_fit():
     with pytest.raises(InputError, match="segship everything") as caught:
-        open_semantic("tiny", threads=1)
+        load_semantic("tiny", threads=1)
     assert caught.value.code == "other_family"

@@ -6,11 +6,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from segship.catalog import SEMANTIC_CHECKPOINTS
+from segship.catalog import KNOWN_CHECKPOINTS
 from segship.errors import CheckpointError, FetchError
 from segship.fetch import checkpoint_path, fetch_checkpoint
-from segship.ship import by_hand
-from segship.ship.by_hand import take_by_hand
+from segship.ship.by_hand import CLASS_COUNTS, take_by_hand
 from tests.small_models import small_sam
 from tests.small_semask import save_checkpoint, small_semask
 
@@ -25,8 +24,8 @@ def own_cache(monkeypatch, tmp_path):
 @pytest.fixture
 def small_is_known(monkeypatch):
     """Let the name stand for the small model, since the published one is large."""
-    known = replace(SEMANTIC_CHECKPOINTS[NAME], architecture="custom")
-    monkeypatch.setitem(by_hand.SEMANTIC_CHECKPOINTS, NAME, known)
+    known = replace(KNOWN_CHECKPOINTS[NAME], architecture="custom")
+    monkeypatch.setitem(KNOWN_CHECKPOINTS, NAME, known)
 
 
 def refuse(code, words, **options):
@@ -40,7 +39,7 @@ def test_without_a_file_it_says_where_to_get_it_and_where_to_put_it(fetch):
     with pytest.raises(FetchError) as caught:
         fetch(NAME)
     assert caught.value.code == "fetch_by_hand"
-    for words in (SEMANTIC_CHECKPOINTS[NAME].drive_id, f"segship fetch {NAME} --from FILE", str(checkpoint_path(NAME))):
+    for words in (KNOWN_CHECKPOINTS[NAME].url, f"segship fetch {NAME} --from FILE", str(checkpoint_path(NAME))):
         assert words in str(caught.value)
 
 
@@ -87,4 +86,4 @@ def test_files_that_cannot_be_it(tmp_path):
 
 
 def test_the_small_model_has_as_many_classes_as_the_name(small_is_known):
-    assert small_semask().config.classes == SEMANTIC_CHECKPOINTS[NAME].classes
+    assert small_semask().config.classes == CLASS_COUNTS["cityscapes"][0]

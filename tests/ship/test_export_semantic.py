@@ -13,7 +13,7 @@ import torch
 
 from segship.backends.onnxruntime import Session
 from segship.backends.opening import open_sessions
-from segship.backends.session import SessionOptions
+from segship.backends.session import RunOptions
 from segship.bundle import Bundle
 from segship.bundle.evidence import require_passed
 from segship.bundle.manifest import parse_manifest
@@ -104,7 +104,7 @@ def test_batches_answer_exactly_as_single_pictures(small_semantic_bundle, batch)
     pictures = tensors(SIZE_HW)
     noise = np.random.default_rng(0).normal(size=(batch - len(pictures), 3, *SIZE_HW)).astype(np.float32)
     images = np.concatenate([*pictures, noise])
-    session = open_sessions(small_semantic_bundle, "onnxruntime", SessionOptions(threads=1))["semantic"]
+    session = open_sessions(small_semantic_bundle, RunOptions(backend="onnxruntime", threads=1))["semantic"]
     together = session.run({"image": images})["class_map"]
     alone = [session.run({"image": images[index : index + 1]})["class_map"][0] for index in range(batch)]
     assert together.dtype == np.uint8 and np.array_equal(together, alone)
@@ -112,7 +112,7 @@ def test_batches_answer_exactly_as_single_pictures(small_semantic_bundle, batch)
 
 
 def test_logits_of_an_odd_size_equal_the_model(small_semantic_logits):
-    session = open_sessions(small_semantic_logits, "onnxruntime", SessionOptions(threads=1))["semantic"]
+    session = open_sessions(small_semantic_logits, RunOptions(backend="onnxruntime", threads=1))["semantic"]
     for image in tensors(ODD_SIZE_HW):
         expected, found = torch_logits(image), session.run({"image": image})["logits"]
         assert np.abs(expected - found).max() <= 1e-3 * np.abs(expected).max()
@@ -237,7 +237,7 @@ def test_one_bundle_takes_every_size(tmp_path, small_semask_checkpoint, window):
     options = ExportOptions(output="logits", semantic_window=window, measure=False)
     bundle = export_bundle(small_semask_checkpoint, tmp_path / "bundle", options)
     assert bundle.manifest.preprocessing.frame is None and bundle.manifest.semantic_window == window
-    session = open_sessions(bundle, "onnxruntime", SessionOptions())["semantic"]
+    session = open_sessions(bundle, "onnxruntime", RunOptions())["semantic"]
     model = small_semask() if window == "all" else seeded_semask(replace(small_semask().config, semantic_window=window))
     for size in [(64, 96), (61, 90), (33, 150), (512, 1024)]:
         image = tensors(size)[0]

@@ -6,13 +6,14 @@ import os
 import subprocess
 import sys
 import types
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import safetensors.torch
 import torch
 
-from segship.catalog import KNOWN_CHECKPOINTS, KnownCheckpoint
+from segship.catalog import KNOWN_CHECKPOINTS
 from segship.errors import BackendUnavailable, CheckpointError
 from segship.ship.checkpoints import reading as module
 from segship.ship.checkpoints.reading import load_state, read_checkpoint
@@ -138,10 +139,9 @@ def test_a_double_past_float32_is_refused(tmp_path):
 def test_a_published_file_is_known(tmp_path, monkeypatch):
     torch.save({"weight": torch.ones(2)}, tmp_path / "model.pth")
     digest = hashlib.sha256((tmp_path / "model.pth").read_bytes()).hexdigest()
-    known = KnownCheckpoint("vit_b", "model.pth", "", 1, digest, None, "Apache-2.0", "")
-    monkeypatch.setitem(sys.modules["segship.catalog"]._BY_SHA256, digest, known)
+    known = replace(KNOWN_CHECKPOINTS["vit_b"], file="model.pth", bytes=1, sha256=digest)
+    monkeypatch.setitem(KNOWN_CHECKPOINTS, "vit_b", known)
     assert read_checkpoint(tmp_path / "model.pth").known is known
-    assert known not in KNOWN_CHECKPOINTS.values()
 
 
 def test_what_the_loader_refuses_stays_refused(tmp_path, monkeypatch):

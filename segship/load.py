@@ -1,0 +1,160 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a name or a path to a predictor: which model it is, what runs it, and its graphs as sessions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Unpack, overload
+
+from segship.backends.session import RunOptions, RunSettings
+from segship.catalog import CHECKPOINT_SUFFIXES, SemanticName, find_model
+from segship.errors import BackendUnavailable, BundleError, InputError
+from segship.promptable.predictor import Predictor
+from segship.semantic.predictor import SemanticPredictor
+
+if TYPE_CHECKING:
+    from segship.backends.choice import BackendChoice
+    from segship.backends.session import Session
+    from segship.bundle.manifest import Manifest
+
+
+@overload
+def load(  # type: ignore[overload-overlap]  # The names of semantic models are strings, too.
+    model: SemanticName, **run: Unpack[RunSettings]
+) -> SemanticPredictor: ...
+
+
+@overload
+def load(model: str | Path = ..., **run: Unpack[RunSettings]) -> Predictor: ...
+
+
+def load(model: str | Path = "tiny", **run: Unpack[RunSettings]) -> Predictor | SemanticPredictor:
+    """Make a predictor.
+
+    What is in a bundle or checkpoint decides its class: a promptable model gives a `Predictor`, a semantic one a
+    `segship.SemanticPredictor`. Type checkers know it by the names of published models, and take a path for promptable;
+    `segship.load_semantic` says the other.
+
+    Parameters
+    ----------
+    model
+        ``tiny``, the model inside the package; the path of a bundle; the path of a checkpoint (backend ``torch``); or
+        a known name such as ``vit_b`` or ``semask_s_cityscapes``, whose bundle lies in the cache folder.
+    run
+        ``backend``, ``device``, ``precision``, ``threads``, ``streams`` and ``compile``, all with defaults; see
+        `segship.backends.session.RunOptions`.
+
+    Raises
+    ------
+    BundleError
+        When there is no such model, or its bundle is incomplete or was changed.
+    BackendUnavailable
+        When the backend or the device is not here.
+
+    Examples
+    --------
+    >>> import segship
+    >>> predictor = segship.load("tiny", threads=1)
+    >>> predictor.precision
+    'fp32'
+    """
+    return open_model(model, RunOptions(**run))
+
+
+def load_promptable(model: str | Path = "tiny", **run: Unpack[RunSettings]) -> Predictor:
+    """Make a predictor of a promptable model, as `load` does.
+
+    Raises
+    ------
+    InputError
+        ``other_family`` when it is a semantic model.
+    """
+    opened = open_model(model, RunOptions(**run))
+    if isinstance(opened, Predictor):
+        return opened
+    opened.close()
+    message = (
+        f"{model} is a semantic model ({opened.manifest.architecture}), which takes no prompts; use "
+        "`segship semantic`, or segship.load_semantic(...).segment(image)"
+    )
+    raise InputError(message, code="other_family")
+
+
+def load_semantic(model: str | Path, **run: Unpack[RunSettings]) -> SemanticPredictor:
+    """Make a predictor of class maps, as `load` does.
+
+    Raises
+    ------
+    InputError
+        ``other_family`` when it is a promptable model.
+    """
+    opened = open_model(model, RunOptions(**run))
+    if isinstance(opened, SemanticPredictor):
+        return opened
+    opened.close()
+    message = (
+        f"{model} is a promptable model ({opened.manifest.architecture}), which knows no classes; give a semantic "
+        "bundle, or use `segship segment` or `segship everything`"
+    )
+    raise InputError(message, code="other_family")
+
+
+def open_model(model: str | Path, run: RunOptions) -> Predictor | SemanticPredictor:
+    """Open a model of either task; errors are those of `load`."""
+    path = find_model(model)
+    return _open_bundle(path, run) if path.is_dir() else _open_checkpoint(path, run)
+
+
+def _open_bundle(path: Path, run: RunOptions) -> Predictor | SemanticPredictor:
+    from segship.backends.choice import choose_backend
+    from segship.backends.opening import open_sessions
+    from segship.bundle import Bundle
+
+    # Opening checks the manifest and the list of files; each graph's bytes are checked as it is loaded.
+    bundle = Bundle.open(path)
+    manifest = bundle.manifest
+    choice = choose_backend(manifest.checks, run)
+    sessions = open_sessions(bundle, replace(run, backend=choice.backend, precision=choice.precision))
+    # What ties embeddings to their encoder.
+    digest = manifest.artifact(manifest.first_graph).digest
+    return _predictor(manifest, sessions, digest, choice, run.threads)
+
+
+def _open_checkpoint(path: Path, run: RunOptions) -> Predictor | SemanticPredictor:
+    from segship.backends import backends_of, load_backend
+    from segship.backends.choice import AUTO, BackendChoice
+    from segship.bundle.evidence import EXACT
+
+    if path.suffix not in CHECKPOINT_SUFFIXES:
+        raise BundleError(
+            f"{path} is a file; a model is a bundle folder or a checkpoint ({', '.join(CHECKPOINT_SUFFIXES)})",
+            code="unknown_model",
+        )
+    able = backends_of(checkpoints=True)
+    if run.backend not in (AUTO, *able):
+        raise BackendUnavailable(
+            f"{path} is a checkpoint and the backend {run.backend!r} runs bundles; export it first "
+            f"(`segship export {path} -o BUNDLE`), or use --backend {' or --backend '.join(able)}",
+            code="not_a_bundle",
+        )
+    backend, reason = run.backend, "it was asked for"
+    if backend == AUTO:
+        backend, reason = able[0], f"checkpoints run in {able[0]} alone"
+    # A checkpoint has no manifest that could have measured another precision.
+    choice = BackendChoice(backend, EXACT if run.precision == AUTO else run.precision, reason)
+    opened = load_backend(backend).open_checkpoint(path, replace(run, precision=choice.precision))
+    return _predictor(opened.manifest, opened.sessions, opened.encoder_sha256, choice, run.threads)
+
+
+def _predictor(
+    manifest: Manifest, sessions: Mapping[str, Session], digest: str, choice: BackendChoice, threads: int | None
+) -> Predictor | SemanticPredictor:
+    from segship.bundle.manifest import task_module
+
+    ran = {"backend": choice.backend, "precision": choice.precision, "backend_reason": choice.reason}
+    predictor: Predictor | SemanticPredictor = task_module(manifest.task).open(
+        manifest, sessions, digest=digest, threads=threads, **ran
+    )
+    return predictor

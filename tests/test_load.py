@@ -1,0 +1,125 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a name or a path to a predictor, and what is refused."""
+
+import shutil
+from dataclasses import fields
+from typing import get_type_hints
+
+import numpy as np
+import pytest
+
+import segship
+from segship.backends.session import RunOptions, RunSettings
+from segship.catalog import bundle_folder
+from segship.errors import BackendUnavailable, BundleError, InputError
+from segship.load import load_promptable, open_model
+
+
+@pytest.fixture(autouse=True)
+def own_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("SEGSHIP_CACHE", str(tmp_path / "cache"))
+
+
+def test_embedded_model_loads_by_name():
+    predictor = segship.load("tiny", backend="onnxruntime", threads=1)
+    assert (predictor.backend, predictor.manifest.architecture) == ("onnxruntime", "tiny")
+    assert "1 threads" in predictor.description
+
+
+def test_known_name_means_its_bundle_in_the_cache(small_export):
+    bundle_folder("vit_b").parent.mkdir(parents=True)
+    shutil.copytree(small_export[0].path, bundle_folder("vit_b"))
+    assert segship.load("vit_b").manifest == small_export[0].manifest
+
+
+def test_known_name_without_a_bundle_says_the_two_commands():
+    with pytest.raises(BundleError, match="`segship fetch vit_l` and `segship export vit_l`") as caught:
+        segship.load("vit_l")
+    assert caught.value.code == "no_bundle"
+
+
+def test_semantic_name_without_a_bundle_says_the_two_commands():
+    with pytest.raises(BundleError, match="`segship fetch semask_l_ade20k` says how .*`segship export semask_l"):
+        segship.load("semask_l_ade20k")
+
+
+def test_semantic_name_bundle_and_checkpoint_give_a_semantic_predictor(small_semantic_bundle, small_semask_checkpoint):
+    bundle_folder("semask_s_cityscapes").parent.mkdir(parents=True)
+    shutil.copytree(small_semantic_bundle.path, bundle_folder("semask_s_cityscapes"))
+    by_name = segship.load("semask_s_cityscapes")
+    assert isinstance(by_name, segship.SemanticPredictor) and by_name.manifest == small_semantic_bundle.manifest
+    by_path, checkpoint = (
+        open_model(small_semantic_bundle.path, RunOptions()),
+        open_model(small_semask_checkpoint, RunOptions()),
+    )
+    assert (by_path.backend, checkpoint.backend) == ("onnxruntime", "torch")
+    picture = np.random.default_rng(0).integers(0, 256, (96, 160, 3), np.uint8)
+    expected = by_path.segment(picture)
+    assert np.array_equal(by_name.segment(picture).array, expected.array) and expected.array.shape == (96, 160)
+
+
+def test_a_semantic_model_takes_no_prompts(small_semantic_bundle):
+    with pytest.raises(InputError, match="takes no prompts; use `segship semantic`") as caught:
+        load_promptable(small_semantic_bundle.path)
+    assert caught.value.code == "other_family"
+    assert load_promptable("tiny").manifest.architecture == "tiny"
+
+
+def test_file_that_is_no_checkpoint_is_refused(tmp_path):
+    path = tmp_path / "model.txt"
+    path.write_text("weights")
+    with pytest.raises(BundleError, match="a bundle folder or a checkpoint"):
+        segship.load(path)
+
+
+def test_checkpoint_needs_the_torch_backend(small_checkpoint):
+    assert segship.load(small_checkpoint).backend == "torch"
+    with pytest.raises(BackendUnavailable, match="export it first .*or use --backend torch"):
+        segship.load(small_checkpoint, backend="onnxruntime")
+
+
+def test_bundle_does_not_run_on_the_torch_backend(small_export):
+    with pytest.raises(BackendUnavailable, match="the torch backend runs checkpoints"):
+        segship.load(small_export[0].path, backend="torch")
+
+
+def test_precision_that_the_backend_does_not_have_is_refused(small_export):
+    with pytest.raises(BackendUnavailable, match="onnxruntime computes in the precision of the graph"):
+        segship.load(small_export[0].path, backend="onnxruntime", precision="bf16")
+
+
+def test_predictor_says_what_runs_and_why(small_export):
+    predictor = segship.load(small_export[0].path, backend="onnxruntime")
+    assert (predictor.precision, predictor.backend_reason) == ("fp32", "it was asked for")
+
+
+def test_openvino_runs_the_same_bundle(small_export):
+    pytest.importorskip("openvino")
+    path, image = small_export[0].path, segship.demo_photograph()
+    expected = segship.load(path, backend="onnxruntime").predict(image, points=[[365, 290]])
+    with segship.load(path, backend="openvino") as predictor:
+        found = predictor.predict(image, points=[[365, 290]])
+    assert predictor.backend == "openvino"
+    scale = np.abs(expected.low_res_masks).max()
+    assert np.abs(expected.low_res_masks - found.low_res_masks).max() <= 1e-4 * scale
+
+
+def test_checkpoint_in_auto_precision_is_fp32_and_says_why(small_checkpoint):
+    predictor = segship.load(small_checkpoint, precision="auto")
+    assert (predictor.precision, predictor.backend_reason) == ("fp32", "checkpoints run in torch alone")
+
+
+def test_unknown_backend_lists_the_known_ones(small_export):
+    with pytest.raises(BackendUnavailable, match="known are onnxruntime, openvino, torch"):
+        segship.load(small_export[0].path, backend="tensorflow")
+
+
+def test_keywords_are_the_fields_of_the_options():
+    assert get_type_hints(RunSettings) == get_type_hints(RunOptions)
+    assert list(get_type_hints(RunSettings)) == [field.name for field in fields(RunOptions)]
+
+
+@pytest.mark.parametrize("function", [segship.load, segship.load_semantic, load_promptable, segship.pipeline])
+def test_unknown_keyword_is_a_plain_type_error(function):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'thread'"):
+        function("segment_anything" if function is segship.pipeline else "tiny", thread=2)
