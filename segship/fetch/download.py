@@ -211,7 +211,7 @@ class _Transfer:
         if self.digest.hexdigest() != self.wanted.sha256:
             message = (
                 f"{self.wanted.url} gave a file with the SHA-256 {self.digest.hexdigest()}, and the published one has "
-                f"{self.wanted.sha256}; it was removed. Try another mirror, or {self.wanted.by_hand}"
+                f"{self.wanted.sha256}; it was removed; try another mirror, or {self.wanted.by_hand}"
             )
             raise FetchError(message, code="wrong_digest")
 
@@ -288,7 +288,7 @@ class _Transfer:
         if encoding != "identity" or (total is not None and total != str(self.wanted.bytes)):
             message = (
                 f"{self.wanted.url} holds a file of {total} bytes (encoding {encoding}), and the published one has "
-                f"{self.wanted.bytes}; it changed, or this is an error page. Try a mirror, or {self.wanted.by_hand}"
+                f"{self.wanted.bytes}; it changed, or this is an error page; try a mirror, or {self.wanted.by_hand}"
             )
             raise FetchError(message, code="file_changed")
         self.etag = _strong(response.headers.get("ETag"))
@@ -304,7 +304,7 @@ class _Transfer:
                 break
             if self.done + len(piece) > self.wanted.bytes:
                 message = f"{self.wanted.url} sends more than the published {self.wanted.bytes} bytes; it was removed"
-                raise FetchError(f"{message}. Try a mirror, or {self.wanted.by_hand}", code="too_many_bytes")
+                raise FetchError(f"{message}; try a mirror, or {self.wanted.by_hand}", code="too_many_bytes")
             self.stream.write(piece)
             self.digest.update(piece)
             self.done += len(piece)

@@ -9,19 +9,7 @@ EDGES = ("cli", "inspection", "doctor", "tune")
 RUNTIMES = {"backends.onnxruntime": {"onnxruntime"}}
 HEAVY = {"torch", "onnx", "onnxscript", "onnxslim", "onnxruntime", "openvino", "safetensors"}
 # Rooms that still reach each other in a circle; a name that is out of the knot goes from here and never comes back.
-KNOT = {
-    "backends",
-    "backends.torch",
-    "ship",
-    "bundle",
-    "catalog",
-    "datasets",
-    "fetch",
-    "images",
-    "machine",
-    "promptable",
-    "semantic",
-}
+KNOT = {"backends", "backends.torch", "bundle", "catalog", "fetch", "machine", "semantic", "ship"}
 MOST_ENTRIES = 34
 
 

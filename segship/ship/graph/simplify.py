@@ -39,12 +39,12 @@ def simplify_graph(model: onnx.ModelProto, *, largest_whole_bytes: int = LARGEST
     except Exception as error:
         # Third-party graph surgery fails in many ways; the graph as traced is still there for `--no-simplify`.
         raise ExportError(
-            f"onnxslim could not simplify the graph: {error}. Export without it: --no-simplify"
+            f"onnxslim could not simplify the graph: {error}; export without it: --no-simplify"
         ) from error
     if isinstance(slimmed, onnx.ModelProto):
         _attach_weights(slimmed, detached)
     if not isinstance(slimmed, onnx.ModelProto) or _interface(slimmed) != interface:
-        raise ExportError("onnxslim changed the inputs or outputs of the graph. Export without it: --no-simplify")
+        raise ExportError("onnxslim changed the inputs or outputs of the graph; export without it: --no-simplify")
     strip_metadata(slimmed)
     return slimmed
 
