@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The most memory that a process has held."""
+"""What a fresh process takes: the time to its first answers, and the most memory that it has held."""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A lock between processes, so that two of them never fetch the same file at once.
+"""One file over HTTP: resumed, checked by size and digest, and fetched by one process at a time.
 
-The system drops the lock when its holder ends, however it ends; there is no stale lock to clear away.
+Two processes never fetch the same file at once. The system drops the lock when its holder ends, however it ends; there
+is no stale lock to clear away.
 """
 
 from __future__ import annotations

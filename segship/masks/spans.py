@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""IntArray around masks, in whole pixels of the image frame.
+"""Spans of masks and the boxes around them, in whole pixels of the image frame.
 
 On the use road between a prediction and its files. A box is half-open: it begins at the first set pixel and ends one
 past the last, so that x1 - x0 is a width and a box drawn on the grid lines of the pixels encloses the mask. The

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Write GELU the way ONNX Runtime recognises it, so that it runs as one kernel instead of five.
+"""From a torch module to an ONNX graph with the names and sizes of its contract, and nothing of this machine in it.
 
-Below opset 20 the exporter spells GELU x * (0.5 * (1 + erf(x / sqrt 2))). ONNX Runtime's fusion knows
+GELU is written the way ONNX Runtime recognises it, so that it runs as one kernel instead of five. Below opset 20 the
+exporter spells it x * (0.5 * (1 + erf(x / sqrt 2))). ONNX Runtime's fusion knows
 (x * (1 + erf(x / sqrt 2))) * 0.5 and passes the other form by. Both are the same number, bit for bit: 0.5 is a power of
 two, so multiplying by it rounds nothing (short of underflow, where the result is 0 to every purpose) and may be done
 first or last. OpenVINO fuses both.
