@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a measured number has to stand beside: the machine it was measured on.
+"""The machine: what a measured number has to stand beside, its usable cores, and work shared among its processes.
 
-Reads what the system says and runs nothing, so that it costs no time and no memory in a process that is measured.
+Describing it reads what the system says and runs nothing, so that it costs no time and no memory in a process that is
+measured.
 """
 
 from __future__ import annotations
@@ -65,15 +66,19 @@ class Machine:
     memory_bytes: int | None
     platform: str
 
+    @property
+    def processor(self) -> str:
+        """The processor with its family and model, if it has such numbers: the name that checks of backends carry."""
+        return self.cpu if self.cpu_family is None else f"{self.cpu} (family {self.cpu_family}, model {self.cpu_model})"
+
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that JSON can carry."""
         return {**asdict(self), "features": list(self.features)}
 
     def __str__(self) -> str:
-        design = "" if self.cpu_family is None else f" (family {self.cpu_family}, model {self.cpu_model})"
         memory = "" if self.memory_bytes is None else f", {self.memory_bytes / 2**30:.0f} GiB"
         features = f", {' '.join(self.features)}" if self.features else ""
-        return f"{self.cpu}{design}, {self.usable_cores} cores{memory}{features}, {self.platform}"
+        return f"{self.processor}, {self.usable_cores} cores{memory}{features}, {self.platform}"
 
 
 def usable_cores() -> int:

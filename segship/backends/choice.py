@@ -84,11 +84,8 @@ def _exact(run: RunOptions) -> str:
 
 @cache
 def processor_name() -> str:
-    """Return the name that checks carry: brand, family and model."""
-    machine = describe_machine()
-    if machine.cpu_family is None:
-        return machine.cpu
-    return f"{machine.cpu} (family {machine.cpu_family}, model {machine.cpu_model})"
+    """Return the name that checks made here carry."""
+    return describe_machine().processor
 
 
 def _fastest(wanted: Sequence[Check]) -> BackendChoice | None:

@@ -11,8 +11,7 @@ from cyclopts import Parameter
 from segship.cli.options import Json, command
 from segship.cli.output import megabytes, plain, print_json, progress_bar, results_console
 from segship.errors import FetchError
-from segship.fetch import fetch_checkpoint
-from segship.fetch.fetching import known_checkpoint
+from segship.fetch import fetch_checkpoint, known_checkpoint
 
 
 @command

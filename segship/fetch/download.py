@@ -210,11 +210,8 @@ class _Transfer:
             self.start_anew()
             self.fill()
         if self.digest.hexdigest() != self.wanted.sha256:
-            message = (
-                f"{self.wanted.url} gave a file with the SHA-256 {self.digest.hexdigest()}, and the published one has "
-                f"{self.wanted.sha256}; it was removed; try another mirror, or {self.wanted.by_hand}"
-            )
-            raise FetchError(message, code="wrong_digest")
+            found = f"gave a file with the SHA-256 {self.digest.hexdigest()}"
+            raise self.error(f"{found}, and the published one has {self.wanted.sha256}; it was removed", "wrong_digest")
 
     def fill(self) -> None:
         """Request until all bytes are there; a lost connection is taken up again some times."""
@@ -257,8 +254,7 @@ class _Transfer:
                 raise self.refused() from error
             if error.code in (429, 500, 502, 503, 504):
                 raise _Lost(f"the server answered {error.code} {error.reason}") from error
-            message = f"{self.wanted.url} answered {error.code} {error.reason}; try a mirror, or {self.wanted.by_hand}"
-            raise FetchError(message, code="http_error") from error
+            raise self.error(f"answered {error.code} {error.reason}", "http_error") from error
         except URLError as error:
             if isinstance(error.reason, ssl.SSLError):
                 message = f"the certificate or encryption of {self.wanted.url} is not good: {error.reason}"
@@ -272,8 +268,11 @@ class _Transfer:
         """Return what a wrong answer to a range means; nothing was there to go on from if the part is empty."""
         if self.done:
             return _Refused()
-        message = f"{self.wanted.url} answers with ranges that were not asked for; try a mirror, or"
-        return FetchError(f"{message} {self.wanted.by_hand}", code="http_error")
+        return self.error("answers with ranges that were not asked for", "http_error")
+
+    def error(self, what: str, code: str) -> FetchError:
+        """Return the error for a server that does something else than it should."""
+        return FetchError(f"{self.wanted.url} {what}; try another mirror, or {self.wanted.by_hand}", code=code)
 
     def check_answer(self, response: Any) -> None:
         """Start anew or go on, as the server decided; refuse a file of another size."""
@@ -287,11 +286,8 @@ class _Transfer:
             self.start_anew()
         encoding = response.headers.get("Content-Encoding", "identity")
         if encoding != "identity" or (total is not None and total != str(self.wanted.bytes)):
-            message = (
-                f"{self.wanted.url} holds a file of {total} bytes (encoding {encoding}), and the published one has "
-                f"{self.wanted.bytes}; it changed, or this is an error page; try a mirror, or {self.wanted.by_hand}"
-            )
-            raise FetchError(message, code="file_changed")
+            what = f"holds a file of {total} bytes (encoding {encoding}), and the published one has {self.wanted.bytes}"
+            raise self.error(f"{what}; it changed, or this is an error page", "file_changed")
         self.etag = _strong(response.headers.get("ETag"))
 
     def receive(self, response: Any) -> None:
@@ -304,8 +300,8 @@ class _Transfer:
             if not piece:
                 break
             if self.done + len(piece) > self.wanted.bytes:
-                message = f"{self.wanted.url} sends more than the published {self.wanted.bytes} bytes; it was removed"
-                raise FetchError(f"{message}; try a mirror, or {self.wanted.by_hand}", code="too_many_bytes")
+                what = f"sends more than the published {self.wanted.bytes} bytes; it was removed"
+                raise self.error(what, "too_many_bytes")
             self.stream.write(piece)
             self.digest.update(piece)
             self.done += len(piece)

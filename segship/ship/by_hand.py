@@ -13,8 +13,7 @@ from pathlib import Path
 
 from segship.catalog import CHECKPOINT_SUFFIXES, KnownCheckpoint
 from segship.errors import FetchError
-from segship.fetch import checkpoint_path
-from segship.fetch.fetching import by_hand_error, known_checkpoint
+from segship.fetch import by_hand_error, checkpoint_path, known_checkpoint
 from segship.files import CHUNK_BYTES, open_regular, write_file
 from segship.ship.checkpoints.survey import Survey, survey_checkpoint
 from segship.ship.families.semask.config import SemaskConfig

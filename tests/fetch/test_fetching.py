@@ -13,7 +13,7 @@ import pytest
 
 from segship.catalog import KNOWN_CHECKPOINTS
 from segship.errors import FetchError
-from segship.fetch import checkpoint_path, download, fetch_checkpoint, fetching
+from segship.fetch import DEFAULT_TIMEOUT, checkpoint_path, download, fetch_checkpoint
 from tests.loopback import serving
 
 CONTENT = random.Random(8).randbytes(2_000_000)
@@ -196,4 +196,4 @@ def test_processes_that_fetch_at_once_share_one_download(server):
 def test_fetching_needs_no_torch_and_reads_no_environment_at_import():
     code = "import sys, segship.fetch, segship.catalog; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, env={"HOME": ""}).returncode == 0
-    assert fetching.DEFAULT_TIMEOUT == 30.0
+    assert DEFAULT_TIMEOUT == 30.0
