@@ -25,7 +25,7 @@ from segship.errors import (
 )
 from segship.images import ImageLimits
 from segship.images.reading import demo_photograph
-from segship.load import load, load_semantic
+from segship.loading import load, load_semantic
 from segship.pipelines import pipeline
 from segship.promptable.everything.options import AmgOptions
 from segship.promptable.everything.records import MaskRecord

@@ -35,7 +35,7 @@ from segship.backends.session import RunSettings
 from segship.catalog import EMBEDDED_MODELS, KNOWN_CHECKPOINTS
 from segship.errors import ImageError, InputError, PromptError
 from segship.images import ImageLimits
-from segship.load import load_promptable
+from segship.loading import load_promptable
 from segship.promptable.everything.options import AmgOptions
 from segship.promptable.everything.records import OutputMode
 from segship.promptable.everything.search import generate_masks

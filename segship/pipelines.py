@@ -20,7 +20,7 @@ from segship.arrays import AnyArray, FloatArray
 from segship.backends.session import RunSettings
 from segship.errors import InputError, PromptError
 from segship.images import ImageSource
-from segship.load import load_promptable
+from segship.loading import load_promptable
 from segship.promptable.everything.options import AmgOptions
 from segship.promptable.everything.search import generate_masks
 from segship.promptable.prediction import ImageEmbedding, MaskPrediction

@@ -26,7 +26,7 @@ from segship.bench.report import BenchmarkReport, BenchmarkRow, FreshRow, Timing
 from segship.bench.stages import FRESH_SCENARIOS, photo_bytes, scenario_parameters, stages_of
 from segship.bundle import Bundle
 from segship.catalog import find_model
-from segship.load import open_model
+from segship.loading import open_model
 from segship.machine import Machine, describe_machine, usable_cores
 from segship.semantic.manifest import SemanticManifest
 from segship.spec import GraphSpec

@@ -12,7 +12,7 @@ from segship.cli.pictures import each_picture, report_outcomes
 from segship.cli.segment import print_image
 from segship.images.reading import DEMO_POINT_XY, demo_photograph
 from segship.jobs import SegmentOptions, answer_prompts, run_job
-from segship.load import load_promptable
+from segship.loading import load_promptable
 from segship.promptable.prompts import Prompts
 
 

@@ -37,7 +37,7 @@ from segship.datasets.known import thing_classes
 from segship.errors import InputError
 from segship.files import read_bytes
 from segship.jobs import Everything, EverythingOptions, FinishedImage, answer_everything, read, run_job
-from segship.load import load_promptable, load_semantic
+from segship.loading import load_promptable, load_semantic
 from segship.promptable.everything.cost import AmgCost, estimate_cost
 from segship.promptable.everything.options import AmgOptions
 from segship.semantic.predictor import SemanticPredictor

@@ -18,7 +18,7 @@ from segship.cli.pictures import each_picture, expand_pictures, print_head, prin
 from segship.errors import PromptError
 from segship.files import read_bytes
 from segship.jobs import FinishedImage, SegmentOptions, answer_prompts, run_job
-from segship.load import load_promptable
+from segship.loading import load_promptable
 from segship.promptable.prediction import MaskPrediction
 from segship.promptable.prompt_text import parse_box, parse_point, parse_prompts_json
 from segship.promptable.prompts import PromptLimits, Prompts

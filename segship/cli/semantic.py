@@ -17,7 +17,7 @@ from segship.cli.pictures import each_picture, expand_pictures, print_head, prin
 from segship.draw import percent
 from segship.errors import InputError
 from segship.jobs import FinishedImage, MapOptions, answer_classes, run_job
-from segship.load import load_semantic
+from segship.loading import load_semantic
 from segship.semantic.views import MULTI_SCALE_RATIOS, SemanticOptions
 from segship.writers import ClassMapResult
 

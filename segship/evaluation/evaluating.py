@@ -17,7 +17,7 @@ from segship.evaluation.report import Evaluation
 from segship.evaluation.scoring import Progress, StateFile, digest_of_samples, score_samples
 from segship.evaluation.sources import Ids, ModelSource, RawType, Source, WrittenMaps, WrittenSource, find_written_maps
 from segship.files import sha256_of, write_file
-from segship.load import load_semantic
+from segship.loading import load_semantic
 from segship.semantic.predictor import SemanticPredictor
 from segship.semantic.views import SemanticOptions
 from segship.writers.names import safe_file_name

@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from segship.errors import BackendUnavailable, BundleError, ImageError, InputError
 from segship.images import ImageLimits
-from segship.load import load_semantic
+from segship.loading import load_semantic
 from segship.semantic import predictor as predictor_module
 from segship.semantic.preprocessing import resize_pixels
 from segship.semantic.views import MULTI_SCALE_RATIOS, SemanticOptions

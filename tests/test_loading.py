@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a name or a path to a predictor, and what is refused."""
 
+import ast
 import shutil
 from dataclasses import fields
+from pathlib import Path
 from typing import get_type_hints
 
 import numpy as np
@@ -12,7 +14,7 @@ import segship
 from segship.backends.session import RunOptions, RunSettings
 from segship.catalog import bundle_folder
 from segship.errors import BackendUnavailable, BundleError, InputError
-from segship.load import load_promptable, open_model
+from segship.loading import load_promptable, open_model
 
 
 @pytest.fixture(autouse=True)
@@ -123,3 +125,22 @@ def test_keywords_are_the_fields_of_the_options():
 def test_unknown_keyword_is_a_plain_type_error(function):
     with pytest.raises(TypeError, match="unexpected keyword argument 'thread'"):
         function("segment_anything" if function is segship.pipeline else "tiny", thread=2)
+
+
+def test_defaults_of_a_run_stand_in_one_place():
+    found = []
+    for path in sorted(Path(segship.__file__).parent.rglob("*.py")):
+        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+            if isinstance(node, ast.arguments):
+                some = node.args[len(node.args) - len(node.defaults) :]
+                only = zip(node.kwonlyargs, node.kw_defaults, strict=True)
+                names = [place.arg for place in some] + [place.arg for place, value in only if value is not None]
+                found += [(path.name, name) for name in names]
+            elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value is not None:
+                found.append((path.name, node.target.id))
+    options = {"backend", "device", "streams", "compile"}
+    # A row of the table says whether a runtime has streams at all, a backend whether it compiles on a device.
+    known = {("__init__.py", "streams"), ("session.py", "compile")}
+    assert {place for place in found if place[1] in options} - known == {
+        ("session.py", name) for name in options - {"compile"}
+    }
