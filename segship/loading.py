@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Unpack, overload
 
@@ -144,7 +145,9 @@ def _open_checkpoint(path: Path, run: RunOptions) -> Predictor | SemanticPredict
         backend, reason = able[0], f"checkpoints run in {able[0]} alone"
     # A checkpoint has no manifest that could have measured another precision.
     choice = BackendChoice(backend, EXACT if run.precision == AUTO else run.precision, reason)
-    opened = load_backend(backend).open_checkpoint(path, replace(run, precision=choice.precision))
+    load_backend(backend)
+    # By its name: the use road has no import of the ship road.
+    opened = import_module("segship.ship.loading").open_checkpoint(path, replace(run, precision=choice.precision))
     return _predictor(opened.manifest, opened.sessions, opened.encoder_sha256, choice, run.threads)
 
 

@@ -10,7 +10,6 @@ Every module has the same names:
 - ``compile(graph, spec, run)``, which makes of a `segship.backends.session.Graph` what the session loads.
 - ``Session(compiled, spec, run)``, a `segship.backends.session.Session`.
 - ``PROBE``, the identity of one number as ``compile`` takes it.
-- ``open_checkpoint(path, run)``, if its row says that it runs checkpoints.
 
 ``segship.backends.fake`` is no runtime and has no row: tests make its session themselves.
 """

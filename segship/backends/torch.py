@@ -1,9 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run torch modules behind the session interface, on CPU or CUDA, in float32 or bfloat16.
 
-This backend has no artifact of its own: it runs the model straight from the checkpoint, which is why it stands on the
-ship road and is imported only when somebody asks for it. Its encoder computes by the variant of the device: tiles that
-stay in the cache on CPUs, torch's fused attention (SDPA) on CUDA (`segship.ship.variants`).
+This backend has no artifact of its own: `segship.ship.loading.open_checkpoint` gives it the modules of a checkpoint.
 
 Nothing of the CUDA half, and so of ``compile``, has been run: it was written without a GPU.
 """
@@ -12,9 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from pathlib import Path
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -23,14 +20,10 @@ from torch import nn
 
 from segship.backends.session import RunOptions, closed, refuse_options, thread_count
 from segship.backends.session import Session as BaseSession
-from segship.bundle.artifacts import Precision
-from segship.bundle.manifest import Manifest
 from segship.errors import BackendUnavailable
-from segship.ship.loading import load_model
-from segship.ship.options import ExportOptions
 from segship.spec import GraphSpec, check_arrays
 
-PRECISIONS: dict[Precision, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
+PRECISIONS: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
 
 
 PROBE = nn.Identity()
@@ -63,8 +56,8 @@ def compile(graph: nn.Module, spec: GraphSpec, run: RunOptions) -> nn.Module:
     BackendUnavailable
         When the device or an option cannot be had.
     """
-    device = _device(run.device)
-    _precision(run.precision, device)
+    device = device_of(run.device)
+    check_precision(run.precision, device)
     refuse_options(run, "torch", compile=device.type == "cuda")
     module = graph.eval().to(device=device)
     if run.compile:
@@ -88,8 +81,8 @@ class Session(BaseSession):
     def __init__(self, module: nn.Module, spec: GraphSpec, run: RunOptions | None = None) -> None:
         run = run or RunOptions()
         self.spec = spec
-        self._device = _device(run.device)
-        self._dtype = PRECISIONS[_precision(run.precision, self._device)]
+        self._device = device_of(run.device)
+        self._dtype = check_precision(run.precision, self._device)
         self.on_gpu = self._device.type == "cuda"
         if run.threads is not None:
             torch.set_num_threads(thread_count(run))
@@ -132,48 +125,14 @@ class Session(BaseSession):
         return scope
 
 
-class OpenedCheckpoint(NamedTuple):
-    """A checkpoint as sessions."""
-
-    manifest: Manifest
-    """What a bundle's manifest would say, without graphs."""
-    sessions: dict[str, BaseSession]
-    """Graph -> session, for every graph that a bundle may have."""
-    encoder_sha256: str
-    """The digest that ties embeddings to this encoder."""
-
-
-def open_checkpoint(path: Path, run: RunOptions) -> OpenedCheckpoint:
-    """Open a checkpoint of any family as sessions that a predictor runs.
-
-    A semantic one gives logits and takes pictures of any size, as many at once as wanted.
-
-    Raises
-    ------
-    CheckpointError
-        When the file cannot be read safely or does not fit.
-    BackendUnavailable
-        When the device or precision is not here.
-    """
-    device = _device(run.device)
-    _precision(run.precision, device)
-    model = load_model(path)
-    on_gpu = device.type == "cuda"
-    wanted = ExportOptions(target="torch-cuda" if on_gpu else "torch", output="logits")
-    parts = model.verbs.graphs(model, wanted, known_sizes=on_gpu)
-    sessions: dict[str, BaseSession] = {
-        name: Session(compile(module, spec, run), spec, run) for name, (module, spec) in parts.items()
-    }
-    return OpenedCheckpoint(model.verbs.manifest(model, wanted), sessions, model.checkpoint.sha256)
-
-
 def _readable(array: NDArray[Any]) -> NDArray[Any]:
     """Return an array that torch can look into: contiguous, and not marked as read-only."""
     whole = np.ascontiguousarray(array)
     return whole if whole.flags.writeable else whole.copy()
 
 
-def _device(name: str) -> torch.device:
+def device_of(name: str) -> torch.device:
+    """Return a device by its name, which is here; others are refused as `BackendUnavailable`."""
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -195,13 +154,13 @@ def _device(name: str) -> torch.device:
     return device
 
 
-def _precision(name: str, device: torch.device) -> Precision:
+def check_precision(name: str, device: torch.device) -> torch.dtype:
+    """Return the type of a precision, which the device has; others are refused as `BackendUnavailable`."""
     if name == "bf16" and device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         message = f"precision 'bf16' was asked for and {torch.cuda.get_device_name(device)} does not have it; use fp32"
         raise BackendUnavailable(message, code="precision_unavailable")
-    for known in PRECISIONS:
-        if name == known:
-            return known
+    if name in PRECISIONS:
+        return PRECISIONS[name]
     raise BackendUnavailable(
         f"precision {name!r} is not supported by the torch backend; accepted are {', '.join(PRECISIONS)}",
         code="precision_unavailable",

@@ -8,13 +8,15 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
 import segship
-from segship.bundle.manifest import CheckpointFile
+from segship.backends import torch as runtime
+from segship.backends.session import RunOptions, Session
+from segship.bundle.manifest import CheckpointFile, Manifest
 from segship.ship.checkpoints.reading import Checkpoint, load_state, read_checkpoint
 from segship.ship.families import family_module, recognise
 from segship.ship.options import ExportOptions
@@ -85,6 +87,41 @@ def load_model(path: Path, options: ExportOptions | None = None) -> LoadedModel:
         module: nn.Module = family.build(config)
     load_state(module, state)
     return LoadedModel(name, checkpoint, config, module.eval(), (*checkpoint.notes, *changes))
+
+
+class OpenedCheckpoint(NamedTuple):
+    """A checkpoint as sessions."""
+
+    manifest: Manifest
+    """What a bundle's manifest would say, without graphs."""
+    sessions: dict[str, Session]
+    """Graph -> session, for every graph that a bundle may have."""
+    encoder_sha256: str
+    """The digest that ties embeddings to this encoder."""
+
+
+def open_checkpoint(path: Path, run: RunOptions) -> OpenedCheckpoint:
+    """Open a checkpoint of any family as sessions that a predictor runs.
+
+    A semantic one gives logits and takes pictures of any size, as many at once as wanted. The networks compute by the
+    variant of the device: tiles that stay in the cache on CPUs, torch's fused attention on CUDA.
+
+    Raises
+    ------
+    CheckpointError
+        When the file cannot be read safely or does not fit.
+    BackendUnavailable
+        When the device or precision is not here.
+    """
+    device = runtime.device_of(run.device)
+    runtime.check_precision(run.precision, device)
+    model, on_gpu = load_model(path), device.type == "cuda"
+    wanted = ExportOptions(target="torch-cuda" if on_gpu else "torch", output="logits")
+    parts = model.verbs.graphs(model, wanted, known_sizes=on_gpu)
+    sessions: dict[str, Session] = {
+        name: runtime.Session(runtime.compile(module, spec, run), spec, run) for name, (module, spec) in parts.items()
+    }
+    return OpenedCheckpoint(model.verbs.manifest(model, wanted), sessions, model.checkpoint.sha256)
 
 
 def manifest_fields(model: LoadedModel, options: ExportOptions) -> dict[str, Any]:

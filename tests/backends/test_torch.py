@@ -6,10 +6,11 @@ import torch
 from segship.backends import torch as backend
 from segship.backends.opening import try_devices
 from segship.backends.session import RunOptions
-from segship.backends.torch import Session, compile, devices, open_checkpoint
+from segship.backends.torch import Session, compile, devices
 from segship.errors import BackendUnavailable
 from segship.ship.families.sam.model import ImageEncoderGraph
 from segship.ship.families.semask.model import SemanticGraph
+from segship.ship.loading import open_checkpoint
 from segship.spec import image_encoder_spec
 from tests.oracle import SMALL_VIT
 from tests.small_models import save_checkpoint, small_sam
