@@ -121,7 +121,7 @@ def _unmeasured(wanted: Sequence[Check], run: RunOptions) -> BackendChoice:
     if failed and reduced:
         message = (
             f"precision {run.precision!r} was asked for, and in {', '.join(failed)} it failed its comparison "
-            "(`segship inspect BUNDLE`, backends); name the backend to take it all the same, or use fp32"
+            "(`segship inspect BUNDLE`, checks); name the backend to take it all the same, or use fp32"
         )
         raise BackendUnavailable(message, code="precision_unavailable")
     asked = f"precision {run.precision}" if run.streams == 1 else f"{run.streams} streams"
