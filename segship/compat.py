@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Self, Unpack
@@ -31,7 +31,7 @@ import numpy.typing as npt
 from numpy.typing import NDArray
 
 from segship.arrays import AnyArray, FloatArray, Pixels
-from segship.backends.session import RunSettings
+from segship.backends.session import RunOptions, RunSettings
 from segship.catalog import EMBEDDED_MODELS, KNOWN_CHECKPOINTS
 from segship.errors import ImageError, InputError, PromptError
 from segship.images import ImageLimits
@@ -139,10 +139,6 @@ class ResizeLongestSide:
         return resized_size((oldh, oldw), long_side_length)
 
 
-def _on(run: RunSettings, device: str) -> RunSettings:
-    return {**run, "device": device}
-
-
 @dataclass(frozen=True, slots=True)
 class ImageEncoder:
     """What code reads of ``sam.image_encoder``: the side of the model frame, in pixels."""
@@ -189,12 +185,13 @@ class Sam:
     image_format = "RGB"
 
     def __init__(self, model: str | Path | Predictor, **run: Unpack[RunSettings]) -> None:
+        options = RunOptions(**run)
         self._load: Callable[[str], Predictor] | None = None
         if isinstance(model, Predictor):
             self.predictor = model
         else:
-            self._load = lambda device: load_promptable(model, **_on(run, device))
-            self.predictor = load_promptable(model, **run)
+            self._load = lambda device: load_promptable(model, **asdict(replace(options, device=device)))
+            self.predictor = self._load(options.device)
         geometry = self.predictor.manifest.geometry
         side, grid, low_res = geometry.image_size, geometry.embedding_size, geometry.low_res_size
         self.image_encoder = ImageEncoder(side)

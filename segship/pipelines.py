@@ -10,14 +10,14 @@ the image that was set alone. New code has less to remember with `segship.load`.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from pathlib import Path
 from typing import Any, Literal, Unpack, cast, overload
 
 import numpy as np
 
 from segship.arrays import AnyArray, FloatArray
-from segship.backends.session import RunSettings
+from segship.backends.session import RunOptions, RunSettings
 from segship.errors import InputError, PromptError
 from segship.images import ImageSource
 from segship.loading import load_promptable
@@ -72,9 +72,9 @@ def pipeline(
     """
     if task not in TASKS:
         raise InputError(f"there is no task {task!r}; known are {', '.join(TASKS)}", code="unknown_task")
+    options = RunOptions(**run)
     if not isinstance(model, Predictor):
-        name = MODEL_NAMES.get(str(model), model)
-        model = load_promptable(name, **run)
+        model = load_promptable(MODEL_NAMES.get(str(model), model), **asdict(options))
     return SegmentAnythingPipeline(model)
 
 

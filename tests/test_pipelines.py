@@ -1,11 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """The calls of MindFormers' ten examples: their shapes, their meaning against the reference, and none of the bugs."""
 
+from dataclasses import asdict
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from segship import Predictor, demo_photograph
+from segship.backends.session import RunOptions
 from segship.errors import ImageError, InputError, PromptError
 from segship.masks.rle import decode_rle
 from segship.masks.scores import mask_iou
@@ -195,8 +198,12 @@ def test_names_of_mindformers_mean_ours(monkeypatch, predictor, size):
         "segship.pipelines.load_promptable", lambda name, **options: asked.append((name, options)) or predictor
     )
     pipeline("segment_anything", model=f"sam_vit_{size}", device="cuda", threads=2)
-    options = {"backend": "auto", "threads": 2, "device": "cuda", "precision": "fp32"}
-    assert asked == [(f"vit_{size}", options)]
+    assert asked == [(f"vit_{size}", asdict(RunOptions(device="cuda", threads=2)))]
+
+
+def test_unknown_keyword_is_refused_beside_a_predictor_too(predictor):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'thread'"):
+        pipeline("segment_anything", model=predictor, thread=2)
 
 
 KEYS = ["segmentation", "area", "bbox", "predicted_iou", "point_coords", "stability_score", "crop_box"]

@@ -69,14 +69,14 @@ def benchmark(
     ['decode 1 object']
     """
     options = options or BenchmarkOptions()
-    work = _Work(str(target), options, progress or (lambda what: None))
+    context = _Context(str(target), options, progress or (lambda what: None))
     if Path(target).suffix == GRAPH_SUFFIX:
-        return _measure_graph(Path(target), work)
-    return _measure_model(work)
+        return _measure_graph(Path(target), context)
+    return _measure_model(context)
 
 
 @dataclass(frozen=True, slots=True)
-class _Work:
+class _Context:
     """What one call measures."""
 
     target: str
@@ -97,33 +97,33 @@ class _Work:
         return not self.options.stages or any(stage.startswith(wanted) for wanted in self.options.stages)
 
 
-def _measure_model(work: _Work) -> BenchmarkReport:
-    options, data = work.options, photo_bytes(work.options.image)
+def _measure_model(context: _Context) -> BenchmarkReport:
+    options, data = context.options, photo_bytes(context.options.image)
     rows: list[BenchmarkRow] = []
     fresh: list[FreshRow] = []
-    for threads, run in work.runs:
-        work.tell(f"load {work.target}, {threads} threads")
-        with open_model(work.target, run) as predictor:
+    for threads, run in context.runs:
+        context.tell(f"load {context.target}, {threads} threads")
+        with open_model(context.target, run) as predictor:
             ran, task = _Ran(predictor.description, predictor.backend, predictor.precision), predictor.manifest.task
             stages = tuple(name for name in options.stages if name != GRAPH_STAGE)
             chosen = replace(options, stages=stages, threads=(threads,))
             if chosen.stages or not options.stages:
                 for stage in stages_of(predictor, data, chosen):
-                    work.tell(f"{stage.name}, {threads} threads")
-                    timing = work.time(stage.work, stage.items)
+                    context.tell(f"{stage.name}, {threads} threads")
+                    timing = context.time(stage.work, stage.items)
                     rows.append(BenchmarkRow(stage.name, "stage", threads, timing, stage.detail))
-        path = find_model(work.target)
-        if path.is_dir() and work.wants(GRAPH_STAGE):
+        path = find_model(context.target)
+        if path.is_dir() and context.wants(GRAPH_STAGE):
             taken = replace(run, backend=ran.backend, precision=ran.precision)
-            rows += _bundle_graphs(Bundle.open(path), taken, threads, work)
+            rows += _bundle_graphs(Bundle.open(path), taken, threads, context)
         if options.fresh:
-            fresh += _fresh_model(work, FRESH_SCENARIOS[task], run, threads, data)
-    return _report(work, "model", rows, fresh, ran)
+            fresh += _fresh_model(context, FRESH_SCENARIOS[task], run, threads, data)
+    return _report(context, "model", rows, fresh, ran)
 
 
-def _bundle_graphs(bundle: Bundle, run: RunOptions, threads: int, work: _Work) -> Iterator[BenchmarkRow]:
+def _bundle_graphs(bundle: Bundle, run: RunOptions, threads: int, context: _Context) -> Iterator[BenchmarkRow]:
     """Yield the pure loops of every graph of a bundle, at the sizes of its dynamic axes that were asked for."""
-    options = work.options
+    options = context.options
     asked = {"batch": options.batch_sizes, "objects": options.objects, "points": (options.points + 1,)}
     if isinstance(bundle.manifest, SemanticManifest):
         long_side, short_side = astuple(bundle.manifest.preprocessing.scale)
@@ -133,39 +133,39 @@ def _bundle_graphs(bundle: Bundle, run: RunOptions, threads: int, work: _Work) -
         with open_graph(bundle, spec, run) as session:
             axes = {size for tensor in spec.inputs for size in tensor.shape if isinstance(size, str)}
             sizes = {axis: values for axis, values in asked.items() if axis in axes}
-            yield from _loops(session, replace(options, sizes=sizes, shapes=()), threads, work)
+            yield from _loops(session, replace(options, sizes=sizes, shapes=()), threads, context)
 
 
-def _measure_graph(path: Path, work: _Work) -> BenchmarkReport:
-    options, spec = work.options, graph_spec(path)
+def _measure_graph(path: Path, context: _Context) -> BenchmarkReport:
+    options, spec = context.options, graph_spec(path)
     rows: list[BenchmarkRow] = []
     fresh: list[FreshRow] = []
     notes: tuple[str, ...] = ()
     backend = DEFAULT_BACKEND if options.run.backend == AUTO else options.run.backend
-    for threads, asked in work.runs:
+    for threads, asked in context.runs:
         run = replace(asked, backend=backend)
-        work.tell(f"load {path.name}, {threads} threads")
+        context.tell(f"load {path.name}, {threads} threads")
         with open_session(path, spec, run) as session:
             ran = _Ran(session.description, run.backend, run.precision)
-            rows += _loops(session, options, threads, work)
+            rows += _loops(session, options, threads, context)
             if options.inputs is not None:
                 row, notes = _run_files(session, options, threads)
                 rows.append(row)
         if options.fresh:
             first = {name: list(shape) for name, shape in next(shape_sets(spec, options)).items()}
-            work.tell(f"fresh processes, {threads} threads")
+            context.tell(f"fresh processes, {threads} threads")
             parameters = {"graph": str(path.resolve()), "shapes": first}
             fresh += run_fresh("graph", parameters, run, processes=options.fresh_repeats)
-    return _report(work, "graph", rows, fresh, ran, notes)
+    return _report(context, "graph", rows, fresh, ran, notes)
 
 
-def _loops(session: Session, options: BenchmarkOptions, threads: int, work: _Work) -> Iterator[BenchmarkRow]:
+def _loops(session: Session, options: BenchmarkOptions, threads: int, context: _Context) -> Iterator[BenchmarkRow]:
     spec = session.spec
     for shapes in shape_sets(spec, options):
         inputs = make_inputs(spec, shapes)
         name = f"graph {spec.name}{_sizes_text(spec, shapes)}"
-        work.tell(f"{name}, {threads} threads")
-        timing = work.time(lambda inputs=inputs: session.run(inputs), _items(spec, shapes))  # type: ignore[misc]
+        context.tell(f"{name}, {threads} threads")
+        timing = context.time(lambda inputs=inputs: session.run(inputs), _items(spec, shapes))  # type: ignore[misc]
         detail = {"shapes": {key: list(shape) for key, shape in shapes.items()}}
         yield BenchmarkRow(name, "graph", threads, timing, detail)
 
@@ -214,20 +214,20 @@ def _sizes_text(spec: GraphSpec, shapes: Shapes) -> str:
 
 
 def _fresh_model(
-    work: _Work, scenarios: tuple[str, ...], run: RunOptions, threads: int, data: bytes
+    context: _Context, scenarios: tuple[str, ...], run: RunOptions, threads: int, data: bytes
 ) -> Iterator[FreshRow]:
-    options = work.options
+    options = context.options
     with tempfile.TemporaryDirectory(prefix="segship-bench-") as folder:
         photo = Path(folder) / "picture"
         photo.write_bytes(data)
-        shared = {"model": str(find_model(work.target)), "photo": str(photo)}
+        shared = {"model": str(find_model(context.target)), "photo": str(photo)}
         for scenario in scenarios:
-            if scenario == "everything" and not work.wants("everything"):
+            if scenario == "everything" and not context.wants("everything"):
                 continue
             # A call for everything takes long enough to be steady.
             processes = 1 if scenario == "everything" else options.fresh_repeats
             for extra in scenario_parameters(scenario, options):
-                work.tell(f"fresh processes: {scenario} {extra or ''}, {threads} threads")
+                context.tell(f"fresh processes: {scenario} {extra or ''}, {threads} threads")
                 yield from run_fresh(scenario, {**shared, **extra}, run, processes=processes)
 
 
@@ -241,12 +241,17 @@ class _Ran:
 
 
 def _report(
-    work: _Work, kind: str, rows: list[BenchmarkRow], fresh: list[FreshRow], ran: _Ran, notes: tuple[str, ...] = ()
+    context: _Context,
+    kind: str,
+    rows: list[BenchmarkRow],
+    fresh: list[FreshRow],
+    ran: _Ran,
+    notes: tuple[str, ...] = (),
 ) -> BenchmarkReport:
     return BenchmarkReport(
-        target=work.target,
+        target=context.target,
         kind=kind,
-        machine=_machine(work.options),
+        machine=_machine(context.options),
         versions=_versions(ran.backend),
         **asdict(ran),
         rows=tuple(rows),

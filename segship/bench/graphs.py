@@ -74,11 +74,12 @@ def _complete(spec: GraphSpec, given: Mapping[str, tuple[int, ...]], sizes: dict
         shape = given.get(tensor.name)
         if shape is None:
             continue
-        if len(shape) != len(tensor.shape):
+        fits = len(shape) == len(tensor.shape) and all(
+            (sizes.setdefault(wanted, found) if isinstance(wanted, str) else wanted) == found
+            for found, wanted in zip(shape, tensor.shape, strict=True)
+        )
+        if not fits:
             raise _bad(spec, f"{tensor.name} was given the shape {shape}, and it has {tensor.shape}")
-        for found, wanted in zip(shape, tensor.shape, strict=True):
-            if (sizes.setdefault(wanted, found) if isinstance(wanted, str) else wanted) != found:
-                raise _bad(spec, f"{tensor.name} was given the shape {shape}, and it has {tensor.shape}")
     return {
         tensor.name: tuple(size if isinstance(size, int) else sizes.get(size, 1) for size in tensor.shape)
         for tensor in spec.inputs

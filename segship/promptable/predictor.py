@@ -110,7 +110,7 @@ class Predictor:
     @property
     def objects_per_call(self) -> int:
         """How many objects the decoder takes at once; more of them are decoded in several calls."""
-        return objects_per_call(self.manifest.geometry, on_gpu=self._sessions["mask_decoder"].on_gpu)
+        return objects_per_call(self.manifest.geometry, on_gpu=self._sessions["image_encoder"].on_gpu)
 
     @property
     def holds_image_side(self) -> bool:
