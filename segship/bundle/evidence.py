@@ -137,7 +137,7 @@ def class_map_row(step: str, graph: str, pairs: Pairs, bar: Bar) -> Row:
 
 def _row(step: str, graph: str, what: str, cases: int, figures: dict[str, float], bar: Bar) -> Row:
     passed = all(_is_within(name, value, bar) for name, value in figures.items())
-    return Row(step, graph, what, cases, {name: value for name, value in figures.items()}, passed)
+    return Row(step, graph, what, cases, dict(figures), passed)
 
 
 def _is_within(name: str, value: float, bar: Bar) -> bool:

@@ -105,10 +105,6 @@ class Bundle:
         check_interface(graph.inputs, graph.outputs, self.manifest.graph_spec(artifact.graph))
         return data if weights is None else self.path / artifact.file
 
-    def verified_graph(self, name: str) -> bytes | Path:
-        """Check every byte of a graph in fp32, as `verified`."""
-        return self.verified(self.manifest.artifact(name))
-
     def _check_weights(self, weights: Weights) -> None:
         path = self.path / weights.file
         try:

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Walk protobuf messages by position: no recursion, no copies, bounded by a budget of fields.
+"""What an ONNX file declares, read without onnx: `read_graph`, on the ground of `WireReader`.
 
-It is the ground that `onnx_wire` stands on, and follows protobuf.dev/programming-guides/encoding. It is stricter than
-protobuf where leniency would let two readers see two different messages: a field given twice, a wrong wire type and a
-group are errors; a field that the caller's table does not know is handed to `WireReader.odd`.
+Protobuf messages are walked by position: no recursion, no copies, bounded by a budget of fields. Follows
+protobuf.dev/programming-guides/encoding, and is stricter than protobuf where leniency would let two readers see two
+different messages: a field given twice, a wrong wire type and a group are errors; a field that the caller's table does
+not know is handed to `WireReader.odd`.
 """
 
 from __future__ import annotations

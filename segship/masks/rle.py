@@ -1,5 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Masks as users give them, checked once at the door of `segship.masks`."""
+"""Run lengths of one mask: from pixels and back, as COCO writes them, and what they tell without the pixels.
+
+Run lengths are (n,) int64, column by column, beginning with zeros. COCO's compressed form writes each, from the fourth
+on as the difference to the run two before, in groups of five bits, lowest first: bit 5 of a character says that
+another group follows, bit 4 of the last group is the sign, and 48 makes it printable. Follows pycocotools
+common/maskApi.c; unlike it, reading checks everything before it reserves memory. `read_mask` and `read_number` are the
+door of `segship.masks` for what users give.
+"""
 
 from __future__ import annotations
 

@@ -30,14 +30,13 @@ from segship.promptable.prediction import (
 )
 from segship.promptable.prompts import (
     PromptLimits,
-    PromptRules,
     Prompts,
     ResolvedPrompts,
     encode_clicks,
     encode_prompts,
     resolve_prompts,
 )
-from segship.promptable.transforms import Preprocessing, prepare_image, resized_size
+from segship.promptable.transforms import prepare_image, resized_size
 from segship.spec import MASK_TOKENS
 
 if TYPE_CHECKING:
@@ -310,7 +309,7 @@ class Predictor:
         """Encode an image that `segship.images.read_image` gave."""
         size_hw = loaded.size_hw
         frame = self._spare_frame()
-        tensor = prepare_image(loaded.picture, self._preprocessing, threads=self._threads, out=frame)
+        tensor = prepare_image(loaded.picture, self.manifest.preprocessing, threads=self._threads, out=frame)
         outputs = self._sessions["image_encoder"].run({"image": tensor})
         if not any(np.may_share_memory(tensor, output) for output in outputs.values()):
             self._spare_frames.append(tensor)
@@ -362,7 +361,7 @@ class Predictor:
             original_size=embedding.original_size,
             input_size=embedding.input_size,
             low_res_size=self.manifest.geometry.low_res_size,
-            rules=self._prompt_rules,
+            rules=self.manifest.prompt_rules,
         )
         return self._select(embedding, tensors, min_iou)
 
@@ -370,14 +369,6 @@ class Predictor:
         """Return what makes low-resolution masks of an image as large as it is."""
         low_res_size = self.manifest.geometry.low_res_size
         return upscaler(low_res_size, self.image_size, embedding.input_size, embedding.original_size)
-
-    @property
-    def _preprocessing(self) -> Preprocessing:
-        return self.manifest.preprocessing
-
-    @property
-    def _prompt_rules(self) -> PromptRules:
-        return self.manifest.prompt_rules
 
     def _spare_frame(self) -> FloatArray | None:
         try:
@@ -391,7 +382,7 @@ class Predictor:
             original_size=embedding.original_size,
             input_size=embedding.input_size,
             low_res_size=self.manifest.geometry.low_res_size,
-            rules=self._prompt_rules,
+            rules=self.manifest.prompt_rules,
         )
 
     def _run_decoder(self, embedding: ImageEmbedding, tensors: Mapping[str, AnyArray]) -> Decoded:

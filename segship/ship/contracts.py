@@ -190,16 +190,10 @@ def pixel_encoder_spec(geometry: SamGeometry) -> GraphSpec:
 
 
 def append_upscaling(model: onnx.ModelProto, spec: GraphSpec, image_size: int) -> onnx.ModelProto:
-    """Turn a cut decoder into the official one, in place.
+    """Turn the cut decoder into the official one, in place, whose contract is ``spec``.
 
-    Parameters
-    ----------
-    model
-        Outputs ``iou_predictions`` and ``low_res_masks`` of one object.
-    spec
-        The contract to reach, with the input ``orig_im_size`` and the output ``masks``.
-    image_size
-        Side S of the model frame, in pixels.
+    The size of its ``masks`` depends on the value of ``orig_im_size``, which torch's exporter cannot trace. Follows
+    segment_anything/utils/onnx.py mask_postprocessing.
     """
     graph = model.graph
     graph.initializer.extend(_constants(spec, image_size))

@@ -113,18 +113,8 @@ def graph_steps(
 ) -> list[tuple[str, GraphChange]]:
     """Return the steps that make a graph, in order: the name of each, and what makes the next graph from the last.
 
-    Parameters
-    ----------
-    options
-        Which steps there are.
-    opset
-        Of the finished graph.
-    half_weights
-        The checkpoint was saved in half precision, so its weights are stored so again.
-    largest_sizes
-        Upper bounds of dynamic axes, for tracing.
-    finish
-        Nodes written by hand after tracing.
+    With ``half_weights`` the checkpoint was saved in half precision, so its weights are stored so again;
+    ``largest_sizes`` are those of `trace_graph`; ``finish`` adds nodes written by hand behind tracing.
     """
 
     def trace(module: nn.Module, spec: GraphSpec, _: Path) -> onnx.ModelProto:
@@ -153,21 +143,12 @@ def take_steps(
     write_and_compare: Callable[[str, GraphChange], Sequence[Row]],
     report: Report | None,
 ) -> list[Row]:
-    """Take one step after the other, and stop at the first whose graph differs by more than the bar.
-
-    Parameters
-    ----------
-    steps
-        As of `graph_steps`.
-    write_and_compare
-        Writes the graphs of a step and returns the rows of its comparison.
-    report
-        See `Report`; it is told of the step that stops the export, too.
+    """Take the steps of `graph_steps` one after the other; ``report`` is told of one that stops the export, too.
 
     Raises
     ------
     ComparisonFailed
-        When a row did not pass.
+        At the first step whose graph differs by more than the bar.
     """
     rows: list[Row] = []
     for step, change in steps:

@@ -32,8 +32,10 @@ def test_bytes_path_and_sidecar_give_the_same(tmp_path):
 @pytest.mark.parametrize("external", [False, True])
 def test_verified_graphs_of_a_bundle_run(tmp_path, external):
     bundle = make_bundle(tmp_path, external=external)
-    assert run_encoder(bundle.verified_graph("image_encoder")).shape == (1, 4, 2, 2)
-    Session(bundle.verified_graph("mask_decoder"), bundle.manifest.graph_spec("mask_decoder")).close()
+    assert run_encoder(bundle.verified(bundle.manifest.artifact("image_encoder"))).shape == (1, 4, 2, 2)
+    Session(
+        bundle.verified(bundle.manifest.artifact("mask_decoder")), bundle.manifest.graph_spec("mask_decoder")
+    ).close()
 
 
 def test_bytes_cannot_reach_for_a_sidecar(tmp_path, monkeypatch):
@@ -44,7 +46,7 @@ def test_bytes_cannot_reach_for_a_sidecar(tmp_path, monkeypatch):
 
 def test_compiling_gives_what_was_checked(tmp_path):
     bundle = make_bundle(tmp_path)
-    verified = bundle.verified_graph("image_encoder")
+    verified = bundle.verified(bundle.manifest.artifact("image_encoder"))
     path = bundle.path / "image_encoder.onnx"
     assert compile(Graph(path, verify=lambda: verified), ENCODER, RunOptions()) is verified
     assert compile(Graph(path), ENCODER, RunOptions()) == path

@@ -81,16 +81,19 @@ def test_manifest_lists_every_file_with_its_digest(with_sidecar):
 
 
 def test_inline_graph_comes_as_the_bytes_that_were_checked(inline):
-    assert inline.verified_graph("mask_decoder") == (inline.path / "mask_decoder.onnx").read_bytes()
+    assert inline.verified(inline.manifest.artifact("mask_decoder")) == (inline.path / "mask_decoder.onnx").read_bytes()
 
 
 def test_graph_with_sidecar_comes_as_a_path(with_sidecar):
-    assert with_sidecar.verified_graph("image_encoder") == with_sidecar.path / "image_encoder.onnx"
+    assert (
+        with_sidecar.verified(with_sidecar.manifest.artifact("image_encoder"))
+        == with_sidecar.path / "image_encoder.onnx"
+    )
 
 
 def test_unknown_graph_lists_the_known(inline):
     with pytest.raises(BundleError, match="no graph 'semantic'; it has image_encoder, mask_decoder"):
-        inline.verified_graph("semantic")
+        inline.verified(inline.manifest.artifact("semantic"))
 
 
 def test_flipped_bits_are_always_seen(with_sidecar):
@@ -181,7 +184,7 @@ def test_file_swapped_for_a_link_after_opening_is_refused(with_sidecar, name):
     os.rename(with_sidecar.path / name, with_sidecar.path.parent / "elsewhere")
     (with_sidecar.path / name).symlink_to("../elsewhere")
     with pytest.raises(BundleError, match=f"{name} of the bundle cannot be used: .* is a link"):
-        with_sidecar.verified_graph("image_encoder")
+        with_sidecar.verified(with_sidecar.manifest.artifact("image_encoder"))
 
 
 def test_folder_in_place_of_a_file_is_refused(inline):

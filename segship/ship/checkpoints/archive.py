@@ -1,5 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a weight file says of a tensor before any of its bytes are read."""
+"""The two containers of weights, safetensors and the zip of ``torch.save``: read as far as their tables of contents.
+
+What they say of a tensor (`TensorInfo`, `StoredTensor`) is checked against the file before any of its bytes are used.
+Two readers can see two different files in one zip: duplicate names, hidden members, lying headers. So nothing is
+accepted that ``torch.save`` does not write, and every byte of a file belongs to one member or tensor.
+"""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The globals that a checkpoint's pickle may name, and the plain value that a call of each stands for.
+"""A checkpoint's pickle read as data: an interpreter of its opcodes that builds plain values and nothing else.
 
-None of them is imported or called: the functions here build descriptions. A state dict needs the ordered dict, the
-tensor rebuilders and the storage kinds; sizes, devices, dtypes and the counter come with the states of optimizers and
-schedulers.
+A pickle is a program. It runs here on a stack of plain values with an allowlist of globals, none of which is imported
+or called: the functions here build descriptions. A state dict needs the ordered dict, the tensor rebuilders and the
+storage kinds; sizes, devices, dtypes and the counter come with the states of optimizers and schedulers. This stands in
+front of torch's weights-only loader, which allows more.
 """
 
 from __future__ import annotations
@@ -153,10 +154,6 @@ def _size(arguments: Arguments) -> tuple[int, ...]:
     return _sizes(*arguments) if len(arguments) == 1 else ()
 
 
-def _device(_: Arguments) -> Opaque:
-    return Opaque()
-
-
 def _sizes(value: object) -> tuple[int, ...]:
     if not isinstance(value, tuple | list) or len(value) > MAX_RANK:
         raise ValueError("sizes that are no short tuple")
@@ -172,7 +169,7 @@ _REBUILDS: dict[str, Callable[[Arguments], object]] = {
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_parameter": _parameter,
     "torch.Size": _size,
-    "torch.device": _device,
+    "torch.device": lambda _: Opaque(),
 }
 
 ALLOWED_GLOBALS = frozenset((*_REBUILDS, *STORAGE_DTYPES, *(f"torch.{name}" for name in DTYPE_BYTES)))
@@ -185,27 +182,16 @@ MAX_PROTOCOL = 5
 
 @dataclass(frozen=True, slots=True)
 class PickleScan:
-    """What a pickle holds.
-
-    Attributes
-    ----------
-    value
-        Its object as dicts, lists, tuples, plain values and `StoredTensor`.
-    tensors
-        Every tensor of it, wherever it stands.
-    """
+    """What a pickle holds."""
 
     value: object
+    """Its object as dicts, lists, tuples, plain values and `StoredTensor`."""
     tensors: tuple[StoredTensor, ...]
+    """Every tensor of it, wherever it stands."""
 
 
 def scan_pickle(data: bytes) -> PickleScan:
-    """Interpret a pickle without running anything.
-
-    Parameters
-    ----------
-    data
-        The whole pickle and nothing behind it.
+    """Interpret a pickle without running anything; ``data`` is the whole of it and nothing behind it.
 
     Raises
     ------

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A state dict into a module, strictly: every key fits or the whole is refused with a list of what does not."""
+"""From a checkpoint file to tensors, and from those into a module, strictly; never with a fallback.
+
+`survey` has checked the file by then, and the loader's result has to agree with it, so that no file means one thing to
+the check and another to the loader.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +23,7 @@ if TYPE_CHECKING:
 
     import torch
 
-_SHOWN_KEYS = 10
+_SHOWN = 10
 
 
 def load_state(module: torch.nn.Module, state_dict: Mapping[str, torch.Tensor]) -> None:
@@ -42,10 +46,10 @@ def load_state(module: torch.nn.Module, state_dict: Mapping[str, torch.Tensor]) 
         for name, tensor in expected.items()
         if name in state_dict and not _fits(state_dict[name], tensor)
     ]
-    listed = [_listed("missing", missing), _listed("unexpected", unexpected), _listed("of another shape", misfits)]
-    if missing or unexpected or misfits:
+    found = {"missing": missing, "unexpected": unexpected, "of another shape": misfits}
+    if listed := [_listed(kind, names) for kind, names in found.items() if names]:
         message = (
-            f"the checkpoint does not fit the model: {'; '.join(part for part in listed if part)}; it is incomplete, "
+            f"the checkpoint does not fit the model: {'; '.join(listed)}; it is incomplete, "
             "of a variant that is not supported, or of another architecture; give a checkpoint with exactly these keys"
         )
         raise CheckpointError(message, code="state_mismatch")
@@ -62,41 +66,28 @@ def _shown(tensor: torch.Tensor) -> str:
 
 
 def _listed(kind: str, names: list[str]) -> str:
-    if not names:
-        return ""
-    more = f" and {len(names) - _SHOWN_KEYS} more" if len(names) > _SHOWN_KEYS else ""
-    return f"{len(names)} {kind}: {', '.join(names[:_SHOWN_KEYS])}{more}"
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return f"{len(names)} {kind}: {', '.join(names[:_SHOWN])}{more}"
 
 
 TORCH_FLOOR = (2, 10)
 """Earlier weights-only loaders have known holes (CVE-2025-32434, CVE-2026-24747)."""
 # Smaller files are read whole; larger ones are mapped, so that the system can drop pages it does not need.
 _MAPPED_BYTES = 128 << 20
-_SHOWN = 10
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Checkpoint:
-    """A weight file that was read.
+    """A weight file that was read; what is not told here is as in `Survey`.
 
     Attributes
     ----------
-    path
-        The file.
-    sha256
-        Its digest, 64 hexadecimal digits.
-    bytes
-        Its size.
-    known
-        The published checkpoint that it is, or None.
     state_dict
         Its tensors on the CPU, by name: weights in float32, integer buffers as they are.
     stored_dtypes
         The dtypes that the tensors have in the file, sorted.
     notes
         A sentence for everything that was taken off, left out or converted.
-    labels
-        Names of classes that a training program wrote beside the weights, or None.
     """
 
     path: Path
@@ -208,10 +199,9 @@ def _to_float32(tensors: dict[str, torch.Tensor], notes: list[str]) -> dict[str,
 def _require_finite(path: Path, state: dict[str, torch.Tensor]) -> None:
     bad = [name for name, tensor in state.items() if not _is_finite(tensor)]
     if bad:
-        more = f" and {len(bad) - _SHOWN} more" if len(bad) > _SHOWN else ""
         message = (
-            f"{path}: {len(bad)} tensors hold values that are not finite (NaN or infinity): {', '.join(bad[:_SHOWN])}"
-            f"{more}; the training went wrong or the file is damaged, give another checkpoint"
+            f"{path}: {_listed('tensors hold values that are not finite (NaN or infinity)', bad)}; the training went "
+            "wrong or the file is damaged, give another checkpoint"
         )
         raise CheckpointError(message, code="non_finite_weights")
 

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Find the state dict inside what people save: training checkpoints, modules in modules, data-parallel wrappers.
+"""A checkpoint file before its tensors are read: its format, every check that a hostile file fails, its state dict.
 
-The same function serves the description of a file and its tensors, so both see the same keys.
+State dicts are found inside what people save: training checkpoints, modules in modules, data-parallel wrappers. The
+same function serves the description of a file and its tensors, so both see the same keys.
 """
 
 from __future__ import annotations
@@ -41,14 +42,7 @@ _SHOWN = 8
 
 
 def unwrap_state_dict(contents: object, tensor: type[T]) -> tuple[dict[str, T], tuple[str, ...]]:
-    """Return the state dict and a sentence for every thing that was taken off or left out.
-
-    Parameters
-    ----------
-    contents
-        What the file holds.
-    tensor
-        The class of a tensor in it.
+    """Return the state dict in what a file holds, and a sentence for every thing that was taken off or left out.
 
     Raises
     ------
@@ -198,7 +192,10 @@ def survey_checkpoint(path: str | os.PathLike[str]) -> Survey:
         When it is missing, of another format, damaged or crafted.
     """
     given = Path(path)
-    with _named(given), _opened_checkpoint(given) as (kind, stream, size):
+    kind: Format = "safetensors" if given.suffix == ".safetensors" else "torch"
+    with _named(given), _opened(given) as stream:
+        size = os.fstat(stream.fileno()).st_size
+        _refuse_other_kinds(kind, stream.read(512), size)
         # The checks that a hostile file fails come before the digest, which takes as long as the file is large.
         if kind == "safetensors":
             contents: object = read_safetensors_header(stream, size)
@@ -210,26 +207,6 @@ def survey_checkpoint(path: str | os.PathLike[str]) -> Survey:
         return Survey(given.resolve(), kind, size, sha256, identify(sha256), tensors, notes, stamp, labels)
 
 
-def list_shapes(path: str | os.PathLike[str]) -> dict[str, tuple[int, ...]]:
-    """Return the shape of every tensor of a checkpoint file by name, without reading its weights.
-
-    Enough to tell families apart; whoever uses the tensors calls `survey_checkpoint`, which checks the whole file.
-
-    Raises
-    ------
-    UnsafeCheckpoint, CheckpointError
-        As `survey_checkpoint`.
-    """
-    given = Path(path)
-    with _named(given), _opened_checkpoint(given) as (kind, stream, size):
-        if kind == "safetensors":
-            contents: object = read_safetensors_header(stream, size)
-        else:
-            contents = scan_pickle(read_pickle(stream, read_archive(stream, size))).value
-        tensors, _ = unwrap_state_dict(contents, TensorInfo)
-        return {name: info.shape for name, info in tensors.items()}
-
-
 def stamp_of(file: int | Path) -> tuple[int, ...]:
     """Return what tells one state of a file from another."""
     found = os.stat(file)
@@ -237,20 +214,10 @@ def stamp_of(file: int | Path) -> tuple[int, ...]:
 
 
 @contextmanager
-def _opened_checkpoint(path: Path) -> Iterator[tuple[Format, BinaryIO, int]]:
-    """Open a file that may be a checkpoint: its format, the file, its size."""
-    kind: Format = "safetensors" if path.suffix == ".safetensors" else "torch"
+def _opened(path: Path) -> Iterator[BinaryIO]:
     if path.suffix not in CHECKPOINT_SUFFIXES:
         message = f"{path} does not end in {', '.join(CHECKPOINT_SUFFIXES)}; give a checkpoint of torch or safetensors"
         raise CheckpointError(message, code="not_a_checkpoint")
-    with _opened(path) as stream:
-        size = os.fstat(stream.fileno()).st_size
-        _refuse_other_kinds(kind, stream.read(512), size)
-        yield kind, stream, size
-
-
-@contextmanager
-def _opened(path: Path) -> Iterator[BinaryIO]:
     try:
         # A link that the user names is followed, as in the caches of model hubs; devices and FIFOs are refused.
         stream = open_regular(path.resolve())

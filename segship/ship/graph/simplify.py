@@ -14,15 +14,10 @@ SMALLEST_DETACHED_BYTES = 1_000_000
 
 
 def simplify_graph(model: onnx.ModelProto, *, largest_whole_bytes: int = LARGEST_INLINE_BYTES) -> onnx.ModelProto:
-    """Return a smaller graph with the same inputs and outputs.
+    """Return a smaller graph with the same inputs and outputs; the one that is given may be changed on the way.
 
-    Parameters
-    ----------
-    model
-        The graph; it may be changed on the way.
-    largest_whole_bytes
-        Weights beyond this are set aside while onnxslim works, since it serialises the graph and protobuf stops at
-        2 GiB.
+    Weights beyond ``largest_whole_bytes`` are set aside while onnxslim works, since it serialises the graph and
+    protobuf stops at 2 GiB.
 
     Raises
     ------

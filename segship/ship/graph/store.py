@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Store weights as float16 where float16 holds them exactly; the arithmetic stays float32.
+"""A graph as a file: its weights inside or in one file beside it, as float16 where that holds them exactly.
 
 A checkpoint that was saved in half precision becomes float32 when it is read, and would be written at twice its size.
 Each such tensor goes back to float16 in the file, followed by a Cast that runtimes fold away when they load the graph.
-No value changes, so there is nothing to lose; tensors that float16 cannot hold stay as they are.
+No value changes, so there is nothing to lose; the arithmetic stays float32.
 """
 
 from __future__ import annotations

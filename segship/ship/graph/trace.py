@@ -94,18 +94,10 @@ EXAMPLE_SIZES: Mapping[str, int] = {
 def trace_graph(
     module: nn.Module, spec: GraphSpec, *, opset: int, largest_sizes: Mapping[str, int] | None = None
 ) -> onnx.ModelProto:
-    """Trace a module into an ONNX model.
+    """Trace a module into an ONNX model of opset 18 or more.
 
-    Parameters
-    ----------
-    module
-        Takes the inputs of ``spec`` in order and returns its outputs in order.
-    spec
-        Names, dtypes and shapes; a named size becomes a dynamic axis.
-    opset
-        Opset of the result, 18 or more.
-    largest_sizes
-        Upper bounds of dynamic axes that have one.
+    The module takes the inputs of ``spec`` in order and returns its outputs in order; a named size becomes a dynamic
+    axis, and ``largest_sizes`` are upper bounds of those that have one.
 
     Raises
     ------

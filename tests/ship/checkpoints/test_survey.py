@@ -12,7 +12,7 @@ import torch
 
 from segship.errors import CheckpointError, UnsafeCheckpoint
 from segship.ship.checkpoints.archive import StoredTensor
-from segship.ship.checkpoints.survey import Labels, list_shapes, survey_checkpoint
+from segship.ship.checkpoints.survey import Labels, survey_checkpoint
 from tests.ship.checkpoints.containers import state_dict, tensor, text, write_archive
 from tests.ship.checkpoints.hostile import hostile_pickles
 
@@ -32,19 +32,19 @@ def test_tensors_are_listed_without_reading_them(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
-def test_shapes_alone_are_the_same_without_the_digest(tmp_path, suffix):
+def test_shapes_stand_in_the_survey(tmp_path, suffix):
     path, state = tmp_path / f"model{suffix}", {"a": torch.ones(2, 3), "b": torch.ones(4)}
     safetensors.torch.save_file(state, path) if suffix == ".safetensors" else torch.save({"model": state}, path)
-    assert list_shapes(path) == survey_checkpoint(path).shapes == {"a": (2, 3), "b": (4,)}
+    assert survey_checkpoint(path).shapes == {"a": (2, 3), "b": (4,)}
 
 
-def test_shapes_of_what_is_no_checkpoint_are_refused_alike(tmp_path):
+def test_what_is_no_checkpoint_is_refused_and_nothing_of_it_runs(tmp_path):
     (tmp_path / "page.pth").write_text("<html>")
     with pytest.raises(CheckpointError, match="page.pth: this is a web page"):
-        list_shapes(tmp_path / "page.pth")
+        survey_checkpoint(tmp_path / "page.pth")
     data, named = hostile_pickles(tmp_path / "canary")["in the optimizer state"]
     with pytest.raises(UnsafeCheckpoint, match=named):
-        list_shapes(write_archive(tmp_path / "hostile.pth", data))
+        survey_checkpoint(write_archive(tmp_path / "hostile.pth", data))
     assert not (tmp_path / "canary").exists()
 
 

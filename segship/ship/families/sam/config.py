@@ -7,6 +7,7 @@ Numbers of the published models follow segment_anything/build_sam.py and mobile_
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from segship.masks.cleanup import MaskCleanUp
 from segship.promptable.everything.options import Thresholds
@@ -43,11 +44,7 @@ class TinyVitConfig:
     mlp_ratio: float = 4.0
     mbconv_expand_ratio: float = 4.0
     num_classes: int = 1000
-
-    @property
-    def stride(self) -> int:
-        """Image pixels a cell of the embedding, along one side."""
-        return 16
+    stride: ClassVar[int] = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,11 +57,7 @@ class HybridConfig:
     depth: int = 6
     num_heads: int = 6
     mlp_ratio: float = 3.0
-
-    @property
-    def stride(self) -> int:
-        """Image pixels a cell of the embedding, along one side."""
-        return 16
+    stride: ClassVar[int] = 16
 
 
 EncoderConfig = VitConfig | TinyVitConfig | HybridConfig

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Points, box corners and mask inputs as embeddings; one implementation for every promptable model.
+"""The prompt encoder, the two-way transformer and the mask decoder of every promptable model.
 
-Follows segment_anything/modeling/prompt_encoder.py and, for labels that arrive as numbers in a tensor, the wrapper in
-segment_anything/utils/onnx.py. Label -2 (an empty place) is ours: its embedding is zero and the decoder masks it out.
+Follows segment_anything/modeling prompt_encoder.py, transformer.py and mask_decoder.py and, for labels that arrive as
+numbers in a tensor, the wrapper in segment_anything/utils/onnx.py. Two things are ours: the image embedding may have
+batch 1 for any number of objects, and label -2 is an empty place, whose embedding is zero and which every attention
+masks out, so that objects with different numbers of points share a call without changing each other's masks.
 """
 
 from __future__ import annotations
@@ -47,19 +49,7 @@ class RandomFourierFeatures(nn.Module):
 
 
 class PromptEncoder(nn.Module):
-    """Embed prompts for the mask decoder.
-
-    Parameters
-    ----------
-    channels
-        Width of the decoder and of the image embedding.
-    image_size
-        Side of the model frame in pixels; coordinates are divided by it.
-    embedding_size
-        Side of the embedding's grid.
-    mask_input_channels
-        Width inside the mask branch.
-    """
+    """Embed prompts for the mask decoder: points and box corners as tokens, mask inputs on the embedding's grid."""
 
     def __init__(self, channels: int, image_size: int, embedding_size: int, mask_input_channels: int) -> None:
         super().__init__()
@@ -81,19 +71,9 @@ class PromptEncoder(nn.Module):
         )
 
     def embed_points(self, point_coords: Tensor, point_labels: Tensor) -> Tensor:
-        """Embed points.
+        """Embed points (N, P, 2), x y in model-frame pixels, with float labels (N, P) to (N, P, channels).
 
-        Parameters
-        ----------
-        point_coords
-            (N, P, 2) float, x y in model-frame pixels, without the half-pixel shift.
-        point_labels
-            (N, P) float: 1, 0, 2 and 3 (box corners), -1 (not a point), -2 (empty).
-
-        Returns
-        -------
-        Tensor
-            (N, P, channels).
+        Labels are 1, 0, 2 and 3 (box corners), -1 (not a point) and -2 (empty).
         """
         code: Tensor = self.pe_layer((point_coords + 0.5) / self.image_size)
         labels = point_labels.unsqueeze(-1)
@@ -224,17 +204,7 @@ class Mlp(nn.Module):
 
 
 class MaskDecoder(nn.Module):
-    """Predict four masks and their quality for every object.
-
-    Parameters
-    ----------
-    dim
-        Width C, the channels of the image embedding.
-    depth, num_heads, mlp_dim
-        Sizes of the transformer.
-    iou_head_hidden_dim
-        Width inside the head that predicts each mask's IoU.
-    """
+    """Predict four masks and their quality for every object; ``dim`` is the width C of the image embedding."""
 
     def __init__(self, dim: int, depth: int, num_heads: int, mlp_dim: int, iou_head_hidden_dim: int) -> None:
         super().__init__()
@@ -261,25 +231,11 @@ class MaskDecoder(nn.Module):
         mask_embeddings: Tensor,
         point_is_empty: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Decode N objects of one image, or of N images.
+        """Decode N objects to low-resolution mask logits (N, 4, 4h, 4w) and predicted IoUs (N, 4).
 
-        Parameters
-        ----------
-        image_embeddings
-            (1, C, h, w) shared by all objects, or (N, C, h, w).
-        image_code
-            (1, C, h, w), the positional code of the cells.
-        point_embeddings
-            (N, P, C) from the prompt encoder.
-        mask_embeddings
-            (N, C, h, w) from the prompt encoder.
-        point_is_empty
-            (N, P) bool; True masks a place out of every attention. None when no place is empty.
-
-        Returns
-        -------
-        tuple of Tensor
-            Low-resolution mask logits (N, 4, 4h, 4w) and predicted IoUs (N, 4).
+        The image is (1, C, h, w), shared by all objects, or (N, C, h, w); its code (1, C, h, w); points are (N, P, C)
+        and masks (N, C, h, w) from the prompt encoder. ``point_is_empty`` (N, P) bool masks places out of every
+        attention; None when no place is empty.
         """
         objects = point_embeddings.shape[0]
         height, width = image_embeddings.shape[2], image_embeddings.shape[3]

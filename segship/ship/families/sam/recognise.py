@@ -86,13 +86,16 @@ def _read_config(tree: Shapes, encoder: EncoderConfig, image_size: int) -> SamCo
     like = SAM_ARCHITECTURES["tiny" if isinstance(encoder, HybridConfig) else "vit_b"]
     if width != channels:
         raise unrecognised(f"the encoder gives {channels} channels and the prompt encoder takes {width}")
+    depth = decoder.count("transformer.layers")
+    if depth != like.decoder_depth:
+        raise unrecognised(f"the mask decoder has {depth} layers, and {like.decoder_depth} are known")
     return SamConfig(
         "custom",
         encoder,
         image_size=image_size,
         embedding_channels=channels,
         mask_input_channels=prompt.of("mask_downscaling.3.weight", 4)[0],
-        decoder_depth=decoder.count("transformer.layers"),
+        decoder_depth=depth,
         decoder_heads=like.decoder_heads,
         decoder_mlp_dim=decoder.of("transformer.layers.0.mlp.lin1.weight", 2)[0],
         iou_head_hidden_dim=decoder.of("iou_prediction_head.layers.0.weight", 2)[0],

@@ -1,7 +1,40 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Products and softmaxes between a few tokens and many cells, for the shared decoder.
+"""The mask decoder for prompts without a mask input: the same function of the same weights, at a quarter of the work.
+
+`ImageSideGraph` computes once an image what all its prompts share; `SharedDecoderGraph` computes the rest. Together
+they equal `MaskDecoderGraph` with ``has_mask_input`` 0, to rounding, for a transformer of two blocks.
+`SelectiveDecoderGraph` does the same, and makes masks only of those scores that are wanted; bundles hold this one.
+
+How it works. The plain decoder carries an image of T cells and C channels for every object and projects all of it ten
+times. But without a mask input every object begins with the same image, and attention from the image to the n tokens
+only ever adds combinations of M = heads * n vectors to it. So an object's image is kept as *shared matrix + low rank*
+and never written down. Images stand channels first, (C, T); ``P`` subtracts the mean over channels, as a norm does.
+
+1. First attention to the tokens. X0 is the embedding with the no-mask vector, W1 (M, T) the attention weights, the
+   rows of B1 (M, C) are P(v_hn Wo_h + bo / heads): the output projection is applied to n tokens instead of T cells,
+   and the bias is shared out because the weights of a head sum to 1. Then P of the sum is Z1 = P X0 + B1' W1, and
+   X1 = g1 Z1 / s1 + b1 with s1 = sqrt(|Z1|^2 / C + eps) for each cell.
+2. Norms without the image. |Z1|^2 = |P X0|^2 + sum_m W1_m (2 B1 P X0 + B1 B1' W1)_m. B1 P X0 needs of the image only
+   Wo' P X0 (heads * d, T), which the image side holds. All that this costs is (M, M) @ (M, T).
+3. Queries q of the tokens on X1 plus positions E: q Wk X1 = (q (Wk g1 P X0) + (q Wk g1 B1') W1) / s1, up to terms
+   equal for all cells, which a softmax over cells does not see; Wk g1 P X0 comes from the image side and Wk E is
+   constant. Values likewise: with weights w, (w / s1) (Wv g1 P X0)' + ((w / s1) W1') (B1 g1 Wv') + (Wv b1 + bv).
+4. Second attention to the tokens: with B1g = P(g1 B1), B2 = P(v Wo + (bo + b1) / heads) and F2 = s1 W2, the image is
+   Z2 = (P g1 P X0 + B1g' W1 + B2' F2) / s1. Its norm follows rule 2 with q = s1^2 |Z2|^2, whose part of both sums is
+   W1' B1g B1g' W1 + F2' (2 B2 B1g' W1 + B2 B2' F2), three products where the stacked rows would need four, and no
+   stacking: X2 = g2 (P g1 P X0 + B1g' W1 + B2' F2) / s2 + b2 with s2 = sqrt(q / C + eps s1^2). The last attention
+   follows rule 3 with both sums.
+5. The first transposed convolution has kernel 2 and stride 2, so it is a matrix U on each cell: U g2 P g1 P X0 comes
+   from the image side, U g2 [B1g; B2]' is applied to 2M rows, and what remains is one product of these with C columns
+   a cell. U's columns are centred in each group of channels, so that the norm behind it finds a mean of zero. The
+   second convolution is a matrix on each of the four new pixels, two of its output rows at a time, so that pixels come
+   out in the order of the image: line y of four holds row y of every cell's 4 x 4.
+6. Scores need no mask. So an object of which no score passes is left out behind rule 4, where half of the work is
+   still to come, and of the others only those masks are written that pass; each object and each cell is computed by
+   itself, so what remains is the same. Cells that hold only padding can be left out likewise.
 
 Tokens are (N, n, heads * d) or, split by head, (N, heads, n, d); images are (1, heads * d, T) or (1, heads, d, T).
+Cells stand last, so that the softmax over few tokens, written out, works on long rows.
 """
 
 from __future__ import annotations
@@ -102,23 +135,10 @@ class Added(NamedTuple):
 def mask_lines(
     sam: Sam, added: Sequence[Added], scale: Tensor, upscaled: Tensor, kernels: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the logits of all masks, a tensor for each of the four rows of pixels that a row of cells makes.
+    """Return the logits of all masks, (K, masks, 4 * cells) for each of the four rows of pixels of a row of cells.
 
-    Parameters
-    ----------
-    added
-        What was added to the objects' images, rows times the last norm's weight; ``mixed`` are (K, M, cells).
-    scale
-        (K, 1, cells), the last norm's divisor.
-    upscaled
-        (1, cells, C) from the image side.
-    kernels
-        (K, masks, C / 8).
-
-    Returns
-    -------
-    tuple of Tensor
-        Four (K, masks, 4 * cells).
+    ``added`` has rows times the last norm's weight, ``mixed`` (K, M, cells); ``scale`` (K, 1, cells) is that norm's
+    divisor; ``upscaled`` (1, cells, C) is from the image side, and ``kernels`` are (K, masks, C / 8).
     """
     norm, (first, second) = sam.mask_decoder.output_upscaling[1], convolutions(sam)
     assert isinstance(norm, LayerNorm2d) and first.bias is not None and second.bias is not None
@@ -220,6 +240,7 @@ class ImageSideGraph(nn.Module):
         again = centre(scaled, 0)
         weighted = centre(again * first.norm4.weight[:, None], 0)
         last = again * second.norm4.weight[:, None]
+        later_bias = later_outward.out_proj.bias + first.norm4.bias
         tensors = (
             inward.k_proj.weight @ placed,
             project(inward.v_proj, image),
@@ -230,9 +251,7 @@ class ImageSideGraph(nn.Module):
             later_inward.v_proj.weight @ scaled,
             later_outward.q_proj.weight @ scaled,
             torch.cat([outward.out_proj.weight.T @ weighted, later_outward.out_proj.weight.T @ again]),
-            torch.cat(
-                [_energy(again, outward.out_proj.bias, weighted), 2 * (_second_bias(first, second)[None] @ again)]
-            ),
+            torch.cat([_energy(again, outward.out_proj.bias, weighted), 2 * (later_bias[None] @ again)]),
             final.k_proj.weight @ last,
             final.v_proj.weight @ last,
             centre_groups(last.T @ first_kernel(self.sam)),
@@ -495,10 +514,6 @@ def _added_energy(mixed: Tensor, linear: Tensor, products: Tensor) -> Tensor:
     by_head = mixed * (linear + torch.unflatten(products, 1, mixed.shape[1:3]))
     # In two steps, since one long sum over a middle axis of a single object runs on one thread.
     return by_head.sum(dim=2).sum(dim=1, keepdim=True)
-
-
-def _second_bias(first: TwoWayBlock, second: TwoWayBlock) -> Tensor:
-    return second.cross_attn_image_to_token.out_proj.bias + first.norm4.bias
 
 
 def _energy(image: Tensor, bias: Tensor, seen: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The semantic FPN head: four feature maps to logits of classes at a quarter of the image's size.
+"""SeMask-FPN as a torch module: semantic layers behind Swin's stages, the FPN head, and the graph ``semantic``.
 
-Follows Panoptic Feature Pyramid Networks (arXiv:1901.02446) as SeMask's ``BranchFPNHead`` has it. The branch of class
-maps that the head adds in training takes no part in the answer, so it is not here and has no parameters.
+Structure and maths follow SeMask (arXiv:2112.12782), the head Panoptic Feature Pyramid Networks (arXiv:1901.02446) as
+SeMask's ``BranchFPNHead`` has it. The branch of class maps that the head adds in training takes no part in the answer,
+so it is not here and has no parameters.
 """
 
 from __future__ import annotations
@@ -45,17 +46,7 @@ def resize_bilinear(x: Tensor, size_hw: Sequence[int]) -> Tensor:
 
 
 class FpnHead(nn.Module):
-    """Bring every level to the first one's size, add them, and classify each place.
-
-    Parameters
-    ----------
-    in_channels
-        Channels of the feature maps, whose strides double from level to level.
-    channels
-        Width of the head.
-    classes
-        Channels of the logits.
-    """
+    """Bring feature maps, whose strides double, to the first one's size, add them, and classify each place."""
 
     def __init__(self, in_channels: Sequence[int], channels: int, classes: int) -> None:
         super().__init__()

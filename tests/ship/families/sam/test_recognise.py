@@ -115,7 +115,6 @@ def test_other_widths_and_patches_are_recognised():
         embedding_channels=64,
         mask_input_channels=8,
         decoder_heads=8,
-        decoder_depth=3,
     )
     assert recognise(shapes_of(config)) == config
 
@@ -187,6 +186,12 @@ E = "image_encoder."
 )
 def test_odd_shapes_are_named(changes, words):
     refuse(changed(changes), words)
+
+
+@pytest.mark.parametrize("depth", [1, 3])
+def test_a_decoder_of_another_depth_is_refused(depth):
+    words = f"the mask decoder has {depth} layers, and 2 are known; accepted are SAM"
+    refuse(shapes_of(replace(SMALL_VIT, decoder_depth=depth)), words)
 
 
 def test_odd_tiny_vit_shapes_are_named():
