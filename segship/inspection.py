@@ -77,7 +77,8 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
     if target.is_dir():
         return Inspection("bundle", target, BundleDescription(Bundle.read(target)))
     if not target.exists():
-        raise InputError(f"there is no file or folder {target}; check the name", code="file_missing")
+        message = f"there is no file or folder {target}; check the name, or see segship models for where a known one lies"
+        raise InputError(message, code="file_missing")
     suffix = target.suffix.lower()
     if suffix == GRAPH_SUFFIX:
         return Inspection("graph", target, read_graph(target))

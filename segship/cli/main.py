@@ -51,7 +51,9 @@ class Help(DefaultFormatter):
         super().render_usage(console, options, Text(usage.plain.replace("[ARGS...]", "IMAGES..."), "cyclopts.usage"))
 
     def __call__(self, console: Console, options: ConsoleOptions, panel: HelpPanel) -> None:
-        """Print one part."""
+        """Print one part, unless nothing is in it."""
+        if not panel.entries:
+            return
         table = Table.grid(padding=(0, 2, 0, 0))
         # Wide enough for every command, so that the parts of the list are aligned.
         table.add_column(style="cyclopts.name", min_width=10)

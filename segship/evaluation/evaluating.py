@@ -54,7 +54,7 @@ class EvaluateOptions:
     strict
         A damaged or missing file ends the evaluation; else such files are listed and count for nothing.
     out
-        Folder for the result, a JSON document, and for its counts while the evaluation runs; without, none is kept.
+        Folder for the result, a JSON document, and for its counts while the evaluation runs.
     overwrite
         Replace a result that is there.
     fresh
@@ -73,6 +73,7 @@ class EvaluateOptions:
     workers: int | None = None
     limit: int | None = None
     strict: bool = False
+    # None keeps neither.
     out: Path | None = None
     overwrite: bool = False
     fresh: bool = False

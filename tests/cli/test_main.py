@@ -37,6 +37,13 @@ def test_every_command_has_one_line_in_the_list_which_begins_its_own_help(run, c
 
 
 @pytest.mark.parametrize("command", COMMANDS)
+def test_no_part_of_a_help_is_empty(run, command):
+    lines = [line.rstrip() for line in run(command, "--help")[1].splitlines()]
+    titles = {"Arguments", "Options", "Input", "Model", "Output"}
+    assert all(lines[place + 1].startswith("  ") for place, line in enumerate(lines) if line in titles)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
 def test_every_help_ends_with_an_example_that_is_understood(run, command):
     example = run(command, "--help")[1].splitlines()[-1].removeprefix("Example: ")
     program, *tokens = shlex.split(example)
