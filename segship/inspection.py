@@ -77,7 +77,7 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
     if target.is_dir():
         return Inspection("bundle", target, BundleDescription(Bundle.read(target)))
     if not target.exists():
-        message = f"there is no file or folder {target}; check the name, or see segship models for where a known one lies"
+        message = f"there is no file or folder {target}; check the name; `segship models` says where known ones lie"
         raise InputError(message, code="file_missing")
     suffix = target.suffix.lower()
     if suffix == GRAPH_SUFFIX:

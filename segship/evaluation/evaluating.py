@@ -109,7 +109,7 @@ def evaluate(
     samples = find_samples(data_set, root, options.split, options.truth)[: options.limit]
     result = _result_file(data_set, options)
     if result is not None and result.exists() and not options.overwrite:
-        message = f"{result} exists; ask for it to be overwritten, or choose another --out"
+        message = f"{result} exists; overwrite it (--overwrite), or choose another --out"
         raise OutputError(message, code="output_exists")
     source, identity = _open_source(data_set, samples, options)
     identity = {

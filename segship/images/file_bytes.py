@@ -103,7 +103,8 @@ def recognise_format(data: bytes, formats: Collection[str]) -> str:
             if name in allowed:
                 return name
             raise ImageError(
-                f"the image is a {name.upper()} file; accepted here: {accepted}; add {name!r} to formats to read it",
+                f"the image is a {name.upper()} file; accepted here: {accepted}; save it as one of them, "
+                f"or in Python add {name!r} to the formats of read_image",
                 code="format_not_allowed",
             )
     for title, signature in _NEVER_READ.items():

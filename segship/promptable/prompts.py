@@ -279,7 +279,7 @@ def resolve_prompts(
     if not counts or 0 in counts:
         raise PromptError(
             "there are no prompts; give points, boxes or a mask_input for every object; "
-            "to segment everything, use generate_masks",
+            "to segment everything, use generate_masks or `segship everything`",
             code="no_prompts",
         )
     if limits is not None and sum(counts) > limits.objects:

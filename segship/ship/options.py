@@ -142,7 +142,7 @@ class ExportOptions:
         ]
         contracts = DEFAULT_OPSETS[task]
         if given:
-            message = f"{source} is a {task} model, and {', '.join(given)} belong to {other} ones; leave them out"
+            message = f"{source} is a {task} model; leave out {', '.join(given)} ({other} models alone)"
             raise ExportError(message, code="other_family")
         if self.single_mask and self.contract == "segship":
             raise _bad_option(

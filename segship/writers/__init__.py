@@ -237,7 +237,7 @@ def write_files(
     files = {Path(directory) / name: data for name, data in _group_folders(written).items()}
     taken = [path for path in files if os.path.lexists(path)]
     if taken and not overwrite:
-        message = f"{taken[0]} exists, and nothing was written; ask for it to be overwritten, or choose another folder"
+        message = f"{taken[0]} exists, and nothing was written; overwrite it (--overwrite), or choose another folder"
         raise OutputError(message, code="output_exists")
     for path in taken:
         _refuse_foreign_folder(path)

@@ -65,8 +65,12 @@ def test_export_of_a_semantic_model_prints_the_comparison(run, semantic_checkpoi
 @pytest.mark.parametrize(
     ("options", "code", "words"),
     [
-        (["--image-size", "512"], "other_family", "--image-size belong to promptable ones"),
-        (["--single-mask", "--target", "plain"], "other_family", "--single-mask, --target belong to promptable ones"),
+        (["--image-size", "512"], "other_family", "leave out --image-size (promptable models alone)"),
+        (
+            ["--single-mask", "--target", "plain"],
+            "other_family",
+            "leave out --single-mask, --target (promptable models alone)",
+        ),
         (["--contract", "official"], "other_family", "--contract official belongs to promptable ones"),
         (["--size", "1024"], "bad_size", "--size is '1024'; accepted is HEIGHT,WIDTH such as 1024,2048, or dynamic"),
         (["--size", "8,9000"], "bad_size", "a size of 8,9000"),
@@ -88,7 +92,7 @@ def test_semantic_options_are_refused_for_promptable_models(run_json, small_chec
     options = ["--size", "96,160", "--semantic-window", "all"]
     code, document = run_json("export", small_checkpoint, "-o", tmp_path / "bundle", *options)
     assert (code, document["error"]["code"]) == (5, "other_family")
-    assert "--size, --semantic-window belong to semantic ones" in document["error"]["message"]
+    assert "leave out --size, --semantic-window (semantic models alone)" in document["error"]["message"]
 
 
 def test_fetch_of_a_semantic_model_says_how_and_checks_what_it_gets(
