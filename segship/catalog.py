@@ -169,20 +169,14 @@ class ModelInfo:
 
     Attributes
     ----------
-    name
-        What `load`, ``segship fetch`` and ``segship export`` take.
+    name, licence, published
+        As in `KnownCheckpoint`; ``published`` is empty where there is nothing to say.
     status
-        ``in the package``, ``bundle ready``, ``checkpoint fetched``, ``not fetched``, or ``get by hand`` for a file
-        that is not here and that its publisher lets nobody but browsers download.
+        ``get by hand`` is a file that is not here and that its publisher lets nobody but browsers download.
     bytes
         Size of the bundle or checkpoint.
-    licence
-        SPDX name of the weights' licence.
     location
         Where it lies on this machine, or the address it is fetched from.
-    published
-        What its publisher measured: mIoU in percent at one scale, and at six scales and mirrored; empty where there is
-        nothing to say.
     """
 
     name: str
@@ -194,13 +188,7 @@ class ModelInfo:
 
 
 def find_model(model: str | Path) -> Path:
-    """Return the bundle folder or checkpoint file that a name or path means.
-
-    Raises
-    ------
-    BundleError
-        When there is neither.
-    """
+    """Return the bundle folder or checkpoint file that a name or path means; a `BundleError` where there is neither."""
     path, name = Path(model), str(model)
     if path.exists():
         return path

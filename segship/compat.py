@@ -227,12 +227,8 @@ class Sam:
 
         An image's mapping has ``image`` (3, h, w), resized by `ResizeLongestSide.apply_image`; ``original_size``
         (height, width); and as `SamPredictor.predict_torch` takes them, in the model frame, ``point_coords``,
-        ``point_labels``, ``boxes`` and ``mask_inputs``.
-
-        Returns
-        -------
-        list
-            One dict an image: ``masks`` (B, C, H, W) bool, ``iou_predictions`` (B, C), ``low_res_logits``.
+        ``point_labels``, ``boxes`` and ``mask_inputs``. For each there is a dict: ``masks`` (B, C, H, W) bool,
+        ``iou_predictions`` (B, C), ``low_res_logits``.
         """
         predictor, results = SamPredictor(self), []
         for record in batched_input:
@@ -339,10 +335,8 @@ class SamPredictor:
 
         Raises
         ------
-        InputError
-            ``bad_image_format``.
-        ImageError
-            When the array is no such image.
+        InputError, ImageError
+            ``bad_image_format``, or when the array is no such image.
         """
         if image_format not in ("RGB", "BGR"):
             raise InputError(f"image_format is {image_format!r}; accepted are 'RGB' and 'BGR'", code="bad_image_format")
@@ -388,34 +382,21 @@ class SamPredictor:
         multimask_output: bool = True,
         return_logits: bool = False,
     ) -> Masks:
-        """Predict masks for one object of the image.
+        """Predict masks for one object of the image; arguments and their meaning are the reference's.
 
-        Parameters
-        ----------
-        point_coords
-            (N, 2) x y pixels in the image frame, or None.
-        point_labels
-            (N,) 1 foreground, 0 background; needed with points.
-        box
-            (4,) or (1, 4) x0 y0 x1 y1 pixels in the image frame, or None.
-        mask_input
-            (1, 4h, 4w) logits of an earlier prediction, or None.
-        multimask_output
-            Three masks, for prompts that may mean several things, or one.
-        return_logits
-            Masks as float32 logits instead of bool.
+        Points (N, 2) x y, with labels (N,), and the box (4,) or (1, 4) x0 y0 x1 y1 are pixels in the image frame; the
+        mask input is (1, 4h, 4w) logits of an earlier prediction.
 
         Returns
         -------
         tuple
-            Masks (C, H, W) bool, predicted IoUs (C,) float32, and logits (C, 4h, 4w) float32 for ``mask_input``.
+            Masks (C, H, W) bool, or float32 logits if asked for, predicted IoUs (C,) float32, and logits (C, 4h, 4w)
+            float32 for ``mask_input``.
 
         Raises
         ------
-        InputError
-            ``no_image`` when none is set.
-        PromptError
-            When the prompts are malformed or for several objects.
+        InputError, PromptError
+            ``no_image`` when none is set; when the prompts are malformed or for several objects.
         """
         if point_coords is not None and point_labels is None:
             raise PromptError(
@@ -456,13 +437,7 @@ class SamPredictor:
         return as_tensor_array(masks), as_tensor_array(scores), as_tensor_array(logits)
 
     def get_image_embedding(self) -> TensorArray:
-        """Return the embedding (1, C, h, w) float32 of the image.
-
-        Raises
-        ------
-        InputError
-            ``no_image`` when none is set.
-        """
+        """Return the embedding (1, C, h, w) float32 of the image; ``no_image`` is raised when none is set."""
         return as_tensor_array(self._embedding().image_embeddings)
 
     def _encode(self, pixels: Pixels) -> None:
@@ -582,14 +557,11 @@ class SamAutomaticMaskGenerator:
         self.predictor = SamPredictor(model)
 
     def generate(self, image: Any) -> list[dict[str, Any]]:
-        """Return a record for every mask of an image (H, W, 3) uint8 RGB.
+        """Return a record for every mask of an image (H, W, 3) uint8 RGB; no mask at all is an empty list.
 
-        Returns
-        -------
-        list
-            Dicts with ``segmentation`` ((H, W) bool, or run lengths by ``output_mode``), ``area``, ``bbox`` x y width
-            height, ``predicted_iou``, ``point_coords``, ``stability_score`` and ``crop_box`` x y width height; what
-            the reference gives, in its order. No mask at all is an empty list.
+        They are dicts with ``segmentation`` ((H, W) bool, or run lengths by ``output_mode``), ``area``, ``bbox`` x y
+        width height, ``predicted_iou``, ``point_coords``, ``stability_score`` and ``crop_box`` x y width height; what
+        the reference gives, in its order.
         """
         pixels, model = as_array(image), self.predictor.model.predictor
         records = generate_masks(model, pixels, self._options(), limits=ARRAY_LIMITS)

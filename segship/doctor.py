@@ -49,16 +49,9 @@ class PackageStatus:
 class BackendStatus:
     """A backend, and what it really runs on here.
 
-    Attributes
-    ----------
-    devices
-        What may be asked for and was tried, such as ``cpu`` or ``cuda:0 NVIDIA H200``.
-    providers
-        What the runtime says it was built with; not all of it need work here.
-    precisions
-        What may be asked for.
-    problem, command
-        Why it is not available, or which device does not start, and what mends it.
+    ``devices`` were tried, such as ``cpu`` or ``cuda:0 NVIDIA H200``; ``providers`` are what the runtime says it was
+    built with, and not all of them need work here. The problem is why it is not available, or which device does not
+    start.
     """
 
     name: str
@@ -82,16 +75,9 @@ class FolderStatus:
 
 @dataclass(frozen=True, slots=True)
 class AutomaticChoice:
-    """What ``--backend auto`` takes for the bundle inside the package, and why.
+    """What ``--backend auto`` takes for the bundle inside the package, and why, in words.
 
-    Attributes
-    ----------
-    asked
-        The precision that is asked for: ``fp32``, which is the default, or ``auto``.
-    backend, precision
-        What runs then.
-    reason
-        In words.
+    ``asked`` is the precision that is asked for: ``fp32``, which is the default, or ``auto``.
     """
 
     asked: str

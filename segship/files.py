@@ -135,14 +135,9 @@ def _temporary_name(name: str) -> str:
 
 @contextmanager
 def atomic_file(path: str | os.PathLike[str], *, overwrite: bool = False) -> Iterator[BinaryIO]:
-    """Open a file for writing that appears under its name only if the block ends well.
+    """Open a file for writing, in a directory that exists, that appears under its name only if the block ends well.
 
-    Parameters
-    ----------
-    path
-        Where the file shall be; its directory must exist.
-    overwrite
-        Replace a regular file of that name; a link, a folder or a device is never replaced.
+    ``overwrite`` replaces a regular file of that name; a link, a folder or a device is never replaced.
     """
     target = _split(path)
     with _explained(target), _directory(target.parent) as directory:
@@ -185,17 +180,11 @@ def write_file(path: str | os.PathLike[str], data: bytes | Iterable[bytes], *, o
 
 
 def write_directory(path: str | os.PathLike[str], fill: Callable[[Path], None], *, overwrite: bool = False) -> None:
-    """Write a folder that appears whole or not at all.
+    """Write a folder, in one that exists, that appears whole or not at all.
 
-    Parameters
-    ----------
-    path
-        Where the folder shall be; its parent must exist.
-    fill
-        Called once with an empty temporary folder beside the target; everything in it is synced afterwards. If it
-        raises, the temporary folder is removed and the target stays as it was.
-    overwrite
-        Replace a folder of that name, with all that is in it. The caller decides whether that folder is one of ours.
+    ``fill`` is called once with an empty temporary folder beside the target; everything in it is synced afterwards. If
+    it raises, the temporary folder is removed and the target stays as it was. ``overwrite`` replaces a folder of that
+    name, with all that is in it: the caller says whether that folder is one of ours.
     """
     target = _split(path)
     with _explained(target), _directory(target.parent) as directory:

@@ -124,18 +124,10 @@ class Stopwatch:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class JobImage:
-    """An image on its way through a job.
+    """An image on its way through a job: upright pixels, and a watch that times the stages.
 
-    Attributes
-    ----------
-    loaded
-        Upright pixels and notes.
-    stem
-        What the names of its files begin with; `segship.writers.names.output_stems` makes safe ones.
-    name
-        What documents call it.
-    watch
-        Times the stages of the job.
+    The names of its files begin with ``stem`` (`segship.writers.names.output_stems` makes safe ones); documents call it
+    ``name``.
     """
 
     loaded: LoadedImage
@@ -146,14 +138,9 @@ class JobImage:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Everything:
-    """Everything that was found in one image.
+    """Everything in one image: masks, coverage and cost, and what writers take.
 
-    Attributes
-    ----------
-    result
-        Masks, coverage, cost.
-    source
-        What writers take: the records or, if a semantic model was given, the masks with their classes.
+    That is the records or, if a semantic model was given, the masks with their classes.
     """
 
     result: AmgResult
@@ -185,13 +172,7 @@ def read(source: ImageSource, options: JobOptions, *, stem: str = "image", name:
 def answer_prompts(
     predictor: Predictor, prompts: Prompts | Sequence[Prompts], image: JobImage, options: SegmentOptions
 ) -> Result:
-    """Return the masks of prompts, which are in the image frame.
-
-    Raises
-    ------
-    ImageError, PromptError
-        When the image or the prompts cannot be used.
-    """
+    """Return the masks of prompts in the image frame; errors are those of `encode_loaded` and `decode`."""
     embedding = predictor.encode_loaded(image.loaded)
     image.watch.lap("encode")
     prediction = predictor.decode(
@@ -215,18 +196,8 @@ def answer_everything(
 ) -> Everything:
     """Return everything in an image.
 
-    Parameters
-    ----------
-    labels
-        A semantic model whose class map gives every mask a class, see `segship.semantic.labels`. Votes are worth their
-        probability where it gives logits.
-    progress
-        See `segship.promptable.everything.crops.Progress`.
-
-    Raises
-    ------
-    ImageError, InputError
-        When the image or the options cannot be used.
+    With ``labels``, a semantic model, its class map gives every mask a class, see `segship.semantic.labels`; votes are
+    worth their probability where it gives logits. Errors are those of `segship.generate_masks` and `segment`.
     """
     pixels = image.loaded.pixels
     result = generate_loaded(predictor, image.loaded, options.amg, progress=progress)
@@ -243,13 +214,7 @@ def answer_everything(
 
 
 def answer_classes(predictor: SemanticPredictor, image: JobImage, options: MapOptions) -> ClassMapResult:
-    """Return the class map of an image.
-
-    Raises
-    ------
-    ImageError, InputError
-        When the image or the options cannot be used.
-    """
+    """Return the class map of an image; errors are those of `SemanticPredictor.segment`."""
     class_map = predictor.segment(image.loaded, options.semantic, limits=options.limits)
     image.watch.lap("segment")
     semantic = options.semantic
@@ -276,14 +241,7 @@ def write(answer: Result | Everything | ClassMapResult, directory: Path, options
 class FinishedImage(Generic[Answer]):
     """One image that was answered and, if the job had a directory, written.
 
-    Attributes
-    ----------
-    answer
-        What was found, with the pixels it was found in.
-    files
-        What was written.
-    milliseconds
-        Time of each stage, such as read, encode, decode, write.
+    ``milliseconds`` has the time of each stage, such as read, encode, decode, write.
     """
 
     answer: Answer
@@ -308,18 +266,10 @@ def run_job(
     stem: str = "image",
     name: str = "image",
 ) -> FinishedImage[Answer]:
-    """Read one image, answer and write; with no directory nothing is written.
+    """Read one image, answer and write; with no directory, which must exist, nothing is written.
 
-    Parameters
-    ----------
-    answer
-        One of the ``answer_...`` functions with what it takes before the image.
-    source
-        What `segship.images.read_image` takes.
-    directory
-        Where the files go; it must exist.
-    stem, name
-        See `JobImage`.
+    ``answer`` is one of the ``answer_...`` functions with what it takes before the image; ``stem`` and ``name`` are as
+    in `JobImage`.
 
     Raises
     ------

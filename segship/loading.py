@@ -65,13 +65,7 @@ def load(model: str | Path = "tiny", **run: Unpack[RunSettings]) -> Predictor | 
 
 
 def load_promptable(model: str | Path = "tiny", **run: Unpack[RunSettings]) -> Predictor:
-    """Make a predictor of a promptable model, as `load` does.
-
-    Raises
-    ------
-    InputError
-        ``other_family`` when it is a semantic model.
-    """
+    """Make a predictor of a promptable model, as `load` does; a semantic one is refused as ``other_family``."""
     opened = open_model(model, RunOptions(**run))
     if isinstance(opened, Predictor):
         return opened

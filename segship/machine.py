@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The machine: what a measured number has to stand beside, its usable cores, and work shared among its processes.
+"""The machine: what a measured number stands beside, and work that is shared among processes, in order.
 
-Describing it reads what the system says and runs nothing, so that it costs no time and no memory in a process that is
-measured.
+Describing it reads what the system says and runs nothing, so that it costs a measured process no time and no memory.
+Processes are started only by whoever works in them.
 """
 
 from __future__ import annotations
@@ -42,20 +42,9 @@ _INTERESTING_FEATURES = (
 class Machine:
     """A machine as far as speed depends on it.
 
-    Attributes
-    ----------
-    cpu
-        Name of the processor. In virtual machines it is often a brand alone, so family and model stand beside it.
-    cpu_family, cpu_model
-        Numbers of the x86 design, such as 25 and 17; None elsewhere.
-    features
-        Instruction sets that fast arithmetic may use.
-    usable_cores
-        Cores that this process may use.
-    memory_bytes
-        Memory of the whole machine; None where the system does not say.
-    platform
-        System and kind of processor, such as ``Linux x86_64``.
+    In virtual machines the name of the processor is often a brand alone, so family and model stand beside it: numbers
+    of the x86 design, such as 25 and 17, and None elsewhere. ``features`` are instruction sets that fast arithmetic may
+    use, ``usable_cores`` those that this process may use. ``memory_bytes`` is None where the system does not say.
     """
 
     cpu: str
@@ -143,15 +132,8 @@ _AHEAD = 2
 def count_workers(asked: int | None, items: int) -> int:
     """Return how many processes work on so many items; 0 is this process itself.
 
-    Parameters
-    ----------
-    asked
-        What the user wants; None takes one for each usable core, up to 8, and none for few items.
-
-    Raises
-    ------
-    InputError
-        ``bad_option``.
+    Where None is asked for, one for each usable core, up to 8, and none for few items; refuses others as
+    ``bad_option``.
     """
     if asked is None:
         cores = min(usable_cores(), _USUAL_MOST)
@@ -165,12 +147,8 @@ def count_workers(asked: int | None, items: int) -> int:
 def in_order(work: Callable[[Item], Answer], items: Sequence[Item], workers: int) -> Generator[Answer]:
     """Yield what a function gives for each item, in their order.
 
-    Parameters
-    ----------
-    work
-        A function of a module, since it is handed to other processes by name.
-    workers
-        Processes; 0 works in this one, item by item as answers are asked for.
+    ``work`` is a function of a module, since it is handed to other processes by name. Without workers it runs in this
+    process, item by item as answers are asked for.
 
     Raises
     ------

@@ -79,13 +79,7 @@ def pipeline(
 
 
 class SegmentAnythingPipeline:
-    """Masks from prompts or of everything in a picture; `pipeline` makes one.
-
-    Parameters
-    ----------
-    predictor
-        The model.
-    """
+    """Masks from prompts or of everything in a picture; `pipeline` makes one."""
 
     def __init__(self, predictor: Predictor) -> None:
         self.predictor = predictor
@@ -98,10 +92,8 @@ class SegmentAnythingPipeline:
 
         Raises
         ------
-        InputError
-            ``bad_image_format``.
-        ImageError
-            When the image cannot be read.
+        InputError, ImageError
+            ``bad_image_format``, or when the image cannot be read.
         """
         if image_format not in ("RGB", "BGR"):
             raise InputError(f"image_format is {image_format!r}; accepted are 'RGB' and 'BGR'", code="bad_image_format")
@@ -123,13 +115,7 @@ class SegmentAnythingPipeline:
         self._embedding = None
 
     def get_image_embedding(self) -> FloatArray:
-        """Return the embedding (1, C, h, w) float32 of the image that was set.
-
-        Raises
-        ------
-        InputError
-            ``no_image`` when none is.
-        """
+        """Return the embedding (1, C, h, w) float32 of the image that was set; ``no_image`` is raised when none is."""
         return self._embedding_of({}).image_embeddings
 
     @overload

@@ -30,15 +30,7 @@ _TUNE = "`segship tune BUNDLE` measures here"
 
 @dataclass(frozen=True, slots=True)
 class BackendChoice:
-    """What runs a bundle.
-
-    Attributes
-    ----------
-    backend, precision
-        Neither is ``auto``.
-    reason
-        Why, in a sentence without its full stop.
-    """
+    """What runs a bundle, neither of them ``auto``, and why, in a sentence without its full stop."""
 
     backend: str
     precision: str
@@ -48,18 +40,9 @@ class BackendChoice:
 def choose_backend(checks: Sequence[Check], run: RunOptions | None = None) -> BackendChoice:
     """Choose for a bundle on this machine.
 
-    Parameters
-    ----------
-    checks
-        What the manifest measured; may be empty. They are made on the CPU, so they decide nothing elsewhere.
-    run
-        What was asked for; a backend and a precision that are not ``auto`` are taken as they are.
-
-    Raises
-    ------
-    BackendUnavailable
-        ``precision_unavailable`` when a named precision failed its comparison in every backend that was measured;
-        name the backend to take it all the same.
+    The manifest's checks may be none; they are made on the CPU, so they decide nothing elsewhere. A precision that
+    failed its comparison in every backend that was measured is refused as ``precision_unavailable``; whoever names the
+    backend as well gets it all the same.
     """
     run = run or RunOptions()
     if AUTO not in (run.backend, run.precision):

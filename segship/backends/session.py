@@ -144,13 +144,7 @@ PROBE_SPEC = GraphSpec("probe", (TensorSpec("x", "float32", (1,)),), (TensorSpec
 
 
 def thread_count(run: RunOptions) -> int:
-    """Return how many threads work on one call.
-
-    Raises
-    ------
-    BackendUnavailable
-        ``bad_threads`` when fewer than one was asked for.
-    """
+    """Return how many threads work on one call; fewer than one are refused as ``bad_threads``."""
     threads = usable_cores() if run.threads is None else run.threads
     if threads < 1:
         raise BackendUnavailable(f"threads is {threads}; it must be 1 or more", code="bad_threads")
@@ -160,10 +154,7 @@ def thread_count(run: RunOptions) -> int:
 def refuse_options(run: RunOptions, backend: str, *, compile: bool = False) -> None:
     """Refuse streams where a backend's row has none, and compiling unless ``compile`` says that it has it here.
 
-    Raises
-    ------
-    BackendUnavailable
-        ``streams_unavailable``, ``bad_streams`` or ``compile_unavailable``.
+    Codes are ``streams_unavailable``, ``bad_streams`` and ``compile_unavailable``.
     """
     if run.streams < 1:
         raise BackendUnavailable(f"streams is {run.streams}; it must be 1 or more", code="bad_streams")

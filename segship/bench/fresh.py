@@ -62,21 +62,8 @@ Tell = Callable[[str], None]
 def run_fresh(scenario: str, parameters: Mapping[str, Any], run: RunOptions, *, processes: int) -> list[FreshRow]:
     """Start processes one after the other and return the median of each event.
 
-    Parameters
-    ----------
-    scenario
-        A key of `SCENARIOS`.
-    parameters
-        What the scenario takes, fit for JSON.
-    run
-        What runs it, with a number of threads.
-    processes
-        How many to start.
-
-    Raises
-    ------
-    BackendUnavailable
-        ``fresh_failed`` when a process does not finish; with its last words.
+    The scenario is a key of `SCENARIOS`, its parameters are fit for JSON, and ``run`` has a number of threads. A
+    process that does not finish is an error, ``fresh_failed``, with its last words.
     """
     assert run.threads is not None
     runs = [_run_once(scenario, {**parameters, "run": asdict(run)}) for _ in range(processes)]

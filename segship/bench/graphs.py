@@ -26,13 +26,7 @@ _VALUES: Mapping[str, float] = {"point_labels": LABEL_FOREGROUND, "has_mask_inpu
 
 
 def graph_spec(path: Path) -> GraphSpec:
-    """Return what a graph file declares, as a contract; axes without a name get one each.
-
-    Raises
-    ------
-    BundleError
-        When it cannot be read as an ONNX graph.
-    """
+    """Return what an ONNX graph declares, as a contract; axes without a name get one each."""
     graph = read_graph(path)
 
     def named(tensor: TensorSpec) -> TensorSpec:
@@ -48,10 +42,7 @@ def graph_spec(path: Path) -> GraphSpec:
 def shape_sets(spec: GraphSpec, options: BenchmarkOptions) -> Iterator[Shapes]:
     """Yield the shapes of all inputs, one set for each row: given shapes first, else all combinations of given sizes.
 
-    Raises
-    ------
-    InputError
-        ``bad_shape`` when a name is none of the graph's, or a shape does not fit.
+    A name that is none of the graph's, or a shape that does not fit, is refused as ``bad_shape``.
     """
     known = {tensor.name for tensor in spec.inputs}
     axes = {size for tensor in spec.inputs for size in tensor.shape if isinstance(size, str)}
@@ -115,10 +106,7 @@ Arrays = dict[str, NDArray[Any]]
 def find_samples(folder: Path, spec: GraphSpec) -> list[dict[str, Path]]:
     """Return the files of every sample: of a folder for a graph with one input, of one folder for each input else.
 
-    Raises
-    ------
-    InputError
-        ``no_samples`` when there are none, or their numbers differ.
+    None at all, or numbers that differ, are refused as ``no_samples``.
     """
     names = [tensor.name for tensor in spec.inputs]
     folders = {name: folder if len(names) == 1 else folder / name for name in names}

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How long calls take: warm-up, repeats, percentiles."""
+"""Numbers of a benchmark: calls timed, what was measured with what it must stand beside, and a chart of it."""
 
 from __future__ import annotations
 
@@ -18,15 +18,7 @@ from segship.machine import Machine
 
 @dataclass(frozen=True, slots=True)
 class Timing:
-    """The milliseconds of every call that counts.
-
-    Attributes
-    ----------
-    milliseconds
-        One for each call, in the order of the calls.
-    items
-        Images or objects that one call handles.
-    """
+    """The milliseconds of every call that counts, in their order; a call handles so many items, images or objects."""
 
     milliseconds: tuple[float, ...]
     items: int = 1
@@ -67,18 +59,9 @@ class Timing:
 
 
 def measure(work: Callable[[], object], *, warm_up: int, repeats: int, seconds: float, items: int = 1) -> Timing:
-    """Call something ``warm_up`` times uncounted, then up to ``repeats`` times, and return the times.
+    """Call something ``warm_up`` times uncounted, then up to ``repeats`` times but at least once, and return the times.
 
-    Parameters
-    ----------
-    work
-        What is called.
-    warm_up, repeats
-        Calls that do not count, and calls that do; at least one counts.
-    seconds
-        After this time no further call is begun, so that a slow stage does not take minutes.
-    items
-        Images or objects that one call handles.
+    After so many ``seconds`` no further call is begun, so that a slow stage does not take minutes.
     """
     begun = time.perf_counter()
     for _ in range(warm_up):
@@ -102,18 +85,8 @@ def _rounded(value: float) -> float:
 class BenchmarkRow:
     """One thing that was called again and again in a warm process.
 
-    Attributes
-    ----------
-    name
-        The stage, or the graph with its sizes.
-    kind
-        ``stage``: through the public functions; ``graph``: one graph alone, inputs and outputs only.
-    threads
-        Threads of the runtime.
-    timing
-        The milliseconds.
-    detail
-        Sizes, such as ``objects`` and ``points``, or the shapes of inputs; what it took for.
+    The kind is ``stage``, through the public functions, or ``graph``, one graph alone with inputs and outputs only.
+    ``detail`` has sizes, such as ``objects`` and ``points``, or the shapes of inputs.
     """
 
     name: str
@@ -132,20 +105,7 @@ class BenchmarkRow:
 class FreshRow:
     """What a fresh process had done, when, and with how much memory: medians of several processes.
 
-    Attributes
-    ----------
-    scenario
-        What the process was for, such as ``click``.
-    event
-        What it had just done.
-    threads
-        Threads of the runtime.
-    milliseconds
-        Since the process was started.
-    peak_bytes
-        The most memory that it had held by then.
-    processes
-        How many were started.
+    ``milliseconds`` are since the process was started, ``peak_bytes`` the most memory that it had held by then.
     """
 
     scenario: str
@@ -171,24 +131,8 @@ class FreshRow:
 class BenchmarkReport:
     """Everything that was measured of one model or graph; there is none without machine, versions and precision.
 
-    Attributes
-    ----------
-    target
-        The model or graph, as it was given.
-    kind
-        ``model`` or ``graph``.
-    machine
-        Where it was measured.
-    versions
-        Package -> version, of everything that has a part in the numbers.
-    runs_on
-        What the backend says that it runs on.
-    backend, precision
-        What ran.
-    rows, fresh
-        The numbers.
-    notes
-        What was left out, and why.
+    The kind is ``model`` or ``graph``; ``versions`` are those of every package that has a part in the numbers,
+    ``runs_on`` is what the backend says of itself, and ``notes`` say what was left out, and why.
 
     Raises
     ------

@@ -37,19 +37,7 @@ _JPEG_QUALITY = 90
 
 @dataclass(frozen=True, slots=True)
 class Stage:
-    """One stage of the road.
-
-    Attributes
-    ----------
-    name
-        For the table; stages are chosen by how it begins.
-    work
-        What is called.
-    items
-        Images or objects of one call.
-    detail
-        Sizes, for the report.
-    """
+    """One stage of the road: its name, what is called, how many images or objects that handles, and its sizes."""
 
     name: str
     work: Callable[[], object]
@@ -58,13 +46,7 @@ class Stage:
 
 
 def photo_bytes(image: Path | None) -> bytes:
-    """Return the bytes of the picture that is measured on: a file's, or the demo photograph as a JPEG of 1800 x 1200.
-
-    Raises
-    ------
-    InputError
-        When the file cannot be read.
-    """
+    """Return the bytes of the picture that is measured on: a file, or the demo photograph as a JPEG of 1800 x 1200."""
     if image is not None:
         return read_bytes(image.resolve(), limit=ImageLimits().bytes)
     enlarged = io.BytesIO()
@@ -149,13 +131,7 @@ def scenario_parameters(scenario: str, options: BenchmarkOptions) -> tuple[dict[
 
 
 def stages_of(predictor: Predictor | SemanticPredictor, data: bytes, options: BenchmarkOptions) -> Iterator[Stage]:
-    """Yield the stages of a model that were asked for.
-
-    Raises
-    ------
-    InputError
-        ``unknown_stage`` when a name fits none, ``unknown_task`` when the model's task has no stages here.
-    """
+    """Yield the stages of a model that were asked for; refuses others as ``unknown_stage`` or ``unknown_task``."""
     task = predictor.manifest.task
     if task not in STAGES:
         message = f"models of the task {task!r} cannot be measured by stages; known are {', '.join(STAGES)}"

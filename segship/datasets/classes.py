@@ -82,10 +82,7 @@ def make_palette(count: int) -> tuple[Color, ...]:
 def read_class_file(path: Path) -> ClassTable:
     """Read a JSON file of classes: a list of names, or an object with ``classes`` and ``palette``.
 
-    Raises
-    ------
-    InputError
-        ``bad_classes`` when it is none, with what is accepted.
+    Any other is refused as ``bad_classes``, with what is accepted.
     """
     try:
         document: Any = json.loads(read_bytes(path, limit=_MAX_FILE_BYTES).decode("utf-8"))

@@ -211,10 +211,7 @@ MAX_LABEL_PIXELS = 100_000_000
 def read_label_image(path: Path) -> Pixels:
     """Return the numbers (H, W) uint8 of a PNG of one 8-bit number a pixel, gray or the indices of a palette.
 
-    Raises
-    ------
-    InputError
-        ``bad_label_image`` when it is no such PNG, or what `segship.files.read_bytes` raises.
+    Anything else is refused as ``bad_label_image``.
     """
     data = read_bytes(path.resolve(), limit=MAX_LABEL_BYTES)
     try:

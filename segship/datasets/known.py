@@ -244,18 +244,8 @@ _THINGS: dict[tuple[str, ...], frozenset[str]] = {
 def thing_classes(table: ClassTable, things: Collection[str] | None = None) -> frozenset[str]:
     """Return the names of the classes that are things; all others are stuff.
 
-    Parameters
-    ----------
-    table
-        The classes. Those of Cityscapes, ADE20K and COCO-Stuff are known by their names; of others every class counts
-        as a thing unless ``things`` says which do.
-    things
-        The names, instead of what is known.
-
-    Raises
-    ------
-    InputError
-        ``unknown_class``: one of ``things`` is no class of the table.
+    Those of Cityscapes, ADE20K and COCO-Stuff are known by their names; of others every class counts as a thing. What
+    ``things`` names is taken instead; a name that is no class of the table is refused as ``unknown_class``.
 
     Examples
     --------
@@ -289,10 +279,7 @@ def label_ids(table: ClassTable) -> tuple[int, ...] | None:
 def classes_to_label_ids(class_map: Pixels, table: ClassTable) -> Pixels:
     """Turn a class map (H, W) uint8 into one of the data set's own numbers; 0 where there is no class.
 
-    Raises
-    ------
-    OutputError
-        ``no_label_ids``.
+    Classes that have no such numbers are refused as ``no_label_ids``.
     """
     own = label_ids(table)
     if own is None:

@@ -80,10 +80,7 @@ class ConfusionMatrix:
     def add(self, prediction: Pixels, truth: Pixels) -> None:
         """Count one picture: two class maps (H, W) uint8; pixels whose truth is 255 count for nothing.
 
-        Raises
-        ------
-        InputError
-            ``bad_class_map`` when the maps differ in shape, are no uint8, or the truth holds an unknown class.
+        Maps that differ in shape or are no uint8, and a truth of an unknown class, are refused as ``bad_class_map``.
         """
         for name, array in (("prediction", prediction), ("truth", truth)):
             if array.dtype != np.uint8 or array.ndim != 2:
@@ -131,20 +128,12 @@ class Evaluation:
 
     Attributes
     ----------
-    table
-        Classes of the data set.
-    matrix
-        All counts.
-    samples
-        Samples of the split.
-    failed
-        Those that could not be used; they count for nothing.
+    samples, failed
+        How many samples the split has, and those that could not be used and count for nothing.
     identity
         What was scored on what: digest of the model, data set, split, options, ...
-    resumed
-        Samples that an earlier run had done already.
-    seconds
-        Time of this run.
+    resumed, seconds
+        Samples that an earlier run had done already, and the time of this one.
     file
         Where the JSON document was written, if it was.
     """

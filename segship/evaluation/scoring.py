@@ -55,10 +55,7 @@ class StateFile:
     def load(self) -> Snapshot | None:
         """Return the last snapshot; None when there is no file.
 
-        Raises
-        ------
-        InputError
-            ``bad_state`` when the file is damaged, ``state_of_another_run`` when it belongs to another one.
+        A damaged file is refused as ``bad_state``, and that of another run as ``state_of_another_run``.
         """
         if not self.path.exists():
             return None

@@ -50,15 +50,9 @@ _COPY = "write it again"
 class WrittenMaps:
     """The class maps in a folder.
 
-    Attributes
-    ----------
-    folder
-        Where they lie.
-    ids
-        ``train``: numbers are classes, as models give them, 255 for none. ``label``: numbers are the data set's own,
-        ids of Cityscapes or annotations of ADE20K.
-    raw_type
-        What .bin files hold; ``auto`` tells it from their length.
+    With ``ids`` ``train`` their numbers are classes, as models give them, 255 for none; with ``label`` the data set's
+    own: ids of Cityscapes or annotations of ADE20K. ``raw_type`` is what .bin files hold; ``auto`` tells it from their
+    length.
     """
 
     folder: Path
@@ -68,16 +62,10 @@ class WrittenMaps:
 
 @dataclass(frozen=True, slots=True)
 class FoundMaps:
-    """Which files belong to which samples.
+    """Which files belong to which samples, in their order; more than one for a sample is too many.
 
-    Attributes
-    ----------
-    files
-        For each sample, in their order, its files; more than one is too many.
-    strangers
-        Files with a known suffix that belong to no sample.
-    digest
-        SHA-256 of names, sizes and times of the files, which tells whether a folder was changed.
+    ``strangers`` counts files with a known suffix that belong to no sample. The digest, SHA-256 of names, sizes and
+    times of the files, tells whether a folder was changed.
     """
 
     files: tuple[tuple[Path, ...], ...]
@@ -88,10 +76,7 @@ class FoundMaps:
 def find_written_maps(written: WrittenMaps, samples: Sequence[Sample]) -> FoundMaps:
     """Find the class maps of samples below a folder, by their stems.
 
-    Raises
-    ------
-    InputError
-        ``missing_folder``, ``ambiguous_stems`` when two samples have one stem, or ``no_predictions``.
+    Refuses ``missing_folder``, ``ambiguous_stems`` when two samples have one stem, and ``no_predictions``.
     """
     if not written.folder.is_dir():
         raise InputError(f"there is no folder {written.folder}; --predictions names one", code="missing_folder")
@@ -143,10 +128,7 @@ def read_written_map(
 ) -> Pixels:
     """Return the class map (H, W) uint8 of one sample, of its truth's size, from the files that were found for it.
 
-    Raises
-    ------
-    InputError
-        ``missing_prediction``, ``several_predictions``, ``bad_prediction``, ``bad_label_image``.
+    Refuses ``missing_prediction``, ``several_predictions``, ``bad_prediction`` and ``bad_label_image``.
     """
     if not files:
         raise InputError(f"{sample.name} has no class map in {written.folder}", code="missing_prediction")
@@ -267,14 +249,7 @@ class Source(Protocol):
 class ModelSource:
     """A model that runs here.
 
-    Attributes
-    ----------
-    segment
-        See `Segment`.
-    segment_batch
-        See `SegmentBatch`; None if the model takes one picture at a time.
-    batch
-        Pictures that ``segment_batch`` gets at once, if they are of one size.
+    ``segment_batch`` gets so many pictures of one size at once; it is None if the model takes one picture at a time.
     """
 
     segment: Segment

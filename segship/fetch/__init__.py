@@ -27,13 +27,7 @@ DEFAULT_TIMEOUT = 30.0
 
 
 def checkpoint_path(name: str, destination: Path | None = None) -> Path:
-    """Return where the checkpoint of a known model lies once it is fetched; the file may not be there yet.
-
-    Raises
-    ------
-    FetchError
-        When the name is unknown; the message lists the known ones.
-    """
+    """Return where the checkpoint of a known model lies once it is fetched; the file may not be there yet."""
     return (destination if destination is not None else checkpoint_folder()) / known_checkpoint(name).file
 
 
@@ -89,7 +83,7 @@ def fetch_checkpoint(
 
 
 def known_checkpoint(name: str) -> KnownCheckpoint:
-    """Return what is known of a published checkpoint; errors are those of `checkpoint_path`."""
+    """Return what is known of a published checkpoint; an unknown name is a `FetchError` that lists the known ones."""
     if name not in KNOWN_CHECKPOINTS:
         message = f"no published checkpoint is named {name!r}; known are {', '.join(KNOWN_CHECKPOINTS)}"
         raise FetchError(message, code="unknown_checkpoint")

@@ -83,14 +83,10 @@ REDUCTIONS = (1, 2, 4, 8)
 
 
 class LoadedImage:
-    """An image as the use road takes it.
+    """An image as the use road takes it: upright pixels, and notes.
 
-    Parameters
-    ----------
-    pixels
-        (H, W, 3) uint8 RGB, upright, contiguous; or the same as an RGB picture of Pillow's that nobody else changes.
-    notes
-        What was done that a user may want to know; see the module's list.
+    Pixels are (H, W, 3) uint8 RGB, contiguous; or the same as an RGB picture of Pillow's that nobody else changes.
+    ``notes`` are what was done that a user may want to know; see the package's list.
     """
 
     def __init__(self, pixels: Pixels | Image.Image, notes: tuple[str, ...] = ()) -> None:

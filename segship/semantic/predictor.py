@@ -35,21 +35,10 @@ if TYPE_CHECKING:
 
 
 class GraphRunner:
-    """A session of the graph ``semantic``.
+    """A session of the graph ``semantic``, whose contract is in `segship.spec`.
 
-    Parameters
-    ----------
-    session
-        With that contract of `segship.spec`.
-    classes
-        How many there are.
-
-    Attributes
-    ----------
-    frame
-        (height, width) of the only images that the graph takes; None if it takes any.
-    gives_logits
-        Whether it answers with logits, or with class maps.
+    ``frame`` is the (height, width) of the only images that the graph takes, None if it takes any; ``gives_logits``
+    says whether it answers with logits, or with class maps.
     """
 
     def __init__(self, session: Session, classes: int) -> None:
@@ -63,12 +52,7 @@ class GraphRunner:
         self.gives_logits = self._output == "logits"
 
     def run(self, tensors: FloatArray) -> AnyArray:
-        """Run images (B, 3, h, w) that fit into the frame.
-
-        Returns
-        -------
-        ndarray
-            (B, K, h, w) float32 logits, or (B, h, w) uint8 class maps.
+        """Run images (B, 3, h, w) that fit into the frame: (B, K, h, w) float32 logits, or (B, h, w) uint8 class maps.
 
         Raises
         ------
@@ -185,10 +169,7 @@ class SemanticPredictor:
     def check_options(self, options: SemanticOptions) -> None:
         """Refuse views that the graph has no answer for, whatever the image.
 
-        Raises
-        ------
-        InputError
-            ``needs_logits`` or ``bad_window``, as `segment` does.
+        Codes are ``needs_logits`` and ``bad_window``, as in `segment`.
         """
         if options.views > 1 or options.ratios != (1.0,) or options.probability or options.window is not None:
             self._require_logits()

@@ -157,18 +157,10 @@ class Labels:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Instances:
-    """The masks of one image.
+    """The masks of one image, and the names of their categories.
 
-    Attributes
-    ----------
-    stem, name, pixels, notes
-        As in `Result`.
-    entries
-        The masks.
-    categories
-        Their names, the first of which is number 0.
-    labels
-        Where the categories come from, if a class map voted for them.
+    Stem, name, pixels and notes are as in `Result`. ``labels`` say where the categories come from, if a class map voted
+    for them.
     """
 
     stem: str
@@ -230,12 +222,8 @@ def as_instances(source: Source, *, best_only: bool = False) -> Instances:
     """Return the masks of any result.
 
     With ``best_only``, of every object of a prompted prediction only the mask with the highest predicted IoU, for
-    formats in which every mask is a thing of its own. Records are things already.
-
-    Raises
-    ------
-    InputError
-        ``bad_source``: it is something else, or its records are for an image of another size.
+    formats in which every mask is a thing of its own. Records are things already. Anything else, and records for an
+    image of another size, are refused as ``bad_source``.
     """
     if isinstance(source, Instances):
         return replace(source, entries=_best(source.entries)) if best_only else source
