@@ -12,12 +12,11 @@ import os
 import platform
 from dataclasses import asdict, dataclass
 from importlib import import_module, metadata
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 import segship
-from segship.backends import BACKENDS, DEFAULT_BACKEND, installed_version, load_backend
+from segship.backends import BACKENDS, DEFAULT_BACKEND, installed_version, is_installed, load_backend
 from segship.errors import SegshipError
 from segship.machine import describe_machine
 
@@ -147,7 +146,7 @@ def _reason(error: BaseException) -> str:
 
 def _package(name: str, module: str) -> PackageStatus:
     version = _version(name)
-    if _is_missing(module):
+    if not is_installed(module):
         return PackageStatus(name, version, "not installed", f'pip install "{name}"')
     try:
         loaded = import_module(module)
@@ -158,13 +157,6 @@ def _package(name: str, module: str) -> PackageStatus:
         )
     # Another build may stand in for the package, such as opencv-python for its headless sister.
     return PackageStatus(name, version or getattr(loaded, "__version__", None))
-
-
-def _is_missing(module: str) -> bool:
-    try:
-        return find_spec(module) is None
-    except (ImportError, ValueError):
-        return False
 
 
 def _backend(name: str) -> BackendStatus:

@@ -7,7 +7,7 @@ import json
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from segship.bundle import Bundle
 from segship.bundle.onnx_file import read_graph
@@ -15,13 +15,6 @@ from segship.catalog import CHECKPOINT_SUFFIXES
 from segship.errors import InputError
 
 GRAPH_SUFFIX = ".onnx"
-
-
-class Described(Protocol):
-    """Anything that can say as JSON what it is."""
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return plain values that JSON can carry."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,32 +28,16 @@ class Inspection:
     path
         As it was given.
     content
-        The description: a `BundleDescription`, an `segship.bundle.onnx_file.OnnxGraph` or that of a checkpoint.
+        Plain values that JSON can carry. Of a bundle its digest, its manifest and a summary of every graph.
     """
 
     kind: Literal["bundle", "graph", "checkpoint"]
     path: Path
-    content: Described
+    content: dict[str, Any]
 
     def to_dict(self) -> dict[str, Any]:
         """Return plain values that JSON can carry: ``kind``, ``path``, and the description under the kind's name."""
-        return {"kind": self.kind, "path": str(self.path), self.kind: self.content.to_dict()}
-
-
-@dataclass(frozen=True, slots=True)
-class BundleDescription:
-    """A bundle of which every byte was verified."""
-
-    bundle: Bundle
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the manifest, the bundle's digest, and a summary of every graph."""
-        graphs = {
-            artifact.graph: read_graph(self.bundle.path / artifact.file).to_dict()
-            for artifact in self.bundle.manifest.artifacts
-        }
-        manifest = json.loads(self.bundle.manifest.to_json())
-        return {"digest": self.bundle.digest, "manifest": manifest, "graphs": graphs}
+        return {"kind": self.kind, "path": str(self.path), self.kind: self.content}
 
 
 def inspect(path: str | os.PathLike[str]) -> Inspection:
@@ -75,19 +52,25 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
     """
     target = Path(path)
     if target.is_dir():
-        return Inspection("bundle", target, BundleDescription(Bundle.read(target)))
+        return Inspection("bundle", target, _describe_bundle(Bundle.read(target)))
     if not target.exists():
         message = f"there is no file or folder {target}; check the name; `segship models` says where known ones lie"
         raise InputError(message, code="file_missing")
     suffix = target.suffix.lower()
     if suffix == GRAPH_SUFFIX:
-        return Inspection("graph", target, read_graph(target))
+        return Inspection("graph", target, read_graph(target).to_dict())
     if suffix in CHECKPOINT_SUFFIXES:
         from segship.ship.describe import describe_checkpoint
 
-        return Inspection("checkpoint", target, describe_checkpoint(target))
+        return Inspection("checkpoint", target, describe_checkpoint(target).to_dict())
     accepted = ", ".join((GRAPH_SUFFIX, *CHECKPOINT_SUFFIXES))
     message = (
         f"{target} is not a bundle folder and its name does not end in one of {accepted}; rename it or name another"
     )
     raise InputError(message, code="unknown_file")
+
+
+def _describe_bundle(bundle: Bundle) -> dict[str, Any]:
+    artifacts = bundle.manifest.artifacts
+    graphs = {artifact.graph: read_graph(bundle.path / artifact.file).to_dict() for artifact in artifacts}
+    return {"digest": bundle.digest, "manifest": json.loads(bundle.manifest.to_json()), "graphs": graphs}

@@ -207,7 +207,7 @@ def answer_everything(
         return Everything(result, records)
     semantic = SemanticOptions(probability=labels.gives_logits)
     class_map = labels.segment(pixels, semantic, limits=options.limits)
-    notes = _joined(result.notes, class_map.notes)
+    notes = tuple(dict.fromkeys((*result.notes, *class_map.notes)))
     labelled = replace(label_records(records, class_map, things=options.things), notes=notes)
     image.watch.lap("label")
     return Everything(replace(result, notes=notes), labelled)
@@ -266,7 +266,7 @@ def run_job(
     stem: str = "image",
     name: str = "image",
 ) -> FinishedImage[Answer]:
-    """Read one image, answer and write; with no directory, which must exist, nothing is written.
+    """Read one image, answer, and write into a directory that exists; without one nothing is written.
 
     ``answer`` is one of the ``answer_...`` functions with what it takes before the image; ``stem`` and ``name`` are as
     in `JobImage`.
@@ -289,8 +289,3 @@ def describe(answer: Result | Everything | ClassMapResult) -> dict[str, Any]:
     if isinstance(answer, Everything):
         return answer.to_dict()
     return class_map_document(answer) if isinstance(answer, ClassMapResult) else prediction_document(answer)
-
-
-def _joined(*notes: tuple[str, ...]) -> tuple[str, ...]:
-    """Return all notes, each once."""
-    return tuple(dict.fromkeys(note for some in notes for note in some))

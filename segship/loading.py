@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
-from typing import TYPE_CHECKING, Unpack, overload
+from typing import TYPE_CHECKING, TypeVar, Unpack, overload
 
 from segship.backends.session import RunOptions, RunSettings
 from segship.catalog import CHECKPOINT_SUFFIXES, SemanticName, find_model
@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     from segship.backends.choice import BackendChoice
     from segship.backends.session import Session
     from segship.bundle.manifest import Manifest
+
+Task = TypeVar("Task", Predictor, SemanticPredictor)
 
 
 @overload
@@ -66,15 +68,8 @@ def load(model: str | Path = "tiny", **run: Unpack[RunSettings]) -> Predictor | 
 
 def load_promptable(model: str | Path = "tiny", **run: Unpack[RunSettings]) -> Predictor:
     """Make a predictor of a promptable model, as `load` does; a semantic one is refused as ``other_family``."""
-    opened = open_model(model, RunOptions(**run))
-    if isinstance(opened, Predictor):
-        return opened
-    opened.close()
-    message = (
-        f"{model} is a semantic model ({opened.manifest.architecture}), which takes no prompts; use "
-        "`segship semantic`, or segship.load_semantic(...).segment(image)"
-    )
-    raise InputError(message, code="other_family")
+    advice = "takes no prompts; use `segship semantic`, or segship.load_semantic(...).segment(image)"
+    return _open_only(Predictor, model, RunOptions(**run), advice)
 
 
 def load_semantic(model: str | Path, **run: Unpack[RunSettings]) -> SemanticPredictor:
@@ -85,14 +80,18 @@ def load_semantic(model: str | Path, **run: Unpack[RunSettings]) -> SemanticPred
     InputError
         ``other_family`` when it is a promptable model.
     """
-    opened = open_model(model, RunOptions(**run))
-    if isinstance(opened, SemanticPredictor):
+    advice = "knows no classes; give a semantic bundle, or use `segship segment` or `segship everything`"
+    return _open_only(SemanticPredictor, model, RunOptions(**run), advice)
+
+
+def _open_only(kind: type[Task], model: str | Path, run: RunOptions, advice: str) -> Task:
+    """Open a model of one task, or close it and say what it is."""
+    opened = open_model(model, run)
+    if isinstance(opened, kind):
         return opened
     opened.close()
-    message = (
-        f"{model} is a promptable model ({opened.manifest.architecture}), which knows no classes; give a semantic "
-        "bundle, or use `segship segment` or `segship everything`"
-    )
+    manifest = opened.manifest
+    message = f"{model} is a {manifest.task} model ({manifest.architecture}), which {advice}"
     raise InputError(message, code="other_family")
 
 

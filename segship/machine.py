@@ -2,7 +2,7 @@
 """The machine: what a measured number stands beside, and work that is shared among processes, in order.
 
 Describing it reads what the system says and runs nothing, so that it costs a measured process no time and no memory.
-Processes are started only by whoever works in them.
+`in_order` starts processes only where workers are asked for.
 """
 
 from __future__ import annotations

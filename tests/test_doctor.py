@@ -78,7 +78,7 @@ def test_core_packages_are_those_of_the_project_file():
 
 
 def test_missing_package_is_a_line_with_its_command(monkeypatch):
-    monkeypatch.setattr(doctor, "find_spec", lambda name: None)
+    monkeypatch.setattr(doctor, "is_installed", lambda module: False)
     assert doctor._package("rich", "rich") == doctor.PackageStatus(
         "rich", doctor._version("rich"), "not installed", 'pip install "rich"'
     )

@@ -101,7 +101,7 @@ def load_backend(name: str) -> ModuleType:
 def installed_version(name: str) -> str | None:
     """Return the version of a backend's package without importing it; None if it is not installed, or unknown."""
     row = BACKENDS.get(name)
-    if row is None or not _is_installed(row.package):
+    if row is None or not is_installed(row.package):
         return None
     for distribution in row.distributions:
         try:
@@ -111,7 +111,8 @@ def installed_version(name: str) -> str | None:
     return "unknown"
 
 
-def _is_installed(package: str) -> bool:
+def is_installed(package: str) -> bool:
+    """Return whether a package can be found, without importing it."""
     try:
         return find_spec(package) is not None
     except (ImportError, ValueError):

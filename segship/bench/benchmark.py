@@ -27,7 +27,7 @@ from segship.bench.stages import FRESH_SCENARIOS, photo_bytes, scenario_paramete
 from segship.bundle import Bundle
 from segship.catalog import find_model
 from segship.loading import open_model
-from segship.machine import Machine, describe_machine, usable_cores
+from segship.machine import describe_machine, usable_cores
 from segship.semantic.manifest import SemanticManifest
 from segship.spec import GraphSpec
 
@@ -248,21 +248,17 @@ def _report(
     ran: _Ran,
     notes: tuple[str, ...] = (),
 ) -> BenchmarkReport:
+    machine, name = describe_machine(), context.options.machine_name
     return BenchmarkReport(
         target=context.target,
         kind=kind,
-        machine=_machine(context.options),
+        machine=machine if name is None else replace(machine, cpu=name),
         versions=_versions(ran.backend),
         **asdict(ran),
         rows=tuple(rows),
         fresh=tuple(fresh),
         notes=notes,
     )
-
-
-def _machine(options: BenchmarkOptions) -> Machine:
-    machine = describe_machine()
-    return machine if options.machine_name is None else replace(machine, cpu=options.machine_name)
 
 
 def _versions(backend: str) -> dict[str, str]:

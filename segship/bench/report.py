@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from html import escape
 from math import log
@@ -204,10 +204,8 @@ def draw_chart(report: BenchmarkReport) -> str:
 
     Lengths are on a logarithmic scale, since stages differ by orders of magnitude.
     """
-    slowest = max((row.timing.percentile(99) for row in report.rows), default=1.0)
-    fastest = min((row.timing.percentile(50) for row in report.rows), default=1.0)
     height = _HEAD + _ROW * len(report.rows) + 34
-    scale = _Scale(fastest, slowest)
+    scale = _scale(report.rows)
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{WIDTH}" height="{height}" viewBox="0 0 {WIDTH} {height}">',
         f"<style>{_STYLE}</style>",
@@ -222,20 +220,17 @@ def draw_chart(report: BenchmarkReport) -> str:
     return "\n".join([*lines, "</svg>"]) + "\n"
 
 
-class _Scale:
-    """Milliseconds to pixels."""
-
-    def __init__(self, fastest: float, slowest: float) -> None:
-        # A bar of the fastest row is still to be seen.
-        self._low = log(max(fastest, 1e-6) / 3)
-        self._span = max(log(max(slowest, 1e-6)) - self._low, 1e-9)
-
-    def __call__(self, milliseconds: float) -> float:
-        part = (log(max(milliseconds, 1e-6)) - self._low) / self._span
-        return max(1.0, part * (WIDTH - _LABELS - _VALUES))
+def _scale(rows: Sequence[BenchmarkRow]) -> Callable[[float], float]:
+    """Return what turns milliseconds into pixels."""
+    fastest = min((row.timing.percentile(50) for row in rows), default=1.0)
+    slowest = max((row.timing.percentile(99) for row in rows), default=1.0)
+    # A bar of the fastest row is still to be seen.
+    low = log(max(fastest, 1e-6) / 3)
+    pixels = (WIDTH - _LABELS - _VALUES) / max(log(max(slowest, 1e-6)) - low, 1e-9)
+    return lambda milliseconds: max(1.0, (log(max(milliseconds, 1e-6)) - low) * pixels)
 
 
-def _bar(row: BenchmarkRow, top: int, scale: _Scale) -> list[str]:
+def _bar(row: BenchmarkRow, top: int, scale: Callable[[float], float]) -> list[str]:
     timing, middle = row.timing, top + _BAR / 2
     median, late = scale(timing.percentile(50)), scale(timing.percentile(99))
     color = _COLORS.get(row.kind, "#666")

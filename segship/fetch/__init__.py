@@ -78,7 +78,7 @@ def fetch_checkpoint(
         with exclusive_lock(target.with_name(f".{known.file}.lock")):
             # Another process may have fetched it while this one waited.
             if not _is_there(known, target):
-                _obtain(known, target, mirror, from_file, progress or _ignore, timeout)
+                _obtain(known, target, mirror, from_file, progress or (lambda done, total: None), timeout)
     return target
 
 
@@ -99,10 +99,6 @@ def by_hand_error(known: KnownCheckpoint) -> FetchError:
         f"yourself and run `segship fetch {known.name}` again"
     )
     return FetchError(message, code="fetch_by_hand")
-
-
-def _ignore(done: int, total: int) -> None:
-    """Draw nothing."""
 
 
 @contextmanager

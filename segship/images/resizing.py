@@ -53,7 +53,7 @@ class Band(NamedTuple):
 def plan_bands(size_hw: Size, resized_hw: Size, threads: int | None = None) -> list[Band]:
     """Return the bands that a resize from one (height, width) to another is worth cutting into.
 
-    So many threads may work on it; all usable cores when None.
+    So many ``threads`` may work on it; all usable cores when None.
     """
     height, width = resized_hw
     count = count_threads(threads)
