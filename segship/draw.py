@@ -4,7 +4,7 @@
 `draw_overlay` shows prompts and what came of them, `draw_masks` every mask of a picture, each in a color of its own.
 
 Last step of the use road for human eyes. Prompts: blue masks, green stars for foreground points and red ones for
-background points, both with a white edge, green boxes. Colours, opacity and proportions follow the helpers of SAM's
+background points, both with a white edge, green boxes. Colors, opacity and proportions follow the helpers of SAM's
 notebooks/predictor_example.ipynb (show_mask, show_points, show_box), whose figure shows an image about 558 points
 wide.
 """

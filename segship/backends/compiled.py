@@ -30,14 +30,9 @@ _SUFFIX = ".blob"
 class CompiledName:
     """What names a compiled graph.
 
-    Attributes
-    ----------
-    graph
-        SHA-256 of the graph, weights included.
-    kind
-        Backend and precision, such as ``openvino-bf16``; of one kind only the newest file of a graph is kept.
-    settings
-        Everything else that it depends on, such as the runtime's version and the processor.
+    ``graph`` is the SHA-256 of the graph, weights included, ``kind`` backend and precision, such as ``openvino-bf16``;
+    of one kind only the newest file of a graph is kept. ``settings`` are everything else that it depends on, such as
+    the runtime's version and the processor.
     """
 
     graph: str
@@ -102,12 +97,9 @@ def remove_compiled(path: Path) -> None:
 
 
 class MappedFile:
-    """A file as bytes that the system reads when they are looked at, and may forget again; unmapped when it is dropped.
+    """A file as bytes that the system reads when they are used, and may forget again; unmapped when it is dropped.
 
-    Attributes
-    ----------
-    array
-        (bytes,) uint8; writing to it changes neither the file nor what others see of it.
+    ``array`` is (bytes,) uint8; writing to it changes neither the file nor what others see of it.
     """
 
     def __init__(self, path: Path) -> None:

@@ -26,12 +26,7 @@ Answer = Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[Any]]]
 class Session(BaseSession):
     """Answer every call with ``function(inputs)``; inputs and outputs are checked against the contract.
 
-    Parameters
-    ----------
-    spec
-        The contract.
-    function
-        Takes the checked inputs and returns one array for every output, by name.
+    The function takes the checked inputs and returns one array for every output, by name.
     """
 
     description = "fake"

@@ -25,13 +25,9 @@ PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", "
 def expand_pictures(words: Sequence[str]) -> list[str]:
     """Return the pictures that the words mean, in their order.
 
-    A folder stands for the pictures right in it, by name; a pattern such as ``day*/*.png`` that is no file for those
-    it fits. Any other word stays as it is, and is refused when it is read.
-
-    Raises
-    ------
-    InputError
-        ``no_images``: there is no word, or a folder or pattern has no picture.
+    A folder stands for the pictures right in it, by name; a pattern such as ``day*/*.png`` that is no file for those it
+    fits. Any other word stays as it is, and is refused when it is read. No word at all, and a folder or pattern without
+    a picture, are refused as ``no_images``.
     """
     if not words:
         raise InputError("no image was given; name one or more files, or - for standard input", code="no_images")
@@ -84,12 +80,8 @@ def each_picture(
 ) -> Iterator[Done | FailedImage]:
     """Do a job for one picture after the other; one that cannot be used is told and does not stop the others.
 
-    Parameters
-    ----------
-    job
-        Called with the picture's source, its ``name``, and the ``stem`` of its files.
-    description
-        What stands beside the bar that is shown for several pictures; without it there is none.
+    The job is called with the picture's source, its ``name``, and the ``stem`` of its files. The description stands
+    beside the bar that is shown for several pictures; without it there is none.
     """
     stems = output_stems("-" if picture == STANDARD_INPUT else picture for picture in pictures)
     for picture, stem in zip(_with_progress(pictures, description), stems, strict=True):

@@ -80,13 +80,7 @@ def segment(
 def gather_prompts(
     points: Sequence[str], boxes: Sequence[str], file: Path | None, mask_input: Path | None
 ) -> Prompts | list[Prompts]:
-    """Make prompts of what stands on the command line.
-
-    Raises
-    ------
-    PromptError
-        When parts contradict one another.
-    """
+    """Make prompts of what stands on the command line; parts that contradict one another are a `PromptError`."""
     if file is not None:
         if points or boxes or mask_input is not None:
             raise PromptError(

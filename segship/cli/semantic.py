@@ -25,7 +25,7 @@ Number = TypeVar("Number", int, float)
 
 
 def make_options(*, multi_scale: bool = False, **given: Any) -> SemanticOptions:
-    """Return how the model looks at a picture.
+    """Return the views of a picture that a model gets.
 
     Parameters
     ----------

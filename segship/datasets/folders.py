@@ -53,16 +53,9 @@ _NAMES_SHOWN = 8
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One picture of a data set and its truth.
+    """One picture of a data set and its truth; either file may be missing.
 
-    Attributes
-    ----------
-    name
-        Its folder and stem, such as ``frankfurt/frankfurt_000000_000294``.
-    image, truth
-        Its files; None when there is none.
-    truth_kind
-        What the file of the truth holds.
+    The name is its folder and stem, such as ``frankfurt/frankfurt_000000_000294``.
     """
 
     name: str
@@ -92,16 +85,9 @@ Finder = Callable[[Path, str, Truth], list[Sample]]
 class DataSet:
     """A data set whose folders are known.
 
-    Attributes
-    ----------
-    table
-        Its classes.
-    find
-        Root, split and kind of truth to samples, sorted by name.
-    largest_label
-        Largest number in the files of its own numbering: ids of Cityscapes, annotations of ADE20K.
-    labels_to_classes
-        From that numbering to classes.
+    ``find`` takes root, split and kind of truth, and gives samples sorted by name. ``largest_label`` is the largest
+    number in the files of its own numbering, ids of Cityscapes or annotations of ADE20K, and ``labels_to_classes``
+    leads from there to classes.
     """
 
     table: ClassTable
@@ -247,10 +233,7 @@ def _bad(path: Path, problem: str) -> InputError:
 def read_truth(sample: Sample) -> Pixels:
     """Return the truth of a sample, (H, W) uint8: the class of each pixel, 255 where none is known.
 
-    Raises
-    ------
-    InputError
-        ``missing_truth``, ``bad_label_image``, ``bad_annotation``, or what `segship.files.read_bytes` raises.
+    Refuses ``missing_truth``, ``bad_label_image`` and ``bad_annotation``.
     """
     if sample.truth is None:
         message = f"{sample.name} has a picture and no {sample.truth_kind}; copy its file of truth into the data set"

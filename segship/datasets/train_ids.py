@@ -54,17 +54,12 @@ def write_train_ids(
 ) -> WrittenTrainIds:
     """Write the train ids of Cityscapes beside its polygons, from the polygons, or from the ids where there are none.
 
-    Parameters
-    ----------
-    root
-        Folder that holds ``gtFine``.
+    ``root`` holds ``gtFine``. A damaged file is listed in the answer and stops nothing.
 
     Raises
     ------
-    InputError
-        ``missing_folder`` or ``no_samples``; a damaged file is listed in the answer and stops nothing.
-    OutputError
-        When a file cannot be written.
+    InputError, OutputError
+        ``missing_folder`` or ``no_samples``; when a file cannot be written.
     """
     options = options or TrainIdsOptions()
     root = Path(root)

@@ -79,19 +79,8 @@ def scaled_size(size_hw: Size, scale: ScaleLimits, ratio: float = 1.0) -> Size:
 def size_in_frame(size_hw: Size, scaled_hw: Size, frame: Size | None) -> Size:
     """Return the size of an image as a graph sees it: as the scale has it, or smaller if it must fit into a frame.
 
-    Parameters
-    ----------
-    size_hw
-        (height, width) of the image itself, whose ratio is kept.
-    scaled_hw
-        What `scaled_size` says.
-    frame
-        (height, width) of a graph of one size; None for any.
-
-    Raises
-    ------
-    ImageError
-        ``aspect_ratio`` if the shorter side would come to nothing.
+    ``size_hw`` is of the image itself, whose ratio is kept, ``scaled_hw`` what `scaled_size` says, and ``frame``
+    (height, width) of a graph of one size; None for any. Errors are those of `scaled_size`.
     """
     if frame is None or (scaled_hw[0] <= frame[0] and scaled_hw[1] <= frame[1]):
         return scaled_hw

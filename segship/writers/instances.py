@@ -179,16 +179,9 @@ class Instances:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ClassMapResult:
-    """One image with its class map, ready to be written.
+    """One image with its class map, of the same size, ready to be written; stem, name and pixels are as in `Result`.
 
-    Attributes
-    ----------
-    stem, name, pixels
-        As in `Result`.
-    class_map
-        Of the image's size.
-    made_by
-        What made it, for the JSON document: architecture, backend, precision, how it was looked at.
+    ``made_by`` is for the JSON document what made it: architecture, backend, precision, views.
     """
 
     stem: str
@@ -244,18 +237,9 @@ def as_instances(source: Source, *, best_only: bool = False) -> Instances:
 def label_instances(source: Source, labels: Sequence[str], categories: Sequence[str] | None = None) -> Instances:
     """Return the masks of a result with the names that a classifier or a person gave them.
 
-    Parameters
-    ----------
-    labels
-        One a mask, in the order of `as_instances`.
-    categories
-        All names there are, in the order of their numbers; the labels in the order of their first use when left out.
-        Give them if several images shall share their numbers.
-
-    Raises
-    ------
-    InputError
-        ``bad_labels``: not one a mask, or one that is no category.
+    Labels are one a mask, in the order of `as_instances`. ``categories`` are all names there are, in the order of their
+    numbers, and those of the labels in the order of their first use when left out; give them if several images shall
+    share their numbers. Labels that do not fit are refused as ``bad_labels``.
     """
     instances = as_instances(source)
     names = tuple(dict.fromkeys(labels)) if categories is None else tuple(categories)
