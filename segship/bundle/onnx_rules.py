@@ -22,18 +22,9 @@ _NUMBER = re.compile(r"[0-9]{1,19}", re.ASCII)
 
 
 def check_graph(graph: OnnxGraph, *, file: str, sidecar: str | None, sidecar_bytes: int = 0) -> None:
-    """Refuse a graph that holds anything a bundle does not.
+    """Refuse a graph that holds anything a bundle does not; ``file`` is its name, for messages.
 
-    Parameters
-    ----------
-    graph
-        From `segship.bundle.onnx_file.read_graph`.
-    file
-        Name of the graph's file, for messages.
-    sidecar
-        The only name under which weights may lie outside the file; None if all must be inside.
-    sidecar_bytes
-        Size of that file.
+    ``sidecar`` is the only name under which weights may lie outside the file; None if all must be inside.
 
     Raises
     ------

@@ -48,18 +48,10 @@ def clean_low_res(
 ) -> FloatArray:
     """Return the logits of one mask with stray pieces dropped and small holes filled.
 
-    A dropped or filled cell keeps its magnitude and changes its sign, so the edges of what stays do not move.
-
-    Parameters
-    ----------
-    logits
-        (h, w) float32, the decoder's grid without the padding.
-    points_xy
-        (n, 2) float32 x y in cells of the grid; the centre of the first cell is (0.5, 0.5).
-    labels
-        (n,) 1 foreground, 0 background.
-    has_box
-        Whether the object has a box; its pieces are then left to the box.
+    A dropped or filled cell keeps its magnitude and changes its sign, so the edges of what stays do not move. Logits
+    are (h, w) float32, the decoder's grid without the padding; points (n, 2) float32 x y in its cells, the centre of
+    the first being (0.5, 0.5); labels (n,) 1 foreground, 0 background. The pieces of an object that has a box are left
+    to the box.
     """
     cells = np.floor(points_xy).astype(int).clip(0, (logits.shape[1] - 1, logits.shape[0] - 1))
     logits = _drop_pieces(logits, clean_up, cells[labels == 1], has_box)

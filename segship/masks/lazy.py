@@ -20,13 +20,7 @@ from segship.masks.upscaling import EncodedMask, LogitsPatch, Upscaler, Window, 
 
 
 class ArrayMasks:
-    """Masks as an array.
-
-    Parameters
-    ----------
-    pixels
-        (objects, masks, H, W) bool, or float32 logits of which those above 0 are set.
-    """
+    """Masks as an array (objects, masks, H, W): bool, or float32 logits of which those above 0 are set."""
 
     def __init__(self, pixels: BoolArray | FloatArray) -> None:
         self.pixels = pixels
@@ -59,16 +53,9 @@ class ArrayMasks:
 
 
 class LazyMasks:
-    """Masks as logits.
+    """Masks as logits: of each object a list, of each mask the patch that its pixels depend on (`crop_patch`).
 
-    Parameters
-    ----------
-    patches
-        Of each object a list, of each mask the patch that its pixels depend on (`segship.masks.upscaling.crop_patch`).
-    upscaler
-        Of the image.
-    limits
-        Of each object the part of the image outside which its masks are empty.
+    ``limits`` are of each object the part of the image outside which its masks are empty.
     """
 
     def __init__(self, patches: Sequence[Sequence[LogitsPatch]], upscaler: Upscaler, limits: Sequence[Window]) -> None:

@@ -81,14 +81,7 @@ def merge_panoptic(
 ) -> tuple[NDArray[np.uint32], list[Segment]]:
     """Return segment ids (H, W) uint32, 0 for nothing, 1 for the first segment, and the segments, things first.
 
-    Parameters
-    ----------
-    masks
-        Of the class map's image.
-    class_map
-        (H, W) uint8, the class of each pixel; numbers from K on are none.
-    is_thing
-        (K,) bool, of every class whether it can be counted.
+    The class map is (H, W) uint8, numbers from K on are no class; ``is_thing`` (K,) bool, whether a class is countable.
     """
     order = _by_score([index for index, mask in enumerate(masks) if _takes_part(mask, is_thing, options)], masks)
     ids = np.zeros(class_map.shape, np.uint32)

@@ -57,11 +57,6 @@ class Window(NamedTuple):
     left: int
     right: int
 
-    @property
-    def pixels(self) -> int:
-        """How many pixels it has."""
-        return max(self.bottom - self.top, 0) * max(self.right - self.left, 0)
-
 
 NOTHING = Window(0, 0, 0, 0)
 
@@ -405,16 +400,9 @@ def encode_logits(
     image_size_hw: tuple[int, int],
     window: Window | None = None,
 ) -> EncodedMask:
-    """Return the mask of low-resolution logits, those above 0, in the image.
+    """Return the mask of low-resolution logits, those above 0, in the image, where their crop begins at a corner.
 
-    Parameters
-    ----------
-    corner_xy
-        Where the crop that the logits belong to begins in the image.
-    image_size_hw
-        Height and width of the image.
-    window
-        The part of the crop outside which nothing is set; found from the logits when left out.
+    Outside ``window``, a part of the crop, nothing is set; it is found from the logits when left out.
     """
     left, top = corner_xy
     if window is None:

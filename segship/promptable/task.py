@@ -65,24 +65,16 @@ class Cases:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ImageAnswer:
-    """What was answered to one image.
-
-    Attributes
-    ----------
-    image_embeddings
-        (1, C, h, w), by the encoder.
-    image_side
-        What the graph of that name gives for the given embedding; empty where there is no such graph.
-    decoded
-        Graph -> one pair of scores (N, 4) and logits (N, 4, 4h, 4w) a mix, for the given embedding.
-    chained
-        Logits of every mix, all graphs behind each other as a predictor runs them.
-    """
+    """What was answered to one image."""
 
     image_embeddings: FloatArray
+    """(1, C, h, w), by the encoder."""
     image_side: Arrays
+    """What the graph of that name gives for the given embedding; empty where there is no such graph."""
     decoded: dict[str, list[tuple[FloatArray, FloatArray]]]
+    """Graph -> one pair of scores (N, 4) and logits (N, 4, 4h, 4w) a mix, for the given embedding."""
     chained: list[FloatArray] = field(default_factory=list)
+    """Logits of every mix, all graphs behind each other as a predictor runs them."""
 
 
 Answers = tuple[ImageAnswer, ...]
@@ -124,17 +116,10 @@ def prompt_tensors(size_hw: Size, image_size: int, low_res_size: int, rules: Pro
 
 
 def answer(cases: Cases, sessions: Mapping[str, Session], given: Answers | None = None) -> Answers:
-    """Let graphs answer all cases.
+    """Let graphs, those that a bundle needs or more, answer all cases.
 
-    Parameters
-    ----------
-    cases
-        From `cases`.
-    sessions
-        Graph -> session; those that a bundle needs, or more.
-    given
-        The answers whose embeddings each graph by itself gets, so that it answers for its own errors alone; its own
-        when left out.
+    ``given`` are the answers whose embeddings each graph by itself gets, so that it answers for its own errors alone;
+    its own when left out.
     """
     answers = []
     for index, case in enumerate(cases.images):

@@ -178,19 +178,16 @@ def to_model_frame(points_xy: npt.ArrayLike, original_size: Size, input_size: Si
     Sizes are those of the image and of its resized copy (`resized_size`). Each axis has its own exact ratio, since the
     resized sides are rounded.
     """
-    return _rescale(points_xy, original_size, input_size)
+    ratio_xy = np.array([input_size[1] / original_size[1], input_size[0] / original_size[0]])
+    # In double precision, as the reference does, and rounded once.
+    rescaled: FloatArray = (np.asarray(points_xy, np.float64) * ratio_xy).astype(np.float32)
+    return rescaled
 
 
 def to_image_frame(points_xy: npt.ArrayLike, original_size: Size, input_size: Size) -> FloatArray:
     """Return points of the model frame in the image frame, as (..., 2) float32; undoes `to_model_frame`."""
-    return _rescale(points_xy, input_size, original_size)
-
-
-def _rescale(points_xy: npt.ArrayLike, old_size: Size, new_size: Size) -> FloatArray:
-    ratio_xy = np.array([new_size[1] / old_size[1], new_size[0] / old_size[0]])
-    # In double precision, as the reference does, and rounded once.
-    rescaled: FloatArray = (np.asarray(points_xy, np.float64) * ratio_xy).astype(np.float32)
-    return rescaled
+    # The way back is the way there with the sizes exchanged.
+    return to_model_frame(points_xy, input_size, original_size)
 
 
 def upscale_mask(low_res: FloatArray, *, image_size: int, input_size: Size, original_size: Size) -> FloatArray:

@@ -25,22 +25,14 @@ CLASS_COUNTS = {"cityscapes": (19, 19), "ade20k": (150, 150), "cocostuff": (171,
 
 @dataclass(frozen=True, slots=True)
 class HandFetched:
-    """A checkpoint that was got by hand and checked.
-
-    Attributes
-    ----------
-    path
-        Where it lies now.
-    bytes, sha256
-        Its own size and digest; nothing is published that they could be compared with.
-    config
-        What it was recognised as.
-    """
+    """A checkpoint that was got by hand and checked, and where it lies now."""
 
     path: Path
     bytes: int
     sha256: str
+    """Nothing is published that it could be compared with."""
     config: SemaskConfig
+    """What it was recognised as."""
 
     @property
     def checked(self) -> str:

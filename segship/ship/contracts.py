@@ -39,7 +39,7 @@ from segship.semantic.preprocessing import ScaleLimits, SemanticPreprocessing
 from segship.ship.export import GraphChange, Report, graph_steps, refuse_taken, take_steps
 from segship.ship.families.sam.family import PROMPT_RULES
 from segship.ship.families.sam.model import ImageEncoderGraph, Sam, decode_prompts
-from segship.ship.families.semask.model import Semask, resize_bilinear
+from segship.ship.families.semask.model import SemanticGraph
 from segship.ship.graph.store import save_graph
 from segship.ship.loading import LoadedModel, load_model, tool_versions
 from segship.ship.options import ExportOptions
@@ -76,20 +76,6 @@ class OneObjectDecoder(nn.Module):
         if self.single_mask:
             masks, scores = select_single_mask(masks, scores, point_coords.shape[1])
         return scores, masks
-
-
-class SemanticIndices(nn.Module):
-    """Image (B, 3, H, W) to the numbers of classes (B, H, W) int64: the Ascend guide's SeMask graph.
-
-    Its second resize and its softmax are left out: they change no answer.
-    """
-
-    def __init__(self, semask: Semask) -> None:
-        super().__init__()
-        self.semask = semask
-
-    def forward(self, image: Tensor) -> Tensor:
-        return resize_bilinear(self.semask(image), image.shape[2:]).argmax(dim=1)
 
 
 class PixelEncoder(nn.Module):
@@ -278,29 +264,16 @@ def write_folder(output: Path, files: Iterable[Path], document: Mapping[str, Any
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ForeignGraph:
-    """One graph of another program's contract.
-
-    Attributes
-    ----------
-    file
-        Name of the file to write.
-    module, traced
-        What is traced, and the contract of that.
-    spec
-        The contract of the finished graph; differs from ``traced`` where nodes are written by hand.
-    compare
-        Runs every comparison case on the finished graph and returns the rows of a step.
-    finish
-        Turns the traced graph into the finished one.
-    largest_sizes
-        Upper bounds of dynamic axes, for tracing.
-    """
+    """One graph of another program's contract; ``finish`` and ``largest_sizes`` are those of `graph_steps`."""
 
     file: str
     module: nn.Module
     traced: GraphSpec
+    """The contract of the module."""
     spec: GraphSpec
+    """That of the finished graph; differs where nodes are written by hand."""
     compare: Callable[[str, Session], list[Row]]
+    """Runs every comparison case on the finished graph and returns the rows of a step."""
     finish: Callable[[onnx.ModelProto], onnx.ModelProto] | None = None
     largest_sizes: Mapping[str, int] = field(default_factory=dict)
 
@@ -430,7 +403,7 @@ def semantic_contract(model: LoadedModel, options: ExportOptions, stem: str) -> 
         rows: list[Row] = task.compare(step, cases, expected, found, _bar(model, options))
         return rows
 
-    graph = ForeignGraph(f"{stem}_bs{batch}.onnx", SemanticIndices(model.module), spec, spec, compare)
+    graph = ForeignGraph(f"{stem}_bs{batch}.onnx", SemanticGraph(model.module, "indices"), spec, spec, compare)
     facts = {
         "semantic_window": config.semantic_window,
         "classes": config.classes,

@@ -10,7 +10,7 @@ from typing import Any
 
 from segship.errors import CheckpointError
 from segship.ship.checkpoints.survey import survey_checkpoint
-from segship.ship.families import Shapes, recognise, recogniser
+from segship.ship.families import recognise, recogniser
 
 # Fixed tensors that a state dict carries beside the trained parameters.
 BUFFER_NAMES = (
@@ -92,7 +92,8 @@ def describe_checkpoint(path: str | Path) -> CheckpointDescription:
     found: dict[str, Any] = {"architecture": None, "image_size": None}
     notes = survey.notes
     try:
-        found |= _describe_model(survey.shapes)
+        model = recognise(survey.shapes)
+        found |= {"family": model.family, **recogniser(model.family).describe(model.config)}
     except CheckpointError as error:
         notes += (str(error),)
     trained = (info.elements for name, info in survey.tensors.items() if not name.endswith(BUFFER_NAMES))
@@ -108,8 +109,3 @@ def describe_checkpoint(path: str | Path) -> CheckpointDescription:
         dtypes=dict(sorted(Counter(info.dtype for info in survey.tensors.values()).items())),
         notes=notes,
     )
-
-
-def _describe_model(shapes: Shapes) -> dict[str, Any]:
-    found = recognise(shapes)
-    return {"family": found.family, **recogniser(found.family).describe(found.config)}

@@ -26,27 +26,16 @@ TOOLS = ("torch", "onnx", "onnxscript", "onnxslim", "onnxruntime", "numpy")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class LoadedModel:
-    """A checkpoint as a torch module.
-
-    Attributes
-    ----------
-    family
-        The name of the family's folder.
-    checkpoint
-        The file.
-    config
-        Its sizes, in the family's class.
-    module
-        Ready to be exported or run.
-    changes
-        What was changed on the way, in words.
-    """
+    """A checkpoint as a torch module that is ready to be exported or run."""
 
     family: str
+    """The name of the family's folder."""
     checkpoint: Checkpoint
     config: Any
+    """Its sizes, in the family's class."""
     module: Any
     changes: tuple[str, ...]
+    """What was changed on the way, in words."""
 
     @property
     def verbs(self) -> ModuleType:
@@ -62,12 +51,7 @@ class LoadedModel:
 def load_model(path: Path, options: ExportOptions | None = None) -> LoadedModel:
     """Read a checkpoint, recognise its family and sizes and build the module, strictly.
 
-    Parameters
-    ----------
-    path
-        A ``.pth``, ``.pt`` or ``.safetensors`` file.
-    options
-        Those that belong to the model count: ``image_size``, ``semantic_window``.
+    Of the options those count that belong to the model: ``image_size``, ``semantic_window``.
 
     Raises
     ------

@@ -103,15 +103,7 @@ class _Module(Protocol):
 
 
 def apply_variant(module: _Module, variant: EncoderVariant) -> None:
-    """Let a module and all that it holds compute by a variant, in place.
-
-    Parameters
-    ----------
-    module
-        A `torch.nn.Module`, such as a whole `segship.ship.families.sam.model.Sam` or its image encoder.
-    variant
-        The choice; parts that offer none ignore it.
-    """
+    """Let a `torch.nn.Module` and its parts compute by a variant, in place; parts that offer no choice ignore it."""
     for part in module.modules():
         if hasattr(part, "variant"):
             part.variant = variant

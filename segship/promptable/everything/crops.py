@@ -41,26 +41,17 @@ Progress = Callable[[int, int], None]
 
 @dataclass(slots=True, eq=False)
 class Context:
-    """What holds for all crops of one call.
-
-    Attributes
-    ----------
-    predictor, pixels, options
-        What was given; pixels are (H, W, 3) uint8 RGB.
-    cost
-        Has the thresholds, and how much is asked and held at once.
-    progress
-        See `Progress`.
-    points
-        Points that have been asked.
-    """
+    """What holds for all crops of one call."""
 
     predictor: Predictor
     pixels: Pixels
+    """(H, W, 3) uint8 RGB."""
     options: AmgOptions
     cost: AmgCost
+    """Has the thresholds, and how much is asked and held at once."""
     progress: Progress | None = None
     points: int = 0
+    """Points that have been asked."""
 
     @property
     def size_hw(self) -> Size:

@@ -16,8 +16,8 @@ from numpy.typing import NDArray
 from segship.arrays import AnyArray, BoolArray, FloatArray, IntArray, Size
 from segship.masks.nms import box_nms, mask_nms
 from segship.masks.regions import clean_runs
-from segship.masks.rle import runs_to_area, runs_to_box, runs_to_spans
-from segship.masks.spans import merge_runs
+from segship.masks.rle import paint_runs, runs_to_area, runs_to_box
+from segship.masks.spans import merge_runs, spans_to_runs
 from segship.masks.upscaling import LogitsPatch, Upscaler, count_above
 from segship.promptable.everything.grids import Crop
 from segship.promptable.everything.options import Nms
@@ -99,12 +99,7 @@ def _part(inside: FloatArray, outside: FloatArray) -> FloatArray:
 def keep_best(records: Sequence[MaskRecord], scores: Sequence[float], threshold: float, *, nms: Nms) -> list[int]:
     """Return the indices of the records that stay, by descending score, the earlier of equal ones first.
 
-    Parameters
-    ----------
-    threshold
-        Of two records with an IoU above it, the one with the lower score goes.
-    nms
-        Whether boxes or masks are compared.
+    Of two records whose boxes or masks have an IoU above the threshold, the one with the lower score goes.
     """
     if not records:
         return []
@@ -128,12 +123,7 @@ def clean_small_regions(
 ) -> list[MaskRecord]:
     """Return the records cleaned: those that stayed as they were first, then the changed ones, no two duplicates.
 
-    Parameters
-    ----------
-    min_area
-        Holes and islands of fewer pixels go; of a mask that is all small islands, the largest stays.
-    nms_thresh
-        Of two masks with an IoU above it, one goes.
+    Holes and islands of fewer than ``min_area`` pixels go; of a mask that is all small islands, the largest stays.
     """
     cleaned = [_clean(record, min_area) for record in records]
     scores = [float(after is before) for before, after in zip(records, cleaned, strict=True)]
@@ -200,10 +190,7 @@ def partition_records(records: Sequence[MaskRecord], size_hw: Size) -> list[Mask
     for record, begin, end in zip(records, bounds[:-1].tolist(), bounds[1:].tolist(), strict=True):
         chosen = order[begin:end]
         if len(chosen):
-            spans = np.stack([starts[chosen], ends[chosen]], axis=1).ravel()
-            runs = np.diff(np.concatenate(([0], spans, [len(flat)])))
-            # A mask that has the last pixel has no run of zeros after it.
-            cut.append(_with_runs(record, runs if runs[-1] else runs[:-1]))
+            cut.append(_with_runs(record, spans_to_runs(starts[chosen], ends[chosen], len(flat))))
     return cut
 
 
@@ -214,6 +201,5 @@ def _paint(records: Sequence[MaskRecord], size_hw: Size) -> AnyArray:
     # The largest first, so that smaller ones lie on top; of equal ones the earlier last.
     areas = np.array([record.area for record in records], np.int64)
     for index in np.lexsort((-np.arange(len(records)), -areas)).tolist():
-        for start, end in zip(*(side.tolist() for side in runs_to_spans(records[index].runs)), strict=True):
-            flat[start:end] = index + 1
+        paint_runs(flat, records[index].runs, index + 1)
     return flat

@@ -34,7 +34,10 @@ UNSUPPORTED = {
     "backbone.layers.": "a Swin backbone without semantic layers",
     "decode_head.": "a semantic segmentation head",
 }
-_ACCEPTED = "SAM (vit_b, vit_l, vit_h), MobileSAM (vit_t), SeMask-FPN (semask_t, s, b, l) and segship's own tiny"
+_ACCEPTED = (
+    "accepted are SAM (vit_b, vit_l, vit_h and other sizes of it), MobileSAM (vit_t), SeMask-FPN (semask_t, s, b, l "
+    "and other sizes of it) and segship's own tiny, with their published key names"
+)
 _SHOWN = 6
 
 
@@ -60,17 +63,14 @@ def recognise(shapes: Shapes) -> Recognised:
     CheckpointError
         ``unsupported_architecture`` or ``unknown_architecture``; the message says what was seen.
     """
-    seen = [words for start, words in UNSUPPORTED.items() if any(name.startswith(start) for name in shapes)]
     for name in families():
         config = recogniser(name).recognise(shapes)
         if config is not None:
             return Recognised(name, config)
-    if seen:
-        message = (
-            f"the checkpoint is of {seen[0]}, which is not supported yet; accepted are {_ACCEPTED}, with their "
-            "published key names"
-        )
-        raise CheckpointError(message, code="unsupported_architecture")
+    for start, words in UNSUPPORTED.items():
+        if any(name.startswith(start) for name in shapes):
+            message = f"the checkpoint is of {words}, which is not supported yet; {_ACCEPTED}"
+            raise CheckpointError(message, code="unsupported_architecture")
     roots = Counter(".".join(name.split(".")[:2])[:60] for name in shapes)
     shown = ", ".join(name for name, _ in roots.most_common(_SHOWN)) or "no name"
     raise unrecognised(f"it has {len(shapes)} tensors, under {shown}")
@@ -88,9 +88,4 @@ def family_module(name: str) -> ModuleType:
 
 def unrecognised(what: str) -> CheckpointError:
     """Return the error for shapes that fit no architecture."""
-    message = (
-        f"the architecture is not recognised: {what}; accepted are SAM (vit_b, vit_l, vit_h and other sizes of it), "
-        "MobileSAM (vit_t), SeMask-FPN (semask_t, s, b, l and other sizes of it) and segship's own tiny, with their "
-        "published key names"
-    )
-    return CheckpointError(message, code="unknown_architecture")
+    return CheckpointError(f"the architecture is not recognised: {what}; {_ACCEPTED}", code="unknown_architecture")

@@ -87,10 +87,7 @@ def _axes_to_attribute(node: onnx.NodeProto, constants: dict[str, onnx.TensorPro
         axes = _constant(node, node.input[1], constants)
         del node.input[1]
         node.attribute.append(helper.make_attribute("axes", axes.tolist()))
-    kept = [attribute for attribute in node.attribute if attribute.name != "noop_with_empty_axes"]
-    del node.attribute[:]
-    node.attribute.extend(kept)
-    yield node
+    yield _without(node, "noop_with_empty_axes")
 
 
 def _pad_all_axes(node: onnx.NodeProto, _: dict[str, onnx.TensorProto]) -> Iterator[onnx.NodeProto]:
@@ -100,10 +97,7 @@ def _pad_all_axes(node: onnx.NodeProto, _: dict[str, onnx.TensorProto]) -> Itera
 
 
 def _split_without_count(node: onnx.NodeProto, _: dict[str, onnx.TensorProto]) -> Iterator[onnx.NodeProto]:
-    kept = [attribute for attribute in node.attribute if attribute.name != "num_outputs"]
-    del node.attribute[:]
-    node.attribute.extend(kept)
-    yield node
+    yield _without(node, "num_outputs")
 
 
 def _resize_plainly(node: onnx.NodeProto, _: dict[str, onnx.TensorProto]) -> Iterator[onnx.NodeProto]:
@@ -112,10 +106,7 @@ def _resize_plainly(node: onnx.NodeProto, _: dict[str, onnx.TensorProto]) -> Ite
     policy = attributes.get("keep_aspect_ratio_policy", b"stretch")
     if attributes.get("antialias", 0) or policy != b"stretch" or "axes" in attributes:
         raise ExportError(f"node {node.name!r} resizes in a way that needs opset 18; export at opset 18 or above")
-    kept = [entry for entry in node.attribute if entry.name not in ("antialias", "keep_aspect_ratio_policy")]
-    del node.attribute[:]
-    node.attribute.extend(kept)
-    yield node
+    yield _without(node, "antialias", "keep_aspect_ratio_policy")
 
 
 def _slice_shape(node: onnx.NodeProto, _: dict[str, onnx.TensorProto]) -> Iterator[onnx.NodeProto]:
@@ -154,6 +145,13 @@ def _expand_layer_norm(node: onnx.NodeProto, _: dict[str, onnx.TensorProto]) -> 
     yield helper.make_node("Mul", [f"{base}_normalised", scale], [scaled])
     if bias:
         yield helper.make_node("Add", [scaled, bias[0]], [base])
+
+
+def _without(node: onnx.NodeProto, *names: str) -> onnx.NodeProto:
+    kept = [attribute for attribute in node.attribute if attribute.name not in names]
+    del node.attribute[:]
+    node.attribute.extend(kept)
+    return node
 
 
 def _constant(node: onnx.NodeProto, name: str, constants: dict[str, onnx.TensorProto]) -> NDArray[Any]:

@@ -105,7 +105,8 @@ def trace_graph(
         When torch cannot trace the module at this opset.
     """
     largest_sizes = largest_sizes or {}
-    dims = {name: Dim(name, max=largest_sizes.get(name)) for name in _dynamic_names(spec)}
+    names = dict.fromkeys(size for tensor in spec.inputs for size in tensor.shape if isinstance(size, str))
+    dims = {name: Dim(name, max=largest_sizes.get(name)) for name in names}
     examples = tuple(_example_input(tensor, largest_sizes) for tensor in spec.inputs)
     shapes = tuple(
         {axis: dims[size] for axis, size in enumerate(tensor.shape) if isinstance(size, str)} for tensor in spec.inputs
@@ -143,11 +144,6 @@ def strip_metadata(model: onnx.ModelProto) -> None:
         entry.doc_string = ""
     for tensor in model.graph.initializer:
         tensor.doc_string = ""
-
-
-def _dynamic_names(spec: GraphSpec) -> list[str]:
-    sizes = [size for tensor in spec.inputs for size in tensor.shape if isinstance(size, str)]
-    return list(dict.fromkeys(sizes))
 
 
 def _example_input(tensor: TensorSpec, largest_sizes: Mapping[str, int]) -> Tensor:

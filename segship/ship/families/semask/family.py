@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from segship.datasets.classes import MOST_CLASSES, OWN_CLASSES, ClassTable, make_palette, read_class_file
 from segship.datasets.known import TABLES
 from segship.errors import CheckpointError
-from segship.semantic.manifest import SemanticManifest, SemanticWindow
+from segship.semantic.manifest import SemanticManifest
 from segship.semantic.preprocessing import SCALE_LIMITS, ScaleLimits, SemanticPreprocessing
 from segship.ship.checkpoints.survey import Labels
 from segship.ship.families.semask.config import SemaskConfig
@@ -55,18 +55,14 @@ def prepare(
         raise CheckpointError(message, code="class_count")
     asked = options.semantic_window
     config = replace(config, semantic_window=asked or config.semantic_window)
-    changes = [_window_note(config, asked)]
+    reason = "as the published code has it for these sizes" if asked is None else "as asked for"
+    changes = [f"semantic layers work in windows in {config.semantic_window} stages, {reason}"]
     kept = {name: tensor for name, tensor in state.items() if not name.startswith(IGNORED_PREFIXES)}
     if len(kept) < len(state):
         left_out = len(state) - len(kept)
         changes.append(f"left out {left_out} tensors of a head that is used in training alone (auxiliary_head)")
     _check_indices(path, kept, config.window_size)
     return config, kept, tuple(changes)
-
-
-def _window_note(config: SemaskConfig, asked: SemanticWindow | None) -> str:
-    reason = "as the published code has it for these sizes" if asked is None else "as asked for"
-    return f"semantic layers work in windows in {config.semantic_window} stages, {reason}"
 
 
 def _check_indices(path: Path, state: State, window_size: int) -> None:

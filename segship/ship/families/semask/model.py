@@ -186,7 +186,8 @@ class Semask(nn.Module):
 class SemanticGraph(nn.Module):
     """The graph ``semantic`` of segship.spec: class maps (B, H, W) uint8, or logits (B, classes, H, W) float32.
 
-    Logits are resized to the input's size once. Softmax keeps the order of its inputs, so there is none before argmax.
+    With the output ``indices``, class maps are int64, as the Ascend guide has them. Logits are resized to the input's
+    size once. Softmax keeps the order of its inputs, so there is none before argmax.
     """
 
     def __init__(self, model: Semask, output: str = "class_map") -> None:
@@ -196,7 +197,10 @@ class SemanticGraph(nn.Module):
 
     def forward(self, image: Tensor) -> Tensor:
         logits = resize_bilinear(self.model(image), image.shape[2:])
-        return logits if self.output == "logits" else logits.argmax(dim=1).to(torch.uint8)
+        if self.output == "logits":
+            return logits
+        classes = logits.argmax(dim=1)
+        return classes if self.output == "indices" else classes.to(torch.uint8)
 
 
 def build_semask(config: SemaskConfig) -> Semask:
