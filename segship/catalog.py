@@ -7,7 +7,8 @@ no checksum file. Of the semantic ones neither is published anywhere.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
@@ -64,6 +65,8 @@ class KnownCheckpoint:
         What its publisher measured: mIoU in percent of whole pictures at one scale, and at six scales and mirrored.
     data_set
         What a semantic model was trained and scored on.
+    sizes
+        What a file got by hand must have, by the names that `segship inspect` uses.
     """
 
     name: str
@@ -78,6 +81,7 @@ class KnownCheckpoint:
     source: str
     published: str = ""
     data_set: str | None = None
+    sizes: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def by_hand(self) -> bool:
@@ -97,6 +101,10 @@ def _sam(name: str, file: str, size: int, sha256: str, *, source: str = _SAM, at
     )
 
 
+# Of the head, and of the semantic layers; those of COCO-Stuff were left at ADE20K's number.
+_CLASS_COUNTS = {"cityscapes": (19, 19), "ade20k": (150, 150), "cocostuff": (171, 150)}
+
+
 def _semask(size: str, data_set: str, drive_id: str, miou: float, multi_scale: float, size_mb: int) -> KnownCheckpoint:
     name = f"semask_{size}_{data_set}"
     return KnownCheckpoint(
@@ -112,6 +120,7 @@ def _semask(size: str, data_set: str, drive_id: str, miou: float, multi_scale: f
         source=_SEMASK,
         published=f"mIoU {miou:.2f} / {multi_scale:.2f}",
         data_set=data_set,
+        sizes=dict(zip(("classes", "semantic_classes"), _CLASS_COUNTS[data_set], strict=True)),
     )
 
 

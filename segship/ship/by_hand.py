@@ -1,13 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Published checkpoints that only browsers can download: checked as far as that goes, and put into the cache.
 
-No size and no digest of the semantic models is published. What a file says of itself is checked: that it can be read
-safely, that it is the architecture of its name, and that it has the classes of its data set. It cannot be checked that
-its numbers are the published ones.
+Where no digest is published, what a file says of itself is checked: that it can be read safely, and that it has the
+architecture and the sizes of its name. It cannot be checked that its numbers are the published ones.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,11 +16,7 @@ from segship.errors import FetchError
 from segship.fetch import by_hand_error, checkpoint_path, known_checkpoint
 from segship.files import CHUNK_BYTES, open_regular, write_file
 from segship.ship.checkpoints.survey import Survey, survey_checkpoint
-from segship.ship.families.semask.config import SemaskConfig
-from segship.ship.families.semask.recognise import recognise
-
-CLASS_COUNTS = {"cityscapes": (19, 19), "ade20k": (150, 150), "cocostuff": (171, 150)}
-"""Data set -> classes of the head, and of the semantic layers; those of COCO-Stuff were left at ADE20K's number."""
+from segship.ship.families import recogniser
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,26 +27,22 @@ class HandFetched:
     bytes: int
     sha256: str
     """Nothing is published that it could be compared with."""
-    config: SemaskConfig
-    """What it was recognised as."""
+    found: Mapping[str, object]
+    """What it was recognised as, by the names that `segship inspect` uses."""
 
     @property
     def checked(self) -> str:
         """What was checked, in words."""
-        config = self.config
-        return (
-            f"readable, {config.architecture}, {config.classes} classes, {config.semantic_classes} semantic classes, "
-            f"windows in {config.semantic_window} stages by the published rule; no digest is published to compare with"
-        )
+        return f"readable, {_in_words(self.found)}; no digest is published to compare with"
 
 
 def take_by_hand(name: str, *, from_file: Path | None = None, destination: Path | None = None) -> HandFetched:
-    """Check the checkpoint of a semantic model that was downloaded by hand, and put it where its name finds it.
+    """Check a checkpoint that was downloaded by hand, and put it where its name finds it.
 
     Parameters
     ----------
     name
-        That of a semantic model in `segship.catalog.KNOWN_CHECKPOINTS`.
+        A key of `segship.catalog.KNOWN_CHECKPOINTS`.
     from_file
         The download, which is copied; without it, what lies at its place already is checked.
     destination
@@ -78,27 +70,32 @@ def take_by_hand(name: str, *, from_file: Path | None = None, destination: Path 
         )
         raise FetchError(message, code="wrong_checkpoint")
     survey = survey_checkpoint(source)
-    config = _check(known, survey, source)
+    found = _check(known, survey, source)
     if source.resolve() != target.resolve():
         _put(source, survey, target)
-    return HandFetched(target, survey.bytes, survey.sha256, config)
+    return HandFetched(target, survey.bytes, survey.sha256, found)
 
 
-def _check(known: KnownCheckpoint, survey: Survey, source: Path) -> SemaskConfig:
+def _check(known: KnownCheckpoint, survey: Survey, source: Path) -> dict[str, object]:
     """Return what a file is, if it is what its name says."""
-    config = recognise(survey.shapes)
+    family = recogniser(known.family)
+    config = family.recognise(survey.shapes)
     if config is None:
-        message = f"{source} is no SeMask-FPN; download {known.url}"
+        message = f"{source} is no {known.family} model, which {known.name} is; download {known.url}"
         raise FetchError(message, code="wrong_checkpoint")
-    found = (config.architecture, config.classes, config.semantic_classes)
-    wanted = (known.architecture, *CLASS_COUNTS[known.data_set or ""])
-    if found != wanted:
+    found = {name: value for name, value in family.describe(config).items() if name != "task"}
+    wanted = {"architecture": known.architecture, **known.sizes}
+    if any(found[name] != value for name, value in wanted.items()):
         message = (
-            f"{source} is {found[0]} with {found[1]} classes and {found[2]} semantic classes, and {known.name} is "
-            f"{wanted[0]} with {wanted[1]} and {wanted[2]}; it is another model, download {known.url}"
+            f"{source} has {_in_words(found)}, and {known.name} has {_in_words(wanted)}; it is another model, download "
+            f"{known.url}"
         )
         raise FetchError(message, code="wrong_checkpoint")
-    return config
+    return found
+
+
+def _in_words(sizes: Mapping[str, object]) -> str:
+    return ", ".join(f"{name.replace('_', ' ')} {value}" for name, value in sizes.items())
 
 
 def _put(source: Path, survey: Survey, target: Path) -> None:

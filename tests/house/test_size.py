@@ -6,7 +6,7 @@ import ast
 from tests.house.package import functions, sources
 
 MOST_MODULES = 170
-MOST_LINES = 28_500
+MOST_LINES = 28_000
 LONGEST_TENTH = 20
 """Lines of code, without its docstring, that nine of ten functions stay below."""
 

@@ -9,7 +9,7 @@ import torch
 from segship.catalog import KNOWN_CHECKPOINTS
 from segship.errors import CheckpointError, FetchError
 from segship.fetch import checkpoint_path, fetch_checkpoint
-from segship.ship.by_hand import CLASS_COUNTS, take_by_hand
+from segship.ship.by_hand import take_by_hand
 from tests.small_models import small_sam
 from tests.small_semask import save_checkpoint, small_semask
 
@@ -47,7 +47,10 @@ def test_a_download_is_checked_and_copied(small_is_known, small_semask_checkpoin
     found = take_by_hand(NAME, from_file=small_semask_checkpoint)
     assert found.path == checkpoint_path(NAME)
     assert found.path.read_bytes() == small_semask_checkpoint.read_bytes()
-    assert "19 classes" in found.checked and "no digest is published" in found.checked
+    assert (
+        "architecture custom, classes 19, semantic classes 19" in found.checked
+        and "no digest is published" in found.checked
+    )
     # Again, by its place.
     assert take_by_hand(NAME) == found
     assert take_by_hand(NAME, from_file=small_semask_checkpoint) == found
@@ -61,15 +64,14 @@ def test_another_file_at_its_place_is_kept(small_is_known, small_semask_checkpoi
 
 
 def test_another_model_is_refused_by_what_it_is(small_semask_checkpoint):
-    refuse(
-        "wrong_checkpoint", "is custom with 19 classes .* is semask_s with 19 and 19", from_file=small_semask_checkpoint
-    )
+    words = "has architecture custom, classes 19, .* has architecture semask_s, classes 19, semantic classes 19"
+    refuse("wrong_checkpoint", words, from_file=small_semask_checkpoint)
     assert not checkpoint_path(NAME).exists()
 
 
 def test_another_family_is_refused(tmp_path):
     torch.save(small_sam().state_dict(), tmp_path / "sam.pth")
-    refuse("wrong_checkpoint", "is no SeMask-FPN", from_file=tmp_path / "sam.pth")
+    refuse("wrong_checkpoint", "is no semask model, which semask_s_cityscapes is", from_file=tmp_path / "sam.pth")
 
 
 def test_a_web_page_in_its_place_is_called_by_its_name(tmp_path):
@@ -86,4 +88,4 @@ def test_files_that_cannot_be_it(tmp_path):
 
 
 def test_the_small_model_has_as_many_classes_as_the_name(small_is_known):
-    assert small_semask().config.classes == CLASS_COUNTS["cityscapes"][0]
+    assert small_semask().config.classes == KNOWN_CHECKPOINTS[NAME].sizes["classes"]
