@@ -7,6 +7,7 @@ no checksum file. Of the semantic ones neither is published anywhere.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -199,7 +200,8 @@ class ModelInfo:
 def find_model(model: str | Path) -> Path:
     """Return the bundle folder or checkpoint file that a name or path means; a `BundleError` where there is neither."""
     path, name = Path(model), str(model)
-    if path.exists():
+    # Unlike Path.exists it says no to what cannot be a path, such as no name or one that is too long.
+    if os.path.exists(model):
         return path
     if name in EMBEDDED_MODELS:
         return embedded_bundle(name)

@@ -93,7 +93,7 @@ def _explained(target: Path) -> Iterator[None]:
         reason = error.strerror or str(error)
         if error.errno in _DISK_FULL:
             raise OutputError(f"cannot write {target}: {reason}; free some space", code="disk_full") from error
-        if not target.parent.is_dir():
+        if not os.path.isdir(target.parent):
             message = f"cannot write {target}: there is no directory {target.parent}; make it first"
             raise OutputError(message, code="output_directory_missing") from error
         raise OutputError(f"cannot write {target}: {reason}; choose another place", code="cannot_write") from error
@@ -131,6 +131,13 @@ def _temporary_name(name: str) -> str:
     # Cut, so that a long legal name does not become an illegal one (255 bytes is the usual limit).
     kept = name.encode("utf-8", "surrogateescape")[:200].decode("utf-8", "ignore")
     return f".{kept}.{secrets.token_hex(8)}.partial"
+
+
+def check_target(path: str | os.PathLike[str], *, overwrite: bool = False, folder: bool = False) -> None:
+    """Refuse now what `write_file` or, for a folder, `write_directory` would refuse."""
+    target = _split(path)
+    with _explained(target), _directory(target.parent) as directory:
+        _refuse_target(directory, target, overwrite=overwrite, wanted=stat.S_ISDIR if folder else stat.S_ISREG)
 
 
 @contextmanager
@@ -226,6 +233,16 @@ def _swap_folder(directory: _Directory, temporary: Path, target: Path, *, overwr
         directory.rename(aside, target.name)
         raise
     shutil.rmtree(target.parent / aside, ignore_errors=True)
+
+
+def make_directory(path: str | os.PathLike[str]) -> None:
+    """Make a folder and those above it, unless it is there."""
+    try:
+        os.makedirs(path, exist_ok=True)
+    except OSError as error:
+        reason = "a file is in the way" if isinstance(error, FileExistsError | NotADirectoryError) else error.strerror
+        message = f"cannot make the folder {path}: {reason}; choose another place"
+        raise OutputError(message, code="cannot_write") from error
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:

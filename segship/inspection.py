@@ -51,9 +51,9 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
         When the file is damaged or unsafe; the message names it.
     """
     target = Path(path)
-    if target.is_dir():
+    if os.path.isdir(target):
         return Inspection("bundle", target, _describe_bundle(Bundle.read(target)))
-    if not target.exists():
+    if not os.path.exists(target):
         message = f"there is no file or folder {target}; check the name; `segship models` says where known ones lie"
         raise InputError(message, code="file_missing")
     suffix = target.suffix.lower()
@@ -72,5 +72,7 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
 
 def _describe_bundle(bundle: Bundle) -> dict[str, Any]:
     artifacts = bundle.manifest.artifacts
-    graphs = {artifact.graph: read_graph(bundle.path / artifact.file).to_dict() for artifact in artifacts}
+    # The stem is the graph's name, and the precision where it is not fp32.
+    files = [bundle.path / artifact.file for artifact in artifacts]
+    graphs = {file.stem: read_graph(file).to_dict() for file in files}
     return {"digest": bundle.digest, "manifest": json.loads(bundle.manifest.to_json()), "graphs": graphs}

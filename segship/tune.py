@@ -88,16 +88,20 @@ def tune_bundle(
         message = f"{path} lies inside the package, whose files are not changed; write a copy: --out FOLDER"
         raise InputError(message, code="bundle_in_package")
     bundle = Bundle.read(path)
-    manifest = replace(bundle.manifest, checks=measure(bundle, options, report)).to_json()
+
+    def renewed() -> bytes:
+        return replace(bundle.manifest, checks=measure(bundle, options, report)).to_json()
+
     if out is None:
-        write_file(path / MANIFEST_FILE, manifest, overwrite=True)
+        write_file(path / MANIFEST_FILE, renewed(), overwrite=True)
         return Bundle.open(path)
 
+    # Within the writing, so that a place that cannot be taken is refused before minutes are spent.
     def fill(folder: Path) -> None:
         for file in sorted(path.iterdir()):
             if file.name != MANIFEST_FILE:
                 shutil.copyfile(file, folder / file.name)
-        write_file(folder / MANIFEST_FILE, manifest)
+        write_file(folder / MANIFEST_FILE, renewed())
 
     write_directory(out, fill)
     return Bundle.open(out)

@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 import json
+import shutil
 import sys
+from dataclasses import replace
 from types import ModuleType
 
 import pytest
@@ -69,3 +71,12 @@ def test_missing_path_is_named(tmp_path):
 def test_empty_folder_is_no_bundle(tmp_path):
     with pytest.raises(BundleError, match="manifest.json"):
         inspect(tmp_path)
+
+
+def test_graph_in_two_precisions_is_described_twice(tmp_path):
+    bundle = make_bundle(tmp_path)
+    encoder = replace(bundle.manifest.artifact("image_encoder"), precision="int8", file="image_encoder.int8.onnx")
+    shutil.copyfile(bundle.path / "image_encoder.onnx", bundle.path / encoder.file)
+    manifest = replace(bundle.manifest, artifacts=(*bundle.manifest.artifacts, encoder))
+    (bundle.path / "manifest.json").write_bytes(manifest.to_json())
+    assert list(as_json(bundle.path)["bundle"]["graphs"]) == ["image_encoder", "mask_decoder", "image_encoder.int8"]

@@ -14,7 +14,7 @@ from segship.backends.choice import choose_backend
 from segship.backends.session import RunOptions
 from segship.bundle import Bundle
 from segship.bundle.manifest import task_module
-from segship.errors import BackendUnavailable, InputError
+from segship.errors import BackendUnavailable, InputError, OutputError
 from segship.tune import TuneOptions, candidates, measure, tune_bundle
 
 QUICK = TuneOptions(threads=1, repeats=1)
@@ -88,6 +88,13 @@ def test_copy_leaves_the_bundle_as_it_was(bundle, tmp_path, monkeypatch):
     copy = tune_bundle(bundle.path, QUICK, out=tmp_path / "copy")
     assert Bundle.read(bundle.path).digest == digest
     assert Bundle.read(copy.path).manifest.checks and copy.path == tmp_path / "copy"
+
+
+def test_copy_to_a_place_that_is_taken_is_refused_before_anything_is_measured(bundle, tmp_path, monkeypatch):
+    monkeypatch.setattr(tune, "measure", lambda *_: pytest.fail("it was measured"))
+    (tmp_path / "taken").mkdir()
+    with pytest.raises(OutputError, match="taken exists"):
+        tune_bundle(bundle.path, QUICK, out=tmp_path / "taken")
 
 
 def test_bundle_inside_the_package_is_not_changed():

@@ -73,7 +73,8 @@ def processor_name() -> str:
 
 def _fastest(wanted: Sequence[Check]) -> BackendChoice | None:
     versions = {name: installed_version(name) for name in {check.backend for check in wanted}}
-    passed = [check for check in wanted if check.passed and versions[check.backend] is not None]
+    able = [name for name in backends_of() if versions.get(name) is not None]
+    passed = [check for check in wanted if check.passed and check.backend in able]
     here = [check for check in passed if check.cpu == processor_name() and check.version == versions[check.backend]]
     where, counted = "this processor", here
     if not here:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from segship.bench.options import ArrayFormat, BenchmarkOptions
 from segship.bundle.onnx_file import read_graph
 from segship.errors import InputError
-from segship.files import read_bytes, write_file
+from segship.files import make_directory, read_bytes, write_file
 from segship.spec import LABEL_FOREGROUND, GraphSpec, TensorSpec
 
 Shapes = dict[str, tuple[int, ...]]
@@ -141,7 +141,7 @@ def write_outputs(
     folder: Path, samples: Sequence[Mapping[str, Path]], outputs: Sequence[Sequence[NDArray[Any]]], kind: ArrayFormat
 ) -> Path:
     """Write the outputs of every sample and the summary, and return the summary's path."""
-    folder.mkdir(parents=True, exist_ok=True)
+    make_directory(folder)
     entries = {}
     for number, (sample, arrays) in enumerate(zip(samples, outputs, strict=True)):
         stem = next(iter(sample.values())).stem

@@ -56,7 +56,7 @@ class Bundle:
             Naming the file that is wrong.
         """
         folder = Path(path)
-        if not folder.is_dir():
+        if not os.path.isdir(folder):
             message = f"there is no bundle folder {folder}; name the folder that holds {MANIFEST_FILE}"
             raise BundleError(message, code="missing_bundle")
         data = _read_file(folder, MANIFEST_FILE, MAX_MANIFEST_BYTES)
@@ -168,7 +168,7 @@ def write_bundle(
     if frozenset(graph_files) not in manifest.graph_sets:
         raise BundleError(f"{_wanted_graphs(manifest)}; {sorted(graph_files)} were given", code="missing_graph")
     if force:
-        _refuse_stranger(target)
+        refuse_stranger(target)
     finished: list[Bundle] = []
 
     def fill(folder: Path) -> None:
@@ -332,7 +332,7 @@ def _changed(folder: Path, name: str, found: int, wanted: int) -> BundleError:
     return BundleError(message, code="changed_file")
 
 
-def _refuse_stranger(target: Path) -> None:
+def refuse_stranger(target: Path) -> None:
     """Let only folders be replaced in which nothing lies but what a bundle may hold."""
     if not target.is_dir() or target.is_symlink():
         return

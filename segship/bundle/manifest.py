@@ -126,7 +126,10 @@ class Manifest:
             raise BundleError(f"the bundle has no graph {graph!r}; it has {names}", code="unknown_graph")
         chosen = found.get(precision) or found.get("fp32")  # type: ignore[call-overload]
         if chosen is None:
-            message = f"precision {precision!r} was asked for, and the bundle holds {graph} in {', '.join(found)}"
+            message = (
+                f"precision {precision!r} was asked for, and the bundle holds {graph} in {', '.join(found)}; "
+                "export the bundle again or fetch it anew"
+            )
             raise BundleError(message, code="precision_unavailable")
         return chosen
 

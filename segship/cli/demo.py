@@ -10,6 +10,7 @@ from segship.cli.options import Json, command
 from segship.cli.output import plain, results_console
 from segship.cli.pictures import each_picture, report_outcomes
 from segship.cli.segment import print_image
+from segship.files import make_directory
 from segship.images.reading import DEMO_POINT_XY, demo_photograph
 from segship.jobs import SegmentOptions, answer_prompts, run_job
 from segship.loading import load_promptable
@@ -34,7 +35,7 @@ def demo(*, out: Path = Path("segship-demo"), overwrite: bool = False, json: Jso
     segship demo --out first-masks
     """
     predictor = load_promptable("tiny")
-    out.mkdir(parents=True, exist_ok=True)
+    make_directory(out)
     options = SegmentOptions(overwrite=overwrite)
     prompts = Prompts(points=[DEMO_POINT_XY])
     job = partial(run_job, partial(answer_prompts, predictor, prompts), options=options, directory=out)

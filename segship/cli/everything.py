@@ -35,7 +35,7 @@ from segship.cli.pictures import (
 )
 from segship.datasets.known import thing_classes
 from segship.errors import InputError
-from segship.files import read_bytes
+from segship.files import make_directory, read_bytes
 from segship.jobs import Everything, EverythingOptions, FinishedImage, answer_everything, read, run_job
 from segship.loading import load_promptable, load_semantic
 from segship.promptable.everything.cost import AmgCost, estimate_cost
@@ -150,7 +150,7 @@ def everything(
     semantic = None
     if labels is not None:
         semantic = _open_labels(labels, replace(runtime, backend=label_backend or runtime.backend), options)
-    out.mkdir(parents=True, exist_ok=True)
+    make_directory(out)
 
     def find(source: str | bytes, name: str, stem: str) -> FinishedImage[Everything]:
         with progress_bar(name) as tick:

@@ -18,6 +18,7 @@ from segship.catalog import KNOWN_CHECKPOINTS, bundle_folder
 from segship.cli.options import Fields, Json, Option, command
 from segship.cli.output import errors_console, make_table, plain, print_json, results_console
 from segship.errors import BackendUnavailable, ExportError
+from segship.files import make_directory
 from segship.semantic.preprocessing import ScaleLimits
 from segship.ship.options import ExportOptions
 
@@ -33,10 +34,16 @@ def make_options(**given: Any) -> ExportOptions:
     return ExportOptions(**given)
 
 
+def is_count(text: str) -> bool:
+    """Tell whether a text is a whole number above 0; one with more digits than any size has is none."""
+    digits = text.strip()
+    return digits.isdecimal() and len(digits) < 10 and int(digits) > 0
+
+
 def parse_pair(option: str, accepted: str, text: str) -> tuple[int, int]:
     """Return two comma-separated sizes."""
     parts = text.split(",")
-    if len(parts) != 2 or not all(part.strip().isdecimal() and int(part) > 0 for part in parts):
+    if len(parts) != 2 or not all(map(is_count, parts)):
         raise ExportError(f"{option} is {text!r}; accepted is {accepted}", code=f"bad_{option.removeprefix('--')}")
     return int(parts[0]), int(parts[1])
 
@@ -50,7 +57,7 @@ def parse_batch(text: str) -> int | None:
     """Return a number of pictures; nothing for an open one."""
     if text == DYNAMIC:
         return None
-    if not text.isdecimal() or int(text) < 1:
+    if not is_count(text):
         raise ExportError(f"--batch is {text!r}; accepted are 1, dynamic, or a number with ascend", code="bad_batch")
     return int(text)
 
@@ -138,7 +145,7 @@ def _default_bundle(checkpoint: str) -> Path:
     if checkpoint not in KNOWN_CHECKPOINTS:
         raise ExportError("say where the bundle goes: -o BUNDLE", code="no_output")
     folder = bundle_folder(checkpoint)
-    folder.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(folder.parent)
     return folder
 
 

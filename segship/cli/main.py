@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import sys
 from collections.abc import Sequence
 from typing import Any
@@ -18,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 import segship
-from segship.cli.output import STANDARD_INPUT, errors_console, plain
+from segship.cli.output import STANDARD_INPUT, dump_json, errors_console, plain
 from segship.errors import (
     BackendUnavailable,
     BundleError,
@@ -146,5 +145,5 @@ def exit_code(error: SegshipError) -> int:
 def _fail(message: str, code: str, exit_with: int, tokens: Sequence[str]) -> int:
     errors_console().print(f"[bold red]error[/] [dim]({code})[/]: {plain(message)}", highlight=False, soft_wrap=True)
     if "--json" in tokens:
-        print(json.dumps({"error": {"code": code, "message": message}}, ensure_ascii=False))
+        print(dump_json({"error": {"code": code, "message": message}}))
     return exit_with

@@ -33,7 +33,13 @@ def errors_console() -> Console:
 
 def print_json(document: Mapping[str, Any]) -> None:
     """Print one JSON document on standard output."""
-    print(json.dumps(document, indent=2, ensure_ascii=False, allow_nan=False))
+    print(dump_json(document, indent=2))
+
+
+def dump_json(document: Mapping[str, Any], indent: int | None = None) -> str:
+    """Return JSON that UTF-8 can hold: bytes of a file's name that are no text stand in it as escapes."""
+    text = json.dumps(document, indent=indent, ensure_ascii=False, allow_nan=False)
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def print_error(subject: str, code: str, message: str) -> None:
@@ -44,7 +50,7 @@ def print_error(subject: str, code: str, message: str) -> None:
 
 def plain(text: str) -> str:
     """Return text from outside so that it can neither style nor steer the terminal."""
-    visible = "".join(repr(char)[1:-1] if unicodedata.category(char) in ("Cc", "Cf") else char for char in text)
+    visible = "".join(repr(char)[1:-1] if unicodedata.category(char) in ("Cc", "Cf", "Cs") else char for char in text)
     return escape(visible)
 
 

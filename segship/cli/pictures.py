@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -35,11 +36,10 @@ def expand_pictures(words: Sequence[str]) -> list[str]:
 
 
 def _meant_by(word: str) -> list[str]:
-    path = Path(word)
-    if word == STANDARD_INPUT or path.is_file():
+    if word == STANDARD_INPUT or os.path.isfile(word):
         return [word]
-    if path.is_dir():
-        found = sorted(str(file) for file in path.iterdir() if _is_picture(file))
+    if os.path.isdir(word):
+        found = sorted(str(file) for file in Path(word).iterdir() if _is_picture(file))
         if not found:
             message = f"{word} holds no picture ({', '.join(PICTURE_SUFFIXES)}); name its files, or another folder"
             raise InputError(message, code="no_images")

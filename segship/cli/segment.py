@@ -16,7 +16,7 @@ from segship.cli.options import Images, Json, Model, Option, Out, Run, command, 
 from segship.cli.output import make_table, results_console
 from segship.cli.pictures import each_picture, expand_pictures, print_head, print_tail, report_outcomes
 from segship.errors import PromptError
-from segship.files import read_bytes
+from segship.files import make_directory, read_bytes
 from segship.jobs import FinishedImage, SegmentOptions, answer_prompts, run_job
 from segship.loading import load_promptable
 from segship.promptable.prediction import MaskPrediction
@@ -71,7 +71,7 @@ def segment(
     pictures = expand_pictures(images)
     given = gather_prompts(point or [], box or [], prompts, mask_input)
     predictor = load_promptable(model, **asdict(runtime))
-    out.mkdir(parents=True, exist_ok=True)
+    make_directory(out)
     job = partial(run_job, partial(answer_prompts, predictor, given), options=options, directory=out)
     outcomes = each_picture(pictures, options.limits, job, description="segmenting")
     return report_outcomes(predictor, model, outcomes, print_image, as_json=json)

@@ -16,6 +16,7 @@ from segship.cli.output import make_table, results_console
 from segship.cli.pictures import each_picture, expand_pictures, print_head, print_tail, report_outcomes
 from segship.draw import percent
 from segship.errors import InputError
+from segship.files import make_directory
 from segship.jobs import FinishedImage, MapOptions, answer_classes, run_job
 from segship.loading import load_semantic
 from segship.semantic.views import MULTI_SCALE_RATIOS, SemanticOptions
@@ -88,7 +89,7 @@ def semantic(
     pictures = expand_pictures(images)
     predictor = load_semantic(model, **asdict(runtime))
     predictor.check_options(options.semantic)
-    out.mkdir(parents=True, exist_ok=True)
+    make_directory(out)
     job = partial(run_job, partial(answer_classes, predictor), options=options, directory=out)
     outcomes = each_picture(pictures, options.limits, job, description="finding classes")
     return report_outcomes(predictor, model, outcomes, _print_image, as_json=json)

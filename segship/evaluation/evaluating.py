@@ -16,7 +16,7 @@ from segship.errors import InputError, OutputError
 from segship.evaluation.report import Evaluation
 from segship.evaluation.scoring import Progress, StateFile, digest_of_samples, score_samples
 from segship.evaluation.sources import Ids, ModelSource, RawType, Source, WrittenMaps, WrittenSource, find_written_maps
-from segship.files import sha256_of, write_file
+from segship.files import make_directory, sha256_of, write_file
 from segship.loading import load_semantic
 from segship.semantic.predictor import SemanticPredictor
 from segship.semantic.views import SemanticOptions
@@ -123,7 +123,7 @@ def evaluate(
     }
     state = None
     if result is not None:
-        result.parent.mkdir(parents=True, exist_ok=True)
+        make_directory(result.parent)
         state = StateFile(result.with_suffix(".state"), identity)
         if options.fresh:
             state.remove()

@@ -29,7 +29,9 @@ from torch.nn import functional as F
 
 from segship.backends.session import Session
 from segship.bundle.evidence import EXACT, Bar, Row, mask_row, tensor_row
-from segship.bundle.manifest import task_module
+from segship.bundle.folder import OPTIONAL_FILES
+from segship.bundle.manifest import MANIFEST_FILE, task_module
+from segship.errors import OutputError
 from segship.files import sha256_of, write_directory, write_file
 from segship.images.comparison import comparison_images
 from segship.masks.scores import mask_iou
@@ -245,6 +247,22 @@ def describe_files(files: Iterable[Path]) -> dict[str, dict[str, int | str]]:
     return {path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)} for path in files}
 
 
+def refuse_stranger(output: Path) -> None:
+    """Let only folders be replaced in which nothing lies but what an export wrote.
+
+    Raises
+    ------
+    OutputError
+        ``not_an_export``.
+    """
+    names = [path.name for path in output.iterdir()] if output.is_dir() else []
+    texts = {EXPORT_FILE, MANIFEST_FILE, *OPTIONAL_FILES}
+    foreign = [name for name in names if name not in texts and not name.endswith((".onnx", ".onnx.data"))]
+    if names and (foreign or not {EXPORT_FILE, MANIFEST_FILE} & set(names)):
+        message = f"{output} is no export, so it is not replaced; choose another folder, or empty this one yourself"
+        raise OutputError(message, code="not_an_export")
+
+
 def write_folder(output: Path, files: Iterable[Path], document: Mapping[str, Any], *, force: bool) -> None:
     """Copy files into a new folder, with the document beside them; whole or not at all.
 
@@ -291,6 +309,7 @@ def export_contract(
         As `segship.ship.export.export_bundle`.
     """
     refuse_taken(output, force=options.force)
+    refuse_stranger(output)
     model = load_model(checkpoint_path, options)
     graphs, facts = CONTRACTS[model.task](model, options, checkpoint_path.stem)
     rows: list[Row] = []

@@ -6,6 +6,7 @@ Nothing here knows a family or a task: their modules `family` and `task` have th
 
 from __future__ import annotations
 
+import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -17,8 +18,10 @@ from torch import nn
 
 from segship.bundle import Bundle, write_bundle
 from segship.bundle.evidence import EXACT, Evidence, Row, require_passed
+from segship.bundle.folder import refuse_stranger
 from segship.bundle.manifest import task_module
 from segship.errors import ExportError, OutputError
+from segship.files import check_target
 from segship.ship.graph.lower import lower_opset
 from segship.ship.graph.simplify import simplify_graph
 from segship.ship.graph.store import halve_exact_weights, save_graph
@@ -66,6 +69,7 @@ def export_bundle(
         message = f"contract {options.contract!r} is no bundle; use segship.ship.contracts.export_contract"
         raise ExportError(message, code="bad_option")
     refuse_taken(output, force=options.force)
+    refuse_stranger(output)
     model = load_model(checkpoint_path, options)
     family, task = model.verbs, task_module(model.task)
     bar = options.bar or task.bar(EXACT)
@@ -162,7 +166,8 @@ def take_steps(
 
 def refuse_taken(output: Path, *, force: bool) -> None:
     """Refuse a folder that is there already, before minutes of work are spent on it."""
-    if output.exists() and not force:
+    if os.path.lexists(output) and not force:
         raise OutputError(
             f"{output} exists; choose another folder, or replace a bundle with --force", code="output_exists"
         )
+    check_target(output, overwrite=force, folder=True)

@@ -108,10 +108,12 @@ class ExportOptions:
         self._check_size()
 
     def _check_size(self) -> None:
-        if self.size is not None and not all(SMALLEST_SIDE <= side <= LARGEST_SIDE for side in self.size):
-            height, width = self.size
+        if self.size is not None and not (
+            len(self.size) == 2 and all(SMALLEST_SIDE <= side <= LARGEST_SIDE for side in self.size)
+        ):
+            size = ",".join(map(str, self.size))
             message = (
-                f"a size of {height},{width} (height, width) cannot be exported; accepted are sides of {SMALLEST_SIDE} "
+                f"a size of {size} (height, width) cannot be exported; accepted are sides of {SMALLEST_SIDE} "
                 f"to {LARGEST_SIDE} pixels, such as 1024,2048, or dynamic"
             )
             raise ExportError(message, code="bad_size")

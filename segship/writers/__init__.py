@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from segship.errors import OutputError
-from segship.files import write_directory, write_file
+from segship.files import check_target, write_directory, write_file
 from segship.writers.documents import (
     class_map_document,
     coco_document,
@@ -240,6 +240,7 @@ def write_files(
         message = f"{taken[0]} exists, and nothing was written; overwrite it (--overwrite), or choose another folder"
         raise OutputError(message, code="output_exists")
     for path in taken:
+        check_target(path, overwrite=overwrite, folder=isinstance(files[path], dict))
         _refuse_foreign_folder(path)
     for path, data in files.items():
         if isinstance(data, bytes):
@@ -265,7 +266,6 @@ def _group_folders(written: Mapping[str, bytes]) -> dict[str, bytes | dict[str, 
 
 
 def _refuse_foreign_folder(path: Path) -> None:
-    # Links, and files where a folder shall be, are refused by `segship.files` itself.
     if not stat.S_ISDIR(path.lstat().st_mode):
         return
     foreign = [entry.name for entry in os.scandir(path) if not _is_ours(entry)]

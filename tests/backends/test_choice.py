@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which backend `auto` takes: only measured, installed, passed ones, and never another precision silently."""
 
+from dataclasses import replace
+
 import pytest
 
 from segship.backends import choice as backend_choice
@@ -68,6 +70,11 @@ def test_slower_bf16_is_not_taken():
 def test_what_is_not_installed_is_not_taken(installed):
     del installed["openvino"]
     assert chosen([ORT, OV, HALF], precision="auto") == ("onnxruntime", "fp32")
+
+
+def test_what_runs_no_bundle_is_not_taken_on_the_word_of_a_manifest(installed):
+    installed["torch"] = "2.13"
+    assert chosen([replace(ORT, backend="torch", version="2.13"), OV]) == ("openvino", "fp32")
 
 
 def test_another_machine_decides_only_about_fp32():

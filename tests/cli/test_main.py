@@ -2,6 +2,7 @@
 """Commands, exit codes and the shape of errors."""
 
 import inspect
+import json
 import re
 import shlex
 import subprocess
@@ -15,6 +16,7 @@ from segship import errors
 from segship.cli.main import COMMANDS as PANELS
 from segship.cli.main import app, exit_code, find_command
 from segship.cli.output import plain
+from segship.writers import WRITERS
 
 COMMANDS = ("segment", "everything", "demo", "fetch", "export", "inspect", "models", "doctor", "bench")
 COMMANDS += ("tune", "evaluate", "train-ids", "semantic")
@@ -91,9 +93,51 @@ def test_unknown_option_is_a_usage_error(run, run_json):
     assert run_json("segment", "--nope")[1]["error"]["code"] == "usage"
 
 
+TOO_LONG = "x" * 5000
+ALL_MASK_FORMATS = ",".join(WRITERS["masks"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error"),
+    [
+        (("segment", "PHOTO", "--point", "1,1", "--model", TOO_LONG), "unknown_model"),
+        (("segment", "PHOTO", "--point", "1,1", "--model", ""), "unknown_model"),
+        (("everything", "PHOTO", "--labels", TOO_LONG), "unknown_model"),
+        (("segment", TOO_LONG, "--point", "1,1"), "unreadable_file"),
+        (("segment", "", "--point", "1,1"), "missing_file"),
+        (("tune", TOO_LONG), "unknown_model"),
+        (("inspect", TOO_LONG), "file_missing"),
+        (("inspect", "\udcff"), "file_missing"),
+        (("segment", "PHOTO", "--point", "1,1", "--out", TOO_LONG), "cannot_write"),
+        (("segment", "PHOTO", "--point", "1,1", "--out", "PHOTO"), "cannot_write"),
+        (("segment", "PHOTO", "--point", "1,1", "--out", "PHOTO/inside"), "cannot_write"),
+        (("demo", "--out", "PHOTO"), "cannot_write"),
+        (("export", "no.pth", "-o", "x", "--size", f"{'9' * 5000},64"), "bad_size"),
+        (("export", "no.pth", "-o", "x", "--batch", "9" * 5000), "bad_batch"),
+        (("export", "no.pth", "-o", "x", "--scale", f"{'9' * 5000},1"), "bad_scale"),
+    ],
+)
+def test_names_and_numbers_that_no_system_takes_are_told(run_json, photo, tmp_path, monkeypatch, arguments, error):
+    monkeypatch.chdir(tmp_path)
+    code, document = run_json(*(word.replace("PHOTO", photo.name) for word in arguments))
+    assert code > 2 and document["error"]["code"] == error
+    assert {path.name for path in tmp_path.iterdir()} <= {photo.name, "segship-output"}
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a file's name is text")
+def test_file_whose_name_is_no_text_is_worked_on(run, photo, tmp_path):
+    named = photo.rename(tmp_path / "\udcff.png")
+    arguments = ("segment", named, "--point", "1,1", "--out", tmp_path / "out", "--format", ALL_MASK_FORMATS)
+    code, out, _ = run(*arguments, "--json")
+    assert code == 0 and json.loads(out.encode())["images"][0]["files"]
+    code, out, _ = run(*arguments, "--overwrite")
+    assert code == 0 and "\\udcff" in out and out.encode()
+
+
 def test_text_from_outside_cannot_steer_the_terminal():
     assert plain("a\x1b[31mb") == "a\\x1b[31mb"
     assert plain("[red]b\u202e") == "\\[red]b\\u202e"
+    assert plain("\udcff") == "\\udcff"
 
 
 def commands_of_the_docs():

@@ -12,6 +12,7 @@ from segship.masks.scores import mask_iou
 from segship.promptable.prompts import Prompts
 from segship.promptable.task import EXACT_BAR
 from segship.ship import export
+from segship.ship.contracts import export_contract
 from segship.ship.export import export_bundle, refuse_taken, take_steps
 from segship.ship.options import ExportOptions
 from tests.oracle import SMALL_VIT
@@ -43,6 +44,26 @@ def test_step_that_fails_is_reported_and_the_last():
     with pytest.raises(ComparisonFailed, match="simplified, class_map: 50.0000 % of the pixels equal"):
         take_steps(STEPS, lambda step, _: [row(step, step != "simplified")], lambda step, _: seen.append(step))
     assert seen == ["traced", "simplified"]
+
+
+@pytest.mark.parametrize(
+    ("contract", "code"), [("segship", "not_a_bundle"), ("official", "not_an_export"), ("ascend", "not_an_export")]
+)
+def test_folder_of_somebody_else_is_never_replaced(tmp_path, contract, code):
+    run = export_bundle if contract == "segship" else export_contract
+    for name in ("notes.txt", "export.json", "manifest.json"):
+        (tmp_path / name).write_text("mine")
+        with pytest.raises(OutputError, match="so it is not replaced; choose another folder") as caught:
+            run(tmp_path / "not read.pth", tmp_path, ExportOptions(contract=contract, force=True))
+        assert caught.value.code == code and (tmp_path / "notes.txt").exists()
+
+
+def test_place_that_cannot_be_written_is_refused_before_the_checkpoint_is_read(tmp_path):
+    (tmp_path / "link").symlink_to("nowhere")
+    (tmp_path / "file").touch()
+    for output, force in (("link", True), ("file", True), ("no/folder", False), ("x" * 5000, False)):
+        with pytest.raises(OutputError):
+            export_bundle(tmp_path / "not read.pth", tmp_path / output, ExportOptions(force=force))
 
 
 def test_folder_that_is_there_is_refused_unless_forced(tmp_path):

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from segship.errors import OutputError
-from segship.ship.contracts import EXPORT_FILE, describe_files, files_of, write_folder
+from segship.ship.contracts import EXPORT_FILE, describe_files, files_of, refuse_stranger, write_folder
 
 
 @pytest.fixture
@@ -40,5 +40,6 @@ def test_folder_that_is_there_stays_unless_forced(graphs, tmp_path):
     with pytest.raises(OutputError):
         write_folder(output, graphs, {"opset": 17}, force=False)
     assert json.loads((output / EXPORT_FILE).read_text()) == {"opset": 14}
+    refuse_stranger(output)
     write_folder(output, graphs, {"opset": 17}, force=True)
     assert json.loads((output / EXPORT_FILE).read_text()) == {"opset": 17}

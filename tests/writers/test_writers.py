@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -239,3 +240,20 @@ def test_bytes_come_without_a_directory(records: ImageRecords, tmp_path: Path) -
     assert list(files)[-2:] == ["my photo.masks/metadata.csv", "my photo.coco.json"]
     write_files(files, tmp_path)
     assert {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*.*") if path.is_file()} == set(files)
+
+
+def test_nothing_is_written_if_one_place_cannot_be_replaced(result: Result, tmp_path: Path) -> None:
+    for path in write_result(result, tmp_path, WRITERS["masks"]):
+        shutil.rmtree(tmp_path)
+        tmp_path.mkdir()
+        path.symlink_to("nowhere")
+        with pytest.raises(OutputError, match="is a link"):
+            write_result(result, tmp_path, WRITERS["masks"], overwrite=True)
+        assert list(tmp_path.iterdir()) == [path]
+
+
+def test_nothing_is_written_if_a_file_is_in_the_place_of_a_folder(records: ImageRecords, tmp_path: Path) -> None:
+    (tmp_path / "my photo.masks").write_text("mine")
+    with pytest.raises(OutputError, match="cannot be replaced by this"):
+        write_result(records, tmp_path, ["coco", "folder"], overwrite=True)
+    assert list(tmp_path.iterdir()) == [tmp_path / "my photo.masks"]
