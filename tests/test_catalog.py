@@ -14,7 +14,6 @@ from segship.catalog import KNOWN_CHECKPOINTS, SemanticName, bundle_folder, find
 from segship.datasets.known import ADE20K, CITYSCAPES, COCO_STUFF
 from segship.errors import BundleError
 from segship.fetch import checkpoint_path
-from segship.ship.by_hand import CLASS_COUNTS
 from segship.ship.families.sam.config import SAM_ARCHITECTURES
 from segship.ship.families.semask.config import SEMASK_ARCHITECTURES
 from segship.ship.families.semask.model import build_semask
@@ -77,7 +76,7 @@ def test_semantic_entries_are_consistent(name):
     assert known.name == name == f"{known.architecture}_{known.data_set}" and known.file == f"{name}.pth"
     assert (known.task, known.family) == ("semantic", "semask") and known.by_hand
     assert re.fullmatch(r"https://drive\.google\.com/file/d/[\w-]{33}/view", known.url)
-    classes, semantic_classes = CLASS_COUNTS[known.data_set]
+    classes, semantic_classes = known.sizes["classes"], known.sizes["semantic_classes"]
     assert classes == len(TABLES[known.data_set].classes)
     once, several = scores(known)
     assert 35 < once < several < 85
