@@ -94,7 +94,9 @@ def test_other_tables_of_positions_are_refused(tmp_path):
 
 def test_a_promptable_checkpoint_is_refused_where_a_semantic_one_is_asked_for(tmp_path):
     path = save_sam(tmp_path / "sam.pth")
-    with pytest.raises(ExportError, match=r"sam.pth is a promptable model; leave out --output \(semantic models alone\)") as caught:
+    with pytest.raises(
+        ExportError, match=r"sam.pth is a promptable model; leave out --output \(semantic models alone\)"
+    ) as caught:
         load_model(path, ExportOptions(output="logits"))
     assert caught.value.code == "other_family"
 
