@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How weights are laid out and become graphs: one folder a family, and nothing else names a family.
+"""How weights are laid out and become graphs: one folder a family, found because it is there.
 
 A folder holds two modules with the same verbs. ``recognise`` tells from shapes alone and without torch whether a state
 dict is the family's: ``recognise(shapes) -> config | None`` and ``describe(config) -> dict``. ``family`` builds and
@@ -21,9 +21,6 @@ from segship.errors import CheckpointError
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
-
-Shapes = Mapping[str, tuple[int, ...]]
-"""Shape of every tensor by its name, wrappers and prefixes taken off."""
 
 # Names under which other models keep their tensors, so that the message can say what was given.
 UNSUPPORTED = {
@@ -55,8 +52,10 @@ def families() -> tuple[str, ...]:
     return tuple(sorted(module.name for module in pkgutil.iter_modules(__path__) if module.ispkg))
 
 
-def recognise(shapes: Shapes) -> Recognised:
+def recognise(shapes: Mapping[str, tuple[int, ...]]) -> Recognised:
     """Return which model a state dict belongs to, from the names and shapes of its tensors alone.
+
+    ``shapes`` is the shape of every tensor by its name, wrappers and prefixes taken off.
 
     Raises
     ------
