@@ -23,7 +23,7 @@ from segship.errors import (
     SegshipError,
     UnsafeCheckpoint,
 )
-from segship.images import ImageLimits
+from segship.images import ImageLimits, read_image
 from segship.images.reading import demo_photograph
 from segship.loading import load, load_semantic
 from segship.pipelines import pipeline
@@ -76,4 +76,5 @@ __all__ = [
     "load",
     "load_semantic",
     "pipeline",
+    "read_image",
 ]

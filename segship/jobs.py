@@ -13,7 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from segship.images import ImageLimits, ImageSource, LoadedImage, read_image
+from segship.images import Depth, ImageLimits, ImageSource, LoadedImage, read_image
 from segship.promptable.everything.crops import Progress
 from segship.promptable.everything.options import AmgOptions
 from segship.promptable.everything.records import ImageRecords
@@ -50,11 +50,14 @@ class JobOptions:
         Replace files that are there.
     limits
         Bounds that an image must keep.
+    depth
+        How 16-bit and float pictures become 8-bit: all of the type's range, their own values, or nearly all of them.
     """
 
     formats: tuple[str, ...]
     overwrite: bool = False
     limits: ImageLimits = field(default_factory=ImageLimits)
+    depth: Depth = "type-range"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -164,7 +167,7 @@ def read(source: ImageSource, options: JobOptions, *, stem: str = "image", name:
     """Read an image within the limits of the options; errors are those of `segship.images.read_image`."""
     watch = Stopwatch()
     reduce = options.reduce if isinstance(options, EverythingOptions) else 1
-    loaded = read_image(source, limits=options.limits, reduce=reduce)
+    loaded = read_image(source, limits=options.limits, reduce=reduce, depth=options.depth)
     watch.lap("read")
     return JobImage(loaded, stem, name, watch)
 

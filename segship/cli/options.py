@@ -219,7 +219,9 @@ def job_fields(kind: Kind, **fields: Option | Fields | None) -> Fields:
     )
     pixels = Option(name="--max-pixels", help="Take images of up to this many pixels.", group=INPUT_GROUP)
     limits = Fields(pixels=pixels, bytes=None, side=None, aspect_ratio=None)
-    return Fields(formats=names, overwrite=Option(group=OUTPUT_GROUP), limits=limits, **fields)
+    return Fields(
+        formats=names, overwrite=Option(group=OUTPUT_GROUP), limits=limits, depth=Option(group=INPUT_GROUP), **fields
+    )
 
 
 Run = Annotated[RunOptions, Fields(None, MODEL_GROUP)]

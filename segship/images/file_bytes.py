@@ -11,13 +11,10 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path
 
 from segship.errors import ImageError
-
-DEFAULT_FORMATS = ("jpeg", "png", "webp")
-OPTIONAL_FORMATS = ("tiff", "gif", "bmp")
 
 # First bytes of each format that can be read.
 _SIGNATURES = {
@@ -28,6 +25,9 @@ _SIGNATURES = {
     "gif": re.compile(rb"GIF8[79]a"),
     "bmp": re.compile(rb"BM"),
 }
+FORMATS = tuple(_SIGNATURES)
+"""All that are read."""
+
 # Formats that are named in the refusal and never read: their decoders are rare, or run programs.
 _NEVER_READ = {
     "HEIC or AVIF": re.compile(rb"....ftyp", re.DOTALL),
@@ -45,6 +45,10 @@ _JPEG_END_OF_IMAGE, _JPEG_START_OF_SCAN = 0xD9, 0xDA
 # Real files have some dozens of either; thousands make a small file slow to decode.
 _MAX_JPEG_SEGMENTS = 5_000
 _MAX_JPEG_SCANS = 500
+# A scan can be a few bytes and still walk the whole picture. Encoders write about ten; this many of any size decode in
+# seconds, and up to 500 of pictures so small that they take no longer.
+_JPEG_SCANS_OF_ANY_SIZE = 32
+_MAX_JPEG_SCANNED_PIXELS = 1_600_000_000
 _MAX_PNG_EXTRA_CHUNKS = 5_000
 _PNG_PICTURE_CHUNKS = (b"IDAT", b"fdAT", b"fcTL")
 
@@ -103,8 +107,7 @@ def recognise_format(data: bytes, formats: Collection[str]) -> str:
             if name in allowed:
                 return name
             raise ImageError(
-                f"the image is a {name.upper()} file; accepted here: {accepted}; save it as one of them, "
-                f"or in Python add {name!r} to the formats of read_image",
+                f"the image is a {name.upper()} file; accepted here: {accepted}; save it as one of them",
                 code="format_not_allowed",
             )
     for title, signature in _NEVER_READ.items():
@@ -145,22 +148,47 @@ def _too_complex(what: str, limit: int) -> ImageError:
     )
 
 
-def _jpeg_end(data: bytes) -> int | None:
-    """Return the offset behind the end marker of the first picture, or None if there is none."""
-    position, scans = 2, 0
+def _jpeg_markers(data: bytes) -> Iterator[tuple[int, int]]:
+    """Yield each marker of the first picture and the offset behind it, its end marker last if it has one."""
+    position = 2
     for _ in range(_MAX_JPEG_SEGMENTS):
         # A search, not a read: entropy-coded data and stray bytes between segments are both stepped over.
         match = _JPEG_MARKER.search(data, position)
         if match is None:
-            return None
+            return
         marker, position = match.group(1)[0], match.end()
+        yield marker, position
+        if marker == _JPEG_END_OF_IMAGE:
+            return
+        position += int.from_bytes(data[position : position + 2], "big")
+    raise _too_complex("segments", _MAX_JPEG_SEGMENTS)
+
+
+def _jpeg_end(data: bytes) -> int | None:
+    """Return the offset behind the end marker of the first picture, or None if there is none."""
+    scans = 0
+    for marker, position in _jpeg_markers(data):
         if marker == _JPEG_END_OF_IMAGE:
             return position
         scans += marker == _JPEG_START_OF_SCAN
         if scans > _MAX_JPEG_SCANS:
             raise _too_complex("scans", _MAX_JPEG_SCANS)
-        position += int.from_bytes(data[position : position + 2], "big")
-    raise _too_complex("segments", _MAX_JPEG_SEGMENTS)
+    return None
+
+
+def check_jpeg_scans(data: bytes, pixels: int) -> None:
+    """Refuse more scans than a picture of this many pixels can have in a time that anybody waits for."""
+    limit = max(_JPEG_SCANS_OF_ANY_SIZE, _MAX_JPEG_SCANNED_PIXELS // max(pixels, 1))
+    if sum(marker == _JPEG_START_OF_SCAN for marker, _ in _jpeg_markers(data)) > limit:
+        raise _too_complex(f"scans for {pixels:,} pixels", limit)
+
+
+def first_jpeg_scan(data: bytes) -> bytes:
+    """Return a JPEG file up to the end of its first scan."""
+    markers = _jpeg_markers(data)
+    any(marker == _JPEG_START_OF_SCAN for marker, _ in markers)
+    _, behind = next(markers, (0, len(data) + 2))
+    return data[: behind - 2]
 
 
 def _png_end(data: bytes) -> int | None:

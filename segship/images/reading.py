@@ -7,7 +7,7 @@ import io
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
+from typing import NamedTuple, TypeVar
 
 import numpy as np
 from PIL import (
@@ -24,15 +24,28 @@ from PIL import (
 from segship.arrays import AnyArray, Pixels
 from segship.errors import ImageError
 from segship.images.file_bytes import (
-    DEFAULT_FORMATS,
+    FORMATS,
     check_byte_count,
+    check_jpeg_scans,
+    first_jpeg_scan,
     picture_end,
     read_file,
     recognise_format,
     truncated,
     webp_size,
 )
-from segship.images.pixel_modes import exif_orientation, rgb_pixels, turn_upright
+from segship.images.pixel_modes import (
+    DEPTHS,
+    Depth,
+    ask_for_lower_bytes,
+    exif_orientation,
+    is_sixteen_bit_color,
+    join_bytes,
+    narrow_range,
+    rgb_pixels,
+    to_eight_bits,
+    turn_upright,
+)
 
 Result = TypeVar("Result")
 
@@ -78,6 +91,15 @@ class ImageLimits:
     aspect_ratio: int = 1000
 
 
+NOTES = {
+    "animated_first_frame": "it has several frames or pages; the first was taken",
+    "trailing_data": "bytes behind the picture were ignored",
+    "transparency_composited": "transparent parts show the background color",
+    "narrow_range": "it has more than 8 bits, most of them unused, and is dark or flat; depth min-max spreads them",
+    "image_damaged": "part of the JPEG is missing; it is gray there",
+}
+"""What the notes of an image mean."""
+
 REDUCTIONS = (1, 2, 4, 8)
 """How much smaller an image can be read: what a JPEG decoder does without effort."""
 
@@ -119,7 +141,7 @@ class LoadedImage:
 
 
 ImageSource = str | Path | bytes | bytearray | memoryview | Image.Image | AnyArray | LoadedImage
-"""A path, the bytes of a file, a Pillow image, an array (H, W, 3) uint8 RGB or (H, W) uint8 gray, or what was read."""
+"""A path, the bytes of a file, a Pillow image, an array (H, W, 3) RGB or (H, W) gray, or what was read."""
 
 
 def read_image(
@@ -127,25 +149,33 @@ def read_image(
     *,
     limits: ImageLimits | None = None,
     background: tuple[int, int, int] = (0, 0, 0),
-    formats: Collection[str] = DEFAULT_FORMATS,
+    formats: Collection[str] = FORMATS,
     reduce: int = 1,
+    depth: Depth = "type-range",
 ) -> LoadedImage:
     """Return the image that a source holds, upright and in RGB.
 
     Parameters
     ----------
     source
-        Path of a file, its bytes, a Pillow image, or an array: (H, W, 3) uint8 RGB, which is taken as it is and not
-        copied, or (H, W) uint8 gray. What was read already comes back as it is, if it is within the limits.
+        Path of a file, its bytes, a Pillow image, or an array: (H, W, 3) RGB or (H, W) gray of dtype uint8, uint16 or
+        float; uint8 RGB is taken as it is and not copied. What was read already comes back as it is, if it is within
+        the limits.
     limits
         The largest image to read; the defaults of `ImageLimits` when None.
     background
         RGB color under transparent pixels, each 0 to 255.
     formats
-        File formats to accept, out of ``jpeg``, ``png``, ``webp``, ``tiff``, ``gif`` and ``bmp``.
+        File formats to accept, out of ``jpeg``, ``png``, ``webp``, ``tiff``, ``gif`` and ``bmp``: all when left out.
+        Of several frames or pages the first is taken, and noted.
     reduce
         2, 4 or 8 returns the image at that part of its size, sides rounded up, for pictures so large that their masks
         are wanted smaller. A JPEG is decoded at that size and never held at its own. Limits are those of the whole.
+    depth
+        How more than 8 bits become 8, as in 16-bit PNG, float TIFF and arrays of both: ``type-range`` spreads what the
+        type can hold, 0 to 65535 or 0.0 to 1.0, over 0 to 255, and notes ``narrow_range`` where the picture leaves
+        most of that unused; ``min-max`` spreads its lowest to highest value; ``percentile`` its 0.5th to 99.5th
+        percentile, and clips the rest.
 
     Raises
     ------
@@ -159,8 +189,11 @@ def read_image(
     if reduce not in REDUCTIONS:
         message = f"reduce is {reduce!r}; accepted are {', '.join(map(str, REDUCTIONS))}"
         raise ImageError(message, code="bad_reduction")
+    if depth not in DEPTHS:
+        raise ImageError(f"depth is {depth!r}; accepted are {', '.join(DEPTHS)}", code="bad_depth")
+    how = _Reading(limits or ImageLimits(), background, formats, reduce, depth)
     # A JPEG file comes back reduced as it was decoded; whatever does not is reduced here.
-    loaded, was_reduced = _read(source, limits or ImageLimits(), background, formats, reduce)
+    loaded, was_reduced = _read(source, how)
     if reduce == 1:
         return loaded
     notes = (*loaded.notes, f"reduced_{reduce}")
@@ -169,25 +202,33 @@ def read_image(
     return LoadedImage(np.asarray(Image.fromarray(loaded.pixels).reduce(reduce)), notes)
 
 
-def _read(
-    source: ImageSource, limits: ImageLimits, background: tuple[int, int, int], formats: Collection[str], reduce: int
-) -> tuple[LoadedImage, bool]:
+class _Reading(NamedTuple):
+    """What `read_image` was asked for."""
+
+    limits: ImageLimits
+    background: tuple[int, int, int]
+    formats: Collection[str]
+    reduce: int
+    depth: Depth
+
+
+def _read(source: ImageSource, how: _Reading) -> tuple[LoadedImage, bool]:
     """Return the image, and whether it is reduced already."""
     if isinstance(source, str | Path):
-        return _read_bytes(read_file(source, limits.bytes), limits, background, formats, reduce)
+        return _read_bytes(read_file(source, how.limits.bytes), how)
     if isinstance(source, bytes | bytearray | memoryview):
-        check_byte_count(memoryview(source).nbytes, limits.bytes)
-        return _read_bytes(bytes(source), limits, background, formats, reduce)
+        check_byte_count(memoryview(source).nbytes, how.limits.bytes)
+        return _read_bytes(bytes(source), how)
     if isinstance(source, Image.Image):
-        _check_size(source.height, source.width, limits)
+        _check_size(source.height, source.width, how.limits)
         # The caller's own picture may change after this.
-        loaded = _read_pillow(source, limits, background)
+        loaded = _read_pillow(source, how)
         return LoadedImage(loaded.pixels, loaded.notes), False
     if isinstance(source, LoadedImage):
-        _check_size(*source.size_hw, limits)
+        _check_size(*source.size_hw, how.limits)
         return source, False
     if hasattr(source, "__array__"):
-        return _read_array(np.asarray(source), limits), False
+        return _read_array(np.asarray(source), how), False
     raise ImageError(
         f"an image cannot be read from a {type(source).__name__}; "
         "give a path, bytes, a Pillow image or an (H, W, 3) uint8 RGB array",
@@ -195,25 +236,69 @@ def _read(
     )
 
 
-def _read_bytes(
-    data: bytes, limits: ImageLimits, background: tuple[int, int, int], formats: Collection[str], reduce: int
-) -> tuple[LoadedImage, bool]:
-    name = recognise_format(data, formats)
+def _read_bytes(data: bytes, how: _Reading) -> tuple[LoadedImage, bool]:
+    name = recognise_format(data, how.formats)
     if name == "webp" and (size := webp_size(data)) is not None:
-        _check_size(*size, limits)
+        _check_size(*size, how.limits)
     end = picture_end(data, name)
     try:
-        opened = _decoded(lambda: _PLUGINS[name](io.BytesIO(data)))
+        opened = _open(data, name)
     except ImageError as error:
         # Cut off inside its header, it looks damaged to the decoder.
         raise (truncated() if end is None else error) from None
-    _check_size(opened.size[1], opened.size[0], limits)
+    _check_size(opened.size[1], opened.size[0], how.limits)
     if end is None:
         raise truncated()
+    if opened.info.get("progressive"):
+        check_jpeg_scans(data, opened.size[0] * opened.size[1])
     notes = ("trailing_data",) if end < len(data) else ()
-    was_reduced = reduce > 1 and _reduce_while_decoding(opened, reduce)
-    loaded = _read_pillow(opened, limits, background)
+    was_reduced = how.reduce > 1 and _reduce_while_decoding(opened, how.reduce)
+    lower = None
+    if how.depth != "type-range" and is_sixteen_bit_color(opened):
+        lower = _open(data, name)
+        ask_for_lower_bytes(lower)
+    loaded = _read_pillow(opened, how, lower)
+    if name == "jpeg" and _has_short_scan(data, opened):
+        notes = ("image_damaged", *notes)
     return loaded.with_notes(notes + loaded.notes), was_reduced
+
+
+def _open(data: bytes, name: str) -> ImageFile.ImageFile:
+    return _decoded(lambda: _PLUGINS[name](io.BytesIO(data)))
+
+
+# Bits of a scan that decode to anything but flat gray; no byte is a marker's first.
+_NOISE = np.random.default_rng(0).integers(0, 255, 256, np.uint8).tobytes()
+_END_OF_JPEG = b"\xff\xd9"
+
+
+def _has_short_scan(data: bytes, opened: ImageFile.ImageFile) -> bool:
+    """Return whether the first scan of a decoded JPEG, which holds all its blocks, stops too early.
+
+    Its decoder does not report that, and fills what is missing, up to the last row, with the middle gray. Where that
+    row is so gray, noise is put behind the scan: it is read only if data is missing. Blocks are decoded to one pixel.
+    """
+    is_progressive = bool(opened.info.get("progressive"))
+    if not is_progressive and not _ends_gray(opened):
+        return False
+    scan = first_jpeg_scan(data)
+    whole = _decode_blocks(scan)
+    # Later scans add detail to blocks that are missing, so what a progressive file shows need not be gray.
+    return _ends_gray(whole) and not np.array_equal(np.asarray(whole), np.asarray(_decode_blocks(scan + _NOISE)))
+
+
+def _decode_blocks(scan: bytes) -> Image.Image:
+    picture = _open(scan + _END_OF_JPEG, "jpeg")
+    picture.draft(None, (max(1, picture.width // 8), max(1, picture.height // 8)))
+    _decoded(picture.load)
+    return picture
+
+
+def _ends_gray(picture: Image.Image) -> bool:
+    width, height = picture.size
+    row = np.asarray(picture.crop((0, height - 1, width, height)))
+    # Not exactly 128: decoders smooth blocks that have no detail.
+    return bool(abs(np.median(row) - 128) <= 8)
 
 
 def _reduce_while_decoding(opened: ImageFile.ImageFile, reduce: int) -> bool:
@@ -225,21 +310,27 @@ def _reduce_while_decoding(opened: ImageFile.ImageFile, reduce: int) -> bool:
     return opened.size != (width, height)
 
 
-def _read_pillow(image: Image.Image, limits: ImageLimits, background: tuple[int, int, int]) -> LoadedImage:
-    notes = []
+def _read_pillow(image: Image.Image, how: _Reading, lower: Image.Image | None = None) -> LoadedImage:
+    notes: tuple[str, ...] = ()
     if _decoded(lambda: image.tell() == 0 and bool(getattr(image, "is_animated", False))):
-        notes.append("animated_first_frame")
+        notes = ("animated_first_frame",)
+    was_wide = is_sixteen_bit_color(image)
     _decoded(image.load)
     # A GIF frame may be larger than the canvas its header states.
-    _check_size(image.size[1], image.size[0], limits)
+    _check_size(image.size[1], image.size[0], how.limits)
+    if lower is not None:
+        upper, lower_bytes = image, lower
+        _decoded(lower_bytes.load)
+        image = join_bytes(upper, lower_bytes, how.depth)
+    elif was_wide:
+        colors = np.asarray(image)[..., : 1 if image.mode == "LA" else 3]
+        notes += narrow_range(int(colors.min()), int(colors.max()))
     # Read after loading: PNG may store the block behind the pixels. TIFF files leave none, Pillow turns those itself.
     orientation = exif_orientation(image.info.get("exif"))
     if image.mode == "RGB" and "transparency" not in image.info and orientation == 1:
-        return LoadedImage(image, tuple(notes))
-    pixels, was_transparent = _decoded(lambda: rgb_pixels(image, background))
-    if was_transparent:
-        notes.append("transparency_composited")
-    return LoadedImage(turn_upright(pixels, orientation), tuple(notes))
+        return LoadedImage(image, notes)
+    pixels, more = _decoded(lambda: rgb_pixels(image, how.background, how.depth))
+    return LoadedImage(turn_upright(pixels, orientation), notes + more)
 
 
 def _decoded(step: Callable[[], Result]) -> Result:
@@ -293,22 +384,23 @@ def _check_size(height: int, width: int, limits: ImageLimits) -> None:
         )
 
 
-def _read_array(array: AnyArray, limits: ImageLimits) -> LoadedImage:
+def _read_array(array: AnyArray, how: _Reading) -> LoadedImage:
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3) or 0 in array.shape:
         raise ImageError(
             f"the image array has the shape {array.shape}; accepted are (H, W, 3) RGB and (H, W) gray, neither empty",
             code="bad_array_shape",
         )
-    if array.dtype != np.uint8:
+    if array.dtype not in (np.uint8, np.uint16) and array.dtype.kind != "f":
         raise ImageError(
-            f"the image array has the dtype {array.dtype}; accepted is uint8, 0 to 255; "
-            "scale it, then use .astype(numpy.uint8)",
+            f"the image array has the dtype {array.dtype}; accepted are uint8 of 0 to 255, uint16, and floats of 0 to "
+            "1; convert it with .astype(numpy.uint8) if its values are 0 to 255",
             code="bad_array_dtype",
         )
-    _check_size(array.shape[0], array.shape[1], limits)
+    _check_size(array.shape[0], array.shape[1], how.limits)
+    values, notes = (array, ()) if array.dtype == np.uint8 else to_eight_bits(array, how.depth)
     if array.ndim == 2:
-        return LoadedImage(np.repeat(array[:, :, None], 3, axis=2))
-    return LoadedImage(np.ascontiguousarray(array))
+        return LoadedImage(np.repeat(values[:, :, None], 3, axis=2), notes)
+    return LoadedImage(np.ascontiguousarray(values), notes)
 
 
 # On the spoon.

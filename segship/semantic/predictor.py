@@ -16,6 +16,7 @@ import numpy as np
 from segship.arrays import AnyArray, FloatArray, Size
 from segship.datasets.classes import ClassTable
 from segship.errors import BackendUnavailable, BundleError, ImageError, InputError
+from segship.images import NOTES as IMAGE_NOTES
 from segship.images import ImageLimits, ImageSource, LoadedImage, read_image
 from segship.semantic.argmax import Argmax, argmax_logits, argmax_probabilities, resize_classes
 from segship.semantic.class_map import ClassMap
@@ -102,6 +103,7 @@ def _foreign_graph(found: str, known: int) -> BundleError:
 
 
 NOTES = {
+    **IMAGE_NOTES,
     "scaled_to_graph": "the graph takes one size only, and the image was made smaller than its test scale to fit in",
     "padded_to_graph": "the graph takes one size only, and the rest of it was filled with zeros",
     "resized_class_map": (
@@ -109,7 +111,7 @@ NOTES = {
         "`segship export --output logits` gives the reference's exact outlines"
     ),
 }
-"""What the notes of a class map mean, besides those of the image (`segship.images`)."""
+"""What the notes of a class map mean, those of its image included."""
 
 MAX_CLASSES_BYTES = 8 * 2**30
 """Most that logits and probabilities of all classes of one image may take."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import io
 import os
 import struct
+import time
 import zlib
 from pathlib import Path
 
@@ -16,6 +17,7 @@ from PIL import Image
 from segship.errors import ImageError
 from segship.images import ImageLimits, read_image
 from segship.images.file_bytes import picture_end, webp_size
+from segship.images.reading import demo_photograph
 
 ALL_FORMATS = ("jpeg", "png", "webp", "tiff", "gif", "bmp")
 
@@ -83,11 +85,13 @@ def test_the_byte_limit_holds_at_the_limit_and_one_past_it(tmp_path: Path) -> No
         assert f"{len(data):,} bytes" in refusal(source, "too_many_bytes", limits=ImageLimits(bytes=len(data) - 1))
 
 
-@pytest.mark.parametrize("name", ["tiff", "gif", "bmp"])
-def test_rarer_formats_are_read_only_on_request(name: str) -> None:
-    message = refusal(encoded(name), "format_not_allowed")
-    assert f"{name.upper()} file" in message and "jpeg, png, webp" in message
+@pytest.mark.parametrize("name", ALL_FORMATS)
+def test_every_format_is_read_unless_the_caller_takes_fewer(name: str) -> None:
+    assert read_image(encoded(name)).size_hw == (30, 40)
     assert read_image(encoded(name), formats=[name.upper()]).size_hw == (30, 40)
+    fewer = [other for other in ALL_FORMATS if other != name]
+    message = refusal(encoded(name), "format_not_allowed", formats=fewer)
+    assert f"{name.upper()} file" in message and ", ".join(fewer) in message
 
 
 @pytest.mark.parametrize(
@@ -121,6 +125,38 @@ def test_every_truncation_is_refused(name: str) -> None:
     assert picture_end(data, name) == len(data)
     for length in range(16, len(data) - 1):
         refusal(data[:length], "truncated")
+
+
+def photograph(**options: object) -> bytes:
+    file = io.BytesIO()
+    Image.open(demo_photograph()).save(file, "jpeg", **options)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize(
+    "options", [{}, {"progressive": True}, {"quality": 30}, {"restart_marker_blocks": 50}, {"subsampling": 0}]
+)
+@pytest.mark.parametrize("kept", [0.05, 0.3, 0.9])
+def test_a_jpeg_that_lacks_most_of_its_scan_is_noted(options: dict[str, object], kept: float) -> None:
+    data = photograph(**options)
+    start = data.index(b"\xff\xda")
+    scan_end = data.find(b"\xff\xc4", start) if options.get("progressive") else len(data) - 2
+    cut = data[: start + int(kept * (scan_end - start))].rstrip(b"\xff")
+    for damaged in (cut + b"\xff\xd9", cut + data[scan_end:]):
+        assert "image_damaged" in read_image(damaged).notes
+        assert "image_damaged" in read_image(damaged, reduce=2).notes
+    assert read_image(data).notes == ()
+
+
+@pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
+@pytest.mark.parametrize("progressive", [False, True])
+def test_a_jpeg_that_ends_gray_is_whole(mode: str, progressive: bool) -> None:
+    file = io.BytesIO()
+    picture = Image.open(demo_photograph()).convert(mode)
+    gray = Image.new(mode, (picture.width, 200), (128,) * len(picture.getbands()))
+    picture.paste(gray, (0, 200))
+    picture.save(file, "jpeg", progressive=progressive)
+    assert read_image(file.getvalue()).notes == ()
 
 
 @pytest.mark.parametrize("name", ["tiff", "gif", "bmp"])
@@ -162,6 +198,18 @@ def test_a_jpeg_of_hundreds_of_scans_is_refused() -> None:
     data = encoded("jpeg")
     scan = data[data.index(b"\xff\xda") : -2]
     assert "500 scans" in refusal(data[:-2] + scan * 600 + data[-2:], "too_complex")
+
+
+def test_scans_of_a_large_jpeg_are_bounded_by_the_time_they_take() -> None:
+    file = io.BytesIO()
+    Image.new("RGB", (7000, 7000), (90, 100, 200)).save(file, "jpeg", progressive=True)
+    data = file.getvalue()
+    last = data[data.rindex(b"\xff\xc4") : -2]
+    started = time.perf_counter()
+    assert "32 scans for 49,000,000 pixels" in refusal(data[:-2] + last * 480 + data[-2:], "too_complex")
+    assert time.perf_counter() - started < 1
+    small = encoded("jpeg", (200, 100), progressive=True)
+    assert read_image(small[:-2] + small[small.rindex(b"\xff\xc4") : -2] * 400 + small[-2:]).notes == ()
 
 
 def test_a_png_of_thousands_of_chunks_is_refused() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import io
 import struct
+import zlib
 
 import cv2
 import numpy as np
@@ -13,7 +14,8 @@ from PIL import Image
 
 from segship.errors import ImageError
 from segship.images import LoadedImage, read_image
-from segship.images.pixel_modes import exif_orientation
+from segship.images.pixel_modes import DEPTHS, exif_orientation
+from segship.images.reading import demo_photograph
 
 ALL_FORMATS = ("jpeg", "png", "webp", "tiff", "gif", "bmp")
 GRAY = np.arange(256, dtype=np.uint8).reshape(16, 16)
@@ -28,9 +30,9 @@ def through_file(
     return read_image(file.getvalue(), background=background, formats=ALL_FORMATS)
 
 
-def refusal(image: Image.Image, code: str) -> str:
+def refusal(image: object, code: str, **options: object) -> str:
     with pytest.raises(ImageError) as caught:
-        read_image(image)
+        read_image(image, **options)
     assert caught.value.code == code
     return str(caught.value)
 
@@ -150,7 +152,81 @@ def test_sixteen_bits_scale_linearly() -> None:
 @pytest.mark.parametrize("wrong", [-1, 65_536])
 def test_values_past_sixteen_bits_are_refused(wrong: int) -> None:
     message = refusal(Image.fromarray(np.array([[0, wrong]], np.int32)), "value_range")
-    assert "mode I" in message and str(wrong) in message and "0 to 65535" in message
+    assert "int32" in message and str(wrong) in message and "0 to 65535" in message
+
+
+def gray_photograph() -> np.ndarray:
+    gray = np.asarray(Image.open(demo_photograph()).convert("L"))
+    low, high = gray.min(), gray.max()
+    return ((gray - low) * (255.0 / (high - low))).round().astype(np.uint16)
+
+
+def wide_sources(values: np.ndarray) -> list[object]:
+    """The same 16-bit values as gray array, RGB array, Pillow image, PNG and TIFF, in gray and in colors."""
+    colors = replicated(values)
+    sources: list[object] = [values, colors, Image.fromarray(values)]
+    for name in (".png", ".tiff"):
+        for form in (values, colors, np.dstack([colors, np.full_like(values, 65_535)])):
+            sources.append(cv2.imencode(name, form)[1].tobytes())
+    return sources
+
+
+@pytest.mark.parametrize("bits", [10, 12, 14])
+def test_pictures_that_do_not_fill_sixteen_bits_are_noted_and_spread_on_request(bits: int) -> None:
+    gray = gray_photograph()
+    for source in wide_sources(gray << (bits - 8)):
+        dark = read_image(source)
+        assert dark.notes == ("narrow_range",) and dark.pixels.max() <= 2 ** (bits - 8)
+        spread = read_image(source, depth="min-max")
+        assert spread.notes == () and (spread.pixels == replicated(gray.astype(np.uint8))).all()
+        clipped = read_image(source, depth="percentile").pixels
+        low, high = np.percentile(gray, [0.5, 99.5])
+        expected = np.rint((gray.clip(low, high) - low) * (255 / (high - low)))
+        assert np.abs(clipped - replicated(expected)).max() <= 1
+
+
+def test_a_thermal_picture_is_spread_between_its_own_values() -> None:
+    gray = gray_photograph()
+    thermal = (7000 + gray * (2000 / 255)).round().astype(np.uint16)
+    for source in wide_sources(thermal):
+        assert read_image(source).notes == ("narrow_range",)
+        assert np.abs(read_image(source, depth="min-max").pixels.astype(int) - replicated(gray)).max() <= 1
+
+
+def test_colors_keep_their_proportions_and_full_pictures_get_no_note() -> None:
+    values = np.array([[[0, 1000, 2000], [500, 1500, 4000]]], np.uint16)
+    assert read_image(values, depth="min-max").pixels.tolist() == [[[0, 64, 128], [32, 96, 255]]]
+    for source in wide_sources(gray_photograph() * 257):
+        for depth in DEPTHS[:2]:
+            loaded = read_image(source, depth=depth)
+            assert loaded.notes == () and (loaded.pixels == replicated(gray_photograph())).all()
+
+
+@pytest.mark.parametrize("depth", ["min-max", "percentile"])
+@pytest.mark.parametrize("dtype", [np.float16, np.float32, np.float64])
+def test_float_pictures_of_any_range_are_spread_on_request(depth: str, dtype: type) -> None:
+    gray = gray_photograph()
+    values = (gray * 3.0 - 300).astype(dtype)
+    expected = read_image(gray, depth=depth).pixels.astype(int)
+    assert np.abs(read_image(values, depth=depth).pixels - expected).max() <= 1
+    assert "min-max or percentile" in refusal(values, "value_range")
+    assert (read_image(gray / 255).pixels == replicated(gray)).all()
+
+
+def test_eight_bits_and_flat_pictures_need_no_depth() -> None:
+    picture = Image.fromarray(GRAY[:4])
+    assert (read_image(picture, depth="min-max").pixels == replicated(GRAY[:4])).all()
+    assert not read_image(np.full((3, 4), 900, np.uint16), depth="percentile").pixels.any()
+    assert "'linear'; accepted are type-range, min-max, percentile" in refusal(picture, "bad_depth", depth="linear")
+
+
+def test_sixteen_bit_colors_with_orientation_and_gray_with_alpha() -> None:
+    values = replicated(np.arange(12, dtype=np.uint16).reshape(3, 4) * 100)
+    data = cv2.imencode(".png", values)[1].tobytes()
+    exif = b"II*\0\x08\0\0\0\x01\0\x12\x01\x03\0\x01\0\0\0\x06\0\0\0\0\0\0\0"
+    chunk = struct.pack(">I", len(exif)) + b"eXIf" + exif + struct.pack(">I", zlib.crc32(b"eXIf" + exif))
+    turned = read_image(data[:33] + chunk + data[33:], depth="min-max").pixels
+    assert (turned == read_image(data, depth="min-max").pixels[::-1].transpose(1, 0, 2)).all()
 
 
 def test_float_pictures_scale_linearly_from_zero_to_one() -> None:
@@ -228,6 +304,9 @@ def test_the_orientation_is_read_from_either_byte_order() -> None:
     for order in "<>":
         assert exif_orientation(b"Exif\0\0" + directory(order, 0x0112, 3, 6)) == 6
         assert exif_orientation(directory(order, 0x0112, 3, 6)) == 6
+    # As LONG, which some writers use.
+    assert exif_orientation(directory("<", 0x0112, 4, 6)) == 6
+    assert exif_orientation(directory(">", 0x0112, 4, 0)[:-2] + b"\0\6") == 6
 
 
 @pytest.mark.parametrize(
@@ -239,7 +318,7 @@ def test_the_orientation_is_read_from_either_byte_order() -> None:
         b"Exif\0\0XX*\0",
         directory("<", 0x0112, 3, 9),
         directory("<", 0x0112, 3, 0),
-        directory("<", 0x0112, 4, 6),
+        directory("<", 0x0112, 1, 6),
         directory("<", 0x0113, 3, 6),
         directory("<", 0x0112, 3, 6, start=0xFFFFFFFF),
         directory("<", 0x0112, 3, 6)[:-4],

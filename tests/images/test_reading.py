@@ -142,9 +142,9 @@ def test_arrays_of_other_shapes_are_refused(shape: tuple[int, ...]) -> None:
     assert str(shape) in refusal(np.zeros(shape, np.uint8), "bad_array_shape")
 
 
-@pytest.mark.parametrize("dtype", [np.float32, np.int64, np.uint16, bool, object])
+@pytest.mark.parametrize("dtype", [np.int64, np.int16, np.uint32, bool, object])
 def test_arrays_of_other_dtypes_are_refused(dtype: type) -> None:
-    assert "accepted is uint8" in refusal(np.zeros((7, 9, 3), dtype), "bad_array_dtype")
+    assert "accepted are uint8" in refusal(np.zeros((7, 9, 3), dtype), "bad_array_dtype")
 
 
 @pytest.mark.parametrize("source", [None, 3, [[1, 2], [3, 4]], io.BytesIO(b"")])
