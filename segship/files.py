@@ -7,24 +7,39 @@ A write goes to a temporary file of a random name, created exclusively beside it
 into place; then the directory is synced. So a reader sees the old file or the new one, never half of one, and a link
 that somebody planted at the target is refused instead of followed. Names are opened relative to a descriptor of their
 directory where the system has such calls (not on Windows), so that swapping the directory midway changes nothing.
+
+Several files are one unit in `write_together`: all are written and synced aside, then put in place, one process a
+directory at a time, the last old one gone before the first new one comes. What is still to be put in place lies in the
+folder `PUBLISHING`; it is there for milliseconds, or after a process was killed in them, and then the next one that
+writes in the directory, or `tidy_directory`, finishes what it finds.
 """
 
 from __future__ import annotations
 
+import ctypes
 import errno
+import functools
 import hashlib
 import os
 import platform
+import re
 import secrets
 import shutil
 import stat
-from collections.abc import Callable, Iterable, Iterator
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 from segship.errors import InputError, OutputError
+
+try:
+    import fcntl
+except ImportError:
+    # Windows.
+    fcntl = None  # type: ignore[assignment]
 
 CHUNK_BYTES = 1 << 20
 _NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0)
@@ -34,6 +49,19 @@ _CREATE_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_EXCL | _NO_FOLLOW | getattr(os, 
 _HAS_DIRECTORY_DESCRIPTORS = {os.open, os.stat, os.unlink, os.mkdir, os.rename} <= os.supports_dir_fd
 _NO_HARD_LINKS = {errno.EPERM, errno.ENOSYS, errno.EOPNOTSUPP, errno.EXDEV, errno.EMLINK}
 _DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+# EPERM is how some sandboxes refuse a call that they do not know; if it is a real one, the fallback meets it too.
+_NO_SUCH_RENAME = {errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM}
+# Of linux/fs.h.
+_RENAME_NOREPLACE, _RENAME_EXCHANGE = 1, 2
+
+PUBLISHING = ".segship.publishing"
+"""The folder of what is still to be put in place: ``new``, ``old`` if it replaces something, ``gone`` for what goes."""
+_NEW, _OLD, _GONE = (f"{PUBLISHING}/{part}" for part in ("new", "old", "gone"))
+_PARTIAL = re.compile(r"\..*\.[0-9a-f]{16}\.partial", re.DOTALL)
+_KEPT_SECONDS = 24 * 3600
+"""A partial that did not change for so long is of a process that was killed."""
+_TURN_SECONDS = 60
+"""How long a turn is waited for; it takes milliseconds unless the one who has it was stopped."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +87,38 @@ class _Directory:
     def rename(self, old: str, new: str) -> None:
         os.replace(self.name(old), self.name(new), src_dir_fd=self.descriptor, dst_dir_fd=self.descriptor)
 
+    def rename_new(self, old: str, new: str) -> None:
+        """Rename to a name that nobody has; where the system cannot say that in one step, it is looked up before."""
+        if not self._renamed(old, new, _RENAME_NOREPLACE):
+            if self.kind(new) is not None:
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), new)
+            self.rename(old, new)
+
+    def exchange(self, old: str, new: str) -> bool:
+        """Exchange two entries in one step; False if the system or the file system cannot."""
+        return self._renamed(old, new, _RENAME_EXCHANGE)
+
+    def _renamed(self, old: str, new: str, how: int) -> bool:
+        call = _renameat2()
+        if call is None or self.descriptor is None:
+            return False
+        if call(self.descriptor, os.fsencode(old), self.descriptor, os.fsencode(new), how) == 0:
+            return True
+        code = ctypes.get_errno()
+        if code in _NO_SUCH_RENAME:
+            return False
+        raise OSError(code, os.strerror(code), new)
+
+    def mkdir(self, name: str) -> None:
+        os.mkdir(self.name(name), dir_fd=self.descriptor)
+
+    def list(self, name: str) -> list[str]:
+        """Return the names in a folder; none if there is no such folder."""
+        try:
+            return sorted(os.listdir(self.path / name))
+        except FileNotFoundError:
+            return []
+
     def link(self, old: str, new: str) -> None:
         source, target = self.name(old), self.name(new)
         os.link(source, target, src_dir_fd=self.descriptor, dst_dir_fd=self.descriptor, follow_symlinks=False)
@@ -70,6 +130,14 @@ class _Directory:
     def sync(self) -> None:
         if self.descriptor is not None:
             os.fsync(self.descriptor)
+
+
+@functools.cache
+def _renameat2() -> Any:
+    """Return Linux's renameat2, which Python does not have; None on other systems."""
+    if platform.system() != "Linux":
+        return None
+    return getattr(ctypes.CDLL(None, use_errno=True), "renameat2", None)
 
 
 @contextmanager
@@ -137,6 +205,9 @@ def check_target(path: str | os.PathLike[str], *, overwrite: bool = False, folde
     """Refuse now what `write_file` or, for a folder, `write_directory` would refuse."""
     target = _split(path)
     with _explained(target), _directory(target.parent) as directory:
+        if directory.kind(PUBLISHING) is not None:
+            with _turn(directory):
+                pass
         _refuse_target(directory, target, overwrite=overwrite, wanted=stat.S_ISDIR if folder else stat.S_ISREG)
 
 
@@ -189,23 +260,252 @@ def write_file(path: str | os.PathLike[str], data: bytes | Iterable[bytes], *, o
 def write_directory(path: str | os.PathLike[str], fill: Callable[[Path], None], *, overwrite: bool = False) -> None:
     """Write a folder, in one that exists, that appears whole or not at all.
 
-    ``fill`` is called once with an empty temporary folder beside the target; everything in it is synced afterwards. If
-    it raises, the temporary folder is removed and the target stays as it was. ``overwrite`` replaces a folder of that
+    ``fill`` is called once with an empty temporary folder in the target's; everything in it is synced afterwards. If it
+    raises, the temporary folder is removed and the target stays as it was. ``overwrite`` replaces a folder of that
     name, with all that is in it: the caller says whether that folder is one of ours.
     """
     target = _split(path)
-    with _explained(target), _directory(target.parent) as directory:
-        _refuse_target(directory, target, overwrite=overwrite, wanted=stat.S_ISDIR)
-        temporary = target.parent / _temporary_name(target.name)
-        os.mkdir(directory.name(temporary.name), dir_fd=directory.descriptor)
+    write_together(target.parent, {target.name: fill}, overwrite=overwrite)
+
+
+def write_together(
+    folder: str | os.PathLike[str],
+    entries: Mapping[str, bytes | Callable[[Path], None]],
+    *,
+    overwrite: bool = False,
+    gone: Collection[str] = (),
+) -> None:
+    """Write files and folders, in a folder that exists, that appear together or not at all.
+
+    Parameters
+    ----------
+    folder
+        Where they shall be.
+    entries
+        Name to the bytes of a file, or to what fills a folder as in `write_directory`.
+    overwrite
+        Replace files by files and folders by folders of these names, all of them as one.
+    gone
+        Names of files that belonged to what is replaced, and go with it.
+
+    Raises
+    ------
+    OutputError
+        Nothing changed then. Only a process that is killed while it puts entries in place leaves some of them and
+        others not, though never a new one beside an old one; see `tidy_directory`.
+    """
+    place = Path(folder).absolute()
+    targets = [_split(place / name) for name in entries]
+    if not targets and not gone:
+        return
+    first = targets[0] if targets else place / min(gone)
+    with _explained(first), _directory(place) as directory:
+        _refuse_targets(directory, targets, entries, overwrite=overwrite)
+        staging = _temporary_name(first.name)
+        directory.mkdir(staging)
         try:
-            fill(temporary)
-            _sync_tree(temporary)
-            _swap_folder(directory, temporary, target, overwrite=overwrite)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+            _stage(directory, staging, entries, overwrite=overwrite, gone=gone)
+            with _turn(directory):
+                # Again, since others had their turns meanwhile.
+                _refuse_targets(directory, targets, entries, overwrite=overwrite)
+                _publish(directory, staging, list(entries), overwrite=overwrite, alone=not gone)
+        except FileExistsError as error:
+            raise _exists(place / str(error.filename)) from error
+        finally:
+            # Gone already if it was published; an old folder after an exchange.
+            shutil.rmtree(place / staging, ignore_errors=True)
         directory.sync()
+
+
+def _refuse_targets(
+    directory: _Directory,
+    targets: Iterable[Path],
+    entries: Mapping[str, bytes | Callable[[Path], None]],
+    *,
+    overwrite: bool,
+) -> None:
+    for target in targets:
+        wanted = stat.S_ISREG if isinstance(entries[target.name], bytes) else stat.S_ISDIR
+        _refuse_target(directory, target, overwrite=overwrite, wanted=wanted)
+
+
+def _stage(
+    directory: _Directory,
+    staging: str,
+    entries: Mapping[str, bytes | Callable[[Path], None]],
+    *,
+    overwrite: bool,
+    gone: Collection[str],
+) -> None:
+    """Write everything aside and sync it; the folder then says all that is to be done, also to another process."""
+    for part in ("new", *(["old"] if overwrite else []), *(["gone"] if gone else [])):
+        directory.mkdir(f"{staging}/{part}")
+    for name in gone:
+        os.close(directory.open(f"{staging}/gone/{name}", _CREATE_FLAGS))
+    for name, content in entries.items():
+        inside = f"{staging}/new/{name}"
+        if isinstance(content, bytes):
+            with os.fdopen(directory.open(inside, _CREATE_FLAGS), "wb") as stream:
+                stream.write(content)
+        else:
+            directory.mkdir(inside)
+            content(directory.path / inside)
+    _sync_tree(directory.path / staging)
+
+
+@contextmanager
+def _turn(directory: _Directory) -> Iterator[None]:
+    """Have the turn to publish in a directory; what a killed process left half published is finished first."""
+    deadline = time.monotonic() + _TURN_SECONDS
+    while not _has_turn(directory):
+        if time.monotonic() > deadline:
+            raise OSError(errno.EBUSY, f"another process has been writing here for {_TURN_SECONDS} s")
+        time.sleep(0.01)
+    try:
+        mode = directory.kind(PUBLISHING)
+        if mode is not None:
+            _mend(directory, mode)
+        yield
+    finally:
+        if fcntl is not None and directory.descriptor is not None:
+            with suppress(OSError):
+                fcntl.flock(directory.descriptor, fcntl.LOCK_UN)
+
+
+def _has_turn(directory: _Directory) -> bool:
+    try:
+        if fcntl is not None and directory.descriptor is not None:
+            # The system takes it back when the process ends, however it ends.
+            fcntl.flock(directory.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            return True
+    except BlockingIOError:
+        return False
+    except OSError:
+        pass
+    # No locks here: whoever has the folder has the turn, unless it has lain there for longer than a turn takes.
+    try:
+        return time.time() - os.stat(directory.path / PUBLISHING).st_mtime > _TURN_SECONDS / 2
+    except FileNotFoundError:
+        return True
+
+
+def _mend(directory: _Directory, mode: int) -> None:
+    left = directory.path / PUBLISHING
+    if not stat.S_ISDIR(mode) or (hasattr(os, "geteuid") and left.lstat().st_uid != os.geteuid()):
+        # Finishing it would move and remove files in our name as somebody else says.
+        message = f"{left} is not of this user; have it finished or removed by its owner, or choose another folder"
+        raise OutputError(message, code="cannot_write")
+    try:
+        _put_all_in_place(directory)
+    except FileExistsError as error:
+        taken = directory.path / str(error.filename)
+        message = f"{taken} came in the way of a run that was killed; move it away, or remove {left} with what it holds"
+        raise OutputError(message, code="output_exists") from error
+
+
+def _publish(directory: _Directory, staging: str, names: list[str], *, overwrite: bool, alone: bool) -> None:
+    if len(names) == 1 and alone and _put_one_in_place(directory, f"{staging}/new/{names[0]}", names[0], overwrite):
+        return
+    # Its age says whether its process can be alive, where nothing else does.
+    os.utime(directory.path / staging)
+    # From here on a killed process is finished by the next one.
+    directory.rename_new(staging, PUBLISHING)
+    directory.sync()
+    try:
+        _put_all_in_place(directory)
+    except BaseException:
+        _take_all_back(directory, names)
+        raise
+
+
+def _put_one_in_place(directory: _Directory, staged: str, name: str, overwrite: bool) -> bool:
+    """Put one entry in place in one step; False if that cannot be done here."""
+    mode = directory.kind(name) if overwrite else None
+    if mode is None:
+        directory.rename_new(staged, name)
+    elif stat.S_ISDIR(mode):
+        return directory.exchange(staged, name)
+    else:
+        directory.rename(staged, name)
+    return True
+
+
+def _put_all_in_place(directory: _Directory) -> None:
+    """Move old entries out and new ones in; a process that is killed in it can be followed by another that does it."""
+    names = directory.list(_NEW)
+    replaces = directory.kind(_OLD) is not None
+    for name in (*directory.list(_GONE), *names):
+        if directory.kind(name) is not None:
+            if not replaces:
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
+            _remove(directory.path / _OLD / name)
+            directory.rename(name, f"{_OLD}/{name}")
+    # On disk too the last old one is gone before the first new one comes.
+    directory.sync()
+    for name in names:
+        directory.rename_new(f"{_NEW}/{name}", name)
+    directory.sync()
+    _remove(directory.path / PUBLISHING)
+
+
+def _take_all_back(directory: _Directory, names: Iterable[str]) -> None:
+    left = set(directory.list(_NEW))
+    for name in names:
+        if name not in left:
+            directory.rename(name, f"{_NEW}/{name}")
+    for name in directory.list(_OLD):
+        directory.rename(f"{_OLD}/{name}", name)
+    directory.sync()
+    _remove(directory.path / PUBLISHING)
+
+
+def _remove(path: Path) -> None:
+    """Remove what is there, a file or a folder with all that is in it."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def tidy_directory(path: str | os.PathLike[str]) -> list[str]:
+    """Finish or remove what killed processes left in a folder, and return for each such thing a line for people.
+
+    Files that were half put in place are put in place. What was half written, ``.NAME.<16 digits>.partial``, is removed
+    if nothing in it changed for a day, and left before, since its process may be alive. A folder that is not there has
+    nothing to tidy.
+
+    Raises
+    ------
+    OutputError
+        What is left cannot be put in place, since a file is in the way.
+    """
+    place = Path(path).absolute()
+    if not place.is_dir():
+        return []
+    lines = []
+    with _explained(place / PUBLISHING), _directory(place) as directory:
+        if directory.kind(PUBLISHING) is not None:
+            with _turn(directory):
+                lines.append(f"{place}: files that a killed run had half put in place are in place now")
+    with os.scandir(place) as entries:
+        partial = sorted(entry.name for entry in entries if _PARTIAL.fullmatch(entry.name))
+    for name in partial:
+        age = time.time() - _last_change(place / name)
+        if age > _KEPT_SECONDS:
+            _remove(place / name)
+            lines.append(f"{place / name} was removed, which a killed run left {age / 3600:.0f} hours ago")
+        else:
+            lines.append(f"{place / name} is of a run that was killed or still writes; it is removed when a day old")
+    return lines
+
+
+def _last_change(path: Path) -> float:
+    changes = [path.lstat().st_mtime]
+    for parent, _, names in os.walk(path):
+        for name in (parent, *(os.path.join(parent, name) for name in names)):
+            with suppress(OSError):
+                changes.append(os.lstat(name).st_mtime)
+    return max(changes)
 
 
 def _sync_tree(folder: Path) -> None:
@@ -217,22 +517,6 @@ def _sync_tree(folder: Path) -> None:
                 os.fsync(stream.fileno())
         with _directory(Path(parent)) as directory:
             directory.sync()
-
-
-def _swap_folder(directory: _Directory, temporary: Path, target: Path, *, overwrite: bool) -> None:
-    _refuse_target(directory, target, overwrite=overwrite, wanted=stat.S_ISDIR)
-    if directory.kind(target.name) is None:
-        directory.rename(temporary.name, target.name)
-        return
-    # Two renames: there is no portable exchange. A crash in between leaves the old folder under its other name.
-    aside = _temporary_name(target.name)
-    directory.rename(target.name, aside)
-    try:
-        directory.rename(temporary.name, target.name)
-    except OSError:
-        directory.rename(aside, target.name)
-        raise
-    shutil.rmtree(target.parent / aside, ignore_errors=True)
 
 
 def make_directory(path: str | os.PathLike[str]) -> None:

@@ -2,13 +2,29 @@
 import errno
 import hashlib
 import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
 import threading
+import time
+import warnings
 
 import pytest
 
 import segship.files as files
 from segship.errors import InputError, OutputError
-from segship.files import atomic_file, open_regular, read_bytes, sha256_of, write_directory, write_file
+from segship.files import (
+    atomic_file,
+    open_regular,
+    read_bytes,
+    sha256_of,
+    tidy_directory,
+    write_directory,
+    write_file,
+    write_together,
+)
 
 
 def fill_two(folder):
@@ -179,16 +195,27 @@ def test_folder_is_replaced_only_on_request(tmp_path):
     assert names(tmp_path) == ["out"]
 
 
-def test_failure_while_replacing_keeps_the_old_folder(tmp_path, monkeypatch):
+@pytest.fixture(params=[True, False], ids=["exchange", "renames"])
+def has_exchange(request, monkeypatch):
+    """The system has renameat2, or is one that has not."""
+    if not request.param:
+        monkeypatch.setattr(files, "_renameat2", lambda: None)
+    elif files._renameat2() is None:
+        pytest.skip("this system has no renameat2")
+    return request.param
+
+
+def test_failure_while_replacing_keeps_the_old_folder(tmp_path, monkeypatch, has_exchange):
     write_directory(tmp_path / "out", fill_two)
-    rename = files._Directory.rename
+    place = "exchange" if has_exchange else "rename_new"
+    real = getattr(files._Directory, place)
 
     def fail(directory, old, new):
-        if old.endswith(".partial") and new == "out" and "new" in names(tmp_path / old):
+        if new == "out":
             raise OSError(errno.EIO, "Input/output error")
-        rename(directory, old, new)
+        return real(directory, old, new)
 
-    monkeypatch.setattr(files._Directory, "rename", fail)
+    monkeypatch.setattr(files._Directory, place, fail)
     with pytest.raises(OutputError, match="Input/output error"):
         write_directory(tmp_path / "out", lambda folder: (folder / "new").touch(), overwrite=True)
     assert names(tmp_path) == ["out"]
@@ -221,6 +248,284 @@ def test_works_without_directory_descriptors(tmp_path, monkeypatch):
     write_file(tmp_path / "file", b"abc")
     write_directory(tmp_path / "folder", fill_two)
     assert names(tmp_path) == ["file", "folder"]
+
+
+def as_version(version):
+    """Three files and a folder that say which version they are, as one run writes them."""
+
+    def fill(folder):
+        (folder / "0.png").write_text(version)
+        (folder / "metadata.csv").write_text(version)
+
+    return {"a.jpg": version.encode(), "a.json": version.encode(), "a.masks": fill, "a.npz": version.encode() * 1000}
+
+
+def versions(folder):
+    """The version of every file that is in place."""
+    found = {path.relative_to(folder): path for path in folder.rglob("*") if path.is_file()}
+    return {str(name): path.read_text()[:3] for name, path in found.items() if not name.parts[0].startswith(".")}
+
+
+WHOLE = {"a.jpg", "a.json", "a.masks/0.png", "a.masks/metadata.csv", "a.npz"}
+
+
+def in_child(work):
+    """Fork a process that works and ends at once; return its id."""
+    with warnings.catch_warnings():
+        # Of threads of the test runner, which the child does not use.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        child = os.fork()
+    if child:
+        return child
+    try:
+        work()
+        os._exit(0)
+    finally:
+        os._exit(1)
+
+
+def die_at(step, work):
+    """Do work, killed before its step of that number; every call that touches the disk is a step."""
+    seen = 0
+
+    def count(event, _arguments):
+        nonlocal seen
+        if event.startswith(("os.", "shutil.", "open", "segship.")):
+            seen += 1
+            if seen == step:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+    renamed = files._Directory._renamed
+
+    def audited(*arguments):
+        sys.audit("segship.renamed")
+        return renamed(*arguments)
+
+    files._Directory._renamed = audited
+    sys.addaudithook(count)
+    work()
+
+
+def each_kill(work, most=400):
+    """Do work again and again, killed one step later every time, until it is not killed any more."""
+    for step in range(1, most):
+        child = in_child(lambda step=step: die_at(step, work))
+        _, status = os.waitpid(child, 0)
+        if os.WIFEXITED(status):
+            assert os.WEXITSTATUS(status) == 0 and step > 20
+            return
+        yield step
+    raise AssertionError("it never ends")
+
+
+def make_old(folder):
+    for partial in folder.glob(".*.partial"):
+        for path in (*partial.rglob("*"), partial):
+            os.utime(path, (time.time() - 90_000,) * 2)
+
+
+forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
+
+
+@forks
+@pytest.mark.parametrize("replaces", [True, False])
+def test_files_killed_at_any_step_are_of_one_version_and_the_next_run_finishes_them(tmp_path, has_exchange, replaces):
+    out = tmp_path / "out"
+    old = dict.fromkeys([*WHOLE, "a.mask7.png"], "old") if replaces else {}
+    new = dict.fromkeys(WHOLE, "new")
+
+    def start_again():
+        shutil.rmtree(out, ignore_errors=True)
+        out.mkdir()
+        if replaces:
+            write_together(out, {**as_version("old"), "a.mask7.png": b"old"})
+
+    start_again()
+    ends, halves = [], 0
+    gone = ["a.mask7.png"] if replaces else []
+    for step in each_kill(lambda: write_together(out, as_version("new"), overwrite=replaces, gone=gone)):
+        found = versions(out)
+        assert len(set(found.values())) <= 1, f"new beside old at step {step}: {found}"
+        halves += found not in (old, new)
+        tidy_directory(out)
+        found = versions(out)
+        assert found in (old, new), f"half at step {step}"
+        ends.append(found == new)
+        make_old(out)
+        tidy_directory(out)
+        assert not list(out.glob(".*")), f"left at step {step}"
+        start_again()
+    assert ends == sorted(ends) and set(ends) == {False, True}, "from some step on it is the new one, and not before"
+    assert halves >= 3, "it was never killed between two files"
+    assert versions(out) == new
+
+
+@forks
+def test_folder_killed_at_any_step_of_its_replacement_is_there(tmp_path, has_exchange):
+    target = tmp_path / "bundle"
+    seen = set()
+    write_directory(target, lambda folder: (folder / "which").write_text("old"))
+    for step in each_kill(
+        lambda: write_directory(target, lambda folder: (folder / "which").write_text("new"), overwrite=True)
+    ):
+        if has_exchange:
+            assert (target / "which").exists(), f"lost at step {step}, before anything mended it"
+        # What a next run does first.
+        files.check_target(target, overwrite=True, folder=True)
+        seen.add((target / "which").read_text())
+        make_old(tmp_path)
+        tidy_directory(tmp_path)
+        assert names(tmp_path) == ["bundle"]
+        write_directory(target, lambda folder: (folder / "which").write_text("old"), overwrite=True)
+    assert seen == {"old", "new"}
+    assert (target / "which").read_text() == "new"
+
+
+@forks
+def test_fifty_kills_under_overwrite_leave_no_new_file_beside_an_old_one(tmp_path):
+    def write_on():
+        for version in range(100, 10_000):
+            write_together(tmp_path, as_version(str(version)), overwrite=True)
+
+    chance = random.Random(0)
+    for _ in range(50):
+        child = in_child(write_on)
+        time.sleep(chance.uniform(0.005, 0.05))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        assert len(set(versions(tmp_path).values())) <= 1
+        tidy_directory(tmp_path)
+        assert len(set(versions(tmp_path).values())) <= 1 and set(versions(tmp_path)) in (set(), WHOLE)
+
+
+@forks
+def test_two_processes_never_mix_their_files(tmp_path, has_exchange):
+    def write_as(version):
+        for _ in range(10):
+            write_together(tmp_path, as_version(version), overwrite=True)
+
+    for _ in range(5):
+        children = [in_child(lambda version=version: write_as(version)) for version in ("one", "two", "six")]
+        assert [os.waitpid(child, 0)[1] for child in children] == [0, 0, 0]
+        assert len(set(versions(tmp_path).values())) == 1 and set(versions(tmp_path)) == WHOLE
+        assert not list(tmp_path.glob(".*"))
+
+
+@forks
+def test_of_two_processes_that_may_not_replace_one_writes_all_and_the_other_nothing(tmp_path):
+    def write_as(version):
+        try:
+            write_together(tmp_path, as_version(version))
+        except OutputError as error:
+            os._exit(0 if error.code == "output_exists" else 3)
+        os._exit(7)
+
+    for _ in range(10):
+        children = [in_child(lambda version=version: write_as(version)) for version in ("one", "two")]
+        assert sorted(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children) == [0, 7]
+        assert len(set(versions(tmp_path).values())) == 1 and set(versions(tmp_path)) == WHOLE
+        shutil.rmtree(tmp_path)
+        tmp_path.mkdir()
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_error_between_two_files_takes_all_back(tmp_path, monkeypatch, overwrite):
+    if overwrite:
+        write_together(tmp_path, as_version("old"))
+    before = versions(tmp_path)
+    real = files._Directory.rename_new
+
+    def fail(directory, old, new):
+        if new == "a.masks":
+            raise OSError(errno.EIO, "Input/output error")
+        real(directory, old, new)
+
+    monkeypatch.setattr(files._Directory, "rename_new", fail)
+    with pytest.raises(OutputError, match="Input/output error"):
+        write_together(tmp_path, as_version("new"), overwrite=overwrite)
+    assert versions(tmp_path) == before
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_file_that_comes_in_between_is_kept_and_all_is_taken_back(tmp_path, monkeypatch):
+    real = files._Directory.sync
+
+    def intrude(directory):
+        (tmp_path / "a.masks").write_text("mine")
+        real(directory)
+
+    monkeypatch.setattr(files._Directory, "sync", intrude)
+    with pytest.raises(OutputError, match=r"a\.masks exists") as caught:
+        write_together(tmp_path, as_version("new"))
+    assert caught.value.code == "output_exists"
+    assert versions(tmp_path) == {"a.masks": "min"} and not list(tmp_path.glob(".*"))
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.getuid() != 0, reason="only root may mount a small disk")
+def test_full_disk_leaves_none_of_the_files(tmp_path):
+    script = """
+import sys
+from pathlib import Path
+from segship.errors import OutputError
+from segship.files import write_together
+out = Path(sys.argv[1])
+for sizes in ((100, 100, 300_000), (300_000, 100, 100)):
+    try:
+        write_together(out, {f"a{index}": b"new" * size for index, size in enumerate(sizes)}, overwrite=True)
+    except OutputError as error:
+        print(error.code, sorted(path.name for path in out.iterdir()), (out / "a0").read_text())
+"""
+    mount = f"mount -t tmpfs -o size=256k tmpfs {tmp_path}"
+    command = f"{mount} && echo old > {tmp_path}/a0 && {sys.executable} -c '{script}' {tmp_path}"
+    done = subprocess.run(["unshare", "-m", "sh", "-c", command], capture_output=True, text=True)
+    if "mount" in done.stderr or "unshare" in done.stderr:
+        pytest.skip(done.stderr)
+    assert done.stdout == "disk_full ['a0'] old\n\n" * 2, done.stderr
+
+
+def test_file_in_the_way_of_what_was_killed_is_named_and_kept(tmp_path):
+    left = tmp_path / files.PUBLISHING / "new"
+    left.mkdir(parents=True)
+    (left / "a.json").write_text("new")
+    (tmp_path / "a.json").write_text("mine")
+    with pytest.raises(OutputError, match=r"a\.json came in the way of a run that was killed; move it away") as caught:
+        write_together(tmp_path, {"b": b""})
+    assert caught.value.code == "output_exists" and (tmp_path / "a.json").read_text() == "mine"
+    (tmp_path / "a.json").unlink()
+    assert tidy_directory(tmp_path) == [f"{tmp_path}: files that a killed run had half put in place are in place now"]
+    assert (tmp_path / "a.json").read_text() == "new"
+
+
+def test_planted_folder_of_what_is_to_be_put_in_place_is_not_followed(tmp_path, monkeypatch):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / files.PUBLISHING).symlink_to(elsewhere)
+    with pytest.raises(OutputError, match="is not of this user"):
+        write_together(out, {"a": b"", "b": b""})
+    (out / files.PUBLISHING).unlink()
+    (out / files.PUBLISHING).mkdir()
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    with pytest.raises(OutputError, match="is not of this user"):
+        tidy_directory(out)
+    assert names(out) == [files.PUBLISHING]
+
+
+def test_partials_are_told_and_removed_after_a_day(tmp_path):
+    young, old = tmp_path / f".a.{'0' * 16}.partial", tmp_path / f".b.{'f' * 16}.partial"
+    for folder in (young, old):
+        folder.mkdir()
+        (folder / "file").touch()
+    (tmp_path / ".mine.partial").touch()
+    (tmp_path / f".c.{'1' * 16}.partial").touch()
+    for path in (old / "file", old, young):
+        os.utime(path, (time.time() - 25 * 3600,) * 2)
+    young_one, removed, file = tidy_directory(tmp_path)
+    assert young_one == f"{young} is of a run that was killed or still writes; it is removed when a day old"
+    assert removed == f"{old} was removed, which a killed run left 25 hours ago" and ".c." in file
+    assert names(tmp_path) == [young.name, f".c.{'1' * 16}.partial", ".mine.partial"]
+    assert tidy_directory(tmp_path / "absent") == []
 
 
 def test_fifo_is_refused_without_waiting(tmp_path):

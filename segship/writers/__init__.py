@@ -4,10 +4,10 @@
 Last step of the use road. A writer turns what there is of one image into named bytes: a `Result` (prompted masks),
 `segship.promptable.everything.records.ImageRecords` (everything in a picture), `Instances`, the one view that formats
 have of both, or a `ClassMapResult`. `encode_result` gives the bytes, `write_files` puts them on disk through
-`segship.files`, whole or not at all, and `write_result` does both. Nothing of an input file but its name and its pixels
-reaches an output: no EXIF, no color profile, no path. `read_mask_input` reads back what the npz format keeps for
-refining a mask, and `to_supervision` gives masks to a library instead of a file. What each format keeps and loses is in
-docs/files.md, of class maps in docs/semantic.md.
+`segship.files`, all together or not at all, and `write_result` does both; `output_paths` says beforehand where. Nothing
+of an input file but its name and its pixels reaches an output: no EXIF, no color profile, no path. `read_mask_input`
+reads back what the npz format keeps for refining a mask, and `to_supervision` gives masks to a library instead of a
+file. What each format keeps and loses is in docs/files.md, of class maps in docs/semantic.md.
 """
 
 from __future__ import annotations
@@ -15,13 +15,14 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Protocol
 
 from segship.errors import OutputError
-from segship.files import check_target, write_directory, write_file
+from segship.files import check_target, write_together
 from segship.writers.documents import (
     class_map_document,
     coco_document,
@@ -53,6 +54,7 @@ from segship.writers.pictures import (
     encode_instances,
     encode_label_ids,
     encode_overlay,
+    written_masks,
 )
 from segship.writers.shapes import LabelMeWriter, YoloWriter, labelme_document
 from segship.writers.tables import (
@@ -81,6 +83,7 @@ __all__ = [
     "encode_result",
     "label_instances",
     "labelme_document",
+    "output_paths",
     "prediction_document",
     "read_mask_input",
     "sa1b_document",
@@ -198,6 +201,26 @@ def encode_result(result: Source | ClassMapResult, formats: Iterable[str]) -> di
     return encoded
 
 
+def output_paths(
+    of: type[Source | ClassMapResult], directory: str | os.PathLike[str], stem: str, formats: Iterable[str]
+) -> list[Path]:
+    """Return where the files of an image will be, a path for each format, without anything being computed.
+
+    ``of`` is the type of what will be written. Of ``png``, which has a file a mask, it is the path of the first one.
+    The files of one image come together: if one of these paths is there, `write_result` refuses to write without
+    ``overwrite``; if all are, nothing is missing.
+
+    Examples
+    --------
+    >>> [path.as_posix() for path in output_paths(Result, "out", "photo", ["overlay", "png"])]
+    ['out/photo.overlay.jpg', 'out/photo.object0.mask0.png']
+    """
+    kind: Kind = "class maps" if issubclass(of, ClassMapResult) else "masks"
+    first = {"png": "object0.mask0.png" if issubclass(of, Result) else "mask0.png"}
+    endings = [first.get(name, WRITERS[kind][name].extension) for name in check_formats(formats, kind)]
+    return [Path(directory) / f"{stem}.{ending}" for ending in endings]
+
+
 def write_result(
     result: Source | ClassMapResult,
     directory: str | os.PathLike[str],
@@ -207,12 +230,20 @@ def write_result(
 ) -> list[Path]:
     """Write what there is of one image in some formats; takes and refuses what `encode_result` and `write_files` do.
 
+    What is overwritten is replaced wholly: of ``png``, files of masks that the earlier result had and this one has not
+    go too.
+
     Returns
     -------
     list
         The files, and the folders of formats that are folders, in the order of the formats.
     """
-    return write_files(encode_result(result, formats), directory, overwrite=overwrite)
+    wanted = tuple(formats)
+    written = encode_result(result, wanted)
+    gone: set[str] = set()
+    if overwrite and "png" in wanted:
+        gone = set(written_masks(Path(directory), result.stem, of_objects=isinstance(result, Result))) - written.keys()
+    return _write_together(written, directory, gone, overwrite=overwrite)
 
 
 def write_files(
@@ -227,27 +258,32 @@ def write_files(
     directory
         Where the files shall be; it must exist.
     overwrite
-        Replace files that are there, and folders that hold nothing but files of a format.
+        Replace files that are there, and folders that hold nothing but files of a format, all as one: a new file never
+        stands beside an old one, see `segship.files.write_together`.
 
     Raises
     ------
     OutputError
         ``output_exists``, ``output_not_ours``, or what `segship.files` says about the place.
     """
-    files = {Path(directory) / name: data for name, data in _group_folders(written).items()}
+    return _write_together(written, directory, (), overwrite=overwrite)
+
+
+def _write_together(
+    written: Mapping[str, bytes], directory: str | os.PathLike[str], gone: Collection[str], *, overwrite: bool
+) -> list[Path]:
+    entries = _group_folders(written)
+    files = [Path(directory) / name for name in entries]
     taken = [path for path in files if os.path.lexists(path)]
     if taken and not overwrite:
         message = f"{taken[0]} exists, and nothing was written; overwrite it (--overwrite), or choose another folder"
         raise OutputError(message, code="output_exists")
     for path in taken:
-        check_target(path, overwrite=overwrite, folder=isinstance(files[path], dict))
+        check_target(path, overwrite=overwrite, folder=not isinstance(entries[path.name], bytes))
         _refuse_foreign_folder(path)
-    for path, data in files.items():
-        if isinstance(data, bytes):
-            write_file(path, data, overwrite=overwrite)
-        else:
-            _write_folder(path, data, overwrite=overwrite)
-    return list(files)
+    contents = {name: data if isinstance(data, bytes) else partial(_fill, data) for name, data in entries.items()}
+    write_together(directory, contents, overwrite=overwrite, gone=gone)
+    return files
 
 
 def _group_folders(written: Mapping[str, bytes]) -> dict[str, bytes | dict[str, bytes]]:
@@ -278,9 +314,6 @@ def _is_ours(entry: os.DirEntry[str]) -> bool:
     return entry.is_file(follow_symlinks=False) and _INSIDE.fullmatch(entry.name) is not None
 
 
-def _write_folder(path: Path, files: Mapping[str, bytes], *, overwrite: bool) -> None:
-    def fill(folder: Path) -> None:
-        for name, data in files.items():
-            (folder / name).write_bytes(data)
-
-    write_directory(path, fill, overwrite=overwrite)
+def _fill(files: Mapping[str, bytes], folder: Path) -> None:
+    for name, data in files.items():
+        (folder / name).write_bytes(data)

@@ -14,8 +14,10 @@ Masks that a class map has voted for (`segship.semantic.labels`) become COCO pan
 from __future__ import annotations
 
 import io
+import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import cv2
@@ -101,6 +103,24 @@ class PngWriter:
             f"{source.stem}.{_place(entry, index)}.{self.extension}": encode_png(_gray(entry))
             for index, entry in enumerate(entries)
         }
+
+
+def written_masks(directory: Path, stem: str, *, of_objects: bool) -> Iterator[str]:
+    """Yield the names of an image's files of the format ``png`` that are there, of objects or of records.
+
+    They are numbered without a gap, so that none is looked for in a folder of a million files.
+    """
+    for entry in itertools.count():
+        masks = f"{stem}.object{entry}.mask" if of_objects else f"{stem}.mask"
+        names = (f"{masks}{index}.png" for index in itertools.count())
+        found = list(itertools.takewhile(lambda name: _is_plain_file(directory / name), names))
+        yield from found
+        if not (found and of_objects):
+            return
+
+
+def _is_plain_file(path: Path) -> bool:
+    return path.is_file() and not path.is_symlink()
 
 
 class FolderWriter:

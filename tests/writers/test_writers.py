@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import errno
 import io
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -17,11 +19,13 @@ from segship.masks.lazy import ArrayMasks
 from segship.promptable.everything.records import ImageRecords
 from segship.writers import (
     WRITERS,
+    ClassMapResult,
     Result,
     as_instances,
     check_formats,
     encode_result,
     label_instances,
+    output_paths,
     tables,
     write_files,
     write_result,
@@ -186,6 +190,71 @@ def test_folder_is_replaced_with_all_that_was_in_it(
         write_result(no_records, tmp_path, ["folder"])
     write_result(no_records, tmp_path, ["folder"], overwrite=True)
     assert [path.name for path in folder.iterdir()] == ["metadata.csv"]
+
+
+def test_masks_that_are_no_more_go_with_the_files_that_are_replaced(records: ImageRecords, tmp_path: Path) -> None:
+    write_result(records, tmp_path, ["png", "coco", "npz"])
+    others = ["other.mask5.png", "my photo.mask7.png", "my photo.object0.mask0.png", "my photo.mask.png"]
+    for name in others:
+        (tmp_path / name).touch()
+    fewer = replace(records, records=records.records[:2])
+    write_result(fewer, tmp_path, ["png", "coco"], overwrite=True)
+    masks = ["my photo.mask0.png", "my photo.mask1.png"]
+    expected = [*masks, "my photo.coco.json", "my photo.prediction.npz", *others]
+    assert sorted(path.name for path in tmp_path.iterdir()) == sorted(expected)
+    write_result(replace(records, records=()), tmp_path, ["png"], overwrite=True)
+    assert not [name for name in masks if (tmp_path / name).exists()]
+
+
+def test_objects_that_are_no_more_go_with_the_files_that_are_replaced(result: Result, tmp_path: Path) -> None:
+    (tmp_path / "my photo.mask0.png").touch()
+    write_result(result, tmp_path, ["png"])
+    instances = as_instances(result)
+    one = replace(result.prediction, held=ArrayMasks(result.masks[:1, :1]), iou_predictions=np.ones((1, 1), np.float32))
+    assert len(instances.entries) == 6
+    write_result(replace(result, prediction=one), tmp_path, ["png"], overwrite=True)
+    names = ["my photo.mask0.png", "my photo.object0.mask0.png"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_full_disk_leaves_no_file_of_the_image(
+    records: ImageRecords, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, overwrite: bool
+) -> None:
+    if overwrite:
+        write_result(replace(records, records=()), tmp_path, ["overlay", "npz", "folder"])
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    synced = []
+
+    def full(descriptor: int) -> None:
+        synced.append(descriptor)
+        if len(synced) == 4:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OutputError, match="No space left on device; free some space") as caught:
+        write_result(records, tmp_path, ["overlay", "npz", "folder", "png"], overwrite=overwrite)
+    assert caught.value.code == "disk_full"
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+
+
+def test_paths_are_known_before_anything_is_computed(
+    records: ImageRecords, result: Result, no_records: ImageRecords, tmp_path: Path
+) -> None:
+    for source in (records, result, as_instances(records)):
+        formats = [name for name in MASKS if name not in ("png",)]
+        told = output_paths(type(source), tmp_path, source.stem, formats)
+        assert not any(path.exists() for path in told)
+        assert told == write_result(source, tmp_path, formats, overwrite=True)
+        (first,) = output_paths(type(source), tmp_path, source.stem, ["png"])
+        assert first == write_result(source, tmp_path, ["png"])[0]
+        shutil.rmtree(tmp_path)
+        tmp_path.mkdir()
+    with pytest.raises(OutputError, match="no output format 'gif'"):
+        output_paths(Result, tmp_path, "a", ["gif"])
+    assert [path.name for path in output_paths(ClassMapResult, tmp_path, "a", WRITERS["class maps"])] == [
+        f"a.{writer.extension}" for writer in WRITERS["class maps"].values()
+    ]
 
 
 def plant_file(folder: Path) -> None:
