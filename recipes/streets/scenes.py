@@ -27,7 +27,6 @@ from segship.datasets.known import ADE20K, LABELS, classes_to_label_ids, polygon
 from segship.errors import SegshipError
 from segship.files import write_file
 
-CITY = "streetville"
 ADE20K_NAMES = {
     "traffic sign": "signboard", "vegetation": "tree", "terrain": "grass", "rider": "person", "motorcycle": "minibike",
 }  # fmt: skip
@@ -65,10 +64,12 @@ def write_cityscapes(
         ``output_exists`` when a file is there already.
     """
     for split, index, scene in _scenes(counts, size_hw, seed):
-        stem, document = f"{CITY}_{index:06d}_000000", scene.to_json()
-        write_file(_folder(root, "leftImg8bit", split, CITY) / f"{stem}{IMAGE_SUFFIX}", _encode(scene.pixels, ".png"))
+        # A city belongs to one split, as in Cityscapes, so no name turns up twice.
+        city = f"{split}ville"
+        stem, document = f"{city}_{index:06d}_000000", scene.to_json()
+        write_file(_folder(root, "leftImg8bit", split, city) / f"{stem}{IMAGE_SUFFIX}", _encode(scene.pixels, ".png"))
         for kind in truths:
-            truth = _folder(root, "gtFine", split, CITY) / f"{stem}{TRUTH_FILES[kind]}"
+            truth = _folder(root, "gtFine", split, city) / f"{stem}{TRUTH_FILES[kind]}"
             write_file(truth, _TRUTHS[kind](document))
 
 

@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 
 from segship.cli.options import MODEL_GROUP, OUTPUT_GROUP, Fields, Json, Option, command
 from segship.cli.output import errors_console, make_table, plain, print_error, print_json, progress_bar, results_console
+from segship.cli.pictures import EXIT_BAD_INPUT
 from segship.cli.semantic import SEMANTIC
 from segship.datasets.folders import FailedSample
 from segship.evaluation import EvaluateOptions, Evaluation
@@ -38,7 +39,8 @@ def evaluate(
     """Score a semantic model or class maps on a data set.
 
     Class maps may be another program's. Gives the IoU of every class, mIoU, aAcc and mAcc. A run that stopped goes on
-    where it was when the same command is given again.
+    where it was when the same command is given again. When pictures could not be used, the others are scored, and the
+    exit code is 3.
 
     Parameters
     ----------
@@ -57,7 +59,7 @@ def evaluate(
         print_json(evaluation.to_dict() | {"file": str(evaluation.file)})
     else:
         _print_evaluation(evaluation)
-    return 0
+    return EXIT_BAD_INPUT if evaluation.failed else 0
 
 
 def _print_evaluation(evaluation: Evaluation) -> None:
@@ -65,10 +67,12 @@ def _print_evaluation(evaluation: Evaluation) -> None:
     rows = [(name, _figure(iou), _figure(accuracy)) for name, iou, accuracy in evaluation.rows()]
     console.print(make_table(("class", ">IoU", ">Acc"), rows))
     summary = "  ".join(f"[bold]{name}[/] {_figure(value)}" for name, value in evaluation.summary().items())
-    console.print(f"\n{summary}")
+    console.print(f"\n{summary}" if evaluation.is_complete else f"\n[bold red]of a part of the split:[/] {summary}")
     scored = evaluation.samples - len(evaluation.failed)
     resumed = f", {evaluation.resumed} of them by a run before" if evaluation.resumed else ""
     console.print(f"{scored} of {evaluation.samples} pictures scored in {evaluation.seconds:.0f} s{resumed}")
+    if "limited" in evaluation.identity:
+        console.print(f"--limit left {evaluation.identity['limited']} pictures of the split")
     if evaluation.failed:
         console.print(f"[bold red]{len(evaluation.failed)} could not be used and count for nothing[/]")
     print_failures(evaluation.failed)

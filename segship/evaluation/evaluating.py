@@ -106,7 +106,8 @@ def evaluate(
     BundleError, BackendUnavailable
         When the model cannot be loaded.
     """
-    samples = find_samples(data_set, root, options.split, options.truth)[: options.limit]
+    whole = find_samples(data_set, root, options.split, options.truth)
+    samples = whole[: options.limit]
     result = _result_file(data_set, options)
     if result is not None and result.exists() and not options.overwrite:
         message = f"{result} exists; overwrite it (--overwrite), or choose another --out"
@@ -117,6 +118,7 @@ def evaluate(
         "split": options.split,
         "root": str(Path(root).resolve()),
         "truth": options.truth,
+        **({"limited": f"{len(samples)} of {len(whole)}"} if len(samples) < len(whole) else {}),
         "samples_digest": digest_of_samples(samples, Path(root)),
         **identity,
         "segship": segship.__version__,

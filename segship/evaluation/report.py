@@ -129,7 +129,7 @@ class Evaluation:
     Attributes
     ----------
     samples, failed
-        How many samples the split has, and those that could not be used and count for nothing.
+        How many samples were asked for, and those that could not be used and count for nothing.
     identity
         What was scored on what: digest of the model, data set, split, options, ...
     resumed, seconds
@@ -151,6 +151,11 @@ class Evaluation:
     def scores(self) -> Scores:
         """Figures from 0 to 1."""
         return self.matrix.scores()
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every sample of the split was scored: neither limited nor failed."""
+        return not self.failed and "limited" not in self.identity
 
     def rows(self) -> list[tuple[str, float | None, float | None]]:
         """Return name, IoU and accuracy of every class, in percent; None where there is no figure."""
@@ -178,6 +183,7 @@ class Evaluation:
             "classes": [{"name": name, "IoU": iou, "Acc": accuracy} for name, iou, accuracy in self.rows()],
             "samples": self.samples,
             "scored": self.samples - len(self.failed),
+            "complete": self.is_complete,
             "failed": [asdict(failure) for failure in self.failed],
             "resumed": self.resumed,
             "seconds": round(self.seconds, 1),

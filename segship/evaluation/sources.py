@@ -64,8 +64,8 @@ class WrittenMaps:
 class FoundMaps:
     """Which files belong to which samples, in their order; more than one for a sample is too many.
 
-    ``strangers`` counts files with a known suffix that belong to no sample. The digest, SHA-256 of names, sizes and
-    times of the files, tells whether a folder was changed.
+    ``strangers`` counts files with a known suffix that belong to no sample, or lie below another split's folder. The
+    digest, SHA-256 of names, sizes and times of the files, tells whether a folder was changed.
     """
 
     files: tuple[tuple[Path, ...], ...]
@@ -76,7 +76,8 @@ class FoundMaps:
 def find_written_maps(written: WrittenMaps, samples: Sequence[Sample]) -> FoundMaps:
     """Find the class maps of samples below a folder, by their stems.
 
-    Refuses ``missing_folder``, ``ambiguous_stems`` when two samples have one stem, and ``no_predictions``.
+    Names may repeat from split to split, so files below a folder that is named like another split of the data set are
+    passed over. Refuses ``missing_folder``, ``ambiguous_stems`` when two samples have one stem, and ``no_predictions``.
     """
     if not written.folder.is_dir():
         raise InputError(f"there is no folder {written.folder}; --predictions names one", code="missing_folder")
@@ -84,12 +85,14 @@ def find_written_maps(written: WrittenMaps, samples: Sequence[Sample]) -> FoundM
     if len(found) < len(samples):
         message = f"{len(samples) - len(found)} samples share their stem with another, so files cannot be told apart"
         raise InputError(message, code="ambiguous_stems")
-    strangers, digest = 0, hashlib.sha256()
+    strangers, digest, other_splits = 0, hashlib.sha256(), _other_splits(samples)
     for parent, folders, names in os.walk(written.folder, followlinks=True):
         folders.sort()
+        is_of_another = not other_splits.isdisjoint(Path(parent).relative_to(written.folder).parts)
         for name in sorted(names):
             path = Path(parent) / name
-            stem = _stem_of(path, written.ids, found) if path.suffix in SUFFIXES else None
+            is_map = path.suffix in SUFFIXES and not is_of_another
+            stem = _stem_of(path, written.ids, found) if is_map else None
             if stem is None:
                 strangers += path.suffix in SUFFIXES
                 continue
@@ -99,6 +102,14 @@ def find_written_maps(written: WrittenMaps, samples: Sequence[Sample]) -> FoundM
     if not any(found.values()):
         raise _nothing_found(written, samples, strangers)
     return FoundMaps(tuple(tuple(found[sample.stem]) for sample in samples), strangers, digest.hexdigest())
+
+
+def _other_splits(samples: Sequence[Sample]) -> set[str]:
+    """Return the names of the folders beside the one that holds the split."""
+    files = {(path, sample.name.count("/")) for sample in samples for path in (sample.image, sample.truth) if path}
+    splits = {path.parents[depth] for path, depth in files}
+    beside = {other.name for split in {split.parent for split in splits} for other in split.iterdir() if other.is_dir()}
+    return beside - {split.name for split in splits}
 
 
 def _stem_of(path: Path, ids: Ids, known: dict[str, list[Path]]) -> str | None:
@@ -131,10 +142,11 @@ def read_written_map(
     Refuses ``missing_prediction``, ``several_predictions``, ``bad_prediction`` and ``bad_label_image``.
     """
     if not files:
-        raise InputError(f"{sample.name} has no class map in {written.folder}", code="missing_prediction")
+        message = f"{sample.name} has no class map in {written.folder}; wanted is a file such as {sample.stem}.png"
+        raise InputError(message, code="missing_prediction")
     if len(files) > 1:
-        names = ", ".join(path.name for path in files[:4])
-        message = f"{sample.name} has {len(files)} class maps: {names}; leave one in {written.folder}"
+        names = ", ".join(map(str, files[:4]))
+        message = f"{sample.name} has {len(files)} class maps: {names}; leave one of them"
         raise InputError(message, code="several_predictions")
     (path,) = files
     if path.suffix == ".png":

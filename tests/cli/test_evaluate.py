@@ -51,9 +51,18 @@ def test_ade20k_is_scored(run_json, tmp_path):
 def test_a_missing_file_is_told_and_fatal_only_if_asked(run, run_json, cities, tmp_path):
     next((cities / "gtFine").rglob("*000001*_labelTrainIds.png")).unlink()
     code, out, err = run(*arguments(cities, tmp_path, "--truth", "polygons"))
-    assert code == 0 and "2 of 3 pictures" in out and "1 could not be used" in out and "missing_prediction" in err
+    assert code == 3 and "2 of 3 pictures" in out and "1 could not be used" in out and "missing_prediction" in err
+    assert "of a part of the split" in out and "gtFine" in err
     code, document = run_json(*arguments(cities, tmp_path, "--strict", "--overwrite", "--truth", "polygons"))
     assert code == 3 and document["error"]["code"] == "missing_prediction"
+
+
+def test_a_limit_is_told_and_no_failure(run, run_json, cities, tmp_path):
+    code, out, _ = run(*arguments(cities, tmp_path, "--limit", "2"))
+    assert code == 0 and "of a part of the split" in out and "--limit left 2 of 3" in out
+    code, document = run_json(*arguments(cities, tmp_path, "--limit", "2", "--overwrite"))
+    assert document["complete"] is False and document["scored"] == 2
+    assert run_json(*arguments(cities, tmp_path, "--overwrite"))[1]["complete"] is True
 
 
 @pytest.mark.parametrize(

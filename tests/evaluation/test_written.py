@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segship.datasets.folders import Sample, encode_label_image
+from recipes.streets.scenes import write_cityscapes
+from segship.datasets.folders import Sample, encode_label_image, find_samples
 from segship.datasets.known import ADE20K, CITYSCAPES, classes_to_label_ids
 from segship.errors import InputError
 from segship.evaluation import WrittenMaps, WrittenSource, find_written_maps, score_samples
@@ -67,6 +68,22 @@ def test_a_stem_that_ends_like_a_tail_is_a_stem(tmp_path):
     samples = [Sample("scene_0", None, None, "annotation"), Sample("scene", None, None, "annotation")]
     first, second = find_written_maps(WrittenMaps(tmp_path), samples).files
     assert len(first) == 1 and second == ()
+
+
+@pytest.mark.parametrize("names_repeat", [False, True])
+def test_maps_of_another_split_are_never_taken(tmp_path, names_repeat):
+    write_cityscapes(tmp_path, {"train": 4, "val": 3}, size_hw=(32, 64))
+    if names_repeat:
+        for path in sorted(tmp_path.rglob("*train*"), reverse=True):
+            if path.name != "train":
+                path.rename(path.with_name(path.name.replace("train", "val", 1)))
+    samples = find_samples("cityscapes", tmp_path)
+    found = find_written_maps(WrittenMaps(tmp_path / "gtFine"), samples)
+    assert [[path.parts[-3] for path in files] for files in found.files] == [["val"]] * 3
+    for files in found.files[1:]:
+        files[0].unlink()
+    partly = find_written_maps(WrittenMaps(tmp_path / "gtFine"), find_samples("cityscapes", tmp_path, truth="polygons"))
+    assert [len(files) for files in partly.files] == [1, 0, 0]
 
 
 def test_the_digest_tells_changed_files(tmp_path):

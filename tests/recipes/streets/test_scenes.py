@@ -15,10 +15,15 @@ SIZE = (48, 96)
 def test_cityscapes_has_the_official_files(tmp_path):
     write_cityscapes(tmp_path, {"train": 2, "val": 1}, size_hw=SIZE)
     files = sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*_000000_000000_*"))
-    city, stem = "streetville", "streetville_000000_000000"
     endings = ("labelIds.png", "labelTrainIds.png", "polygons.json")
-    expected = [f"gtFine/{split}/{city}/{stem}_gtFine_{end}" for split in ("train", "val") for end in endings]
-    expected += [f"leftImg8bit/{split}/{city}/{stem}_leftImg8bit.png" for split in ("train", "val")]
+    expected = [
+        f"gtFine/{split}/{split}ville/{split}ville_000000_000000_gtFine_{end}"
+        for split in ("train", "val")
+        for end in endings
+    ]
+    expected += [
+        f"leftImg8bit/{split}/{split}ville/{split}ville_000000_000000_leftImg8bit.png" for split in ("train", "val")
+    ]
     assert files == expected
     images = [np.array(Image.open(sample.image)) for sample in find_samples("cityscapes", tmp_path, "train")]
     assert images[0].shape == (*SIZE, 3) and not np.array_equal(*images)
