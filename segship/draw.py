@@ -76,6 +76,8 @@ def draw_overlay(
 ) -> Pixels:
     """Return a copy of an image with masks, boxes and points drawn on it, in this order.
 
+    The largest mask is drawn first, so that small ones stay visible, and of equal areas the earlier one.
+
     Parameters
     ----------
     image
@@ -99,10 +101,11 @@ def draw_overlay(
         ``bad_overlay``: an array has another shape or type.
     """
     size = (image.shape[0], image.shape[1])
-    crops = [runs_to_crop(runs, size) for runs in _gather_runs(image, masks)]
+    runs = _gather_runs(image, masks)
     all_points, all_labels = _gather_points(objects, points, labels)
     canvas = np.array(image, order="C")
-    for index, (crop, corner_xy) in enumerate(crops):
+    for index in paint_order(runs):
+        crop, corner_xy = runs_to_crop(runs[index], size)
         if crop.size:
             inside = crop.view(np.uint8)
             # Only the part of the image around the mask is touched.

@@ -175,9 +175,17 @@ def _exists(target: Path) -> OutputError:
 def _split(path: str | os.PathLike[str]) -> Path:
     """Return an absolute path whose last part names an entry; links in its directories are the user's own."""
     target = Path(path)
-    if target.name in ("", "..") or "\0" in str(path):
+    if target.name in ("", "..") or not is_possible_path(path):
         raise OutputError(f"cannot write {str(path)!r}: it does not name a file or folder", code="cannot_write")
     return target.absolute()
+
+
+def is_possible_path(path: str | os.PathLike[str]) -> bool:
+    """Whether a path has no character that no file system takes: NUL, or a lone surrogate that is no byte."""
+    try:
+        return b"\0" not in os.fsencode(path)
+    except UnicodeEncodeError:
+        return False
 
 
 def _refuse_target(directory: _Directory, target: Path, *, overwrite: bool, wanted: Callable[[int], bool]) -> None:
@@ -391,7 +399,7 @@ def _has_turn(directory: _Directory) -> bool:
 
 def _mend(directory: _Directory, mode: int) -> None:
     left = directory.path / PUBLISHING
-    if not stat.S_ISDIR(mode) or (hasattr(os, "geteuid") and left.lstat().st_uid != os.geteuid()):
+    if not stat.S_ISDIR(mode) or not _is_own(left):
         # Finishing it would move and remove files in our name as somebody else says.
         message = f"{left} is not of this user; have it finished or removed by its owner, or choose another folder"
         raise OutputError(message, code="cannot_write")
@@ -401,6 +409,10 @@ def _mend(directory: _Directory, mode: int) -> None:
         taken = directory.path / str(error.filename)
         message = f"{taken} came in the way of a run that was killed; move it away, or remove {left} with what it holds"
         raise OutputError(message, code="output_exists") from error
+
+
+def _is_own(path: Path) -> bool:
+    return not hasattr(os, "geteuid") or path.lstat().st_uid == os.geteuid()
 
 
 def _publish(directory: _Directory, staging: str, names: list[str], *, overwrite: bool, alone: bool) -> None:
@@ -480,7 +492,7 @@ def tidy_directory(path: str | os.PathLike[str]) -> list[str]:
         What is left cannot be put in place, since a file is in the way.
     """
     place = Path(path).absolute()
-    if not place.is_dir():
+    if not os.path.isdir(place):
         return []
     lines = []
     with _explained(place / PUBLISHING), _directory(place) as directory:
@@ -488,7 +500,9 @@ def tidy_directory(path: str | os.PathLike[str]) -> list[str]:
             with _turn(directory):
                 lines.append(f"{place}: files that a killed run had half put in place are in place now")
     with os.scandir(place) as entries:
-        partial = sorted(entry.name for entry in entries if _PARTIAL.fullmatch(entry.name))
+        partial = sorted(
+            entry.name for entry in entries if _PARTIAL.fullmatch(entry.name) and _is_own(place / entry.name)
+        )
     for name in partial:
         age = time.time() - _last_change(place / name)
         if age > _KEPT_SECONDS:
@@ -521,6 +535,8 @@ def _sync_tree(folder: Path) -> None:
 
 def make_directory(path: str | os.PathLike[str]) -> None:
     """Make a folder and those above it, unless it is there."""
+    if not is_possible_path(path):
+        raise OutputError(f"cannot make the folder {str(path)!r}: no folder can be called so", code="cannot_write")
     try:
         os.makedirs(path, exist_ok=True)
     except OSError as error:
@@ -531,6 +547,8 @@ def make_directory(path: str | os.PathLike[str]) -> None:
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     """Open a regular file for reading; a link, folder, FIFO or device is refused and never waited for."""
+    if not is_possible_path(path):
+        raise InputError(f"there is no file {str(path)!r}, since none can be called so", code="file_missing")
     try:
         descriptor = os.open(path, _READ_FLAGS)
     except FileNotFoundError as error:

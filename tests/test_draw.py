@@ -57,6 +57,19 @@ def test_image_that_was_given_stays_as_it_is() -> None:
     assert np.array_equal(image, GRAY)
 
 
+@pytest.mark.parametrize("order", [[0, 1, 2], [2, 1, 0], [1, 2, 0]])
+def test_small_object_is_on_top_of_a_large_one_in_any_order(order: list[int]) -> None:
+    small, middle, large = square(40, 60, 40, 60), square(20, 80, 20, 80), square(0, 200, 0, 300)
+    masks = np.stack([small, middle, large])[order]
+    overlay = draw_overlay(GRAY, masks)
+    # Each object has the color of its place, and shows a little of what it lies on.
+    below = [blended(PALETTE[order.index(2)])]
+    for size in (1, 0):
+        color = PALETTE[order.index(size)]
+        below.append(tuple(int(0.4 * b + 0.6 * c + 0.5) for b, c in zip(below[-1], color, strict=True)))
+    assert [tuple(overlay[place, place].tolist()) for place in (5, 30, 50)] == below
+
+
 def test_objects_have_colors_of_their_own_and_begin_again_after_the_last() -> None:
     masks = np.stack([square(0, 10, 10 * i, 10 * i + 10) for i in range(len(PALETTE) + 1)])
     overlay = draw_overlay(GRAY, masks)

@@ -144,6 +144,34 @@ def test_path_without_a_name_is_refused(path):
         write_file(path, b"")
 
 
+@pytest.mark.parametrize("name", ["a\0b", "\ud800"])
+def test_names_that_no_file_system_takes_are_refused_at_every_door(tmp_path, name):
+    path = tmp_path / name
+    for write in (
+        lambda: write_file(path, b""),
+        lambda: write_file(path / "file", b""),
+        lambda: write_directory(path, fill_two),
+        lambda: write_together(tmp_path, {"fine": b"", name: b""}),
+        lambda: files.check_target(path),
+        lambda: files.make_directory(path),
+    ):
+        with pytest.raises(OutputError, match="cannot (write|make)") as caught:
+            write()
+        assert caught.value.code == "cannot_write"
+    for read in (open_regular, sha256_of, lambda path: read_bytes(path, limit=1)):
+        with pytest.raises(InputError, match="none can be called so") as caught:
+            read(path)
+        assert caught.value.code == "file_missing"
+    assert tidy_directory(path) == [] and names(tmp_path) == []
+
+
+def test_name_that_is_too_long_leaves_nothing(tmp_path):
+    with pytest.raises(OutputError, match="File name too long") as caught:
+        write_together(tmp_path, {"fine": b"", "x" * 256: b""})
+    assert caught.value.code == "cannot_write" and names(tmp_path) == []
+    assert tidy_directory(tmp_path / ("x" * 256)) == []
+
+
 def test_full_disk_says_so(tmp_path, monkeypatch):
     def full(_descriptor):
         raise OSError(errno.ENOSPC, "No space left on device")

@@ -276,8 +276,9 @@ def _read_size(size: object, max_pixels: int) -> tuple[int, int]:
 
 def _read_counts(counts: object, pixels: int) -> Runs:
     accepted = "a string, or a list of whole numbers"
-    if not isinstance(counts, Sequence | np.ndarray):
-        raise _bad(f"counts is of the type {type(counts).__name__}", accepted)
+    # An array of no dimension has no length.
+    if not isinstance(counts, Sequence | np.ndarray) or (isinstance(counts, np.ndarray) and not counts.ndim):
+        raise _bad(f"counts is {_shorten(counts)}, one {type(counts).__name__}", accepted)
     _check_length(len(counts), pixels + 1, "runs")
     try:
         array = np.asarray(counts)
@@ -293,6 +294,8 @@ def _read_counts(counts: object, pixels: int) -> Runs:
 def _check_runs(runs: Runs, size_hw: tuple[int, int]) -> None:
     height, width = size_hw
     pixels = height * width
+    if runs.ndim != 1:
+        raise _bad(f"the runs have the shape {runs.shape}", "(n,)")
     if (runs < 0).any():
         raise _bad(f"a run has the length {runs.min()}", "lengths from 0 up")
     # Each run is looked at before the sum, so that the sum cannot overflow.

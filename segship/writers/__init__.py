@@ -41,6 +41,7 @@ from segship.writers.instances import (
     kind_of,
     label_instances,
 )
+from segship.writers.names import check_stem
 from segship.writers.pictures import (
     METADATA,
     PANOPTIC_DOCUMENT,
@@ -188,13 +189,15 @@ def encode_result(result: Source | ClassMapResult, formats: Iterable[str]) -> di
     Raises
     ------
     OutputError
-        ``unknown_format``, or what a format cannot hold: ``too_many_masks``, ``cannot_encode``, ``no_label_ids``.
+        ``unknown_format``, ``cannot_write`` for a stem that cannot name files, or what a format cannot hold:
+        ``too_many_masks``, ``cannot_encode``, ``no_label_ids``.
     InputError
         ``bad_source``: there is no such result.
     BackendUnavailable
         ``pyarrow_missing``.
     """
     kind = kind_of(result)
+    check_stem(result.stem)
     encoded: dict[str, bytes] = {}
     for name in check_formats(formats, kind):
         encoded.update(WRITERS[kind][name].write(result))
@@ -218,7 +221,7 @@ def output_paths(
     kind: Kind = "class maps" if issubclass(of, ClassMapResult) else "masks"
     first = {"png": "object0.mask0.png" if issubclass(of, Result) else "mask0.png"}
     endings = [first.get(name, WRITERS[kind][name].extension) for name in check_formats(formats, kind)]
-    return [Path(directory) / f"{stem}.{ending}" for ending in endings]
+    return [Path(directory) / f"{check_stem(stem)}.{ending}" for ending in endings]
 
 
 def write_result(

@@ -16,7 +16,7 @@ from segship.writers.instances import (
     as_instances,
     shortest_number,
 )
-from segship.writers.names import safe_file_name
+from segship.writers.names import safe_file_name, storable_text
 
 if TYPE_CHECKING:
     from segship.promptable.prompts import ObjectPrompt
@@ -145,7 +145,7 @@ def describe_label(entry: Instance) -> dict[str, float | None]:
 
 def encode_json(document: dict[str, Any]) -> bytes:
     """Return a document as UTF-8 JSON, strictly: a number that JSON does not have is our own mistake."""
-    return json.dumps(document, ensure_ascii=False, allow_nan=False).encode("utf-8") + b"\n"
+    return storable_text(json.dumps(document, ensure_ascii=False, allow_nan=False)).encode("utf-8") + b"\n"
 
 
 def _describe_objects(result: Result, instances: Instances) -> list[dict[str, Any]]:

@@ -13,6 +13,9 @@ import unicodedata
 from collections.abc import Iterable
 from pathlib import PurePath
 
+from segship.errors import OutputError
+from segship.files import is_possible_path
+
 MAX_STEM_BYTES = 200
 """Leaves room for what a writer adds: most file systems take names of 255 bytes."""
 
@@ -73,6 +76,21 @@ def safe_stem(name: str | os.PathLike[str]) -> str:
 def safe_file_name(name: str | os.PathLike[str]) -> str:
     """Return the last part of a path as text that can be shown and stored: forbidden characters are ``_``."""
     return "".join("_" if _is_forbidden(character) else character for character in PurePath(name).name)
+
+
+def check_stem(stem: str) -> str:
+    """Return a stem; refuses as ``cannot_write`` what no file's name can begin with."""
+    if PurePath(f"{stem}.x").name != f"{stem}.x" or not is_possible_path(stem):
+        message = (
+            f"the stem {stem!r} cannot begin the name of a file; `segship.writers.names.safe_stem` makes one that can"
+        )
+        raise OutputError(message, code="cannot_write")
+    return stem
+
+
+def storable_text(text: str) -> str:
+    """Return text that UTF-8 can hold: bytes of a file's name that are no text stand in it as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _is_forbidden(character: str) -> bool:

@@ -23,7 +23,7 @@ from segship.arrays import FloatArray
 from segship.errors import BackendUnavailable, PromptError
 from segship.files import open_regular
 from segship.writers.instances import Instances, Result, Source, as_instances
-from segship.writers.names import safe_file_name
+from segship.writers.names import safe_file_name, storable_text
 
 MAX_ARRAY_BYTES = 512 * 1024 * 1024
 # Not numpy's own reader of headers: that parses Python, and fails in many ways on what is none.
@@ -217,14 +217,14 @@ def _rows(instances: Instances) -> list[dict[str, Any]]:
     height, width = instances.size
     return [
         {
-            "image": instances.stem,
+            "image": storable_text(instances.stem),
             "file_name": safe_file_name(instances.name),
             "height": height,
             "width": width,
             "index": index,
             "object": None if entry.place is None else entry.place[0],
             "mask": None if entry.place is None else entry.place[1],
-            "category": instances.categories[entry.category],
+            "category": storable_text(instances.categories[entry.category]),
             "counts": entry.rle["counts"],
             "area": entry.area,
             "bbox": entry.sam_bbox,

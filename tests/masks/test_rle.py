@@ -29,8 +29,9 @@ from tests.oracle import reference
 
 masks = st.tuples(st.integers(1, 40), st.integers(1, 40)).flatmap(lambda size: arrays(np.bool_, size))
 runs_lists = st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=40)
-# pycocotools keeps six characters for each run, which hold 30 bits with the sign; longer runs write past its memory.
-shorter_runs_lists = st.lists(st.integers(0, 2**29 - 1), min_size=1, max_size=40)
+# For rleToString of pycocotools, which reserves six characters for each run and writes a zero behind the last: runs
+# that take six or seven write past its memory. These take five.
+shorter_runs_lists = st.lists(st.integers(0, 2**24 - 1), min_size=1, max_size=40)
 
 
 def oracle_encode(mask: np.ndarray) -> dict[str, Any]:
@@ -161,6 +162,37 @@ def test_run_lengths_are_compressed_as_in_pycocotools(lengths: list[int]) -> Non
     assert oracle.frPyObjects({"size": [1, 1], "counts": lengths}, 1, 1)["counts"].decode("ascii") == text
 
 
+def slow_text(lengths: list[int]) -> str:
+    """Write run lengths as maskApi.c does, one number and one character at a time, with room for any of them."""
+    text = ""
+    for index, length in enumerate(lengths):
+        rest = length - lengths[index - 2] if index > 2 else length
+        more = True
+        while more:
+            low, rest = rest & 0x1F, rest >> 5
+            more = rest != -1 if low & 0x10 else rest != 0
+            text += chr(48 + (low | 0x20 if more else low))
+    return text
+
+
+@given(shorter_runs_lists)
+def test_slow_writer_is_pycocotools(lengths: list[int]) -> None:
+    assert oracle.frPyObjects({"size": [1, 1], "counts": lengths}, 1, 1)["counts"].decode("ascii") == slow_text(lengths)
+
+
+@given(runs_lists)
+def test_run_lengths_of_any_size_are_compressed_as_by_the_slow_writer(lengths: list[int]) -> None:
+    assert compress_runs(np.array(lengths, np.int64)) == slow_text(lengths)
+
+
+@pytest.mark.parametrize("bits", range(4, 32))
+def test_run_lengths_at_every_border_of_a_character_are_compressed_as_by_the_slow_writer(bits: int) -> None:
+    for length in (2**bits - 1, 2**bits, 2**bits + 1):
+        lengths = [length, 0, 0, length, length, 0, 2**31]
+        assert compress_runs(np.array(lengths, np.int64)) == slow_text(lengths)
+        assert decompress_runs(slow_text(lengths), sum(lengths)).tolist() == lengths
+
+
 @pytest.mark.parametrize("size", [(0, 0), (0, 7), (7, 0)])
 def test_mask_without_pixels_is_what_pycocotools_writes(size: tuple[int, int]) -> None:
     rle = encode_rle(np.zeros(size, bool))
@@ -199,6 +231,9 @@ def test_size_may_be_an_array_or_a_tuple() -> None:
         ([[1], [2, 3]], "ragged"),
         (None, "NoneType"),
         (6, "int"),
+        (np.array(6), "one ndarray"),
+        (np.array("6"), "one ndarray"),
+        (np.int64(6), "one int64"),
         ("", "empty"),
         (b"", "empty"),
         ("P", "middle of a run"),
@@ -254,6 +289,11 @@ def test_any_string_gives_a_mask_or_a_reason(counts: bytes) -> None:
         assert error.code == "bad_rle"
     else:
         assert np.array_equal(decoded, oracle_decode({"size": [3, 4], "counts": counts}))
+
+
+def test_runs_are_a_list_of_numbers() -> None:
+    with pytest.raises(InputError, match=r"the runs have the shape \(\)"):
+        runs_to_mask(np.array(6), (2, 3))
 
 
 def test_runs_are_checked_one_by_one_so_that_their_sum_cannot_wrap() -> None:

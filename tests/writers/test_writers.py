@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import io
+import json
 import os
 import shutil
 from dataclasses import replace
@@ -255,6 +256,29 @@ def test_paths_are_known_before_anything_is_computed(
     assert [path.name for path in output_paths(ClassMapResult, tmp_path, "a", WRITERS["class maps"])] == [
         f"a.{writer.extension}" for writer in WRITERS["class maps"].values()
     ]
+
+
+@pytest.mark.parametrize("stem", ["a/b", "a\0b", "\ud800"])
+def test_stem_that_cannot_name_files_is_refused_before_any_work(
+    stem: str, records: ImageRecords, tmp_path: Path
+) -> None:
+    for refuse in (
+        lambda: encode_result(replace(records, stem=stem), ["overlay"]),
+        lambda: output_paths(ImageRecords, tmp_path, stem, ["json"]),
+        lambda: write_result(replace(records, stem=stem), tmp_path, ["overlay", "json", "png"]),
+    ):
+        with pytest.raises(OutputError, match="cannot begin the name of a file; .*safe_stem") as caught:
+            refuse()
+        assert caught.value.code == "cannot_write" and not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("name", MASKS)
+def test_text_that_is_none_is_written_as_escapes(name: str, records: ImageRecords) -> None:
+    labels = ["\udc80cat"] * len(records.records)
+    odd = replace(label_instances(records, labels), stem="\udc80photo", notes=("\ud800",), name="\udc80photo.jpg")
+    for file, data in MASKS[name].write(odd).items():
+        if file.endswith("json"):
+            assert json.loads(data)
 
 
 def plant_file(folder: Path) -> None:
