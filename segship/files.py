@@ -504,13 +504,20 @@ def tidy_directory(path: str | os.PathLike[str]) -> list[str]:
             entry.name for entry in entries if _PARTIAL.fullmatch(entry.name) and _is_own(place / entry.name)
         )
     for name in partial:
-        age = time.time() - _last_change(place / name)
-        if age > _KEPT_SECONDS:
-            _remove(place / name)
-            lines.append(f"{place / name} was removed, which a killed run left {age / 3600:.0f} hours ago")
-        else:
-            lines.append(f"{place / name} is of a run that was killed or still writes; it is removed when a day old")
+        # Others may be done with theirs while we look.
+        with suppress(FileNotFoundError):
+            lines += _tidy_partial(place / name)
     return lines
+
+
+def _tidy_partial(path: Path) -> list[str]:
+    if not _is_own(path):
+        return []
+    age = time.time() - _last_change(path)
+    if age <= _KEPT_SECONDS:
+        return [f"{path} is of a run that was killed or still writes; it is removed when a day old"]
+    _remove(path)
+    return [f"{path} was removed, which a killed run left {age / 3600:.0f} hours ago"]
 
 
 def _last_change(path: Path) -> float:
