@@ -8,6 +8,8 @@
 (1, 3, 400, 600)
 """
 
+from typing import TYPE_CHECKING, Any
+
 from segship.catalog import ModelInfo, list_models
 from segship.errors import (
     BackendUnavailable,
@@ -37,6 +39,9 @@ from segship.semantic.class_map import ClassMap
 from segship.semantic.labels import ClassVote, label_masks
 from segship.semantic.predictor import SemanticPredictor
 from segship.semantic.views import SemanticOptions
+
+if TYPE_CHECKING:
+    from segship.writers import write_result
 
 __version__ = "0.4.0"
 
@@ -77,4 +82,14 @@ __all__ = [
     "load_semantic",
     "pipeline",
     "read_image",
+    "write_result",
 ]
+
+
+def __getattr__(name: str) -> Any:
+    # Writers take as long to import as a third of all else, and a server or a notebook may never write.
+    if name == "write_result":
+        from segship.writers import write_result
+
+        return write_result
+    raise AttributeError(f"module 'segship' has no attribute {name!r}")

@@ -108,11 +108,15 @@ class LoadedImage:
     """An image as the use road takes it: upright pixels, and notes.
 
     Pixels are (H, W, 3) uint8 RGB, contiguous; or the same as an RGB picture of Pillow's that nobody else changes.
-    ``notes`` are what was done that a user may want to know; see the package's list.
+    ``notes`` are what was done that a user may want to know; see the package's list. ``path`` is the file it was read
+    from, if it was one.
     """
 
-    def __init__(self, pixels: Pixels | Image.Image, notes: tuple[str, ...] = ()) -> None:
+    def __init__(
+        self, pixels: Pixels | Image.Image, notes: tuple[str, ...] = (), path: str | Path | None = None
+    ) -> None:
         self.notes = notes
+        self.path = path
         self._held = pixels
 
     @property
@@ -137,7 +141,7 @@ class LoadedImage:
 
     def with_notes(self, notes: tuple[str, ...]) -> LoadedImage:
         """Return the same image with other notes."""
-        return LoadedImage(self._held, notes)
+        return LoadedImage(self._held, notes, self.path)
 
 
 ImageSource = str | Path | bytes | bytearray | memoryview | Image.Image | AnyArray | LoadedImage
@@ -199,7 +203,7 @@ def read_image(
     notes = (*loaded.notes, f"reduced_{reduce}")
     if was_reduced:
         return loaded.with_notes(notes)
-    return LoadedImage(np.asarray(Image.fromarray(loaded.pixels).reduce(reduce)), notes)
+    return LoadedImage(np.asarray(Image.fromarray(loaded.pixels).reduce(reduce)), notes, loaded.path)
 
 
 class _Reading(NamedTuple):
@@ -215,7 +219,8 @@ class _Reading(NamedTuple):
 def _read(source: ImageSource, how: _Reading) -> tuple[LoadedImage, bool]:
     """Return the image, and whether it is reduced already."""
     if isinstance(source, str | Path):
-        return _read_bytes(read_file(source, how.limits.bytes), how)
+        loaded, was_reduced = _read_bytes(read_file(source, how.limits.bytes), how)
+        return LoadedImage(loaded.picture, loaded.notes, source), was_reduced
     if isinstance(source, bytes | bytearray | memoryview):
         check_byte_count(memoryview(source).nbytes, how.limits.bytes)
         return _read_bytes(bytes(source), how)

@@ -5,12 +5,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from importlib import import_module
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
 
 from segship.arrays import BoolArray, FloatArray, IntArray
 from segship.errors import PromptError
+from segship.images import ImageSource
 from segship.masks.cleanup import MaskCleanUp, box_window, clean_low_res, clear_outside_box
 from segship.masks.lazy import ArrayMasks, LazyMasks
 from segship.masks.rle import Rle, Runs, compress_runs
@@ -49,6 +52,8 @@ class ImageEmbedding:
         What all prompts of the image share, by the names of the graph ``image_side`` (`segship.spec`): 27 MiB with SAM,
         seven times the embedding itself. None if the bundle has no such graph, or to save that memory: then it is
         made anew in every call, ``dataclasses.replace(embedding, image_side=None)``.
+    image_path
+        The file that the image was read from, if it was one; `MaskPrediction.save` draws over it.
     """
 
     image_embeddings: FloatArray
@@ -57,6 +62,7 @@ class ImageEmbedding:
     encoder_sha256: str
     notes: tuple[str, ...] = ()
     image_side: Mapping[str, FloatArray] | None = None
+    image_path: str | Path | None = None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,6 +85,8 @@ class MaskPrediction:
         The prompts as they were used, in the image frame: boxes ordered and clipped.
     notes
         What was noticed, such as ``box_clipped`` or ``no_positive_prompt``.
+    image_path
+        The file that the image was read from, if it was one.
     """
 
     held: LazyMasks | ArrayMasks
@@ -87,6 +95,56 @@ class MaskPrediction:
     original_size: tuple[int, int]
     objects: tuple[ObjectPrompt, ...] = ()
     notes: tuple[str, ...] = ()
+    image_path: str | Path | None = None
+
+    def save(
+        self,
+        path: str | Path,
+        *,
+        format: str | None = None,
+        image: ImageSource | None = None,
+        overwrite: bool = False,
+    ) -> list[Path]:
+        """Write the prediction to a file, in the format that its name or ``format`` says.
+
+        Parameters
+        ----------
+        path
+            ``x.jpg`` is the overlay, ``x.json`` the document, ``x.npz`` all arrays, ``x.txt`` YOLO, ``x.parquet`` a
+            table; the whole endings of docs/files.md say more, such as ``x.coco.json``. Its folder is made.
+        format
+            A key of ``WRITERS["masks"]`` of `segship.writers`, whatever the name says; ``png`` writes a file a mask
+            and puts the masks' numbers into the names.
+        image
+            What the masks belong to: only an overlay needs it, and only if it was not read from a file, which is read
+            again.
+        overwrite
+            Replace what is there.
+
+        Returns
+        -------
+        list
+            The files that were written, or the folder.
+
+        Raises
+        ------
+        InputError, ImageError
+            ``needs_image``, ``bad_source`` for an image of another size, or what `segship.read_image` says of it.
+        OutputError
+            ``unknown_format``, or as `segship.writers.write_result`.
+
+        Examples
+        --------
+        >>> import segship, tempfile
+        >>> predictor = segship.load("tiny")
+        >>> prediction = predictor.predict(segship.demo_photograph(), points=[[365, 290]])
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     [path.name for path in prediction.save(f"{folder}/new/cup.coco.json")]
+        ['cup.coco.json']
+        """
+        # By name: writers stand on predictions.
+        writers = import_module("segship.writers")
+        return list(writers.save(self, path, format=format, image=image, overwrite=overwrite))
 
     @property
     def masks(self) -> BoolArray | FloatArray:

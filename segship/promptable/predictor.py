@@ -323,6 +323,7 @@ class Predictor:
             encoder_sha256=self.encoder_sha256,
             notes=loaded.notes,
             image_side=self._decoder.image_side(image_embeddings),
+            image_path=loaded.path,
         )
 
     def decode_resolved(
@@ -352,6 +353,7 @@ class Predictor:
             original_size=embedding.original_size,
             objects=resolved.objects,
             notes=(*embedding.notes, *resolved.notes),
+            image_path=embedding.image_path,
         )
 
     def select_at(self, embedding: ImageEmbedding, points_xy: Points, min_iou: float) -> SelectedMasks:

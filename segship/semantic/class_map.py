@@ -4,12 +4,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
 
 import numpy as np
 
 from segship.arrays import BoolArray, Color, FloatArray, Pixels
 from segship.datasets.classes import IGNORED, ClassTable
 from segship.errors import InputError
+from segship.images import ImageSource
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,12 +29,34 @@ class ClassMap:
         What was noticed while reading the image or on the way to the map.
     probability
         (H, W) float32, 0 to 1: how probable the model finds each pixel's class; None unless it was asked for.
+    image_path
+        The file that the image was read from, if it was one; `save` draws over it.
     """
 
     array: Pixels
     table: ClassTable
     notes: tuple[str, ...] = ()
     probability: FloatArray | None = None
+    image_path: str | Path | None = None
+
+    def save(
+        self,
+        path: str | Path,
+        *,
+        format: str | None = None,
+        image: ImageSource | None = None,
+        overwrite: bool = False,
+    ) -> list[Path]:
+        """Write the map to a file, in the format that its name or ``format`` says.
+
+        ``x.jpg`` is the overlay with its legend, ``x.png`` the classes with their colors as a palette, ``x.json`` what
+        occurs; the whole endings of docs/semantic.md say more, such as ``x.label_ids.png``, and ``format`` is a key of
+        ``WRITERS["class maps"]``. The other parameters, what comes back and what is raised are those of
+        `segship.MaskPrediction.save`.
+        """
+        # By name: writers stand on class maps.
+        writers = import_module("segship.writers")
+        return list(writers.save(self, path, format=format, image=image, overwrite=overwrite))
 
     @property
     def classes(self) -> tuple[str, ...]:

@@ -322,7 +322,7 @@ class SemanticPredictor:
         maps = []
         for image, found in zip(images, self._argmaxes(images, options), strict=True):
             notes = (*image.notes, *self._notes(image.size_hw, options))
-            maps.append(ClassMap(found.classes, self.table, notes, found.probability))
+            maps.append(ClassMap(found.classes, self.table, notes, found.probability, image.path))
         return maps
 
     def _argmaxes(self, images: Sequence[LoadedImage], options: SemanticOptions) -> Iterator[Argmax]:

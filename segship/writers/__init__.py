@@ -19,10 +19,16 @@ from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-from segship.errors import OutputError
-from segship.files import check_target, write_together
+import numpy as np
+
+from segship.arrays import Pixels, Size
+from segship.errors import InputError, OutputError
+from segship.files import check_target, make_directory, write_together
+from segship.images import ImageSource, read_image
+from segship.promptable.everything.records import ImageRecords, MaskRecords
+from segship.semantic.class_map import ClassMap
 from segship.writers.documents import (
     class_map_document,
     coco_document,
@@ -67,6 +73,9 @@ from segship.writers.tables import (
     to_supervision,
 )
 
+if TYPE_CHECKING:
+    from segship.promptable.prediction import MaskPrediction
+
 __all__ = [
     "WRITERS",
     "ClassMapResult",
@@ -88,6 +97,7 @@ __all__ = [
     "prediction_document",
     "read_mask_input",
     "sa1b_document",
+    "save",
     "to_supervision",
     "write_files",
     "write_result",
@@ -204,6 +214,84 @@ def encode_result(result: Source | ClassMapResult, formats: Iterable[str]) -> di
     return encoded
 
 
+def save(
+    found: MaskPrediction | MaskRecords | ClassMap,
+    path: str | os.PathLike[str],
+    *,
+    format: str | None = None,
+    image: ImageSource | None = None,
+    overwrite: bool = False,
+) -> list[Path]:
+    """Write what a model found under one name; `segship.MaskPrediction.save` says what the parameters mean."""
+    target = Path(path)
+    kind: Kind = "class maps" if isinstance(found, ClassMap) else "masks"
+    name, stem = _format_of(target.name, kind, format)
+    source = found.image_path if image is None else image
+    size = _size_of(found)
+    # Of most formats only the size is asked: a view of one pixel is an image of any.
+    pixels: Pixels = np.broadcast_to(np.uint8(0), (*size, 3))
+    if name == "overlay":
+        pixels = _read_for_overlay(source, size)
+    image_name = os.path.basename(source) if isinstance(source, str | Path) else stem
+    result: Source | ClassMapResult
+    if isinstance(found, ClassMap):
+        result = ClassMapResult(stem, image_name, pixels, found)
+    elif isinstance(found, MaskRecords):
+        result = ImageRecords(stem, image_name, pixels, tuple(found), found.notes)
+    else:
+        result = Result(stem, image_name, pixels, found, found.objects)
+    make_directory(target.parent)
+    if name == "png":
+        return write_result(result, target.parent, [name], overwrite=overwrite)
+    # One file, or one folder, under the very name that was given.
+    ending = f"{stem}.{WRITERS[kind][name].extension}"
+    written = {target.name + file.removeprefix(ending): data for file, data in encode_result(result, [name]).items()}
+    return write_files(written, target.parent, overwrite=overwrite)
+
+
+# What an ending says that no format has for itself alone.
+_ENDINGS: dict[Kind, dict[str, str]] = {
+    "masks": {".jpg": "overlay", ".jpeg": "overlay", ".json": "json", ".npz": "npz"},
+    "class maps": {".jpg": "overlay", ".jpeg": "overlay", ".json": "json", ".png": "classes"},
+}
+
+
+def _format_of(name: str, kind: Kind, wanted: str | None) -> tuple[str, str]:
+    """Return the format that a name means, and the stem in the name."""
+    if wanted is not None:
+        check_formats([wanted], kind)
+    # The files of "png" have the number of their mask before their ending.
+    for known, writer in WRITERS[kind].items():
+        if known != "png" and name.endswith(f".{writer.extension}") and wanted in (None, known):
+            return check_formats([known], kind)[0], name.removesuffix(f".{writer.extension}")
+    stem, suffix = os.path.splitext(name)
+    found = wanted or _ENDINGS[kind].get(suffix.lower())
+    if found is None:
+        message = (
+            f"the name {name!r} does not say in which format to write; give format=, one of "
+            f"{', '.join(WRITERS[kind])}, or an ending such as {', '.join(_ENDINGS[kind])}"
+        )
+        raise OutputError(message, code="unknown_format")
+    return found, stem
+
+
+def _size_of(found: MaskPrediction | MaskRecords | ClassMap) -> Size:
+    if isinstance(found, ClassMap):
+        return (found.array.shape[0], found.array.shape[1])
+    return found.size if isinstance(found, MaskRecords) else found.original_size
+
+
+def _read_for_overlay(source: ImageSource | None, size: Size) -> Pixels:
+    if source is None:
+        message = "an overlay needs the image, which was not read from a file; give image=, or save as .json or .npz"
+        raise InputError(message, code="needs_image")
+    loaded = read_image(source)
+    if loaded.size_hw != size:
+        message = f"the image has {loaded.size_hw} pixels, height and width, and the masks {size}; give the same image"
+        raise InputError(message, code="bad_source")
+    return loaded.pixels
+
+
 def output_paths(
     of: type[Source | ClassMapResult], directory: str | os.PathLike[str], stem: str, formats: Iterable[str]
 ) -> list[Path]:
@@ -233,8 +321,8 @@ def write_result(
 ) -> list[Path]:
     """Write what there is of one image in some formats; takes and refuses what `encode_result` and `write_files` do.
 
-    What is overwritten is replaced wholly: of ``png``, files of masks that the earlier result had and this one has not
-    go too.
+    The directory is made. What is overwritten is replaced wholly: of ``png``, files of masks that the earlier result
+    had and this one has not go too.
 
     Returns
     -------
@@ -246,6 +334,7 @@ def write_result(
     gone: set[str] = set()
     if overwrite and "png" in wanted:
         gone = set(written_masks(Path(directory), result.stem, of_objects=isinstance(result, Result))) - written.keys()
+    make_directory(directory)
     return _write_together(written, directory, gone, overwrite=overwrite)
 
 

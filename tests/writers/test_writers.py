@@ -148,8 +148,16 @@ def test_planted_link_is_never_written_through(result: Result, tmp_path: Path) -
 
 def test_missing_directory_is_named(result: Result, tmp_path: Path) -> None:
     with pytest.raises(OutputError, match="no directory") as caught:
-        write_result(result, tmp_path / "missing", ["json"])
+        write_files(encode_result(result, ["json"]), tmp_path / "missing")
     assert caught.value.code == "output_directory_missing"
+
+
+def test_directory_of_a_result_is_made(result: Result, tmp_path: Path) -> None:
+    (path,) = write_result(result, tmp_path / "some" / "where", ["json"])
+    assert path == tmp_path / "some" / "where" / "my photo.prediction.json" and path.exists()
+    with pytest.raises(OutputError, match="a file is in the way") as caught:
+        write_result(result, path, ["json"])
+    assert caught.value.code == "cannot_write"
 
 
 def test_unknown_format_lists_the_known_ones(result: Result, tmp_path: Path) -> None:

@@ -7,11 +7,15 @@ files. The keys and their meaning follow segment_anything/automatic_mask_generat
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib import import_module
+from pathlib import Path
 from typing import Any, Literal, get_args
 
 from segship.arrays import BoolArray, IntArray, Pixels, Size
 from segship.errors import InputError
+from segship.images import ImageSource
 from segship.masks.rle import Rle, compress_runs, runs_to_mask
 
 OutputMode = Literal["binary_mask", "uncompressed_rle", "coco_rle"]
@@ -100,6 +104,36 @@ class MaskRecord:
         if output_mode == "binary_mask":
             return self.mask
         raise bad_output_mode(output_mode)
+
+
+class MaskRecords(list[MaskRecord]):
+    """All records of one image, a list that can be saved.
+
+    ``size``, ``notes`` and ``image_path`` are those of `segship.promptable.everything.search.AmgResult`.
+    """
+
+    def __init__(
+        self,
+        records: Iterable[MaskRecord],
+        size: Size,
+        notes: tuple[str, ...] = (),
+        image_path: str | Path | None = None,
+    ) -> None:
+        super().__init__(records)
+        self.size, self.notes, self.image_path = size, notes, image_path
+
+    def save(
+        self,
+        path: str | Path,
+        *,
+        format: str | None = None,
+        image: ImageSource | None = None,
+        overwrite: bool = False,
+    ) -> list[Path]:
+        """Write the records to a file as `segship.MaskPrediction.save` does."""
+        # By name: writers stand on records.
+        writers = import_module("segship.writers")
+        return list(writers.save(self, path, format=format, image=image, overwrite=overwrite))
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -28,7 +29,7 @@ from segship.promptable.everything.filters import (
 )
 from segship.promptable.everything.grids import Crop, coarse_to_fine, crop_boxes, layer_grids
 from segship.promptable.everything.options import AmgOptions
-from segship.promptable.everything.records import MaskRecord
+from segship.promptable.everything.records import MaskRecord, MaskRecords
 
 if TYPE_CHECKING:
     from segship.promptable.predictor import Predictor
@@ -130,6 +131,8 @@ class AmgResult:
         Points that were really asked; fewer than expected if there was a deadline.
     notes
         What was noticed: notes of the image, and ``deadline_reached`` if points were left out for lack of time.
+    image_path
+        The file that the image was read from, if it was one.
     """
 
     records: tuple[MaskRecord, ...]
@@ -138,6 +141,7 @@ class AmgResult:
     cost: AmgCost
     points: int
     notes: tuple[str, ...] = ()
+    image_path: str | Path | None = None
 
 
 def generate(
@@ -182,12 +186,13 @@ def generate_loaded(
     records = _finish(records, options)
     if options.partition:
         records = partition_records(records, context.size_hw)
-    return AmgResult(tuple(records), context.size_hw, coverage(records), context.cost, context.points, notes)
+    covered = coverage(records)
+    return AmgResult(tuple(records), context.size_hw, covered, context.cost, context.points, notes, loaded.path)
 
 
 def generate_masks(
     predictor: Predictor, image: ImageSource, options: AmgOptions | None = None, *, limits: ImageLimits | None = None
-) -> list[MaskRecord]:
+) -> MaskRecords:
     """Find everything in a picture.
 
     The image is what `Predictor.encode` takes, within ``limits``; ``options`` are those of `AmgOptions`, its defaults
@@ -197,7 +202,7 @@ def generate_masks(
     -------
     list
         A `MaskRecord` for each mask, by descending predicted IoU, those of smaller crops first. Empty if nothing
-        passes the thresholds.
+        passes the thresholds. It has a method ``save``.
 
     Raises
     ------
@@ -212,7 +217,8 @@ def generate_masks(
     >>> all(record.mask.shape == (400, 600) for record in records)
     True
     """
-    return list(generate(predictor, image, options, limits=limits).records)
+    found = generate(predictor, image, options, limits=limits)
+    return MaskRecords(found.records, found.size, found.notes, found.image_path)
 
 
 def iter_masks(
