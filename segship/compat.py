@@ -289,6 +289,7 @@ ARRAY_LIMITS = ImageLimits(pixels=400_000_000)
 _CHANGED = {
     "point_clipped": "a point outside the image was moved to its edge",
     "box_clipped": "a box was cut at the edge of the image",
+    "box_reversed": "the corners of a box were put in order, x0 < x1 and y0 < y1",
 }
 
 
@@ -410,7 +411,8 @@ class SamPredictor:
                 code="too_many_objects",
             )
         masks, scores, logits = self._decode(prompts, multimask_output, return_logits)
-        return masks[0], scores[0], logits[0]
+        # No box at all, (0, 4), has no masks.
+        return masks.reshape(-1, *masks.shape[2:]), scores.reshape(-1), logits.reshape(-1, *logits.shape[2:])
 
     def predict_torch(
         self,

@@ -184,6 +184,16 @@ def test_calls_that_mean_nothing_are_refused(task, inputs, settings, message, co
     assert caught.value.code == code
 
 
+@pytest.mark.parametrize(("boxes", "count"), [([], 0), (np.zeros((0, 4)), 0), ([[1, 2, 30, 40]] * 100, 100)])
+def test_any_number_of_boxes_has_as_many_masks(task, boxes, count):
+    task.set_image(IMAGE)
+    outputs = task({"boxes": boxes}, multimask_output=False)
+    assert [len(outputs[name]) for name in outputs] == [count] * 3 and outputs["masks"].shape[1:] == (
+        1,
+        *IMAGE.shape[:2],
+    )
+
+
 def test_task_and_model_by_name(predictor):
     with pytest.raises(InputError, match="no task 'panoptic'; known are segment_anything"):
         pipeline("panoptic", model=predictor)

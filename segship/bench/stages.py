@@ -23,7 +23,7 @@ from segship.images.reading import demo_photograph
 from segship.promptable.everything.options import AmgOptions
 from segship.promptable.everything.search import generate
 from segship.promptable.predictor import Predictor
-from segship.promptable.prompts import PromptLimits, Prompts
+from segship.promptable.prompts import Prompts
 from segship.promptable.transforms import prepare_image
 from segship.semantic.predictor import SemanticPredictor
 from segship.semantic.preprocessing import resize_pixels, to_tensor
@@ -76,13 +76,12 @@ def promptable_stages(predictor: Predictor, data: bytes, options: BenchmarkOptio
     # A predictor takes pixels, so this has the preprocessing in it; the row of the graph has not.
     yield Stage("encode with preprocess", lambda: predictor.encode(pixels), detail=picture)
     embedding = predictor.encode(pixels)
-    limits = PromptLimits(objects=max(options.objects, default=1))
     for objects in options.objects:
         prompts = make_prompts(objects, options.points, size_hw)
         yield Stage(
             f"decode {objects} object{'s' if objects > 1 else ''}",
             # Masks may be made when they are first looked at, and a user looks at them.
-            lambda prompts=prompts: predictor.decode(embedding, prompts, limits=limits).masks,  # type: ignore[misc]
+            lambda prompts=prompts: predictor.decode(embedding, prompts).masks,  # type: ignore[misc]
             objects,
             {**picture, "objects": objects, "points": options.points},
         )

@@ -26,6 +26,8 @@ from segship.writers import Result, read_mask_input
 
 # Coordinates may be below 0.
 COORDINATES = Parameter(allow_leading_hyphen=True, negative=())
+# Half a million boxes; a server sets a smaller limit.
+PROMPTS_FILE = PromptLimits(json_bytes=16 * 2**20)
 MULTIMASK = Option(
     name="--multimask",
     kind=bool,
@@ -87,7 +89,8 @@ def gather_prompts(
                 "--prompts was given together with --point, --box or --mask-input; put everything into the file",
                 code="prompts_given_twice",
             )
-        return parse_prompts_json(read_bytes(file.resolve(), limit=PromptLimits().json_bytes + 1))
+        text = read_bytes(file.resolve(), limit=PROMPTS_FILE.json_bytes + 1)
+        return parse_prompts_json(text, PROMPTS_FILE)
     if points and len(boxes) > 1:
         raise PromptError(
             f"{len(points)} points and {len(boxes)} boxes were given, and points belong to one object; "

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from threading import Lock
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,6 +66,12 @@ class LazyMasks:
         self._lock = Lock()
         self._pixels: BoolArray | None = None
         self._encoded: dict[tuple[int, int], EncodedMask] = {}
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # The lock stays behind. Pixels that were made may have been changed.
+        if self._pixels is not None:
+            return ArrayMasks, (self._pixels,)
+        return LazyMasks, (self._patches, self._upscaler, self._limits)
 
     @property
     def shape(self) -> tuple[int, int]:

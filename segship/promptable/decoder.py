@@ -57,9 +57,12 @@ def objects_per_call(geometry: SamGeometry, *, on_gpu: bool = False) -> int:
     return max(1, min(MOST_OBJECTS_PER_CALL, _CACHE_BYTES // (2 * low_rank_bytes)))
 
 
-def bytes_per_object(geometry: SamGeometry) -> int:
-    """Return the memory, in bytes, that the decoder's tensors take for each object of a call."""
-    return _EMBEDDINGS_PER_OBJECT * 4 * geometry.embedding_channels * geometry.embedding_size**2
+def bytes_per_object(geometry: SamGeometry, points: int = 1) -> int:
+    """Return the memory, in bytes, that the decoder's tensors take for each object, of so many points, of a call."""
+    heads = max(1, geometry.embedding_channels // _CHANNELS_PER_HEAD)
+    # Points attend to one another and to the cells, and these to them: weights, and what they are made of.
+    attention = 2 * 4 * heads * points * (points + 2 * geometry.embedding_size**2)
+    return _EMBEDDINGS_PER_OBJECT * 4 * geometry.embedding_channels * geometry.embedding_size**2 + attention
 
 
 def image_side_bytes(geometry: SamGeometry) -> int:
@@ -111,6 +114,10 @@ class Decoder:
 
     def decode(self, image_embeddings: FloatArray, image_side: Arrays | None, prompts: Arrays) -> Decoded:
         """Return all four masks of every object, in the order of the prompts."""
+        if not len(prompts["point_labels"]):
+            # There is nothing to run: a graph's operators need not take tensors without a value.
+            side_hw = tuple(4 * side for side in image_embeddings.shape[2:])
+            return np.zeros((0, MASK_TOKENS), np.float32), np.zeros((0, MASK_TOKENS, *side_hw), np.float32)
         shared = self._shares(prompts)
         parts: list[tuple[IntArray, FloatArray, FloatArray]] = []
         if shared.any():
@@ -164,14 +171,15 @@ class Decoder:
             Height and width of the part of the masks, in their pixels, that is wanted; the rest may be padding.
         """
         height, width = size_hw
-        if "selective_decoder" not in self._sessions or not self._shares(prompts).all():
+        objects_count = len(prompts["point_labels"])
+        if "selective_decoder" not in self._sessions or not objects_count or not self._shares(prompts).all():
             ious, masks = self.decode(image_embeddings, image_side, prompts)
             objects, tokens = np.nonzero(ious > min_iou)
             return SelectedMasks(ious, objects, tokens, masks[objects, tokens, :height, :width])
         side = image_side or self._made_side(image_embeddings)
         grid_hw, part_hw = (image_embeddings.shape[2], image_embeddings.shape[3]), (-(-height // 4), -(-width // 4))
         parts = []
-        for rows in self._portions(np.ones(len(prompts["point_labels"]), np.bool_)):
+        for rows in self._portions(np.ones(objects_count, np.bool_)):
             found = self._run_selective(grid_hw, part_hw, side, _clicks(prompts, rows), min_iou)
             objects, tokens = found["kept"].T
             masks = found["low_res_masks"][:, :height, :width]

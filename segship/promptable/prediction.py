@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Literal
@@ -56,12 +56,12 @@ class ImageEmbedding:
         The file that the image was read from, if it was one; `MaskPrediction.save` draws over it.
     """
 
-    image_embeddings: FloatArray
+    image_embeddings: FloatArray = field(repr=False)
     original_size: tuple[int, int]
     input_size: tuple[int, int]
     encoder_sha256: str
     notes: tuple[str, ...] = ()
-    image_side: Mapping[str, FloatArray] | None = None
+    image_side: Mapping[str, FloatArray] | None = field(default=None, repr=False)
     image_path: str | Path | None = None
 
 
@@ -146,6 +146,12 @@ class MaskPrediction:
         writers = import_module("segship.writers")
         return list(writers.save(self, path, format=format, image=image, overwrite=overwrite))
 
+    def __repr__(self) -> str:
+        objects, masks = self.held.shape
+        return (
+            f"MaskPrediction(objects={objects}, masks={masks}, original_size={self.original_size}, notes={self.notes})"
+        )
+
     @property
     def masks(self) -> BoolArray | FloatArray:
         """(objects, masks, H, W) bool in the image frame; float32 logits when they were asked for.
@@ -198,6 +204,11 @@ def check_choice(choice: MaskChoice) -> None:
         )
 
 
+def count_masks(choice: MaskChoice) -> int:
+    """Return how many masks of an object come out."""
+    return AMBIGUOUS_MASKS.stop - AMBIGUOUS_MASKS.start if choice is True else 1
+
+
 def choose_masks(
     ious: FloatArray,
     low_res: FloatArray,
@@ -212,7 +223,7 @@ def choose_masks(
     # argmax takes the first of equals, so ties go to the lower index.
     best = 1 + ious[:, AMBIGUOUS_MASKS].argmax(axis=1)
     if choice == "auto":
-        ambiguous = np.array([prompt.ambiguous for prompt in objects])
+        ambiguous = np.array([prompt.ambiguous for prompt in objects], np.bool_)
         best = np.where(ambiguous, best, 0)
     rows = np.arange(len(ious))
     return ious[rows, best][:, None], low_res[rows, best][:, None]
@@ -255,9 +266,9 @@ def make_masks(
             masks[index] = [_cleaned(patch, prompt, embedding, clean_up, pixels_per_cell) for patch in masks[index]]
             if clean_up.box_margin is not None and prompt.box is not None:
                 limits[index] = box_window(prompt.box, clean_up.box_margin, embedding.original_size)
-    if not return_logits:
+    if not return_logits and objects:
         return LazyMasks([[crop_patch(patch) for patch in entry] for entry in masks], upscaler, limits)
-    pixels = np.empty((*low_res.shape[:2], *embedding.original_size), np.float32)
+    pixels = np.empty((*low_res.shape[:2], *embedding.original_size), np.float32 if return_logits else np.bool_)
     for entry, index in np.ndindex(low_res.shape[:2]):
         pixels[entry, index] = upscaler.enlarge(masks[entry][index])
         clear_outside_box(pixels[entry, index], limits[entry])

@@ -8,17 +8,17 @@ belongs to an image travels in the `ImageEmbedding` that `encode` returns.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal, Never, Self
 
 import numpy as np
 import numpy.typing as npt
 
 from segship.arrays import AnyArray, FloatArray, Points
-from segship.errors import BackendUnavailable, PromptError
+from segship.errors import BackendUnavailable, ImageError, PromptError
 from segship.images import ImageLimits, ImageSource, LoadedImage, read_image
 from segship.masks.cleanup import MaskCleanUp
 from segship.masks.upscaling import LogitsPatch, Upscaler, upscaler
-from segship.promptable.decoder import Decoded, Decoder, SelectedMasks, objects_per_call
+from segship.promptable.decoder import Decoded, Decoder, SelectedMasks, bytes_per_object, objects_per_call
 from segship.promptable.prediction import (
     AMBIGUOUS_MASKS,
     ImageEmbedding,
@@ -26,9 +26,11 @@ from segship.promptable.prediction import (
     MaskPrediction,
     check_choice,
     choose_masks,
+    count_masks,
     make_masks,
 )
 from segship.promptable.prompts import (
+    ObjectPrompt,
     PromptLimits,
     Prompts,
     ResolvedPrompts,
@@ -42,6 +44,9 @@ from segship.spec import MASK_TOKENS
 if TYPE_CHECKING:
     from segship.backends.session import Session
     from segship.promptable.manifest import PromptableManifest
+
+# Prompt tensors and all four masks are held of so many objects at once; the masks that are wanted, of all.
+_OBJECTS_OF_A_PORTION = 64
 
 
 class Predictor:
@@ -141,6 +146,9 @@ class Predictor:
         >>> embedding.original_size
         (400, 600)
         """
+        if isinstance(image, ImageEmbedding):
+            message = "this is an embedding, which is encoded already; give it to decode, which takes the prompts"
+            raise ImageError(message, code="unsupported_source")
         return self.encode_loaded(read_image(image, limits=limits))
 
     def decode(
@@ -193,6 +201,7 @@ class Predictor:
         """
         check_choice(multimask_output)
         resolved = self._resolve(embedding, prompts, limits, outside)
+        self._check_memory(embedding, resolved, limits, count_masks(multimask_output), return_logits)
         return self.decode_resolved(
             embedding, resolved, multimask_output=multimask_output, return_logits=return_logits, clean_up=clean_up
         )
@@ -208,10 +217,21 @@ class Predictor:
         mask_input: npt.ArrayLike | None = None,
         multimask_output: MaskChoice = True,
         return_logits: bool = False,
+        clean_up: bool = True,
+        outside: Literal["error", "clip"] = "error",
+        limits: PromptLimits | None = None,
+        **unknown: Never,
     ) -> MaskPrediction:
         """Encode an image and decode prompts in one call; `encode` and `decode` say what the parameters mean.
 
         Give either ``prompts`` or the parts of one `Prompts`.
+
+        Raises
+        ------
+        ImageError, PromptError
+            As `encode` and `decode`; ``bad_prompt`` when there are both.
+        TypeError
+            When there is no such parameter.
 
         Examples
         --------
@@ -224,9 +244,17 @@ class Predictor:
         parts = (points, labels, boxes, mask_input)
         if prompts is not None and any(part is not None for part in parts):
             raise PromptError("prompts were given twice: as `prompts` and as separate parts; give one of the two")
-        if prompts is None:
-            prompts = Prompts(points=points, labels=labels, boxes=boxes, mask_input=mask_input)
-        return self.decode(self.encode(image), prompts, multimask_output=multimask_output, return_logits=return_logits)
+        if prompts is None or unknown:
+            prompts = Prompts(points=points, labels=labels, boxes=boxes, mask_input=mask_input, **unknown)
+        return self.decode(
+            self.encode(image),
+            prompts,
+            multimask_output=multimask_output,
+            return_logits=return_logits,
+            clean_up=clean_up,
+            outside=outside,
+            limits=limits,
+        )
 
     def decode_low_res(
         self,
@@ -245,7 +273,8 @@ class Predictor:
             (N, 4) float32 predicted IoUs and (N, 4, 4h, 4w) float32 logits, the single-mask token first.
         """
         resolved = self._resolve(embedding, prompts, limits)
-        return self._run_decoder(embedding, self._prompt_tensors(embedding, resolved))
+        self._check_memory(embedding, resolved, limits, MASK_TOKENS)
+        return self._run_decoder(embedding, self._prompt_tensors(embedding, resolved.objects))
 
     def decode_passing(
         self,
@@ -271,7 +300,8 @@ class Predictor:
             ``nonfinite_output`` when a score is not finite.
         """
         resolved = self._resolve(embedding, prompts, limits)
-        return self._select(embedding, self._prompt_tensors(embedding, resolved), min_iou)
+        self._check_memory(embedding, resolved, limits, MASK_TOKENS)
+        return self._select(embedding, self._prompt_tensors(embedding, resolved.objects), min_iou)
 
     def upscale(self, low_res: FloatArray, embedding: ImageEmbedding) -> FloatArray:
         """Return the (H, W) float32 logits, in the image frame, of one low-resolution mask (4h, 4w)."""
@@ -281,6 +311,9 @@ class Predictor:
         """Release the sessions; the predictor cannot be used afterwards."""
         for session in self._sessions.values():
             session.close()
+
+    def __repr__(self) -> str:
+        return f"Predictor({self.manifest.architecture!r}, {self.precision}, in {self.description})"
 
     def __enter__(self) -> Self:
         return self
@@ -302,6 +335,28 @@ class Predictor:
                 code="foreign_embedding",
             )
         return resolve_prompts(prompts, embedding.original_size, outside=outside, limits=limits or PromptLimits())
+
+    def _check_memory(
+        self,
+        embedding: ImageEmbedding,
+        resolved: ResolvedPrompts,
+        limits: PromptLimits | None,
+        masks: int,
+        return_logits: bool = False,
+    ) -> None:
+        """Refuse what needs more memory than the limits allow, known before anything runs."""
+        count, bound = len(resolved.objects), (limits or PromptLimits()).memory_bytes
+        points = max((len(entry.points) for entry in resolved.objects), default=0)
+        pixels = 4 * embedding.original_size[0] * embedding.original_size[1] if return_logits else 0
+        # Each mask is kept whole, and once more as far as its pixels depend on it.
+        kept = count * masks * (2 * 4 * self.manifest.geometry.low_res_size**2 + pixels)
+        needed = kept + min(count, self.objects_per_call) * bytes_per_object(self.manifest.geometry, points)
+        if needed > bound:
+            raise PromptError(
+                f"masks of {count:,} objects with up to {points:,} points need about {needed / 1e6:,.0f} MB; at most "
+                f"{bound / 1e6:,.0f} MB are taken in one call; give fewer of them at once",
+                code="over_memory",
+            )
 
     # What follows trusts its callers: images were read, prompts resolved, and embeddings are this predictor's own.
 
@@ -336,8 +391,13 @@ class Predictor:
         clean_up: bool = True,
     ) -> MaskPrediction:
         """Decode prompts that `segship.promptable.prompts.resolve_prompts` gave, as `decode` does."""
-        ious, low_res = self._run_decoder(embedding, self._prompt_tensors(embedding, resolved))
-        ious, low_res = choose_masks(ious, low_res, resolved.objects, multimask_output)
+        kept, side = (len(resolved.objects), count_masks(multimask_output)), self.manifest.geometry.low_res_size
+        ious, low_res = np.empty(kept, np.float32), np.empty((*kept, side, side), np.float32)
+        for begin in range(0, len(ious), _OBJECTS_OF_A_PORTION):
+            rows = slice(begin, begin + _OBJECTS_OF_A_PORTION)
+            objects = resolved.objects[rows]
+            found = self._run_decoder(embedding, self._prompt_tensors(embedding, objects))
+            ious[rows], low_res[rows] = choose_masks(*found, objects, multimask_output)
         return MaskPrediction(
             held=make_masks(
                 low_res,
@@ -378,9 +438,9 @@ class Predictor:
         except IndexError:
             return None
 
-    def _prompt_tensors(self, embedding: ImageEmbedding, resolved: ResolvedPrompts) -> dict[str, AnyArray]:
+    def _prompt_tensors(self, embedding: ImageEmbedding, objects: Sequence[ObjectPrompt]) -> dict[str, AnyArray]:
         return encode_prompts(
-            resolved.objects,
+            objects,
             original_size=embedding.original_size,
             input_size=embedding.input_size,
             low_res_size=self.manifest.geometry.low_res_size,

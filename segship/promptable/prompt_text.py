@@ -2,7 +2,7 @@
 """Prompts from text: ``x,y[,label]`` and ``x0,y0,x1,y1`` of the command line, and JSON of files and HTTP.
 
 Strict: what is not understood is refused, never skipped. The same prompts give the same result, or the same code,
-whichever way they come in; what arrays may hold is checked by `segship.promptable.prompts.Prompts`.
+whichever way they come in: what arrays may hold is checked by `segship.promptable.prompts.Prompts` alone.
 
 JSON is one object with ``points``, ``labels``, ``boxes`` and ``mask_input``, each left out, null or nested lists of
 numbers in the shapes that `Prompts` takes; or ``{"objects": [...]}`` with a list of such objects.
@@ -14,8 +14,9 @@ Codes of `PromptError` on top of those of `segship.promptable.prompts`: ``bad_js
 from __future__ import annotations
 
 import json
+import math
 import re
-from typing import Any, NamedTuple, NoReturn
+from typing import Any, NamedTuple
 
 from segship.errors import PromptError
 from segship.promptable.prompts import DEFAULT_LIMITS, PromptLimits, Prompts
@@ -105,7 +106,7 @@ def parse_prompts_json(text: str | bytes, limits: PromptLimits = DEFAULT_LIMITS)
     Returns
     -------
     Prompts or list of Prompts
-        A list for a document with ``objects``.
+        A list for a document with ``objects``; an empty one is no objects.
 
     Raises
     ------
@@ -124,13 +125,11 @@ def parse_prompts_json(text: str | bytes, limits: PromptLimits = DEFAULT_LIMITS)
     entries = document["objects"]
     if not isinstance(entries, list):
         raise PromptError(f'"objects" is {_kind(entries)}; it must be a list of objects', code="bad_json")
-    if len(entries) > limits.objects:
+    if limits.objects is not None and len(entries) > limits.objects:
         raise PromptError(
             f'"objects" has {len(entries)} entries; at most {limits.objects} are taken in one call',
             code="too_many_objects",
         )
-    if not entries:
-        raise PromptError('"objects" is empty; give at least one object with points or a box', code="no_prompts")
     return [_prompts_of(entry, f"entry {index} of objects") for index, entry in enumerate(entries)]
 
 
@@ -165,17 +164,12 @@ def _load_json(text: str, limits: PromptLimits) -> Any:
             )
     try:
         # Whole numbers are read as float too: Python's own whole numbers have no bound, and take time to match.
-        return json.loads(
-            text, parse_int=float, parse_constant=_refuse_constant, object_pairs_hook=_refuse_duplicate_keys
-        )
+        # NaN and Infinity too, which `Prompts` refuses, after what it refuses first.
+        return json.loads(text, parse_int=float, object_pairs_hook=_refuse_duplicate_keys)
     except json.JSONDecodeError as error:
         raise PromptError(
             f"the text is not JSON: {error.msg} at line {error.lineno}, column {error.colno}", code="bad_json"
         ) from None
-
-
-def _refuse_constant(name: str) -> NoReturn:
-    raise PromptError(f"the JSON document has {name}; give finite numbers", code="non_finite")
 
 
 def _refuse_duplicate_keys(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -193,12 +187,10 @@ def _prompts_of(entry: Any, where: str) -> Prompts:
     if not isinstance(entry, dict):
         raise PromptError(f"{where} is {_kind(entry)}; it must be an object with {', '.join(_KEYS)}", code="bad_json")
     _refuse_unknown_keys(entry, _KEYS, where)
-    for key, value in entry.items():
-        _check_numbers(value, f"{where} has in {key!r}")
     try:
         return Prompts(**entry)
     except PromptError as error:
-        raise PromptError(f"{where}: {error}", code=error.code) from None
+        raise PromptError(f"{where}: {error}{_odd_value(entry)}", code=error.code) from None
 
 
 def _refuse_unknown_keys(entry: dict[str, Any], known: tuple[str, ...], where: str) -> None:
@@ -209,17 +201,21 @@ def _refuse_unknown_keys(entry: dict[str, Any], known: tuple[str, ...], where: s
         )
 
 
-def _check_numbers(value: Any, where: str) -> None:
-    """Refuse anything but null or lists of numbers: numpy would take true for 1 and a text for an array of text."""
-    if value is not None and not isinstance(value, list):
-        raise PromptError(f"{where} {_kind(value)}; accepted are lists of numbers", code="bad_shape")
-    waiting = [value] if value else []
-    while waiting:
-        for item in waiting.pop():
-            if isinstance(item, list):
-                waiting.append(item)
-            elif not isinstance(item, float):
-                raise PromptError(f"{where} {_kind(item)}; accepted are lists of numbers", code="bad_shape")
+def _odd_value(entry: dict[str, Any]) -> str:
+    """Say in the words of JSON which value is neither null nor a list of finite numbers; nothing if all are."""
+    for key, value in entry.items():
+        waiting = [] if value is None else [value]
+        if not isinstance(value, list | None):
+            return f"; {key!r} is {_kind(value)}"
+        while waiting:
+            for item in waiting.pop():
+                if isinstance(item, list):
+                    waiting.append(item)
+                elif not isinstance(item, float):
+                    return f"; there is {_kind(item)} in {key!r}"
+                elif not math.isfinite(item):
+                    return f"; there is {json.dumps(item)} in {key!r}"
+    return ""
 
 
 def _kind(value: Any) -> str:

@@ -18,8 +18,8 @@ The image frame is closed: a point at x = width or y = height, the far edge of t
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Literal
+from dataclasses import dataclass, field, replace
+from typing import Literal, Never
 
 import numpy as np
 import numpy.typing as npt
@@ -46,16 +46,28 @@ def _read_array(value: npt.ArrayLike, name: str, accepted: str, code: str, kinds
     """Return an array of finite numbers; ``kinds`` are numpy's letters of the number types that are accepted."""
     try:
         array = np.asarray(value)
+        # Among numbers numpy takes True for 1, and of whole numbers past 64 bits it makes objects.
+        items = np.asarray(value, object).flat if isinstance(value, list | tuple) and "b" not in kinds else ()
     except (ValueError, TypeError, OverflowError):
         raise PromptError(f"{name} is not a regular array of numbers; accepted is {accepted}", code=code) from None
-    # An empty list carries no type. Whole numbers past 64 bits become objects, and are too large for any image.
-    if array.dtype == object and all(type(number) is int for number in array.flat):
-        raise PromptError(f"{name} has a number past 64 bits; give pixels of the image", code="non_finite")
+    if any(isinstance(item, bool | np.bool_) for item in items):
+        raise PromptError(f"{name} has True or False; accepted are numbers, {accepted}", code=code)
+    if array.dtype == object and all(type(number) in (int, float) for number in array.flat):
+        array = _past_64_bits(array, name)
     if array.size and array.dtype.kind not in kinds:
         raise PromptError(f"{name} has the type {array.dtype}; accepted are numbers, {accepted}", code=code)
     if array.size and not np.isfinite(array).all():
         raise PromptError(f"{name} has a number that is NaN or infinite; give finite numbers", code="non_finite")
     return array
+
+
+def _past_64_bits(array: AnyArray, name: str) -> AnyArray:
+    try:
+        return array.astype(np.float64)
+    except OverflowError:
+        raise PromptError(
+            f"{name} has a number too large for float32; give finite numbers", code="non_finite"
+        ) from None
 
 
 def _as_float32(array: AnyArray, name: str) -> FloatArray:
@@ -74,7 +86,9 @@ def read_points(points: npt.ArrayLike | None) -> FloatArray | None:
         return None
     array = _read_array(points, "points", POINTS_ACCEPTED, "bad_shape")
     if array.size == 0:
-        return None
+        # No objects; but of rank 2, or for some objects, these are objects without a point.
+        objects = array.shape[:2] if array.ndim == 3 else (len(array), 0)
+        return None if objects[0] or array.ndim == 2 else np.zeros((*objects, 2), np.float32)
     if array.ndim not in (2, 3) or array.shape[-1] != 2:
         hint = "; one point is [[x, y]]" if array.ndim == 1 else ""
         raise PromptError(f"points has the shape {array.shape}; accepted is {POINTS_ACCEPTED}.{hint}", code="bad_shape")
@@ -86,9 +100,9 @@ def read_labels(labels: npt.ArrayLike | None, points: FloatArray | None) -> IntA
     if labels is None:
         return None if points is None else np.full(points.shape[:2], LABEL_FOREGROUND, np.int64)
     array = _read_array(labels, "labels", _LABELS_ACCEPTED, "bad_shape", kinds="iufb")
-    if points is None:
+    if points is None or not len(points):
         if array.size == 0:
-            return None
+            return None if points is None else np.zeros(points.shape[:2], np.int64)
         raise PromptError(
             f"labels has {array.size} values and there are no points; give one label a point; "
             "a box has its own argument, boxes, and needs no label",
@@ -118,8 +132,8 @@ def read_boxes(boxes: npt.ArrayLike | None) -> FloatArray | None:
     if boxes is None:
         return None
     array = _read_array(boxes, "boxes", _BOXES_ACCEPTED, "bad_shape")
-    if array.size == 0:
-        return None
+    if array.size == 0 and array.shape[:1] == (0,):
+        return np.zeros((0, 4), np.float32)
     if array.ndim not in (1, 2) or array.shape[-1] != 4:
         raise PromptError(f"boxes has the shape {array.shape}; accepted is {_BOXES_ACCEPTED}", code="bad_shape")
     return _as_float32(array.reshape(-1, 4), "boxes")
@@ -132,31 +146,50 @@ def read_mask_input(mask_input: npt.ArrayLike | None) -> FloatArray | None:
     accepted = f"{_MASK_INPUT_ACCEPTED}: the low_res_masks of an earlier prediction, not a binary mask"
     array = _read_array(mask_input, "mask_input", accepted, "bad_mask_input")
     shape = (1,) * (4 - array.ndim) + array.shape
-    if array.ndim not in (2, 3, 4) or array.size == 0 or (array.ndim == 3 and array.shape[0] != 1) or shape[1] != 1:
+    has_pixels = array.size > 0 or (array.ndim == 4 and not len(array))
+    if array.ndim not in (2, 3, 4) or not has_pixels or (array.ndim == 3 and array.shape[0] != 1) or shape[1] != 1:
         raise PromptError(f"mask_input has the shape {array.shape}; accepted is {accepted}", code="bad_mask_input")
     return _as_float32(array.reshape(shape), "mask_input")
 
 
 @dataclass(frozen=True, slots=True)
 class PromptLimits:
-    """The most that one call takes."""
+    """The most that one call takes; a server sets its own.
 
-    points_per_object: int = 64
-    objects: int = 64
+    Attributes
+    ----------
+    points_per_object, objects
+        Counts; None takes any number.
+    json_bytes, json_depth
+        Length and nesting of a JSON document.
+    memory_bytes
+        What the low-resolution masks of all objects, logits that were asked for and the decoder's tensors may take.
+    """
+
+    points_per_object: int | None = None
+    objects: int | None = None
     json_bytes: int = 1024 * 1024
     json_depth: int = 16
+    memory_bytes: int = 8 * 2**30
 
 
 DEFAULT_LIMITS = PromptLimits()
+# What others call them, or one of them.
+_MEANT = {
+    **dict.fromkeys(("point", "point_coords", "coords"), "points"),
+    **dict.fromkeys(("label", "point_labels"), "labels"),
+    **dict.fromkeys(("box", "bbox", "bboxes"), "boxes"),
+    **dict.fromkeys(("mask", "masks", "mask_inputs"), "mask_input"),
+}
 
 
 @dataclass(frozen=True, slots=True, eq=False, init=False)
 class Prompts:
     """Prompts for B objects of one image, in the image frame; all parts that are given have the same B.
 
-    Anything numpy can make an array of is taken, copied, and stored in the shapes below. Labels default to 1. An empty
-    list of points, labels or boxes counts as not given. Objects with different numbers of points are a list of
-    `Prompts`.
+    Anything numpy can make an array of is taken, copied, and stored in the shapes below. Labels default to 1. Objects
+    with different numbers of points are a list of `Prompts`. No boxes, (0, 4) or [], are no objects, which is answered
+    with no masks; so are points (0, N, 2) or []. Beside a part that is for objects they count as not given.
 
     Attributes
     ----------
@@ -188,12 +221,21 @@ class Prompts:
         labels: npt.ArrayLike | None = None,
         boxes: npt.ArrayLike | None = None,
         mask_input: npt.ArrayLike | None = None,
+        **unknown: Never,
     ) -> None:
+        for name in unknown:
+            meant = _MEANT.get(name)
+            advice = f"{meant} is meant" if meant else "accepted are points, labels, boxes and mask_input"
+            raise TypeError(f"there is no parameter {name!r}; {advice}")
         point_array = read_points(points)
         object.__setattr__(self, "points", point_array)
         object.__setattr__(self, "labels", read_labels(labels, point_array))
         object.__setattr__(self, "boxes", read_boxes(boxes))
         object.__setattr__(self, "mask_input", read_mask_input(mask_input))
+        if self.object_count:
+            for name in ("points", "labels", "boxes", "mask_input"):
+                part = getattr(self, name)
+                object.__setattr__(self, name, None if part is not None and not len(part) else part)
         counts = {name: len(part) for name, part in self._parts().items()}
         if len(set(counts.values())) > 1:
             found = ", ".join(f"{name} for {count}" for name, count in counts.items())
@@ -203,9 +245,12 @@ class Prompts:
                 code="length_mismatch",
             )
 
+    def __repr__(self) -> str:
+        return f"Prompts({', '.join(f'{name} {part.shape}' for name, part in self._parts().items())})"
+
     @property
     def object_count(self) -> int:
-        """B, or 0 if nothing was given."""
+        """B; 0 for no objects, and if nothing was given."""
         return max((len(part) for part in self._parts().values()), default=0)
 
     def _parts(self) -> dict[str, FloatArray]:
@@ -232,7 +277,7 @@ class ObjectPrompt:
     points: FloatArray
     labels: IntArray
     box: FloatArray | None = None
-    mask_input: FloatArray | None = None
+    mask_input: FloatArray | None = field(default=None, repr=False)
 
     @property
     def ambiguous(self) -> bool:
@@ -260,14 +305,14 @@ def resolve_prompts(
     Parameters
     ----------
     prompts
-        One or more; several are put one behind the other.
+        One or more, put one behind the other; an empty list is no objects.
     original_size
         (height, width) of the upright original image.
     outside
         What happens to a point outside the image: ``error`` refuses it, ``clip`` moves it to the edge. A box is cut at
         the edge either way, and refused if all of it is outside.
     limits
-        The most objects, and points an object; None takes any number.
+        The most objects, and points an object; None, and the default, take any number.
 
     Raises
     ------
@@ -276,13 +321,13 @@ def resolve_prompts(
     """
     given = [prompts] if isinstance(prompts, Prompts) else list(prompts)
     counts = [part.object_count for part in given]
-    if not counts or 0 in counts:
+    if any(not part._parts() for part in given):
         raise PromptError(
             "there are no prompts; give points, boxes or a mask_input for every object; "
             "to segment everything, use generate_masks or `segship everything`",
             code="no_prompts",
         )
-    if limits is not None and sum(counts) > limits.objects:
+    if limits is not None and limits.objects is not None and sum(counts) > limits.objects:
         raise PromptError(
             f"the prompts are for {sum(counts)} objects; at most {limits.objects} are taken in one call",
             code="too_many_objects",
@@ -312,11 +357,10 @@ def _resolve_object(
     limits: PromptLimits | None,
     notes: dict[str, None],
 ) -> ObjectPrompt:
-    if limits is not None and len(given.points) > limits.points_per_object:
-        raise PromptError(
-            f"object {index} has {len(given.points)} points; at most {limits.points_per_object} are taken",
-            code="too_many_points",
-        )
+    most = None if limits is None else limits.points_per_object
+    if most is not None and len(given.points) > most:
+        message = f"object {index} has {len(given.points)} points; at most {most} are taken"
+        raise PromptError(message, code="too_many_points")
     resolved = replace(given, points=_resolve_points(given.points, index, original_size, outside, notes))
     if given.box is not None:
         resolved = replace(resolved, box=_resolve_box(given.box, index, original_size, notes))
@@ -403,7 +447,7 @@ def encode_prompts(
         ``bad_mask_input`` for a mask input of another size.
     """
     tokens = [_object_tokens(entry, original_size, input_size, rules) for entry in objects]
-    longest = max(1, *(len(labels) for _, labels in tokens))
+    longest = max((len(labels) for _, labels in tokens), default=1) or 1
     point_coords = np.zeros((len(objects), longest, 2), np.float32)
     point_labels = np.full((len(objects), longest), LABEL_EMPTY, np.float32)
     mask_input = np.zeros((len(objects), 1, low_res_size, low_res_size), np.float32)

@@ -14,6 +14,9 @@ from segship.datasets.classes import IGNORED, ClassTable
 from segship.errors import InputError
 from segship.images import ImageSource
 
+# In what a notebook shows.
+_CLASSES_SHOWN = 5
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class ClassMap:
@@ -57,6 +60,11 @@ class ClassMap:
         # By name: writers stand on class maps.
         writers = import_module("segship.writers")
         return list(writers.save(self, path, format=format, image=image, overwrite=overwrite))
+
+    def __repr__(self) -> str:
+        height, width = self.array.shape
+        shares = ", ".join(f"{name} {share:.0%}" for name, share in [*self.shares().items()][:_CLASSES_SHOWN])
+        return f"ClassMap(size=({height}, {width}), largest: {shares or 'none'}, notes={self.notes})"
 
     @property
     def classes(self) -> tuple[str, ...]:

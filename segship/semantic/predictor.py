@@ -163,6 +163,9 @@ class SemanticPredictor:
         self.gives_logits = self._runner.gives_logits
         self.preprocessing = replace(manifest.preprocessing, frame=self._runner.frame)
 
+    def __repr__(self) -> str:
+        return f"SemanticPredictor({self.manifest.architecture!r}, {self.precision}, in {self.description})"
+
     @property
     def description(self) -> str:
         """What really runs the model: runtime, version, device, threads."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import io
+import math
 import os
 import re
 import struct
@@ -25,7 +26,9 @@ from segship.files import open_regular
 from segship.writers.instances import Instances, Result, Source, as_instances
 from segship.writers.names import safe_file_name, storable_text
 
-MAX_ARRAY_BYTES = 512 * 1024 * 1024
+# The largest mask input of use: four masks of 256 x 256 for each of 256 objects.
+MAX_ARRAY_BYTES = 256 * 1024 * 1024
+_READ_BYTES = 1024 * 1024
 # Not numpy's own reader of headers: that parses Python, and fails in many ways on what is none.
 _HEADER = re.compile(rb"\{'descr': '([<>]f[248])', 'fortran_order': (True|False), 'shape': \(([0-9, ]{0,99})\), \} *\n")
 # All that zipfile and numpy raise for bytes that are not what they should be.
@@ -111,7 +114,9 @@ def read_mask_input(path: str | os.PathLike[str]) -> FloatArray:
             low_res = _read_array(archive, "low_res_masks")
     except _DAMAGED as error:
         raise _bad_mask_input(path, "it is not a whole npz file with low_res_masks and iou_predictions") from error
-    if low_res.ndim != 4 or not low_res.size or scores.shape != low_res.shape[:2]:
+    # Of no objects there may be none.
+    has_masks = low_res.ndim == 4 and bool(np.prod(low_res.shape[1:]))
+    if not has_masks or scores.shape != low_res.shape[:2]:
         found = f"low_res_masks has the shape {low_res.shape} and iou_predictions {scores.shape}"
         raise _bad_mask_input(path, f"{found}; accepted are (objects, masks, h, w) and (objects, masks)")
     best: FloatArray = low_res[np.arange(len(low_res)), scores.argmax(axis=1)][:, None]
@@ -119,17 +124,24 @@ def read_mask_input(path: str | os.PathLike[str]) -> FloatArray:
 
 
 def _read_array(archive: zipfile.ZipFile, name: str) -> FloatArray:
-    """Read one array of an npz; its size is known from the bytes that are there, not from what its header claims."""
+    """Read one array of an npz that is as large as its header claims, and no larger than is of use."""
     entry = archive.getinfo(f"{name}.npy")
     if entry.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
         raise ValueError("compressed in a way that numpy does not use")
     with archive.open(entry) as stream:
         dtype, is_fortran, shape = _read_header(stream)
-        data = stream.read(MAX_ARRAY_BYTES + 1)
-    if len(data) > MAX_ARRAY_BYTES:
-        raise ValueError("an array that is too large")
-    # reshape refuses a shape that does not fit the number of values.
-    values = np.frombuffer(data, dtype).reshape(shape, order="F" if is_fortran else "C")
+        count = math.prod(shape)
+        if count * np.dtype(dtype).itemsize > MAX_ARRAY_BYTES:
+            raise ValueError("an array that is too large")
+        # Memory is taken as it is written to, so that a claim alone takes none.
+        values = np.empty(count, dtype)
+        data, filled = values.view(np.uint8), 0
+        while part := stream.read(min(_READ_BYTES, len(data) - filled)):
+            data[filled : filled + len(part)] = np.frombuffer(part, np.uint8)
+            filled += len(part)
+        if filled < len(data) or stream.read(1):
+            raise ValueError("an array that is shorter or longer than its header says")
+    values = values.reshape(shape, order="F" if is_fortran else "C")
     # A double too large for float32 becomes infinite, which Prompts refuses with its own message.
     with np.errstate(over="ignore"):
         return np.ascontiguousarray(values, np.float32)

@@ -14,6 +14,7 @@ import segship
 from segship.cli.segment import gather_prompts
 from segship.errors import PromptError
 from segship.promptable.prompts import Prompts
+from segship.writers import WRITERS
 
 
 @pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")
@@ -63,6 +64,25 @@ def test_prompts_file_describes_objects_of_any_form(run_json, photo, model, tmp_
     file.write_text('{"objects": [{"points": [[50, 40]]}, {"boxes": [42, 30, 70, 87]}]}')
     _, document = run_json("segment", photo, "--prompts", file, "--model", model, "-o", tmp_path / "out")
     assert len(document["images"][0]["objects"]) == 2
+
+
+@pytest.mark.parametrize("text", ['{"objects": []}', '{"boxes": []}'])
+def test_a_detector_that_found_nothing_is_no_error(run_json, photo, model, tmp_path, text):
+    file, out = tmp_path / "prompts.json", tmp_path / "out"
+    file.write_text(text)
+    arguments = ["--model", model, "-o", out, "--format", ",".join(WRITERS["masks"])]
+    code, document = run_json("segment", photo, "--prompts", file, *arguments)
+    assert code == 0 and document["images"][0]["objects"] == []
+    assert json.loads((out / "ein süßes Foto.coco.json").read_text())["annotations"] == []
+    again = ["--mask-input", out / "ein süßes Foto.prediction.npz", "--overwrite"]
+    assert run_json("segment", photo, *again, *arguments)[0] == 0
+
+
+def test_a_prompts_file_has_any_number_of_objects(run_json, photo, model, tmp_path):
+    file = tmp_path / "prompts.json"
+    file.write_text(json.dumps({"boxes": [[index, 2, index + 20, 30] for index in range(100)]}))
+    code, document = run_json("segment", photo, "--prompts", file, "--model", model, "-o", tmp_path / "out")
+    assert code == 0 and len(document["images"][0]["objects"]) == 100
 
 
 def test_earlier_prediction_is_refined(run_json, photo, model, tmp_path):

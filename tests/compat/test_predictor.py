@@ -54,6 +54,21 @@ def test_without_an_image_nothing_is_predicted(sam, ask):
     assert caught.value.code == "no_image"
 
 
+def test_no_boxes_have_no_masks(predictor):
+    assert [part.shape for part in predictor.predict(box=np.zeros((0, 4)))] == [(0, 120, 180), (0,), (0, 32, 32)]
+    found = predictor.predict_torch(None, None, torch.zeros(0, 4))
+    assert [part.shape for part in found] == [(0, 3, 120, 180), (0, 3), (0, 3, 32, 32)]
+
+
+def test_reversed_corners_are_put_in_order_with_a_warning(predictor):
+    with pytest.warns(UserWarning, match="corners of a box were put in order, x0 < x1"):
+        turned = predictor.predict(box=np.array([70, 87, 42, 60]))
+    with pytest.warns(UserWarning, match="corners of a box"):
+        predictor.predict_torch(None, None, predictor.transform.apply_boxes_torch([[70, 60, 42, 87]], (120, 180)))
+    straight = predictor.predict(box=np.array([42, 60, 70, 87]))
+    assert all(np.array_equal(*pair) for pair in zip(turned, straight, strict=True))
+
+
 def test_bgr_is_turned_round(predictor):
     features = predictor.features
     predictor.set_image(IMAGE[..., ::-1], image_format="BGR")

@@ -58,14 +58,31 @@ def test_later_changes_of_an_array_change_no_prompts() -> None:
         prompts.points[:] = 9
 
 
-def test_empty_lists_count_as_not_given() -> None:
+def test_empty_parts_beside_an_object_count_as_not_given() -> None:
+    one = Prompts(points=[[1, 2]], boxes=[], mask_input=np.zeros((0, 1, 4, 4)))
+    assert one.object_count == 1 and one.boxes is None and one.mask_input is None
+
+
+def test_empty_lists_are_no_objects() -> None:
     assert Prompts(points=[], labels=[], boxes=[]).object_count == 0
     assert Prompts(points=np.zeros((0, 2)), boxes=[1, 2, 3, 4]).points is None
 
 
 @pytest.mark.parametrize(
     "points",
-    [[1, 2], 5, [[1, 2, 3]], [[[[1, 2]]]], [[1, 2], [3]], [["1", "2"]], [[None, 1]], [[True, False]], "12", [[1j, 0]]],
+    [
+        [1, 2],
+        5,
+        [[1, 2, 3]],
+        [[[[1, 2]]]],
+        [[1, 2], [3]],
+        [["1", "2"]],
+        [[None, 1]],
+        [[True, False]],
+        [[True, 5]],
+        "12",
+        [[1j, 0]],
+    ],
 )
 def test_points_of_another_rank_or_type_are_refused(points: object) -> None:
     assert "(N, 2) for N points" in refusal("bad_shape", points=points)
@@ -94,6 +111,10 @@ def test_a_binary_mask_is_no_mask_input() -> None:
 def test_numbers_that_are_not_finite_are_refused(name: str, number: float) -> None:
     values = {"points": [[number, 1]], "boxes": [1, 2, number, 4], "mask_input": [[0, number]]}
     assert name in refusal("non_finite", **{name: values[name]})
+
+
+def test_a_whole_number_past_64_bits_is_a_number() -> None:
+    assert Prompts(points=[[10**30, 1]]).points is not None
 
 
 def test_a_label_that_is_not_finite_is_refused() -> None:

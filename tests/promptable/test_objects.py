@@ -42,9 +42,33 @@ def encode(prompts: Prompts | Sequence[Prompts], padding_point: str = "without_b
     return encode_prompts(objects, original_size=SIZE, input_size=INPUT_SIZE, low_res_size=16, rules=rules)
 
 
-@pytest.mark.parametrize("nothing", [Prompts(), Prompts(points=[]), [], [Prompts(points=[[1, 2]]), Prompts()]])
+@pytest.mark.parametrize(
+    "nothing",
+    [Prompts(), Prompts(points=np.zeros((0, 2))), [Prompts(), Prompts()], [Prompts(points=[[1, 2]]), Prompts()]],
+)
 def test_no_prompts_are_refused(nothing: Prompts | Sequence[Prompts]) -> None:
     assert "generate_masks" in refusal(nothing, "no_prompts")
+
+
+@pytest.mark.parametrize(
+    "nobody",
+    [
+        [],
+        Prompts(boxes=[]),
+        Prompts(boxes=np.zeros((0, 4)), labels=[]),
+        Prompts(points=[]),
+        Prompts(points=np.zeros((0, 3, 2)), labels=np.zeros((0, 3))),
+        Prompts(mask_input=np.zeros((0, 1, 16, 16))),
+        [Prompts(boxes=[]), Prompts(points=[])],
+    ],
+)
+def test_no_objects_are_an_answer(nobody: Prompts | Sequence[Prompts]) -> None:
+    assert resolve_prompts(nobody, SIZE).objects == ()
+    assert len(resolve_prompts([Prompts(points=[[1, 2]]), *[nobody] * isinstance(nobody, Prompts)], SIZE).objects) == 1
+    tensors = encode(nobody)
+    assert {name: array.shape for name, array in tensors.items()} == {
+        "point_coords": (0, 1, 2), "point_labels": (0, 1), "mask_input": (0, 1, 16, 16), "has_mask_input": (0,)
+    }  # fmt: skip
 
 
 def test_points_on_every_edge_are_inside() -> None:
@@ -101,10 +125,13 @@ def test_repeated_and_contradictory_points_are_kept() -> None:
     assert len(resolved.objects[0].points) == 3
 
 
-def test_points_per_object_are_limited() -> None:
-    assert len(resolve_prompts(Prompts(points=np.ones((64, 2))), SIZE).objects[0].points) == 64
+def test_points_per_object_are_limited_where_a_limit_is_given() -> None:
+    limits = PromptLimits(points_per_object=64)
+    assert len(resolve_prompts(Prompts(points=np.ones((64, 2))), SIZE, limits=limits).objects[0].points) == 64
     for count in (65, 64_000):
-        assert f"{count} points; at most 64" in refusal(Prompts(points=np.ones((count, 2))), "too_many_points")
+        prompts = Prompts(points=np.ones((count, 2)))
+        assert f"{count} points; at most 64" in refusal(prompts, "too_many_points", limits=limits)
+        assert len(resolve_prompts(prompts, SIZE).objects[0].points) == count
 
 
 def test_objects_per_call_are_limited_over_all_prompts() -> None:
@@ -112,7 +139,9 @@ def test_objects_per_call_are_limited_over_all_prompts() -> None:
     two, one = Prompts(boxes=[[1, 2, 3, 4]] * 2), Prompts(points=[[1, 2]])
     assert len(resolve_prompts([two, one], SIZE, limits=limits).objects) == 3
     assert "4 objects; at most 3" in refusal([two, two], "too_many_objects", limits=limits)
-    refusal(Prompts(boxes=[[1, 2, 3, 4]] * 10_000), "too_many_objects")
+    many = Prompts(boxes=[[1, 2, 3, 4]] * 10_000)
+    refusal(many, "too_many_objects", limits=PromptLimits(objects=64))
+    assert len(resolve_prompts(many, SIZE).objects) == 10_000
 
 
 def test_ragged_prompts_are_put_one_behind_the_other() -> None:

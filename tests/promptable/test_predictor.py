@@ -1,6 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Prompts in, masks out, against the reference's own predictor on the same weights."""
 
+import copy
+import pickle
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -10,14 +12,14 @@ import pytest
 import torch
 
 from segship.backends.fake import Session as FakeSession
-from segship.errors import BackendUnavailable, PromptError
+from segship.errors import BackendUnavailable, ImageError, PromptError
 from segship.images.comparison import draw_scene
 from segship.machine import usable_cores
 from segship.masks.cleanup import MaskCleanUp
 from segship.masks.scores import mask_iou
 from segship.promptable.prediction import best_masks
 from segship.promptable.predictor import Predictor
-from segship.promptable.prompts import Prompts
+from segship.promptable.prompts import PromptLimits, Prompts
 from segship.spec import image_encoder_spec, mask_decoder_spec
 from tests.oracle import SMALL_VIT
 from tests.small_models import reference_predictor, small_predictor, small_sam_manifest
@@ -52,6 +54,112 @@ def oracle():
     predictor = reference_predictor()
     predictor.set_image(IMAGE)
     return predictor
+
+
+NONE = [[], Prompts(boxes=[]), Prompts(points=np.zeros((0, 2, 2)))]
+
+
+@pytest.mark.parametrize("nobody", NONE)
+@pytest.mark.parametrize("choice", [True, False, "best", "auto"])
+def test_no_objects_have_arrays_without_a_row(predictor, embedding, nobody, choice):
+    for return_logits in (False, True):
+        found = predictor.decode(embedding, nobody, multimask_output=choice, return_logits=return_logits)
+        masks = 3 if choice is True else 1
+        assert found.masks.shape == (0, masks, 120, 180)
+        assert found.masks.dtype == (np.float32 if return_logits else np.bool_)
+        assert found.iou_predictions.shape == found.areas.shape == found.empty.shape == (0, masks)
+        assert found.low_res_masks.shape == (0, masks, 32, 32) and found.boxes.shape == (0, masks, 4)
+        assert found.rles == [] and best_masks(found).masks.shape == (0, 1, 120, 180)
+    again = predictor.decode(embedding, Prompts(mask_input=best_masks(found).low_res_masks))
+    assert again.masks.shape == (0, 3, 120, 180)
+
+
+def test_no_objects_have_arrays_at_the_other_doors(predictor, embedding):
+    assert [part.shape for part in predictor.decode_low_res(embedding, [])] == [(0, 4), (0, 4, 32, 32)]
+    passing = predictor.decode_passing(embedding, [])
+    assert passing.scores.shape == (0,) and passing.low_res_masks.shape[0] == 0
+    assert (
+        predictor.predict(IMAGE, boxes=[]).masks.shape == predictor.predict(IMAGE, []).masks.shape == (0, 3, 120, 180)
+    )
+    with pytest.raises(PromptError) as caught:
+        predictor.predict(IMAGE)
+    assert caught.value.code == "no_prompts"
+
+
+def test_objects_beyond_a_portion_are_decoded_as_by_themselves(predictor, embedding):
+    corners = np.random.default_rng(1).uniform(0, 80, (150, 2))
+    boxes = np.concatenate([corners, corners + 30], axis=1)
+    for choice in (True, False):
+        found = predictor.decode(embedding, Prompts(boxes=boxes), multimask_output=choice)
+        # Portions of 8 begin at the same objects.
+        last = predictor.decode(embedding, Prompts(boxes=boxes[128:]), multimask_output=choice)
+        assert len(found.masks) == 150 and np.array_equal(found.low_res_masks[128:], last.low_res_masks)
+        assert np.array_equal(found.masks[128:], last.masks)
+
+
+def test_more_points_than_64_are_one_object(predictor, embedding):
+    points = np.random.default_rng(2).uniform(0, 100, (200, 2))
+    assert predictor.decode(embedding, Prompts(points=points), multimask_output=False).masks.shape == (1, 1, 120, 180)
+
+
+@pytest.mark.parametrize(
+    ("prompts", "settings"),
+    [
+        (Prompts(boxes=np.tile([1, 2, 30, 40], (300, 1))), {}),
+        (Prompts(boxes=np.tile([1, 2, 30, 40], (30, 1))), {"return_logits": True}),
+        (Prompts(points=np.ones((1000, 2))), {}),
+    ],
+)
+def test_more_memory_than_the_limit_is_refused_before_the_decoder_runs(predictor, embedding, prompts, settings):
+    limits = PromptLimits(memory_bytes=4_000_000)
+    assert predictor.decode(embedding, Prompts(boxes=[1, 2, 30, 40]), limits=limits, **settings)
+    with pytest.raises(PromptError, match=r"need about [\d,]+ MB; at most 4 MB are taken in one call") as caught:
+        predictor.decode(embedding, prompts, limits=limits, **settings)
+    assert caught.value.code == "over_memory"
+
+
+def test_predict_takes_what_decode_takes(predictor, embedding):
+    click = {"points": [[500, 40]], "labels": [1]}
+    limits = PromptLimits(points_per_object=1)
+    found = predictor.predict(IMAGE, **click, outside="clip", clean_up=False, limits=limits)
+    assert found.notes == ("point_clipped",)
+    with pytest.raises(PromptError, match="at most 1 are taken"):
+        predictor.predict(IMAGE, points=[[5, 4], [6, 7]], limits=limits)
+    with pytest.raises(PromptError, match="outside the image"):
+        predictor.predict(IMAGE, **click)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "advice"),
+    [("box", "boxes is meant"), ("point_coords", "points is meant"), ("size", "accepted are points")],
+)
+def test_names_of_other_packages_are_told_ours(predictor, wrong, advice):
+    for call in (lambda **given: predictor.predict(IMAGE, **given), Prompts):
+        with pytest.raises(TypeError, match=f"no parameter '{wrong}'; {advice}"):
+            call(**{wrong: [1, 2, 30, 40]})
+
+
+def test_an_embedding_is_no_image(predictor, embedding):
+    with pytest.raises(ImageError, match="give it to decode"):
+        predictor.predict(embedding, boxes=[1, 2, 30, 40])
+
+
+def test_values_show_themselves_in_a_line(predictor, embedding):
+    prompts = Prompts(points=[[50, 40]], boxes=[1, 2, 60, 70])
+    shown = [repr(value) for value in (predictor, embedding, prompts, predictor.decode(embedding, prompts))]
+    assert all(len(text) < 200 and "array" not in text for text in shown)
+    assert shown[2] == "Prompts(points (1, 1, 2), boxes (1, 4))"
+    assert shown[3] == "MaskPrediction(objects=1, masks=3, original_size=(120, 180), notes=())"
+
+
+@pytest.mark.parametrize("made", [False, True])
+def test_a_prediction_can_be_pickled(predictor, embedding, made):
+    prediction = predictor.decode(embedding, Prompts(points=[[50, 40]], boxes=[1, 2, 60, 70]))
+    if made:
+        prediction.masks[0, 0, :5] = True
+    for copied in (pickle.loads(pickle.dumps(prediction)), copy.deepcopy(prediction)):
+        assert np.array_equal(copied.masks, prediction.masks) and copied.objects[0].box.tolist() == [1, 2, 60, 70]
+    assert np.array_equal(pickle.loads(pickle.dumps(embedding)).image_embeddings, embedding.image_embeddings)
 
 
 def ask_oracle(oracle, points, labels, boxes, multimask, mask_input=None):

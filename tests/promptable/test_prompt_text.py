@@ -3,17 +3,22 @@
 
 from __future__ import annotations
 
+import collections
 import json
+import random
 import time
+from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from segship.cli.segment import gather_prompts
 from segship.errors import PromptError
 from segship.promptable.prompt_text import parse_box, parse_point, parse_prompts_json
-from segship.promptable.prompts import PromptLimits, Prompts
+from segship.promptable.prompts import PromptLimits, Prompts, resolve_prompts
 
 # No database in the working directory, and no deadline on a busy machine.
 QUIET = settings(database=None, deadline=None)
@@ -113,7 +118,6 @@ def test_objects_are_a_list_of_prompts() -> None:
         ('\ufeff{"points": [[1, 2]]}', "bad_json", "BOM"),
         ('{"objects": {}}', "bad_json", "an object"),
         ('{"objects": [[1]]}', "bad_json", "entry 0"),
-        ('{"objects": []}', "no_prompts", "empty"),
         ('{"objects": [], "points": [[1, 2]]}', "unknown_key", "'points'"),
         ('{"point": [[1, 2]]}', "unknown_key", "accepted are points, labels, boxes, mask_input"),
         ('{"objects": [{"points": [[1, 2]]}, {"lables": [1]}]}', "unknown_key", "entry 1"),
@@ -137,6 +141,11 @@ def test_objects_are_a_list_of_prompts() -> None:
 )
 def test_json_that_is_not_understood_is_refused(text: str | bytes, code: str, words: str) -> None:
     assert words in refusal(text, code)
+
+
+@pytest.mark.parametrize("text", ['{"objects": []}', '{"boxes": []}', '{"objects": [{"points": []}]}'])
+def test_json_of_no_objects_is_no_objects(text: str) -> None:
+    assert resolve_prompts(parse_prompts_json(text), (60, 100)).objects == ()
 
 
 def test_a_whole_number_of_any_length_is_refused_fast() -> None:
@@ -207,3 +216,99 @@ def test_any_text_ends_in_a_code(text: str | bytes) -> None:
             parse(str(text))
         except PromptError as error:
             assert error.code in CODES
+
+
+ODD_NUMBERS = [
+    0,
+    1,
+    5,
+    99.5,
+    100,
+    101,
+    -1,
+    2,
+    0.5,
+    1e30,
+    1e39,
+    10**30,
+    10**400,
+    np.nan,
+    np.inf,
+    True,
+    None,
+    "1",
+    [1],
+    {},
+]
+ODD_PARTS = [None, 5, True, "1,2", {}, [], [[]], [[[]]], np.nan, [None], [[1, 2], [3]]]
+
+
+def odd_part(rng: random.Random, name: str) -> object:
+    """A part that is usually of the right shape, with numbers of which some are odd."""
+    if rng.random() < 0.12:
+        return rng.choice(ODD_PARTS)
+    shapes = {
+        "points": [(2, 2), (1, 2), (2, 1, 2), (2,), (1, 3)],
+        "labels": [(2,), (1,), (2, 1), (1, 2), ()],
+        "boxes": [(4,), (2, 4), (1, 4), (3,), (1, 2, 2)],
+        "mask_input": [(4, 4), (1, 4, 4), (1, 1, 4, 4), (2, 1, 4, 4), (2, 4, 4), (4,)],
+    }
+    odd = rng.choice([0, 0, 0.05, 0.3])
+
+    def fill(shape: tuple[int, ...]) -> object:
+        if shape:
+            return [fill(shape[1:]) for _ in range(shape[0])]
+        return rng.choice(ODD_NUMBERS) if rng.random() < odd else rng.randrange(2 if name == "labels" else 100)
+
+    return fill(rng.choice(shapes[name]))
+
+
+def answer(door: Callable[[], Prompts | list[Prompts]]) -> object:
+    """What a door makes of prompts in an image of 100 x 60: the objects, or the reason code."""
+    try:
+        objects = resolve_prompts(door(), (60, 100)).objects
+    except PromptError as error:
+        return error.code
+    return [
+        [None if part is None else part.tolist() for part in (entry.points, entry.labels, entry.box, entry.mask_input)]
+        for entry in objects
+    ]
+
+
+def words_of(parts: dict[str, Any]) -> tuple[list[str], list[str]] | None:
+    """The options --point and --box that say the same; None where they cannot."""
+    points, labels, boxes = (parts.get(name) for name in ("points", "labels", "boxes"))
+    plain = "mask_input" not in parts and isinstance(points, list | None) and isinstance(boxes, list | None)
+    rows = [*(points or []), *(boxes or [])] if plain else [None]
+    if not rows or not all(isinstance(row, list) and all(type(x) in (int, float) for x in row) for row in rows):
+        return None
+    if any(len(row) != 2 for row in points or []) or any(len(row) != 4 for row in boxes or []):
+        return None
+    if labels is None:
+        labels = [1] * len(points or [])
+    if not isinstance(labels, list) or len(labels) != len(points or []) or (points and len(boxes or []) > 1):
+        return None
+    if not all(type(label) in (int, float) for label in labels):
+        return None
+    return [f"{x},{y},{label}" for (x, y), label in zip(points or [], labels, strict=True)], [
+        ",".join(map(str, box)) for box in boxes or []
+    ]
+
+
+def test_the_same_prompts_have_the_same_answer_at_every_door() -> None:
+    rng, codes, at_the_command_line = random.Random(14), collections.Counter[str](), 0
+    for _ in range(10_000):
+        names = [name for name in ("points", "labels", "boxes", "mask_input") if rng.random() < 0.5]
+        parts = {name: odd_part(rng, name) for name in names}
+        expected = answer(lambda parts=parts: Prompts(**parts))
+        codes[expected if isinstance(expected, str) else "answered"] += 1
+        text = json.dumps(parts)
+        assert answer(lambda text=text: parse_prompts_json(text)) == expected, text
+        several = json.dumps({"objects": [parts]})
+        assert answer(lambda text=several: parse_prompts_json(text)) == expected, text
+        if (words := words_of(parts)) is not None:
+            at_the_command_line += 1
+            assert answer(lambda words=words: gather_prompts(*words, None, None)) == expected, text
+    assert at_the_command_line > 200
+    everything = {"bad_shape", "length_mismatch", "non_finite", "bad_label", "bad_mask_input", "no_prompts"}
+    assert min(codes[code] for code in (*everything, "point_outside", "empty_box", "box_outside", "answered")) > 10

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+import tracemalloc
 import zipfile
 from pathlib import Path
 
@@ -73,7 +74,7 @@ def pickled() -> dict[str, np.ndarray]:
         ),
         ({"low_res_masks": np.zeros((4, 4)), "iou_predictions": np.ones(1)}, r"\(4, 4\) and iou_predictions \(1,\)"),
         ({"low_res_masks": np.zeros((2, 3, 4, 4)), "iou_predictions": np.ones((3, 2))}, r"\(2, 3, 4, 4\)"),
-        ({"low_res_masks": np.zeros((0, 3, 4, 4)), "iou_predictions": np.ones((0, 3))}, r"\(0, 3, 4, 4\)"),
+        ({"low_res_masks": np.zeros((0, 0, 4, 4)), "iou_predictions": np.ones((0, 0))}, r"\(0, 0, 4, 4\)"),
     ],
 )
 def test_other_arrays_are_refused(arrays: dict[str, np.ndarray], message: str, tmp_path: Path) -> None:
@@ -104,6 +105,31 @@ def test_bomb_is_refused_at_the_limit(tmp_path: Path, monkeypatch: pytest.Monkey
     np.savez_compressed(path, low_res_masks=np.zeros((1, 1, 16, 16)), iou_predictions=np.ones((1, 1), np.float32))
     with pytest.raises(PromptError, match="not a whole npz"):
         read_mask_input(path)
+
+
+def test_no_more_is_inflated_than_the_largest_mask_input(tmp_path: Path) -> None:
+    path, megabyte = tmp_path / "bomb.npz", bytes(2**20)
+    scores, header = io.BytesIO(), io.BytesIO()
+    np.save(scores, np.ones((1, 1), np.float32))
+    claim = {"descr": "<f4", "fortran_order": False, "shape": (1, 1, 256, 256)}
+    np.lib.format.write_array_header_1_0(header, claim)
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("iou_predictions.npy", scores.getvalue())
+        with archive.open("low_res_masks.npy", "w", force_zip64=True) as stream:
+            stream.write(header.getvalue())
+            for _ in range(500):
+                stream.write(megabyte)
+    tracemalloc.start()
+    with pytest.raises(PromptError, match="not a whole npz"):
+        read_mask_input(path)
+    assert tracemalloc.get_traced_memory()[1] < 8 * 2**20
+    tracemalloc.stop()
+
+
+def test_a_mask_input_of_no_objects_is_one(tmp_path: Path) -> None:
+    path = tmp_path / "none.npz"
+    np.savez(path, low_res_masks=np.zeros((0, 3, 4, 4)), iou_predictions=np.ones((0, 3)))
+    assert Prompts(mask_input=read_mask_input(path)).object_count == 0
 
 
 def test_compression_that_numpy_does_not_use_is_refused(npz: Path, tmp_path: Path) -> None:

@@ -49,6 +49,19 @@ def test_every_format_names_its_files_by_stem_and_extension(name: str, result: R
 
 
 @pytest.mark.parametrize("name", MASKS)
+def test_every_format_takes_no_objects(name: str, result: Result) -> None:
+    nobody = replace(
+        result.prediction,
+        held=ArrayMasks(np.zeros((0, 3, 37, 53), bool)),
+        iou_predictions=np.zeros((0, 3), np.float32),
+        low_res_masks=np.zeros((0, 3, 16, 16), np.float32),
+    )
+    files = MASKS[name].write(replace(result, prediction=nobody, objects=()))
+    # One PNG a mask are no PNG.
+    assert all(isinstance(data, bytes) for data in files.values()) and bool(files) == (name != "png")
+
+
+@pytest.mark.parametrize("name", MASKS)
 def test_every_format_is_the_same_twice(name: str, result: Result) -> None:
     assert MASKS[name].write(result) == MASKS[name].write(result)
 

@@ -8,7 +8,7 @@ files. The keys and their meaning follow segment_anything/automatic_mask_generat
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -49,7 +49,7 @@ class MaskRecord:
         x y width height of the crop of the image that the model saw.
     """
 
-    runs: IntArray
+    runs: IntArray = field(repr=False)
     size: Size
     area: int
     bbox: tuple[float, float, float, float]
@@ -156,8 +156,8 @@ class ImageRecords:
 
     stem: str
     name: str
-    pixels: Pixels
-    records: tuple[MaskRecord, ...]
+    pixels: Pixels = field(repr=False)
+    records: tuple[MaskRecord, ...] = field(repr=False)
     notes: tuple[str, ...] = ()
 
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -135,7 +135,7 @@ class AmgResult:
         The file that the image was read from, if it was one.
     """
 
-    records: tuple[MaskRecord, ...]
+    records: tuple[MaskRecord, ...] = field(repr=False)
     size: Size
     coverage: float
     cost: AmgCost
