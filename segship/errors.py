@@ -20,6 +20,27 @@ HTTP. The message says what was wrong, the value found, what is accepted and wha
 
 from __future__ import annotations
 
+_LONGEST_SHOWN = 80
+
+
+def shown(value: object) -> str:
+    """Return what a file holds as messages print it: one line of ASCII, escaped, and cut at 80 characters.
+
+    Examples
+    --------
+    >>> shown("os\\n.system"), shown("x" * 1000)[-20:]
+    ('os\\\\n.system', 'xxxxx... (1000 long)')
+    """
+    # Python refuses to write out numbers of more than 4,300 digits, and it need not: nobody reads them.
+    if isinstance(value, int) and not -(10**_LONGEST_SHOWN) < value < 10**_LONGEST_SHOWN:
+        return f"a number of {value.bit_length()} bits"
+    text = str(value) if isinstance(value, str | int | float | None) else f"a {type(value).__name__}"
+    text, length = text[: _LONGEST_SHOWN + 1].encode("unicode_escape").decode("ascii"), len(text)
+    if len(text) <= _LONGEST_SHOWN:
+        return text
+    more = f"... ({length} long)"
+    return text[: _LONGEST_SHOWN - len(more)] + more
+
 
 class SegshipError(Exception):
     """Root of the tree; never raised itself.

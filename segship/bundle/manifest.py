@@ -25,7 +25,7 @@ from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 from segship.bundle.artifacts import Artifact, FileBytes, Name, Sha256
 from segship.bundle.evidence import Check, Evidence, Label, Text
-from segship.errors import BundleError
+from segship.errors import BundleError, InputError
 from segship.spec import GraphSpec
 
 MANIFEST_FILE = "manifest.json"
@@ -188,6 +188,9 @@ def parse_manifest(data: bytes) -> Manifest:
         return adapter.validate_json(_DIGEST_AT_THE_END.sub(b"\n}\n", data))
     except ValidationError as error:
         raise _bad(_first_problems(error)) from error
+    except InputError as error:
+        # What its dataclasses refuse by themselves, such as a class that stands twice.
+        raise _bad(str(error)) from error
 
 
 def _check_version(version: object) -> None:

@@ -41,7 +41,7 @@ class ClassTable:
     name
         The data set, such as ``cityscapes``.
     classes
-        Name of every class, in the order of a model's logits.
+        Name of every class, in the order of a model's logits; no two are alike.
     palette
         Red, green and blue of every class, 0 to 255.
     """
@@ -49,6 +49,13 @@ class ClassTable:
     name: Annotated[str, Len(1, 64)]
     classes: Annotated[tuple[ClassName, ...], Len(1, MOST_CLASSES)]
     palette: Annotated[tuple[tuple[Byte, Byte, Byte], ...], Len(1, MOST_CLASSES)]
+
+    def __post_init__(self) -> None:
+        # Areas, legends and categories are found by these names.
+        if len(set(self.classes)) != len(self.classes):
+            twice = next(name for name in self.classes if self.classes.count(name) > 1)
+            message = f"the class {twice!r} stands twice in {self.name}; give every class a name of its own"
+            raise InputError(message, code="bad_classes")
 
     def paint(self, class_map: Pixels) -> Pixels:
         """Paint a class map (H, W) as an (H, W, 3) picture; numbers without a class are black."""

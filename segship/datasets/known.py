@@ -4,14 +4,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from segship.arrays import Pixels
-from segship.datasets.classes import IGNORED, ClassTable, read_table
+from segship.arrays import Color, Pixels
+from segship.datasets.classes import IGNORED, OWN_CLASSES, ClassTable, make_palette, read_table
 from segship.errors import InputError, OutputError
 
 COCO_STUFF: ClassTable = read_table(
@@ -259,6 +259,27 @@ def thing_classes(table: ClassTable, things: Collection[str] | None = None) -> f
         message = f"{unknown[0]!r} is no class of {table.name}; accepted are {', '.join(table.classes)}"
         raise InputError(message, code="unknown_class")
     return frozenset(things)
+
+
+def table_of(count: int, names: Sequence[str] = (), palette: Sequence[Color] | None = None) -> ClassTable | None:
+    """Return the classes of a model of ``count`` classes; None if nobody names them.
+
+    ``names`` and ``palette`` are those that the model's file gives: they are taken as they are, and the table is called
+    after the data set that has most of them at the same places. A file without names has those of the data set with
+    as many classes: 19 Cityscapes, 150 ADE20K, 171 COCO-Stuff.
+
+    Examples
+    --------
+    >>> table_of(19).name, table_of(2, ("weed", "soil")).name, table_of(7)
+    ('cityscapes', 'own', None)
+    """
+    known = next((table for table in TABLES.values() if len(table.classes) == count), None)
+    if not names:
+        return known
+    same = known is not None and [a.casefold() == b.casefold() for a, b in zip(names, known.classes, strict=True)]
+    if known is None or not same or 2 * sum(same) <= count:
+        return ClassTable(OWN_CLASSES, tuple(names), tuple(palette or make_palette(count)))
+    return known if all(same) else ClassTable(known.name, tuple(names), tuple(palette or known.palette))
 
 
 def label_ids(table: ClassTable) -> tuple[int, ...] | None:

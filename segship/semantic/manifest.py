@@ -34,6 +34,8 @@ class SemanticManifest(Manifest):
         Stages whose semantic layer works in windows, which no tensor of a checkpoint shows.
     window_size
         Side of the windows of attention, in places.
+    names_assumed
+        Whether the checkpoint names no classes, and those of the data set with as many were taken.
     """
 
     task: Literal["semantic"] = "semantic"
@@ -43,6 +45,7 @@ class SemanticManifest(Manifest):
     semantic_classes: Side
     semantic_window: SemanticWindow
     window_size: Side
+    names_assumed: bool = False
 
     def __post_init__(self) -> None:
         classes, colors = len(self.table.classes), len(self.table.palette)

@@ -8,8 +8,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from segship.datasets.known import table_of
 from segship.errors import CheckpointError
-from segship.ship.checkpoints.survey import survey_checkpoint
+from segship.ship.checkpoints.survey import Labels, survey_checkpoint
 from segship.ship.families import recognise, recogniser
 
 # Fixed tensors that a state dict carries beside the trained parameters.
@@ -46,6 +47,10 @@ class CheckpointDescription:
         Of a semantic model: classes of its head and of its semantic layers; None for others.
     semantic_window
         Of a semantic model: stages whose semantic layer works in windows by the published rule; no tensor shows it.
+    data_set, class_names
+        Of a semantic model: the data set whose classes it has, ``own`` if none of the known ones; and ``checkpoint`` if
+        the file names its classes, ``assumed`` if it names none and their number is that of a data set, ``unknown`` if
+        they have to be given with ``--classes``.
     parameters
         Number of trained values; buffers are not counted.
     keys
@@ -72,6 +77,8 @@ class CheckpointDescription:
     classes: int | None = None
     semantic_classes: int | None = None
     semantic_window: str | None = None
+    data_set: str | None = None
+    class_names: str | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the description as JSON takes it."""
@@ -94,6 +101,8 @@ def describe_checkpoint(path: str | Path) -> CheckpointDescription:
     try:
         model = recognise(survey.shapes)
         found |= {"family": model.family, **recogniser(model.family).describe(model.config)}
+        if "classes" in found:
+            found |= _describe_names(found["classes"], survey.labels)
     except CheckpointError as error:
         notes += (str(error),)
     trained = (info.elements for name, info in survey.tensors.items() if not name.endswith(BUFFER_NAMES))
@@ -109,3 +118,10 @@ def describe_checkpoint(path: str | Path) -> CheckpointDescription:
         dtypes=dict(sorted(Counter(info.dtype for info in survey.tensors.values()).items())),
         notes=notes,
     )
+
+
+def _describe_names(count: int, labels: Labels | None) -> dict[str, str | None]:
+    fits = labels is not None and len(labels.classes) == count
+    table = table_of(count, labels.classes) if labels is not None and fits else table_of(count) if not labels else None
+    kind = "checkpoint" if fits else "unknown" if table is None else "assumed"
+    return {"data_set": None if table is None else table.name, "class_names": kind}

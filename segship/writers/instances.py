@@ -243,6 +243,9 @@ def label_instances(source: Source, labels: Sequence[str], categories: Sequence[
     """
     instances = as_instances(source)
     names = tuple(dict.fromkeys(labels)) if categories is None else tuple(categories)
+    if len(set(names)) != len(names):
+        twice = next(name for name in names if names.count(name) > 1)
+        raise InputError(f"the category {twice!r} stands twice; give every category once", code="bad_labels")
     if len(labels) != len(instances.entries):
         message = f"there are {len(labels)} labels and {len(instances.entries)} masks; give one label a mask"
         raise InputError(message, code="bad_labels")
@@ -363,7 +366,8 @@ def label_records(
         for entry, vote in zip(instances.entries, votes, strict=True)
     )
     # All classes, so that the numbers of several images agree; one more only if a mask has none.
-    categories = class_map.classes + ((NOBODY,) if any(vote.number is None for vote in votes) else ())
+    name = NOBODY if NOBODY not in class_map.classes else f"{NOBODY} without a class"
+    categories = class_map.classes + ((name,) if any(vote.number is None for vote in votes) else ())
     return replace(instances, entries=entries, categories=categories, labels=labels)
 
 

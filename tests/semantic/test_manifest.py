@@ -74,6 +74,18 @@ def test_manifest_that_does_not_fit_names_the_field(small_semantic_bundle, chang
     assert words in refused(signed(changed(document_of(small_semantic_bundle), change)))
 
 
+def test_a_class_that_stands_twice_is_refused(small_semantic_bundle):
+    document = document_of(small_semantic_bundle)
+    document["table"]["classes"][1] = "road"
+    assert "the class 'road' stands twice in cityscapes" in refused(signed(document))
+
+
+def test_a_manifest_from_before_names_could_be_assumed_is_read(small_semantic_bundle):
+    document = document_of(small_semantic_bundle)
+    assert document.pop("names_assumed") is False
+    assert parse_manifest(signed(document)) == small_semantic_bundle.manifest
+
+
 def test_schema_covers_both_tasks(small_semantic_bundle):
     validator = jsonschema.Draft202012Validator(manifest_schema())
     validator.validate(json.loads(small_semantic_bundle.manifest.to_json()))

@@ -37,6 +37,8 @@ def test_a_model_is_described(tmp_path):
         "classes": None,
         "semantic_classes": None,
         "semantic_window": None,
+        "data_set": None,
+        "class_names": None,
     }
     json.dumps(found.to_dict())
 

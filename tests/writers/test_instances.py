@@ -85,6 +85,7 @@ def test_image_without_masks_keeps_a_category(no_records: ImageRecords) -> None:
     [
         (["cat"], None, "1 labels and 6 masks"),
         (["cat"] * 5 + ["cow"], ["cat", "dog"], "'cow' is no category; accepted are cat, dog"),
+        (["cat"] * 6, ["cat", "dog", "cat"], "the category 'cat' stands twice; give every category once"),
     ],
 )
 def test_labels_that_do_not_fit_are_refused(

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 from pycocotools import mask as coco_mask
 
+from segship.datasets.classes import ClassTable
 from segship.datasets.known import CITYSCAPES, thing_classes
 from segship.errors import InputError
 from segship.masks.panoptic import PanopticOptions
@@ -105,6 +106,15 @@ def test_tables_arrays_and_polygons_say_it_too(labelled, tmp_path):
     shapes = json.loads(paths[2].read_bytes())["shapes"]
     assert {(shape["label"], shape["label_purity"]) for shape in shapes} >= {("building", 0.5)}
     assert [line.split()[0] for line in paths[3].read_text().splitlines()] == ["0", "13", "13", "13", "2"]
+
+
+def test_a_class_called_object_is_not_what_has_no_class(records):
+    table = ClassTable("own", ("object", "road"), ((0, 0, 0),) * 2)
+    array = np.full(SIZE, 255, np.uint8)
+    array[30:] = 0
+    view = label_records(records, ClassMap(array, table))
+    assert view.categories == ("object", "road", "object without a class")
+    assert count_labels(view) == {"object": 4, "object without a class": 1}
 
 
 def test_masks_without_labels_say_nothing_of_them(records):

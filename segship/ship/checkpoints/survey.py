@@ -13,12 +13,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar
 
-from segship.arrays import Color
 from segship.catalog import CHECKPOINT_SUFFIXES, KnownCheckpoint, identify
-from segship.datasets.classes import LONGEST_NAME, MOST_CLASSES
-from segship.errors import CheckpointError, InputError
+from segship.errors import CheckpointError, InputError, shown
 from segship.files import CHUNK_BYTES, open_regular
 from segship.ship.checkpoints.archive import (
     DTYPE_BYTES,
@@ -30,7 +28,10 @@ from segship.ship.checkpoints.archive import (
     read_safetensors_header,
     require_little_endian,
 )
-from segship.ship.checkpoints.pickles import scan_pickle
+from segship.ship.checkpoints.pickles import kind_of, scan_pickle
+
+if TYPE_CHECKING:
+    from segship.arrays import Color
 
 T = TypeVar("T")
 
@@ -100,37 +101,81 @@ def _strip_prefixes(state: dict[str, T], notes: list[str]) -> dict[str, T]:
     return state
 
 
+LONGEST_NAME = 128
+"""Of a class; as `segship.datasets.classes` has it, which needs numpy."""
+_MOST_NAMES = 256
+_NAME_KEYS, _COLOR_KEYS = ("CLASSES", "classes"), ("PALETTE", "palette")
+
+
 @dataclass(frozen=True, slots=True)
 class Labels:
-    """Classes of a checkpoint; ``palette`` is None if it has no colors, or not one for each class."""
+    """Classes that a checkpoint names; ``palette`` is None if it has no colors, or not one for each class.
+
+    The names are printable, of 1 to 128 characters, and no two are alike; ``notes`` say which were mended for that.
+    """
 
     classes: tuple[str, ...]
-    palette: tuple[Color, ...] | None
+    palette: tuple[Color, ...] | None = None
+    notes: tuple[str, ...] = ()
 
 
 def find_labels(contents: object) -> Labels | None:
-    """Return the labels that stand in what a checkpoint file holds, or None."""
-    meta = contents.get("meta") if isinstance(contents, Mapping) else None
-    if not isinstance(meta, Mapping):
-        return None
-    classes = _items(meta.get("CLASSES"))
-    if not classes or not all(_is_name(name) for name in classes):
-        return None
-    colors = tuple(_color(row) for row in _items(meta.get("PALETTE")))
-    known = tuple(color for color in colors if color is not None)
-    return Labels(tuple(map(str, classes)), known if len(known) == len(colors) == len(classes) else None)
+    """Return the labels that stand in what a checkpoint file holds, or None if it names no classes.
+
+    mmsegmentation writes ``meta.CLASSES`` and, from 1.0 on, ``meta.dataset_meta.classes``. Names in a form that cannot
+    be read give labels without classes, and a note.
+    """
+    for place in _label_places(contents):
+        given = next((place[key] for key in _NAME_KEYS if place.get(key) not in (None, [], ())), None)
+        if given is None:
+            continue
+        if not isinstance(given, list | tuple):
+            return Labels((), notes=(f"the names of its classes are {kind_of(given)}, and a list is read",))
+        classes, notes = _mend_names(given[:_MOST_NAMES])
+        colors = next((place[key] for key in _COLOR_KEYS if place.get(key) is not None), ())
+        palette = tuple(map(_color, colors)) if isinstance(colors, list | tuple) and len(colors) == len(given) else ()
+        known = tuple(color for color in palette if color is not None)
+        return Labels(classes, known if len(known) == len(classes) else None, notes)
+    return None
 
 
-def _items(value: object) -> tuple[object, ...]:
-    return tuple(value) if isinstance(value, list | tuple) and len(value) <= MOST_CLASSES else ()
+def _label_places(contents: object) -> Iterator[Mapping[Any, Any]]:
+    if isinstance(contents, Mapping):
+        meta = contents.get("meta")
+        inner = meta.get("dataset_meta") if isinstance(meta, Mapping) else None
+        places = (inner, meta, contents.get("dataset_meta"), contents)
+        yield from (place for place in places if isinstance(place, Mapping))
 
 
-def _is_name(value: object) -> bool:
-    return isinstance(value, str) and 0 < len(value) <= LONGEST_NAME and value.isprintable()
+def _mend_names(given: Sequence[object]) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return names that are printable, short and unlike each other, and notes of what had to be changed for that."""
+    # All good names keep theirs, so that a mended one gives way and not the reverse.
+    taken = {name for name in given if isinstance(name, str) and _plain(name) == name}
+    names: list[str] = []
+    mended: list[str] = []
+    for number, name in enumerate(given):
+        plain = _plain(name) if isinstance(name, str) else ""
+        if not plain or plain != name or plain in names:
+            base, count = plain or f"class {number}", 1
+            plain = base
+            while plain in taken:
+                count += 1
+                plain = f"{base[: LONGEST_NAME - 4]} {count}"
+            mended.append(f"{shown(name)!r} of class {number} is {shown(plain)!r}")
+        taken.add(plain)
+        names.append(plain)
+    more = f" and {len(mended) - _SHOWN} more" if len(mended) > _SHOWN else ""
+    return tuple(names), ((f"names of classes mended: {', '.join(mended[:_SHOWN])}{more}",) if mended else ())
+
+
+def _plain(name: str) -> str:
+    """Return a name on one line, without what cannot be printed, and not too long."""
+    kept = "".join(letter if letter.isprintable() else " " for letter in name[: 4 * LONGEST_NAME])
+    return " ".join(kept.split())[:LONGEST_NAME].rstrip()
 
 
 def _color(value: object) -> Color | None:
-    row: Sequence[object] = _items(value)
+    row = tuple(value) if isinstance(value, list | tuple) else ()
     numbers = [number for number in row if type(number) is int and 0 <= number <= 255]
     return (numbers[0], numbers[1], numbers[2]) if len(numbers) == len(row) == 3 else None
 
@@ -204,6 +249,7 @@ def survey_checkpoint(path: str | os.PathLike[str]) -> Survey:
             contents, sha256 = _survey_archive(stream, size)
         tensors, notes = unwrap_state_dict(contents, TensorInfo)
         stamp, labels = stamp_of(stream.fileno()), find_labels(contents)
+        notes += labels.notes if labels is not None else ()
         return Survey(given.resolve(), kind, size, sha256, identify(sha256), tensors, notes, stamp, labels)
 
 

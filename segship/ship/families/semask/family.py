@@ -10,12 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from segship.datasets.classes import MOST_CLASSES, OWN_CLASSES, ClassTable, make_palette, read_class_file
-from segship.datasets.known import TABLES
+from segship.datasets.classes import MOST_CLASSES, OWN_CLASSES, ClassTable, read_class_file
+from segship.datasets.known import TABLES, table_of
 from segship.errors import CheckpointError
 from segship.semantic.manifest import SemanticManifest
 from segship.semantic.preprocessing import SCALE_LIMITS, ScaleLimits, SemanticPreprocessing
-from segship.ship.checkpoints.survey import Labels
 from segship.ship.families.semask.config import SemaskConfig
 from segship.ship.families.semask.model import SemanticGraph, build_semask
 from segship.ship.families.semask.swin import relative_position_index
@@ -29,6 +28,8 @@ LARGE_SCALE = ScaleLimits(2560, 640)
 """At which SeMask-L was tested on ADE20K and COCO-Stuff."""
 OWN_SCALE = SCALE_LIMITS["cityscapes"]
 """For classes of a user's own, unless told otherwise."""
+
+_GIVE_CLASSES = "give `segship export` a JSON list of names with --classes FILE"
 
 IGNORED_PREFIXES = ("auxiliary_head.",)
 """Heads that mmsegmentation's configurations may add in training; they take no part in an answer."""
@@ -144,43 +145,42 @@ def manifest(model: LoadedModel, options: ExportOptions) -> SemanticManifest:
         semantic_classes=config.semantic_classes,
         semantic_window=config.semantic_window,
         window_size=config.window_size,
+        names_assumed=options.classes is None and model.checkpoint.labels is None,
     )
 
 
 def choose_table(model: LoadedModel, classes: ClassTable | None = None) -> ClassTable:
-    """Choose the classes' names: the caller's, else the checkpoint's, else those of the data set.
+    """Choose the classes' names: the caller's, else the checkpoint's, else those of the data set with as many.
 
-    The number of classes tells the data set: 19 Cityscapes, 150 ADE20K, 171 COCO-Stuff; unless the checkpoint itself
-    names other classes, in which case it is a user's own model with as many.
+    See `segship.datasets.known.table_of`; a data set is assumed only where the checkpoint names no classes.
 
     Raises
     ------
     CheckpointError
         ``class_count`` when the number of names is not that of the head, or there are none.
     """
-    count = model.config.classes
-    labels = model.checkpoint.labels
-    known = next((table for table in TABLES.values() if len(table.classes) == count), None)
+    count, labels, path = model.config.classes, model.checkpoint.labels, model.checkpoint.path
     if classes is not None:
+        if len(classes.classes) != count:
+            message = (
+                f"{len(classes.classes)} names of classes were given and {path} has {count} classes; give one name for "
+                "each, in the order of its logits"
+            )
+            raise CheckpointError(message, code="class_count")
         table = next((known for known in TABLES.values() if known.classes == classes.classes), None)
-        table = classes if table is None else replace(classes, name=table.name)
-    elif known is not None and not _names_others(labels, known):
-        table = known
-    elif labels is not None and len(labels.classes) == count:
-        table = ClassTable(OWN_CLASSES, labels.classes, labels.palette or make_palette(count))
-    else:
+        return classes if table is None else replace(classes, name=table.name)
+    if labels is not None and len(labels.classes) != count:
+        reason = labels.notes[0] if not labels.classes else f"it names {len(labels.classes)}"
+        message = f"{path} has {count} classes, and {reason}; {_GIVE_CLASSES}"
+        raise CheckpointError(message, code="class_count")
+    found = table_of(count) if labels is None else table_of(count, labels.classes, labels.palette)
+    if found is None:
         message = (
-            f"{model.checkpoint.path} has {count} classes, whose names are not known: 19 would be Cityscapes, 150 "
-            "ADE20K, 171 COCO-Stuff; give `segship export` a JSON list of names with --classes FILE"
+            f"{path} has {count} classes, whose names are not known: 19 would be Cityscapes, 150 ADE20K, 171 "
+            f"COCO-Stuff; {_GIVE_CLASSES}"
         )
         raise CheckpointError(message, code="class_count")
-    if len(table.classes) != count:
-        message = (
-            f"{len(table.classes)} names of classes were given and {model.checkpoint.path} has {count} classes; "
-            "give one name for each, in the order of its logits"
-        )
-        raise CheckpointError(message, code="class_count")
-    return table
+    return found
 
 
 def published_scale(architecture: str, data_set: str) -> ScaleLimits:
@@ -189,11 +189,3 @@ def published_scale(architecture: str, data_set: str) -> ScaleLimits:
         return OWN_SCALE
     large = architecture == "semask_l" and data_set != "cityscapes"
     return LARGE_SCALE if large else SCALE_LIMITS[data_set]
-
-
-def _names_others(labels: Labels | None, table: ClassTable) -> bool:
-    """Tell whether a checkpoint names classes that are for the most part not the table's; spellings may differ."""
-    if labels is None or len(labels.classes) != len(table.classes):
-        return False
-    shared = {name.lower() for name in labels.classes} & {name.lower() for name in table.classes}
-    return 2 * len(shared) < len(table.classes)

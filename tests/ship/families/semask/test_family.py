@@ -3,13 +3,16 @@
 
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 
 from segship.datasets.classes import ClassTable
 from segship.datasets.known import CITYSCAPES
 from segship.errors import CheckpointError, ExportError
+from segship.semantic.class_map import ClassMap
 from segship.semantic.preprocessing import ScaleLimits
+from segship.ship.describe import describe_checkpoint
 from segship.ship.families.semask.config import SEMASK_ARCHITECTURES
 from segship.ship.families.semask.family import choose_table, manifest, published_scale
 from segship.ship.loading import load_model
@@ -124,6 +127,67 @@ def test_nineteen_classes_with_names_of_their_own_are_no_cityscapes(tmp_path):
     names = tuple(f"part {index}" for index in range(19))
     table = choose_table(load_model(save_checkpoint(tmp_path / "own.pth", classes=names)))
     assert table == ClassTable("own", names, CITYSCAPES.palette)
+
+
+def own(tmp_path, **changes):
+    """Save the small model with other classes: ``dataset_meta`` as mmsegmentation 1.x has it, or ``CLASSES``."""
+    document = mmcv_checkpoint(small_semask(), classes=())
+    document["meta"] |= changes
+    torch.save(document, tmp_path / "own.pth")
+    return tmp_path / "own.pth"
+
+
+OWN_NAMES = tuple(f"own{index}" for index in range(19))
+TRAMS = tuple(name.replace("train", "tram") for name in CITYSCAPES.classes)
+
+
+@pytest.mark.parametrize("key", ["classes", "CLASSES"])
+def test_names_of_mmsegmentation_1_are_the_models_own(tmp_path, key):
+    path = own(tmp_path, dataset_meta={key: OWN_NAMES})
+    found = manifest(load_model(path), ExportOptions())
+    assert (found.table.name, found.table.classes, found.names_assumed) == ("own", OWN_NAMES, False)
+    described = describe_checkpoint(path)
+    assert (described.data_set, described.class_names) == ("own", "checkpoint")
+
+
+def test_names_that_were_mended_are_written_down(tmp_path):
+    model = load_model(own(tmp_path, CLASSES=["a"] * 19))
+    table = choose_table(model)
+    assert table.classes == ("a", *(f"a {index}" for index in range(2, 20)))
+    assert any(change.startswith("names of classes mended: 'a' of class 1 is 'a 2'") for change in model.changes)
+    assert sum(ClassMap(np.arange(19, dtype=np.uint8)[None], table).areas().values()) == 19
+
+
+def test_one_class_that_differs_keeps_its_name_and_the_data_set_its_scale(tmp_path):
+    found = manifest(load_model(own(tmp_path, CLASSES=TRAMS)), ExportOptions())
+    assert (found.table.name, found.table.classes) == ("cityscapes", TRAMS)
+    assert found.preprocessing.scale == ScaleLimits(2048, 1024)
+
+
+def test_the_order_of_the_names_is_the_files(tmp_path):
+    backwards = CITYSCAPES.classes[::-1]
+    table = choose_table(load_model(own(tmp_path, CLASSES=backwards)))
+    assert (table.name, table.classes) == ("own", backwards)
+
+
+@pytest.mark.parametrize(
+    ("names", "words"), [(OWN_NAMES[:18], "it names 18"), ("roads", "the names of its classes are a str")]
+)
+def test_names_that_do_not_fit_are_not_replaced_by_a_data_set(tmp_path, names, words):
+    path = own(tmp_path, CLASSES=names)
+    with pytest.raises(CheckpointError, match=f"has 19 classes, and {words}.*--classes FILE") as caught:
+        choose_table(load_model(path))
+    assert caught.value.code == "class_count" and describe_checkpoint(path).class_names == "unknown"
+    assert choose_table(load_model(path), CITYSCAPES) == CITYSCAPES
+
+
+def test_a_data_set_is_assumed_only_without_names_and_that_is_said(tmp_path):
+    path = own(tmp_path)
+    found = manifest(load_model(path), ExportOptions())
+    assert found.table == CITYSCAPES and found.names_assumed
+    assert b'"names_assumed": true' in found.to_json()
+    described = describe_checkpoint(path)
+    assert (described.data_set, described.class_names) == ("cityscapes", "assumed")
 
 
 def test_other_numbers_need_names(seven, tmp_path):
