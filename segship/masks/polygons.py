@@ -206,6 +206,31 @@ def _area(ring: AnyArray) -> float:
     return float((x * np.roll(y, -1) - y * np.roll(x, -1)).sum() / 2)
 
 
+def join_rings(rings: Sequence[Ring]) -> Ring:
+    """Return one ring (m, 2) that encloses, by the even-odd rule, what all rings (n, 2) enclose together.
+
+    From the start of every ring a line leads to the nearest corner of the next one, is walked once there and once
+    back, and so encloses nothing.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> square = np.array([[0, 0], [1, 0], [1, 1]])
+    >>> join_rings([square, square + 5.0]).astype(int).tolist()
+    [[0, 0], [1, 0], [1, 1], [0, 0], [5, 5], [6, 5], [6, 6], [5, 5]]
+    """
+    if len(rings) == 1:
+        return rings[0]
+    walk: list[Ring] = []
+    anchors: list[Ring] = []
+    for ring in rings:
+        start = int(((ring - anchors[-1]) ** 2).sum(axis=1).argmin()) if anchors else 0
+        walk += [ring[start:], ring[: start + 1]]
+        anchors.append(ring[start])
+    # Back over all lines but the last and the first corner, which close by themselves.
+    return np.concatenate([*walk, np.array(anchors[-2:0:-1]).reshape(-1, 2)])
+
+
 def polygons_to_mask(polygons: Sequence[Polygon], size_hw: tuple[int, int]) -> BoolArray:
     """Return the mask (H, W) bool of an image's pixels whose centres lie in any of the polygons; the rest is cut off.
 

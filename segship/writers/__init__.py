@@ -16,7 +16,7 @@ import os
 import re
 import stat
 from collections.abc import Callable, Collection, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
@@ -25,7 +25,7 @@ import numpy as np
 
 from segship.arrays import Pixels, Size
 from segship.errors import InputError, OutputError
-from segship.files import check_target, make_directory, write_together
+from segship.files import check_target, is_possible_path, make_directory, write_together
 from segship.images import ImageSource, read_image
 from segship.promptable.everything.records import ImageRecords, MaskRecords
 from segship.semantic.class_map import ClassMap
@@ -47,7 +47,7 @@ from segship.writers.instances import (
     kind_of,
     label_instances,
 )
-from segship.writers.names import check_stem
+from segship.writers.names import check_stem, storable_text
 from segship.writers.pictures import (
     METADATA,
     PANOPTIC_DOCUMENT,
@@ -63,7 +63,7 @@ from segship.writers.pictures import (
     encode_overlay,
     written_masks,
 )
-from segship.writers.shapes import LabelMeWriter, YoloWriter, labelme_document
+from segship.writers.shapes import LabelMeWriter, Outlines, YoloWriter, labelme_document
 from segship.writers.tables import (
     encode_npz,
     encode_parquet,
@@ -82,6 +82,7 @@ __all__ = [
     "Instance",
     "Instances",
     "LabelMeWriter",
+    "Outlines",
     "Result",
     "Source",
     "Writer",
@@ -193,8 +194,17 @@ def check_formats(formats: Iterable[str], kind: Kind = "masks") -> tuple[str, ..
     return wanted
 
 
-def encode_result(result: Source | ClassMapResult, formats: Iterable[str]) -> dict[str, bytes]:
+def encode_result(
+    result: Source | ClassMapResult,
+    formats: Iterable[str],
+    *,
+    outlines: Outlines | None = None,
+    image_path: str | None = None,
+) -> dict[str, bytes]:
     """Return the files of one image in some formats of its kind in `WRITERS`: name to bytes, in their order.
+
+    ``outlines`` are those of `Outlines` when left out. ``image_path`` is where the image lies, seen from the files, for
+    LabelMe, which opens it; its name alone when left out.
 
     Raises
     ------
@@ -210,8 +220,32 @@ def encode_result(result: Source | ClassMapResult, formats: Iterable[str]) -> di
     check_stem(result.stem)
     encoded: dict[str, bytes] = {}
     for name in check_formats(formats, kind):
-        encoded.update(WRITERS[kind][name].write(result))
+        writer = _with_outlines(WRITERS[kind][name], outlines or Outlines())
+        if image_path is not None and isinstance(writer, LabelMeWriter):
+            writer = replace(writer, image_path=image_path)
+        encoded.update(writer.write(result))
     return encoded
+
+
+def _with_outlines(writer: Writer, outlines: Outlines) -> Writer:
+    tolerance = outlines.tolerance
+    if isinstance(writer, LabelMeWriter):
+        writer = replace(writer, shape=outlines.labelme_shape)
+    if isinstance(writer, LabelMeWriter | YoloWriter):
+        return writer if tolerance is None else replace(writer, tolerance=tolerance)
+    if outlines.coco_polygons and isinstance(writer, FileWriter) and writer.make is coco_document:
+        return replace(writer, make=partial(coco_document, polygons=True, tolerance=tolerance or 0.0))
+    return writer
+
+
+def _image_seen_from(directory: Path, name: str) -> str | None:
+    """Return the path of an image as seen from a directory, if its name is that of a file."""
+    if not is_possible_path(name) or not os.path.isfile(name):
+        return None
+    folder, file = os.path.split(name)
+    # Links resolved, since dots lead up from where a folder really lies.
+    seen = os.path.relpath(os.path.join(os.path.realpath(folder), file), os.path.realpath(directory))
+    return storable_text(Path(seen).as_posix())
 
 
 def save(
@@ -232,7 +266,7 @@ def save(
     pixels: Pixels = np.broadcast_to(np.uint8(0), (*size, 3))
     if name == "overlay":
         pixels = _read_for_overlay(source, size)
-    image_name = os.path.basename(source) if isinstance(source, str | Path) else stem
+    image_name = str(source) if isinstance(source, str | Path) else stem
     result: Source | ClassMapResult
     if isinstance(found, ClassMap):
         result = ClassMapResult(stem, image_name, pixels, found)
@@ -245,7 +279,8 @@ def save(
         return write_result(result, target.parent, [name], overwrite=overwrite)
     # One file, or one folder, under the very name that was given.
     ending = f"{stem}.{WRITERS[kind][name].extension}"
-    written = {target.name + file.removeprefix(ending): data for file, data in encode_result(result, [name]).items()}
+    encoded = encode_result(result, [name], image_path=_image_seen_from(target.parent, image_name))
+    written = {target.name + file.removeprefix(ending): data for file, data in encoded.items()}
     return write_files(written, target.parent, overwrite=overwrite)
 
 
@@ -318,6 +353,7 @@ def write_result(
     formats: Iterable[str],
     *,
     overwrite: bool = False,
+    outlines: Outlines | None = None,
 ) -> list[Path]:
     """Write what there is of one image in some formats; takes and refuses what `encode_result` and `write_files` do.
 
@@ -329,8 +365,10 @@ def write_result(
     list
         The files, and the folders of formats that are folders, in the order of the formats.
     """
+    kind_of(result)
     wanted = tuple(formats)
-    written = encode_result(result, wanted)
+    image_path = _image_seen_from(Path(directory), result.name)
+    written = encode_result(result, wanted, outlines=outlines, image_path=image_path)
     gone: set[str] = set()
     if overwrite and "png" in wanted:
         gone = set(written_masks(Path(directory), result.stem, of_objects=isinstance(result, Result))) - written.keys()

@@ -7,6 +7,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from segship.datasets.known import label_ids
+from segship.masks.polygons import join_rings
 from segship.writers.instances import (
     ClassMapResult,
     Instance,
@@ -22,30 +23,47 @@ if TYPE_CHECKING:
     from segship.promptable.prompts import ObjectPrompt
 
 
-def coco_document(source: Source) -> dict[str, Any]:
+def coco_document(source: Source, *, polygons: bool = False, tolerance: float = 0.0) -> dict[str, Any]:
     """Return masks as a COCO data set for `json.dumps`.
 
     One annotation a mask; ``score`` is the predicted IoU. A prompted mask has ``object`` and ``mask``, its place in
     the prediction, a record its ``stability_score``, ``point_coords`` and ``crop_box``, and a mask that a class map has
     voted for its ``label_confidence`` and ``label_purity``. ``iscrowd`` is 1 because COCO's tools read run lengths of
     ground truth only then.
+
+    With ``polygons``, segmentations are polygons that leave the edge of their mask by up to ``tolerance`` pixels, and
+    ``iscrowd`` is 0. COCO's polygons have no holes: a hole is joined to the outline around it by a line that is walked
+    there and back, and ``holes`` says how many of them a mask has. A mask without a pixel is left out.
     """
     instances = as_instances(source)
-    annotations = [
+    annotations = coco_annotations(instances, polygons=polygons, tolerance=tolerance)
+    numbered = [{"id": number, "image_id": 1, **entry} for number, entry in enumerate(annotations, start=1)]
+    return {"images": [coco_image(instances)], "annotations": numbered, "categories": coco_categories(instances)}
+
+
+def coco_annotations(instances: Instances, *, polygons: bool = False, tolerance: float = 0.0) -> list[dict[str, Any]]:
+    """Return the annotations of `coco_document` without ``id`` and ``image_id``, which number them in a data set."""
+    return [
         {
-            "id": number,
-            "image_id": 1,
             "category_id": entry.category + 1,
-            "iscrowd": 1,
+            "iscrowd": 0 if polygons else 1,
             **_place(entry),
             **_describe_mask(entry),
+            **(_outlines(entry, tolerance) if polygons else {}),
             "score": entry.score,
             **_origin(entry),
             **describe_label(entry),
         }
-        for number, entry in enumerate(instances.entries, start=1)
+        for entry in instances.entries
+        if entry.area or not polygons
     ]
-    return {"images": [coco_image(instances)], "annotations": annotations, "categories": coco_categories(instances)}
+
+
+def _outlines(entry: Instance, tolerance: float) -> dict[str, Any]:
+    found = entry.polygons(tolerance)
+    holes = sum(len(polygon.holes) for polygon in found)
+    rings = [join_rings([polygon.outer, *polygon.holes]).ravel().tolist() for polygon in found]
+    return {"segmentation": rings, **({"holes": holes} if holes else {})}
 
 
 def sa1b_document(source: Source) -> dict[str, Any]:

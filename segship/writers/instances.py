@@ -16,6 +16,7 @@ from segship.arrays import BoolArray, FloatArray, Pixels
 from segship.datasets.known import thing_classes
 from segship.errors import InputError
 from segship.masks.panoptic import PanopticOptions
+from segship.masks.polygons import Polygon, mask_to_polygons
 from segship.masks.rle import Rle, Runs, compress_runs, runs_to_area, runs_to_box, runs_to_crop, runs_to_mask
 from segship.promptable.everything.records import ImageRecords, MaskRecord
 from segship.semantic.class_map import ClassMap
@@ -144,6 +145,14 @@ class Instance:
     def crop(self) -> tuple[BoolArray, tuple[int, int]]:
         """The part of the mask inside its box, (h, w) bool, and the x0 y0 of the box."""
         return runs_to_crop(self.runs, self.size)
+
+    def polygons(self, tolerance: float = 0.0) -> list[Polygon]:
+        """Return the outlines of the mask in the image frame, as `segship.masks.polygons.mask_to_polygons` does."""
+        crop, corner_xy = self.crop
+        if not crop.size:
+            return []
+        polygons = mask_to_polygons(crop, tolerance=tolerance)
+        return [Polygon(one.outer + corner_xy, tuple(hole + corner_xy for hole in one.holes)) for one in polygons]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

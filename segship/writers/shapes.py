@@ -1,31 +1,61 @@
 # SPDX-License-Identifier: Apache-2.0
 """Results as polygons for annotation and training: LabelMe and YOLO-seg.
 
-Polygons run along the edges of pixels (`segship.masks.polygons`), so that with a tolerance of 0, the default, they
-enclose exactly the pixels of the mask; tools that fill a polygon and draw its border get up to a pixel more. Of a
-prompted prediction the best mask of every object is written, since its other masks are other readings of the same
-thing. A mask without a pixel has no shape and is left out.
+Polygons run along the edges of pixels (`segship.masks.polygons`), so that with a tolerance of 0 they enclose exactly
+the pixels of the mask; tools that fill a polygon and draw its border get up to a pixel more. Of a prompted prediction
+the best mask of every object is written, since its other masks are other readings of the same thing. A mask without a
+pixel has no shape and is left out.
 """
 
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_args
 
 import numpy as np
 
-from segship.masks.polygons import Polygon, Ring, mask_to_polygons
+from segship.errors import InputError
+from segship.masks.polygons import join_rings
+from segship.masks.rle import read_number
 from segship.writers.documents import describe_label, encode_json
 from segship.writers.instances import Instance, Instances, Source, as_instances
 from segship.writers.names import safe_file_name
 from segship.writers.pictures import encode_png
 
+LabelMeShape = Literal["auto", "polygon", "mask"]
+"""What a mask becomes in LabelMe; see `LabelMeWriter`."""
 # Of LabelMe's form of files, in which a mask is a shape of its own; LabelMe itself does not compare it.
 LABELME_VERSION = "5.5.0"
 # Of a side of the image: on one of 65,500 pixels a seventh digit is less than a hundredth of a pixel.
 _DIGITS = 7
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outlines:
+    """What is asked of the formats that have outlines of masks.
+
+    Attributes
+    ----------
+    tolerance
+        Pixels that an outline may leave the edge of its mask, to have fewer corners; when left out 1 in labelme, and 0
+        in yolo and in polygons of coco.
+    coco_polygons
+        Write polygons instead of run lengths into coco; a hole is joined to the outline around it.
+    labelme_shape
+        ``auto`` writes a mask with a hole as a mask and others as polygons, ``polygon`` and ``mask`` all alike.
+    """
+
+    tolerance: float | None = None
+    coco_polygons: bool = False
+    labelme_shape: LabelMeShape = "auto"
+
+    def __post_init__(self) -> None:
+        if self.tolerance is not None:
+            read_number(self.tolerance, "tolerance")
+        if self.labelme_shape not in get_args(LabelMeShape):
+            accepted = ", ".join(get_args(LabelMeShape))
+            raise InputError(f"labelme_shape is {self.labelme_shape!r}; accepted are {accepted}", code="bad_option")
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,27 +64,32 @@ class LabelMeWriter:
 
     LabelMe's polygons have no holes. A mask without holes is one ``polygon`` a part, and the parts share their
     ``group_id``; a mask with a hole is one ``mask`` shape, a PNG of its box. The file names its image and does not hold
-    it: put both into one folder.
+    it.
 
     Attributes
     ----------
     tolerance
-        How far in pixels a polygon may leave the edge of its mask, to have fewer corners to drag.
+        How far in pixels a polygon may leave the edge of its mask, to have corners that a person can drag: one
+        pixel leaves about a sixth of them. With 0 polygons are exact.
     shape
-        ``auto`` as above; ``mask`` writes mask shapes alone, which LabelMe reads back without loss.
+        ``auto`` as above; ``mask`` writes mask shapes alone, which LabelMe reads back without loss; ``polygon`` writes
+        polygons alone, a hole joined to the outline around it by a line that is walked there and back.
+    image_path
+        Where the image lies, seen from the file; its name alone when left out.
     """
 
-    tolerance: float = 0.0
-    shape: Literal["auto", "mask"] = "auto"
+    tolerance: float = 1.0
+    shape: LabelMeShape = "auto"
+    image_path: str | None = None
     extension: ClassVar[str] = "labelme.json"
     loses: ClassVar[str] = (
-        "pixels, stability scores, points, notes, empty masks; "
-        "LabelMe fills a polygon with its border, up to one pixel more to the right and below"
+        "pixels, stability scores, points, notes, empty masks; polygons are off by up to a pixel, "
+        "and LabelMe fills them with their border, up to one pixel more to the right and below"
     )
 
     def write(self, source: Source) -> dict[str, bytes]:
         """Return the files of one image: name to bytes."""
-        document = labelme_document(source, tolerance=self.tolerance, shape=self.shape)
+        document = labelme_document(source, tolerance=self.tolerance, shape=self.shape, image_path=self.image_path)
         return {f"{source.stem}.{self.extension}": encode_json(document)}
 
 
@@ -85,7 +120,7 @@ class YoloWriter:
         height, width = instances.size
         lines = []
         for entry in instances.entries:
-            rings = [ring for polygon in _polygons(entry, self.tolerance) for ring in (polygon.outer, *polygon.holes)]
+            rings = [ring for polygon in entry.polygons(self.tolerance) for ring in (polygon.outer, *polygon.holes)]
             if rings:
                 ring = join_rings(rings) / (width, height)
                 lines.append(f"{entry.category} {' '.join(map(_decimal, ring.ravel().tolist()))}\n")
@@ -93,7 +128,7 @@ class YoloWriter:
 
 
 def labelme_document(
-    source: Source, *, tolerance: float = 0.0, shape: Literal["auto", "mask"] = "auto"
+    source: Source, *, tolerance: float = 1.0, shape: LabelMeShape = "auto", image_path: str | None = None
 ) -> dict[str, Any]:
     """Return masks as a LabelMe file for `json.dumps`; see `LabelMeWriter`."""
     instances = as_instances(source, best_only=True)
@@ -104,59 +139,26 @@ def labelme_document(
         "shapes": [
             labelme_shape
             for group, entry in enumerate(instances.entries)
-            for labelme_shape in _labelme_shapes(instances, entry, group, tolerance, shape == "mask")
+            for labelme_shape in _labelme_shapes(instances, entry, group, tolerance, shape)
         ],
-        "imagePath": safe_file_name(instances.name),
+        "imagePath": image_path or safe_file_name(instances.name),
         "imageData": None,
         "imageHeight": height,
         "imageWidth": width,
     }
 
 
-def join_rings(rings: Sequence[Ring]) -> Ring:
-    """Return one ring (m, 2) that encloses, by the even-odd rule, what all rings (n, 2) enclose together.
-
-    From the start of every ring a line leads to the nearest corner of the next one, is walked once there and once
-    back, and so encloses nothing.
-
-    Examples
-    --------
-    >>> import numpy as np
-    >>> square = np.array([[0, 0], [1, 0], [1, 1]])
-    >>> join_rings([square, square + 5.0]).astype(int).tolist()
-    [[0, 0], [1, 0], [1, 1], [0, 0], [5, 5], [6, 5], [6, 6], [5, 5]]
-    """
-    if len(rings) == 1:
-        return rings[0]
-    walk: list[Ring] = []
-    anchors: list[Ring] = []
-    for ring in rings:
-        start = int(((ring - anchors[-1]) ** 2).sum(axis=1).argmin()) if anchors else 0
-        walk += [ring[start:], ring[: start + 1]]
-        anchors.append(ring[start])
-    # Back over all lines but the last and the first corner, which close by themselves.
-    return np.concatenate([*walk, np.array(anchors[-2:0:-1]).reshape(-1, 2)])
-
-
-def _polygons(entry: Instance, tolerance: float) -> list[Polygon]:
-    crop, corner = entry.crop
-    if not crop.size:
-        return []
-    offset = np.array(corner, np.float64)
-    polygons = mask_to_polygons(crop, tolerance=tolerance)
-    return [Polygon(one.outer + offset, tuple(hole + offset for hole in one.holes)) for one in polygons]
-
-
 def _labelme_shapes(
-    instances: Instances, entry: Instance, group: int, tolerance: float, as_mask: bool
+    instances: Instances, entry: Instance, group: int, tolerance: float, shape: LabelMeShape
 ) -> list[dict[str, Any]]:
     shared = {"label": instances.categories[entry.category], "group_id": group, "description": "", "flags": {}}
     # Keys that LabelMe does not know, and keeps.
     shared |= {"score": entry.score, **describe_label(entry)}
-    polygons = [] if as_mask else _polygons(entry, tolerance)
-    if as_mask or any(polygon.holes for polygon in polygons):
+    polygons = [] if shape == "mask" else entry.polygons(tolerance)
+    if shape == "mask" or (shape == "auto" and any(polygon.holes for polygon in polygons)):
         return [{**shared, **_mask_shape(entry)}] if entry.area else []
-    return [{**shared, "points": polygon.outer.tolist(), "shape_type": "polygon", "mask": None} for polygon in polygons]
+    rings = [join_rings([polygon.outer, *polygon.holes]) for polygon in polygons]
+    return [{**shared, "points": ring.tolist(), "shape_type": "polygon", "mask": None} for ring in rings]
 
 
 def _mask_shape(entry: Instance) -> dict[str, Any]:

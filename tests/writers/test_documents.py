@@ -22,7 +22,7 @@ from pycocotools.coco import COCO
 from segship.masks.lazy import ArrayMasks
 from segship.masks.rle import decode_rle
 from segship.promptable.everything.records import ImageRecords
-from segship.writers import WRITERS, Result, label_instances, prediction_document, write_result
+from segship.writers import WRITERS, Result, coco_document, label_instances, prediction_document, write_result
 
 # The form of one file of SA-1B, from the description of the data set and its files.
 NUMBERS = {"type": "array", "items": {"type": "number"}}
@@ -212,3 +212,28 @@ def test_json_of_records_has_their_keys_and_their_category(records: ImageRecords
     assert document["image"] == {"file_name": "my photo.jpg", "width": 80, "height": 60}
     assert document["notes"] == ["deadline_reached"] and "objects" not in document
     assert document["records"][0] == {**records.records[0].to_dict("coco_rle"), "category": "object"}
+
+
+def test_polygons_of_coco_are_read_back_by_pycocotools_with_their_holes(
+    records: ImageRecords, record_masks: np.ndarray, tmp_path: Path
+) -> None:
+    document = coco_document(records, polygons=True)
+    path = tmp_path / "polygons.json"
+    path.write_text(json.dumps(document))
+    coco = COCO(path)
+    annotations = coco.loadAnns(coco.getAnnIds(imgIds=1))
+    assert len(annotations) == 5, "the empty mask is left out"
+    for annotation, mask in zip(annotations, record_masks, strict=False):
+        assert annotation["iscrowd"] == 0 and all(len(ring) >= 6 for ring in annotation["segmentation"])
+        assert annotation["area"] == mask.sum()
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="__array__ implementation", category=DeprecationWarning)
+            read = coco.annToMask(annotation).astype(bool)
+        assert np.array_equal(read, mask)
+    assert [annotation.get("holes", 0) > 0 for annotation in annotations] == [True, False, False, False, True]
+
+
+def test_polygons_of_coco_with_a_tolerance_have_fewer_corners(records: ImageRecords) -> None:
+    exact, rough = (coco_document(records, polygons=True, tolerance=tolerance) for tolerance in (0.0, 1.0))
+    corners = [sum(len(ring) for ring in one["annotations"][1]["segmentation"]) for one in (exact, rough)]
+    assert corners[1] < corners[0] / 4

@@ -53,7 +53,7 @@ def test_ending_says_the_format(name: str, format: str, result: Result, picture:
     paths = prediction.save(tmp_path / "new" / "deep" / name)
     assert paths == [tmp_path / "new" / "deep" / name]
     alike = replace(result, stem="x", name="my photo.png", prediction=prediction, notes=())
-    expected = list(encode_result(alike, [format]).values())
+    expected = list(encode_result(alike, [format], image_path="../../my photo.png").values())
     written = sorted(path for path in (tmp_path / "new").rglob("*") if path.is_file())
     assert sorted(path.read_bytes() for path in written) == sorted(expected)
 

@@ -6,16 +6,27 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image, ImageDraw
 
+from segship.errors import InputError
 from segship.masks.polygons import Polygon, polygons_to_mask
 from segship.masks.scores import boundary_f_score
 from segship.promptable.everything.records import ImageRecords
-from segship.writers import LabelMeWriter, Result, YoloWriter, label_instances, write_result
+from segship.writers import (
+    LabelMeWriter,
+    Outlines,
+    Result,
+    YoloWriter,
+    encode_result,
+    label_instances,
+    write_result,
+)
 from segship.writers.shapes import join_rings
 
 
@@ -71,7 +82,7 @@ def read_yolo(data: bytes, size_hw: tuple[int, int]) -> list[tuple[int, np.ndarr
 
 
 def test_labelme_keeps_every_mask_exactly(records: ImageRecords, record_masks: np.ndarray) -> None:
-    document = labelme(records)
+    document = labelme(records, LabelMeWriter(tolerance=0.0))
     check_labelme_fields(document)
     assert (document["imagePath"], document["imageHeight"], document["imageWidth"]) == ("my photo.jpg", 60, 80)
     for group, mask in enumerate(record_masks):
@@ -91,6 +102,67 @@ def test_labelme_has_polygons_for_parts_and_a_mask_for_holes(records: ImageRecor
     assert kinds == [(0, "mask"), (1, "polygon"), (2, "polygon"), (2, "polygon"), (3, "polygon"), (4, "mask")]
 
 
+def test_labelme_can_be_told_to_write_polygons_alone(records: ImageRecords, record_masks: np.ndarray) -> None:
+    document = labelme(records, LabelMeWriter(tolerance=0.0, shape="polygon"))
+    check_labelme_fields(document)
+    assert {shape["shape_type"] for shape in document["shapes"]} == {"polygon"}
+    for group, mask in enumerate(record_masks):
+        inside = np.zeros_like(mask)
+        for shape in document["shapes"]:
+            if shape["group_id"] == group:
+                inside |= fill_even_odd(np.array(shape["points"]), mask.shape)
+        assert np.array_equal(inside, mask)
+    ring = next(shape for shape in document["shapes"] if shape["group_id"] == 0)
+    filled = fill_like_labelme(ring, (60, 80))
+    assert not filled[30, 40] and filled[:, 40].sum() > 20, "LabelMe leaves the hole open"
+
+
+def test_labelme_polygons_have_corners_for_a_person(records: ImageRecords, record_masks: np.ndarray) -> None:
+    disc, exact = (
+        next(shape for shape in labelme(records, writer)["shapes"] if shape["group_id"] == 1)
+        for writer in (LabelMeWriter(), LabelMeWriter(tolerance=0.0))
+    )
+    assert len(disc["points"]) <= 16 < 60 < len(exact["points"])
+    read = polygons_to_mask([Polygon(np.array(disc["points"]))], (60, 80))
+    assert (read & record_masks[1]).sum() / (read | record_masks[1]).sum() > 0.95
+
+
+def test_labelme_leads_to_the_image_from_where_its_file_lies(records: ImageRecords, tmp_path: Path) -> None:
+    picture = tmp_path / "pictures" / "a b" / "my photo.jpg"
+    picture.parent.mkdir(parents=True)
+    Image.new("RGB", (80, 60)).save(picture)
+    (tmp_path / "short").symlink_to(tmp_path / "results" / "deep")
+    (tmp_path / "results" / "deep").mkdir(parents=True)
+    at = replace(records, name=str(picture))
+    for folder in (tmp_path / "results", tmp_path / "results" / "deep", tmp_path / "short", picture.parent):
+        (path,) = write_result(at, folder, ["labelme"], overwrite=True)
+        document = json.loads(path.read_text())
+        check_labelme_fields(document)
+        # As LabelMe opens it.
+        assert os.path.samefile(os.path.join(os.path.dirname(path), document["imagePath"]), picture)
+        assert not os.path.isabs(document["imagePath"])
+    assert document["imagePath"] == "my photo.jpg"
+    (path,) = write_result(replace(records, name=str(tmp_path / "gone.jpg")), tmp_path, ["labelme"])
+    assert json.loads(path.read_text())["imagePath"] == "gone.jpg"
+
+
+def test_outlines_reach_every_format_that_has_them(records: ImageRecords) -> None:
+    exact = encode_result(records, ["labelme", "yolo", "coco"], outlines=Outlines(tolerance=0.0, coco_polygons=True))
+    rough = encode_result(records, ["labelme", "yolo", "coco"], outlines=Outlines(tolerance=1.0, coco_polygons=True))
+    for name in exact:
+        assert len(rough[name]) < len(exact[name])
+    (masks,) = encode_result(records, ["labelme"], outlines=Outlines(labelme_shape="mask")).values()
+    assert masks == LabelMeWriter(shape="mask").write(records)["my photo.labelme.json"]
+    assert encode_result(records, ["coco"]) == encode_result(records, ["coco"], outlines=Outlines(tolerance=1.0))
+
+
+@pytest.mark.parametrize("wrong", [{"tolerance": -1}, {"tolerance": float("nan")}, {"labelme_shape": "hole"}])
+def test_outlines_that_make_no_sense_are_refused(wrong: dict) -> None:
+    with pytest.raises(InputError, match=next(iter(wrong))) as caught:
+        Outlines(**wrong)
+    assert caught.value.code == "bad_option"
+
+
 def test_labelme_can_be_told_to_write_masks_alone(records: ImageRecords, record_masks: np.ndarray) -> None:
     document = labelme(records, LabelMeWriter(shape="mask"))
     check_labelme_fields(document)
@@ -102,7 +174,8 @@ def test_labelme_can_be_told_to_write_masks_alone(records: ImageRecords, record_
 def test_labelme_fills_our_polygons_to_within_a_pixel_of_the_border(
     records: ImageRecords, record_masks: np.ndarray
 ) -> None:
-    shape = next(shape for shape in labelme(records)["shapes"] if shape["group_id"] == 1)
+    document = labelme(records, LabelMeWriter(tolerance=0.0))
+    shape = next(shape for shape in document["shapes"] if shape["group_id"] == 1)
     filled = fill_like_labelme(shape, (60, 80))
     assert (filled & record_masks[1]).sum() == record_masks[1].sum()
     assert boundary_f_score(filled, record_masks[1], tolerance_px=1.5) == 1
