@@ -153,8 +153,8 @@ def _directory(path: Path) -> Iterator[_Directory]:
 
 
 @contextmanager
-def _explained(target: Path) -> Iterator[None]:
-    """Turn what the system says about a failed write into an `OutputError` that names the target."""
+def explained(target: Path) -> Iterator[None]:
+    """Turn what the system says in the block about a failed write into an `OutputError` that names the target."""
     try:
         yield
     except OSError as error:
@@ -212,7 +212,7 @@ def _temporary_name(name: str) -> str:
 def check_target(path: str | os.PathLike[str], *, overwrite: bool = False, folder: bool = False) -> None:
     """Refuse now what `write_file` or, for a folder, `write_directory` would refuse."""
     target = _split(path)
-    with _explained(target), _directory(target.parent) as directory:
+    with explained(target), _directory(target.parent) as directory:
         if directory.kind(PUBLISHING) is not None:
             with _turn(directory):
                 pass
@@ -226,7 +226,7 @@ def atomic_file(path: str | os.PathLike[str], *, overwrite: bool = False) -> Ite
     ``overwrite`` replaces a regular file of that name; a link, a folder or a device is never replaced.
     """
     target = _split(path)
-    with _explained(target), _directory(target.parent) as directory:
+    with explained(target), _directory(target.parent) as directory:
         _refuse_target(directory, target, overwrite=overwrite, wanted=stat.S_ISREG)
         temporary = _temporary_name(target.name)
         descriptor = directory.open(temporary, _CREATE_FLAGS)
@@ -276,9 +276,29 @@ def write_directory(path: str | os.PathLike[str], fill: Callable[[Path], None], 
     write_together(target.parent, {target.name: fill}, overwrite=overwrite)
 
 
+Content = bytes | Path | Callable[[Path], None]
+"""The bytes of a file, a file or folder of `partial_folder` that is moved, or what fills a folder."""
+
+
+@contextmanager
+def partial_folder(folder: str | os.PathLike[str], name: str) -> Iterator[Path]:
+    """Make a hidden folder for something large that comes piece by piece until `write_together` moves it.
+
+    It is removed with what is left in it, or by `tidy_directory` if the process is killed.
+    """
+    target = _split(Path(folder) / name)
+    with explained(target), _directory(target.parent) as directory:
+        staging = _temporary_name(target.name)
+        directory.mkdir(staging)
+    try:
+        yield target.parent / staging
+    finally:
+        shutil.rmtree(target.parent / staging, ignore_errors=True)
+
+
 def write_together(
     folder: str | os.PathLike[str],
-    entries: Mapping[str, bytes | Callable[[Path], None]],
+    entries: Mapping[str, Content],
     *,
     overwrite: bool = False,
     gone: Collection[str] = (),
@@ -290,7 +310,8 @@ def write_together(
     folder
         Where they shall be.
     entries
-        Name to the bytes of a file, or to what fills a folder as in `write_directory`.
+        Name to its content: bytes of a file, what fills a folder as in `write_directory`, or what lies in a folder of
+        `partial_folder` beside.
     overwrite
         Replace files by files and folders by folders of these names, all of them as one.
     gone
@@ -303,19 +324,19 @@ def write_together(
         others not, though never a new one beside an old one; see `tidy_directory`.
     """
     place = Path(folder).absolute()
-    targets = [_split(place / name) for name in entries]
+    targets = {_split(place / name): _kind_of(content) for name, content in entries.items()}
     if not targets and not gone:
         return
-    first = targets[0] if targets else place / min(gone)
-    with _explained(first), _directory(place) as directory:
-        _refuse_targets(directory, targets, entries, overwrite=overwrite)
+    first = min(targets, default=place / min(gone, default="."))
+    with explained(first), _directory(place) as directory:
+        _refuse_targets(directory, targets, overwrite=overwrite)
         staging = _temporary_name(first.name)
         directory.mkdir(staging)
         try:
             _stage(directory, staging, entries, overwrite=overwrite, gone=gone)
             with _turn(directory):
                 # Again, since others had their turns meanwhile.
-                _refuse_targets(directory, targets, entries, overwrite=overwrite)
+                _refuse_targets(directory, targets, overwrite=overwrite)
                 _publish(directory, staging, list(entries), overwrite=overwrite, alone=not gone)
         except FileExistsError as error:
             raise _exists(place / str(error.filename)) from error
@@ -325,22 +346,21 @@ def write_together(
         directory.sync()
 
 
-def _refuse_targets(
-    directory: _Directory,
-    targets: Iterable[Path],
-    entries: Mapping[str, bytes | Callable[[Path], None]],
-    *,
-    overwrite: bool,
-) -> None:
-    for target in targets:
-        wanted = stat.S_ISREG if isinstance(entries[target.name], bytes) else stat.S_ISDIR
+def _kind_of(content: Content) -> Callable[[int], bool]:
+    """Return what tells from a mode that something can be replaced by the content."""
+    is_file = isinstance(content, bytes) or (isinstance(content, Path) and content.is_file())
+    return stat.S_ISREG if is_file else stat.S_ISDIR
+
+
+def _refuse_targets(directory: _Directory, targets: Mapping[Path, Callable[[int], bool]], *, overwrite: bool) -> None:
+    for target, wanted in targets.items():
         _refuse_target(directory, target, overwrite=overwrite, wanted=wanted)
 
 
 def _stage(
     directory: _Directory,
     staging: str,
-    entries: Mapping[str, bytes | Callable[[Path], None]],
+    entries: Mapping[str, Content],
     *,
     overwrite: bool,
     gone: Collection[str],
@@ -355,6 +375,8 @@ def _stage(
         if isinstance(content, bytes):
             with os.fdopen(directory.open(inside, _CREATE_FLAGS), "wb") as stream:
                 stream.write(content)
+        elif isinstance(content, Path):
+            os.rename(content, directory.path / inside)
         else:
             directory.mkdir(inside)
             content(directory.path / inside)
@@ -495,7 +517,7 @@ def tidy_directory(path: str | os.PathLike[str]) -> list[str]:
     if not os.path.isdir(place):
         return []
     lines = []
-    with _explained(place / PUBLISHING), _directory(place) as directory:
+    with explained(place / PUBLISHING), _directory(place) as directory:
         if directory.kind(PUBLISHING) is not None:
             with _turn(directory):
                 lines.append(f"{place}: files that a killed run had half put in place are in place now")

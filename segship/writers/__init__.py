@@ -47,6 +47,7 @@ from segship.writers.instances import (
     kind_of,
     label_instances,
 )
+from segship.writers.merged import MergedWriter, merge_results
 from segship.writers.names import check_stem, storable_text
 from segship.writers.pictures import (
     METADATA,
@@ -82,6 +83,7 @@ __all__ = [
     "Instance",
     "Instances",
     "LabelMeWriter",
+    "MergedWriter",
     "Outlines",
     "Result",
     "Source",
@@ -94,6 +96,7 @@ __all__ = [
     "encode_result",
     "label_instances",
     "labelme_document",
+    "merge_results",
     "output_paths",
     "prediction_document",
     "read_mask_input",

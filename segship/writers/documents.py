@@ -36,15 +36,11 @@ def coco_document(source: Source, *, polygons: bool = False, tolerance: float = 
     there and back, and ``holes`` says how many of them a mask has. A mask without a pixel is left out.
     """
     instances = as_instances(source)
-    annotations = coco_annotations(instances, polygons=polygons, tolerance=tolerance)
-    numbered = [{"id": number, "image_id": 1, **entry} for number, entry in enumerate(annotations, start=1)]
-    return {"images": [coco_image(instances)], "annotations": numbered, "categories": coco_categories(instances)}
-
-
-def coco_annotations(instances: Instances, *, polygons: bool = False, tolerance: float = 0.0) -> list[dict[str, Any]]:
-    """Return the annotations of `coco_document` without ``id`` and ``image_id``, which number them in a data set."""
-    return [
+    entries = [entry for entry in instances.entries if entry.area or not polygons]
+    annotations = [
         {
+            "id": number,
+            "image_id": 1,
             "category_id": entry.category + 1,
             "iscrowd": 0 if polygons else 1,
             **_place(entry),
@@ -54,9 +50,9 @@ def coco_annotations(instances: Instances, *, polygons: bool = False, tolerance:
             **_origin(entry),
             **describe_label(entry),
         }
-        for entry in instances.entries
-        if entry.area or not polygons
+        for number, entry in enumerate(entries, start=1)
     ]
+    return {"images": [coco_image(instances)], "annotations": annotations, "categories": coco_categories(instances)}
 
 
 def _outlines(entry: Instance, tolerance: float) -> dict[str, Any]:

@@ -57,8 +57,8 @@ def encode_overlay(source: Source) -> bytes:
     """
     if isinstance(source, Result):
         best = [source.prediction.mask_runs(*place) for place in enumerate(source.best_masks.tolist())]
-        return _encode_jpeg(draw_overlay(source.pixels, best, objects=source.objects))
-    return _encode_jpeg(_draw_instances(as_instances(source)))
+        return encode_jpeg(draw_overlay(source.pixels, best, objects=source.objects))
+    return encode_jpeg(_draw_instances(as_instances(source)))
 
 
 def encode_instances(source: Source) -> bytes:
@@ -68,7 +68,7 @@ def encode_instances(source: Source) -> bytes:
 
 def encode_class_map_overlay(result: ClassMapResult) -> bytes:
     """Return a JPEG of the image with its classes over it and a legend below or beside it."""
-    return _encode_jpeg(draw_class_map(result.pixels, result.class_map))
+    return encode_jpeg(draw_class_map(result.pixels, result.class_map))
 
 
 def encode_classes(result: ClassMapResult) -> bytes:
@@ -178,7 +178,8 @@ def encode_png(pixels: AnyArray) -> bytes:
     return _encode_image(".png", pixels, cv2.IMWRITE_PNG_COMPRESSION, PNG_COMPRESSION)
 
 
-def _encode_jpeg(pixels: Pixels) -> bytes:
+def encode_jpeg(pixels: Pixels) -> bytes:
+    """Return (H, W, 3) RGB pixels as a JPEG without metadata."""
     bgr = cv2.cvtColor(pixels, cv2.COLOR_RGB2BGR)
     return _encode_image(".jpg", bgr, cv2.IMWRITE_JPEG_QUALITY, JPEG_QUALITY)
 
