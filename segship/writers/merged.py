@@ -22,7 +22,7 @@ from segship.errors import InputError, OutputError
 from segship.files import check_target, explained, make_directory, partial_folder, write_together
 from segship.writers.documents import coco_categories, coco_document, encode_json
 from segship.writers.instances import Instances, Source, as_instances
-from segship.writers.names import check_stem, safe_file_name
+from segship.writers.names import check_stem, compared, free_stem, safe_file_name
 from segship.writers.pictures import PANOPTIC_DOCUMENT, PANOPTIC_PICTURE, PanopticWriter, encode_jpeg
 from segship.writers.shapes import Outlines, YoloWriter
 
@@ -59,7 +59,8 @@ class MergedWriter:
         self.files = tuple(files.values())
         self._place = staging.parent
         self._root = root
-        self._taken: set[str] = set()
+        self._names: set[str] = set()
+        self._stems: set[str] = set()
         self._categories: dict[str, dict[str, Any]] = {}
         self._is_damaged = False
         makers: dict[str, Callable[[Path, Outlines], _DataSet]] = {"coco": _Coco, "panoptic": _Panoptic, "yolo": _Yolo}
@@ -68,28 +69,30 @@ class MergedWriter:
     def add(self, source: Source) -> None:
         """Take the masks of one more image; an image that is refused leaves nothing in any data set.
 
-        Images are called by their path below the root, or by their file name if there is none; files of panoptic and
-        YOLO begin with the stem.
+        Images are called by their path below the root, or by their file name if there is none. Files of panoptic and
+        YOLO begin with the stem, and with ``-2`` and so on behind it if an earlier image has it.
 
         Raises
         ------
         InputError
-            ``bad_source``, or ``same_image``: another image has this name or stem.
+            ``bad_source``, or ``same_image``: another image has this name.
         OutputError
             ``cannot_encode``, ``too_many_masks``; ``cannot_write`` or ``disk_full``, and then nothing can be finished.
         """
         instances = as_instances(source)
         name = self._file_name(source.name)
-        claimed = {f"name {name}", f"stem {check_stem(source.stem)}"}
-        if claimed & self._taken:
-            message = f"another image of the data set has the {min(claimed & self._taken)!r}; give each its own"
+        if name in self._names:
+            message = f"another image of the data set is called {name!r}; give a root above both, or name them apart"
             raise InputError(message, code="same_image")
+        stem = free_stem(check_stem(source.stem), self._stems)
+        source = replace(source, stem=stem)
         height, width = instances.size
         image = {"id": self.images + 1, "file_name": name, "width": width, "height": height}
         numbers = self._number(instances)
         writes = [one.encode(source, image, numbers) for one in self._sets]
         self.images += 1
-        self._taken |= claimed
+        self._names.add(name)
+        self._stems.add(compared(stem))
         try:
             with explained(self._place / "merged"):
                 for write in writes:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Iterable
+from collections.abc import Container, Iterable
 from pathlib import PurePath
 
 from segship.errors import OutputError
@@ -46,15 +46,20 @@ def output_stems(inputs: Iterable[str | os.PathLike[str]]) -> list[str]:
     taken: set[str] = set()
     stems = []
     for name in inputs:
-        stem = safe_stem(name)
-        number, candidate = 1, stem
-        while _compared(candidate) in taken:
-            number += 1
-            ending = f"-{number}"
-            candidate = _cut(stem, MAX_STEM_BYTES - len(ending)) + ending
-        taken.add(_compared(candidate))
-        stems.append(candidate)
+        stem = free_stem(safe_stem(name), taken)
+        taken.add(compared(stem))
+        stems.append(stem)
     return stems
+
+
+def free_stem(stem: str, taken: Container[str]) -> str:
+    """Return a stem, or the first one with a number behind it that is not `compared` among those taken."""
+    number, candidate = 1, stem
+    while compared(candidate) in taken:
+        number += 1
+        ending = f"-{number}"
+        candidate = _cut(stem, MAX_STEM_BYTES - len(ending)) + ending
+    return candidate
 
 
 def safe_stem(name: str | os.PathLike[str]) -> str:
@@ -106,5 +111,6 @@ def _cut(text: str, limit: int) -> str:
     return text.encode("utf-8")[:limit].decode("utf-8", "ignore").rstrip(". ")
 
 
-def _compared(stem: str) -> str:
+def compared(stem: str) -> str:
+    """Return what is equal of stems that a file system could take for the same."""
     return unicodedata.normalize("NFC", unicodedata.normalize("NFC", stem).casefold())
