@@ -568,10 +568,62 @@ def make_directory(path: str | os.PathLike[str]) -> None:
         raise OutputError(f"cannot make the folder {str(path)!r}: no folder can be called so", code="cannot_write")
     try:
         os.makedirs(path, exist_ok=True)
-    except OSError as error:
-        reason = "a file is in the way" if isinstance(error, FileExistsError | NotADirectoryError) else error.strerror
-        message = f"cannot make the folder {path}: {reason}; choose another place"
-        raise OutputError(message, code="cannot_write") from error
+    except (OSError, ValueError) as error:
+        raise _no_directory(path, error) from error
+
+
+def _no_directory(path: str | os.PathLike[str], error: OSError | ValueError) -> OutputError:
+    reason = getattr(error, "strerror", None) or str(error)
+    if isinstance(error, FileExistsError | NotADirectoryError):
+        reason = "a file is in the way"
+    return OutputError(f"cannot make the folder {path}: {reason}; choose another place", code="cannot_write")
+
+
+def check_directory(path: str | os.PathLike[str]) -> None:
+    """Refuse now what `make_directory` and writes into the folder would refuse, without making it."""
+    place = Path(os.path.abspath(path))
+    try:
+        while not os.path.lexists(place):
+            # Looked at itself, which says what os.path.lexists does not: a name too long, a loop of links.
+            with suppress(FileNotFoundError):
+                os.lstat(place)
+            place = place.parent
+        if not stat.S_ISDIR(os.stat(place).st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(place))
+        if not os.access(place, os.W_OK | os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
+    except (OSError, ValueError) as error:
+        raise _no_directory(path, error) from error
+
+
+def walk_folder(folder: str | os.PathLike[str], *, deep: bool = True) -> Iterator[Path]:
+    """Yield the files of a folder, and with ``deep`` those of all folders below it, by name.
+
+    Links are followed, since data sets often lie elsewhere and are linked into place, each folder once. Hidden files
+    and folders are left out: Mac archives leave files with such names beside the real ones.
+
+    Raises
+    ------
+    InputError
+        ``folder_unreadable``.
+    """
+
+    def refuse(error: OSError) -> None:
+        message = f"cannot read the folder {error.filename}: {error.strerror}; check who may read it"
+        raise InputError(message, code="folder_unreadable") from error
+
+    seen = set()
+    for parent, folders, names in os.walk(folder, followlinks=True, onerror=refuse):
+        place = os.path.realpath(parent)
+        folders[:] = sorted(name for name in folders if deep and not name.startswith(".") and place not in seen)
+        if place not in seen:
+            yield from (Path(parent) / name for name in sorted(names) if not name.startswith("."))
+        seen.add(place)
+
+
+def real_path(path: str | os.PathLike[str]) -> Path:
+    """Return where links lead; a path that leads nowhere, or in a circle, as far as that goes."""
+    return Path(os.path.realpath(path))
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
@@ -584,10 +636,15 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
         raise InputError(f"there is no file {path}; check the name", code="file_missing") from error
     except OSError as error:
         if error.errno in (errno.ELOOP, errno.EMLINK):
-            raise InputError(f"{path} is a link; name the real file", code="file_is_link") from error
+            found = "a link" if os.path.exists(path) else "a link that leads nowhere"
+            raise InputError(f"{path} is {found}; name the real file", code="file_is_link") from error
         if error.errno in (errno.EISDIR, errno.ENXIO):
             raise _not_regular(path) from error
-        raise InputError(f"cannot read {path}: {error.strerror}", code="file_unreadable") from error
+        advice = "check the name, and who may read it"
+        raise InputError(f"cannot read {path}: {error.strerror}; {advice}", code="file_unreadable") from error
+    except ValueError as error:
+        # A NUL.
+        raise InputError(f"{str(path)!r} cannot be the name of a file; check the name", code="file_missing") from error
     if not stat.S_ISREG(os.fstat(descriptor).st_mode):
         os.close(descriptor)
         raise _not_regular(path)

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
+from segship.files import make_directory
 from segship.images import Depth, ImageLimits, ImageSource, LoadedImage, read_image
 from segship.promptable.everything.crops import Progress
 from segship.promptable.everything.options import AmgOptions
@@ -235,7 +236,11 @@ def answer_classes(predictor: SemanticPredictor, image: JobImage, options: MapOp
 
 
 def write(answer: Result | Everything | ClassMapResult, directory: Path, options: JobOptions) -> tuple[Path, ...]:
-    """Write an answer in the formats of the options, all or nothing; errors as in `segship.writers.write_result`."""
+    """Write an answer in the formats of the options, all or nothing, into a directory that is made if need be.
+
+    Errors are those of `segship.files.make_directory` and `segship.writers.write_result`.
+    """
+    make_directory(directory)
     source = answer.source if isinstance(answer, Everything) else answer
     return tuple(write_result(source, directory, options.formats, overwrite=options.overwrite))
 
@@ -269,7 +274,7 @@ def run_job(
     stem: str = "image",
     name: str = "image",
 ) -> FinishedImage[Answer]:
-    """Read one image, answer, and write into a directory that exists; without one nothing is written.
+    """Read one image, answer, and write into a directory, made if need be; without one nothing is written.
 
     ``answer`` is one of the ``answer_...`` functions with what it takes before the image; ``stem`` and ``name`` are as
     in `JobImage`.

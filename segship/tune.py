@@ -25,7 +25,7 @@ from segship.bundle.evidence import EXACT, Check, Evidence
 from segship.bundle.manifest import MANIFEST_FILE, task_module
 from segship.catalog import EMBEDDED_MODELS, embedded_bundle, find_model
 from segship.errors import BackendUnavailable, InputError, SegshipError
-from segship.files import write_directory, write_file
+from segship.files import real_path, write_directory, write_file
 
 ROUNDS = 2
 """Times that every backend has its turn. Whatever else a machine does only ever adds time, and comes and goes; so the
@@ -84,7 +84,7 @@ def tune_bundle(
         When the manifest cannot be written.
     """
     path = find_model(model)
-    if out is None and any(path.resolve() == embedded_bundle(name).resolve() for name in EMBEDDED_MODELS):
+    if out is None and any(real_path(path) == real_path(embedded_bundle(name)) for name in EMBEDDED_MODELS):
         message = f"{path} lies inside the package, whose files are not changed; write a copy: --out FOLDER"
         raise InputError(message, code="bundle_in_package")
     bundle = Bundle.read(path)

@@ -26,6 +26,7 @@ from segship.bench.report import BenchmarkReport, BenchmarkRow, FreshRow, Timing
 from segship.bench.stages import FRESH_SCENARIOS, photo_bytes, scenario_parameters, stages_of
 from segship.bundle import Bundle
 from segship.catalog import find_model
+from segship.files import real_path
 from segship.loading import open_model
 from segship.machine import describe_machine, usable_cores
 from segship.semantic.manifest import SemanticManifest
@@ -154,7 +155,7 @@ def _measure_graph(path: Path, context: _Context) -> BenchmarkReport:
         if options.fresh:
             first = {name: list(shape) for name, shape in next(shape_sets(spec, options)).items()}
             context.tell(f"fresh processes, {threads} threads")
-            parameters = {"graph": str(path.resolve()), "shapes": first}
+            parameters = {"graph": str(real_path(path)), "shapes": first}
             fresh += run_fresh("graph", parameters, run, processes=options.fresh_repeats)
     return _report(context, "graph", rows, fresh, ran, notes)
 

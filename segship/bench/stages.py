@@ -17,7 +17,7 @@ from PIL import Image
 
 from segship.bench.options import BenchmarkOptions
 from segship.errors import InputError
-from segship.files import read_bytes
+from segship.files import read_bytes, real_path
 from segship.images import ImageLimits, read_image
 from segship.images.reading import demo_photograph
 from segship.promptable.everything.options import AmgOptions
@@ -48,7 +48,7 @@ class Stage:
 def photo_bytes(image: Path | None) -> bytes:
     """Return the bytes of the picture that is measured on: a file, or the demo photograph as a JPEG of 1800 x 1200."""
     if image is not None:
-        return read_bytes(image.resolve(), limit=ImageLimits().bytes)
+        return read_bytes(real_path(image), limit=ImageLimits().bytes)
     enlarged = io.BytesIO()
     with Image.open(demo_photograph()) as photograph:
         resized = photograph.resize(PHOTO_SIZE, Image.Resampling.LANCZOS)

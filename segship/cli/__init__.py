@@ -10,7 +10,11 @@ standard error. Exit codes:
     3   an image, prompt, checkpoint or bundle cannot be used
     4   something is missing here: a runtime, a device, the network
     5   a graph could not be exported, or differs from its model by more than the bar
-    6   a result cannot be written
+    6   a result cannot be written, or standard output not
+    130 interrupted
+    141 nobody reads standard output any more
+
+Of several pictures the first that fails decides; the others are done all the same.
 """
 
 from segship.cli.main import main

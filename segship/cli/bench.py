@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from segship.bench.benchmark import benchmark
 from segship.bench.options import BenchmarkOptions
 from segship.bench.report import BenchmarkReport, draw_chart
-from segship.cli.options import MODEL_GROUP, OUTPUT_GROUP, Fields, Json, Option, command
+from segship.cli.options import MODEL_GROUP, OUTPUT_GROUP, Fields, Force, Json, Option, command
 from segship.cli.output import errors_console, make_table, megabytes, plain, print_json, results_console
 from segship.errors import InputError
 from segship.files import write_file
@@ -104,7 +104,7 @@ def bench(
     *,
     options: Annotated[BenchmarkOptions, FIELDS],
     plot: Annotated[Path | None, Parameter(group=OUTPUT_GROUP)] = None,
-    overwrite: Annotated[bool, Parameter(group=OUTPUT_GROUP)] = False,
+    overwrite: Force = False,
     json: Json = False,
 ) -> None:
     """Measure how fast a model or an ONNX graph is here.

@@ -6,19 +6,19 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from segship.cli.options import Json, command
+from segship.cli.options import Force, Json, Out, command
 from segship.cli.output import plain, results_console
-from segship.cli.pictures import each_picture, report_outcomes
+from segship.cli.pictures import BatchOptions, Report, describe_run, each_picture, report_outcomes, settle_pictures
 from segship.cli.segment import print_image
-from segship.files import make_directory
 from segship.images.reading import DEMO_POINT_XY, demo_photograph
 from segship.jobs import SegmentOptions, answer_prompts, run_job
 from segship.loading import load_promptable
 from segship.promptable.prompts import Prompts
+from segship.writers import Result
 
 
 @command
-def demo(*, out: Path = Path("segship-demo"), overwrite: bool = False, json: Json = False) -> int:
+def demo(*, out: Out = Path("segship-demo"), overwrite: Force = False, json: Json = False) -> int:
     """Segment a photograph inside the package from one click.
 
     The model is tiny, which is inside the package too.
@@ -26,7 +26,7 @@ def demo(*, out: Path = Path("segship-demo"), overwrite: bool = False, json: Jso
     Parameters
     ----------
     out
-        Folder for the overlay.
+        Folder for the files.
     overwrite
         Replace files that are there.
 
@@ -34,14 +34,13 @@ def demo(*, out: Path = Path("segship-demo"), overwrite: bool = False, json: Jso
     --------
     segship demo --out first-masks
     """
+    options, batch = SegmentOptions(overwrite=overwrite), BatchOptions(out=out, json=json)
+    pictures = settle_pictures([str(demo_photograph())], batch, options, Result)
     predictor = load_promptable("tiny")
-    make_directory(out)
-    options = SegmentOptions(overwrite=overwrite)
-    prompts = Prompts(points=[DEMO_POINT_XY])
-    job = partial(run_job, partial(answer_prompts, predictor, prompts), options=options, directory=out)
-    outcomes = each_picture([str(demo_photograph())], options.limits, job)
-    code = report_outcomes(predictor, "tiny", outcomes, print_image, as_json=json)
-    if not json:
+    job = partial(run_job, partial(answer_prompts, predictor, Prompts(points=[DEMO_POINT_XY])), options=options)
+    report = Report(pictures, batch, describe_run(predictor, "tiny"))
+    code = report_outcomes(report, each_picture(pictures, options.limits, job), print_image)
+    if not json and not code:
         x, y = DEMO_POINT_XY
         results_console().print(f"that was one click at {x},{y}; look at {plain(str(out))}/coffee.overlay.jpg")
     return code

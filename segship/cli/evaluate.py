@@ -7,9 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Literal
 
-from segship.cli.options import MODEL_GROUP, OUTPUT_GROUP, Fields, Json, Option, command
+from segship.cli.main import EXIT_BAD_INPUT
+from segship.cli.options import MODEL_GROUP, OUTPUT_GROUP, OVERWRITE, Fields, Json, Option, command
 from segship.cli.output import errors_console, make_table, plain, print_error, print_json, progress_bar, results_console
-from segship.cli.pictures import EXIT_BAD_INPUT
 from segship.cli.semantic import SEMANTIC
 from segship.datasets.folders import FailedSample
 from segship.evaluation import EvaluateOptions, Evaluation
@@ -31,7 +31,7 @@ def evaluate(
             semantic=SEMANTIC,
             runtime=Fields(None, MODEL_GROUP),
             out=Option(name=("--out", "-o"), kind=Path, default=Path("segship-output"), group=OUTPUT_GROUP),
-            overwrite=Option(group=OUTPUT_GROUP),
+            overwrite=OVERWRITE,
         ),
     ],
     json: Json = False,

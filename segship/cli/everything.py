@@ -15,10 +15,8 @@ from segship.cli.options import (
     INPUT_GROUP,
     Fields,
     Images,
-    Json,
     Model,
     Option,
-    Out,
     Run,
     command,
     job_fields,
@@ -26,16 +24,19 @@ from segship.cli.options import (
 )
 from segship.cli.output import make_table, megabytes, plain, progress_bar, results_console
 from segship.cli.pictures import (
+    Batch,
+    Report,
     describe_run,
     each_picture,
-    expand_pictures,
+    find_pictures,
     print_head,
     print_tail,
     report_outcomes,
+    settle_pictures,
 )
 from segship.datasets.known import thing_classes
 from segship.errors import InputError
-from segship.files import make_directory, read_bytes
+from segship.files import read_bytes, real_path
 from segship.jobs import Everything, EverythingOptions, FinishedImage, answer_everything, read, run_job
 from segship.loading import load_promptable, load_semantic
 from segship.promptable.everything.cost import AmgCost, estimate_cost
@@ -61,7 +62,7 @@ def read_grids(path: Path) -> list[Any]:
     InputError
         ``bad_amg_option``: the file is no JSON list.
     """
-    text = read_bytes(path.resolve(), limit=_MAX_GRID_BYTES)
+    text = read_bytes(real_path(path), limit=_MAX_GRID_BYTES)
     try:
         grids = json_module.loads(text)
     # RecursionError: brackets nested by the thousand.
@@ -113,8 +114,7 @@ def everything(
     dry_run: bool = False,
     model: Model = "tiny",
     runtime: Run,
-    out: Out = Path("segship-output"),
-    json: Json = False,
+    batch: Batch,
 ) -> int:
     """Find everything in images, without a prompt.
 
@@ -134,32 +134,31 @@ def everything(
     --------
     segship everything photo.jpg --points-per-side 16 --format coco,overlay
     """
-    pictures = expand_pictures(images)
     for option, given in (("--things", options.things), ("--label-backend", label_backend)):
         if labels is None and given is not None:
             message = f"{option} was given without --labels, to which it belongs; give both"
             raise InputError(message, code="bad_option")
+    pictures = find_pictures(images, batch) if dry_run else settle_pictures(images, batch, options, Instances)
     predictor = load_promptable(model, **asdict(runtime))
     if dry_run:
 
-        def estimate(source: str | bytes, name: str, stem: str) -> _ImageCost:
+        def estimate(source: str | bytes, name: str, directory: Path, stem: str) -> _ImageCost:
             return _ImageCost(name, estimate_cost(predictor, read(source, options).loaded.size_hw, options.amg))
 
-        costs = each_picture(pictures, options.limits, estimate)
-        return report_outcomes(predictor, model, costs, _print_cost, as_json=json, more={"dry_run": True})
+        report = Report(pictures, batch, {**describe_run(predictor, model), "dry_run": True})
+        return report_outcomes(report, each_picture(pictures, options.limits, estimate), _print_cost)
     semantic = None
     if labels is not None:
         semantic = _open_labels(labels, replace(runtime, backend=label_backend or runtime.backend), options)
-    make_directory(out)
 
-    def find(source: str | bytes, name: str, stem: str) -> FinishedImage[Everything]:
+    def find(source: str | bytes, name: str, directory: Path, stem: str) -> FinishedImage[Everything]:
         with progress_bar(name) as tick:
             answer = partial(answer_everything, predictor, semantic, progress=tick)
-            return run_job(answer, source, options, out, stem=stem, name=name)
+            return run_job(answer, source, options, directory, stem=stem, name=name)
 
-    outcomes = each_picture(pictures, options.limits, find)
     more = {} if semantic is None else {"labels_by": describe_run(semantic, str(labels))}
-    return report_outcomes(predictor, model, outcomes, _print_image, as_json=json, more=more)
+    report = Report(pictures, batch, {**describe_run(predictor, model), **more})
+    return report_outcomes(report, each_picture(pictures, options.limits, find), _print_image)
 
 
 def _open_labels(labels: str, runtime: RunOptions, options: EverythingOptions) -> SemanticPredictor:

@@ -15,7 +15,7 @@ from rich.table import Table
 
 from segship.bundle.evidence import Row, describe_figures
 from segship.catalog import KNOWN_CHECKPOINTS, bundle_folder
-from segship.cli.options import Fields, Json, Option, command
+from segship.cli.options import OVERWRITE, Fields, Json, Option, command
 from segship.cli.output import errors_console, make_table, plain, print_json, results_console
 from segship.errors import BackendUnavailable, ExportError
 from segship.files import make_directory
@@ -72,6 +72,7 @@ FIELDS = Fields(
         metavar="LONG,SHORT",
     ),
     measure=Option(negative="--no-measure"),
+    force=OVERWRITE,
     bar=None,
     largest_inline_bytes=None,
 )

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import inspect
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any
 
 from cyclopts import App, CycloptsError, Group, Parameter
@@ -17,7 +19,7 @@ from rich.table import Table
 from rich.text import Text
 
 import segship
-from segship.cli.output import STANDARD_INPUT, dump_json, errors_console, plain
+from segship.cli.output import STANDARD_INPUT, be_quiet, dump_json, errors_console, print_failure
 from segship.errors import (
     BackendUnavailable,
     BundleError,
@@ -30,16 +32,19 @@ from segship.errors import (
 )
 
 EXIT_USAGE = 2
+EXIT_BAD_INPUT = 3
 EXIT_CODES: tuple[tuple[type[SegshipError], int], ...] = (
-    (InputError, 3),
-    (CheckpointError, 3),
-    (BundleError, 3),
+    (InputError, EXIT_BAD_INPUT),
+    (CheckpointError, EXIT_BAD_INPUT),
+    (BundleError, EXIT_BAD_INPUT),
     (BackendUnavailable, 4),
     (FetchError, 4),
     (ExportError, 5),
     (OutputError, 6),
 )
+# As shells tell of SIGINT, and of SIGPIPE: what read standard output is gone, as `head` is after its lines.
 EXIT_INTERRUPTED = 130
+EXIT_NOBODY_READS = 141
 
 
 class Help(DefaultFormatter):
@@ -59,6 +64,8 @@ class Help(DefaultFormatter):
         table.add_column(overflow="fold")
         names, descriptions = NameRenderer(max_width=console.width * 2 // 5), DescriptionRenderer()
         for entry in panel.entries:
+            # Other names are for those who know them from elsewhere.
+            entry = entry.copy(positive_names=entry.positive_names[:1])
             table.add_row(names(entry), descriptions(entry))
         console.print(f"[bold]{panel.title}[/]")
         console.print(DefaultStyled(Padding(table, (0, 0, 1, 2))))
@@ -72,6 +79,7 @@ app = App(
     group_parameters=Group("Options", sort_key=-1),
     group_commands=Group("Options", sort_key=9),
     help_formatter=Help(),
+    suppress_keyboard_interrupt=False,
 )
 COMMANDS = {
     "Use": {
@@ -118,6 +126,32 @@ def find_command(name: str) -> App:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line and return its exit code; see `segship.cli`."""
+    for name, mode in (("stdin", "r"), ("stdout", "w"), ("stderr", "w")):
+        # The shell has closed it (`>&-`).
+        if getattr(sys, name) is None:
+            setattr(sys, name, open(os.devnull, mode))
+    try:
+        code = _run(arguments)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:
+        _drop_output()
+        return EXIT_NOBODY_READS
+    except OSError as error:
+        # Of a stream, since those of files become errors that name them.
+        _drop_output()
+        message = f"cannot write standard output: {error.strerror or error}; what was not printed is lost"
+        return _fail(message, OutputError.default_code, exit_code(OutputError("")), ())
+
+
+def _drop_output() -> None:
+    """Keep Python from writing what is left at its end, which would fail again."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _run(arguments: Sequence[str] | None) -> int:
+    be_quiet(False)
     tokens = list(sys.argv[1:] if arguments is None else arguments)
     # A lone dash means standard input, and would be taken for an option without a name.
     tokens = [STANDARD_INPUT if token == "-" else token for token in tokens]
@@ -143,7 +177,7 @@ def exit_code(error: SegshipError) -> int:
 
 
 def _fail(message: str, code: str, exit_with: int, tokens: Sequence[str]) -> int:
-    errors_console().print(f"[bold red]error[/] [dim]({code})[/]: {plain(message)}", highlight=False, soft_wrap=True)
-    if "--json" in tokens:
+    print_failure(code, message)
+    if "--json" in tokens or "--jsonl" in tokens:
         print(dump_json({"error": {"code": code, "message": message}}))
     return exit_with

@@ -18,6 +18,7 @@ from typing import Annotated, Any, get_args, get_origin, get_type_hints
 from cyclopts import Group, Parameter
 
 from segship.backends.session import RunOptions
+from segship.cli.output import be_quiet
 from segship.writers import WRITERS, check_formats
 from segship.writers.instances import Kind
 
@@ -31,6 +32,13 @@ Model = Annotated[
     Parameter(help="tiny, a bundle, a checkpoint (torch backend), or a known name.", group=MODEL_GROUP),
 ]
 Out = Annotated[Path, Parameter(name=("--out", "-o"), help="Folder for the files.", group=OUTPUT_GROUP)]
+Force = Annotated[
+    bool, Parameter(name=("--overwrite", "--force"), help="Replace files that are there.", group=OUTPUT_GROUP)
+]
+Quiet = Annotated[
+    bool,
+    Parameter(name=("--quiet", "-q"), help="Print neither results for people nor progress.", group=OUTPUT_GROUP),
+]
 Json = Annotated[bool, Parameter(name="--json", help="Print one JSON document.", group=OUTPUT_GROUP)]
 
 
@@ -94,11 +102,17 @@ Given = Mapping[str, Any]
 
 
 def command(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Return a function that cyclopts reads flat, and that calls the given one with its options classes."""
+    """Return a function that cyclopts reads flat, and that calls the given one with its options classes.
+
+    Every command also gets what all have: ``--quiet``.
+    """
     parameters, arguments = _flatten(function, Fields())
+    quiet = inspect.Parameter("quiet", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=Quiet)
+    parameters.append(quiet)
 
     @functools.wraps(function)
-    def run(*positional: Any, **given: Any) -> Any:
+    def run(*positional: Any, quiet: bool = False, **given: Any) -> Any:
+        be_quiet(quiet)
         return function(*positional, **arguments(given))
 
     run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
@@ -208,6 +222,10 @@ def parse_words(text: str) -> tuple[str, ...]:
     return tuple(part.strip() for part in text.split(","))
 
 
+OVERWRITE = Option(name=("--overwrite", "--force"), group=OUTPUT_GROUP)
+"""Both names are accepted, and help shows the first."""
+
+
 def job_fields(kind: Kind, **fields: Option | Fields | None) -> Fields:
     """Return how the options of a job stand on the command line; formats are refused before any work is done."""
     names = Option(
@@ -219,9 +237,7 @@ def job_fields(kind: Kind, **fields: Option | Fields | None) -> Fields:
     )
     pixels = Option(name="--max-pixels", help="Take images of up to this many pixels.", group=INPUT_GROUP)
     limits = Fields(pixels=pixels, bytes=None, side=None, aspect_ratio=None)
-    return Fields(
-        formats=names, overwrite=Option(group=OUTPUT_GROUP), limits=limits, depth=Option(group=INPUT_GROUP), **fields
-    )
+    return Fields(formats=names, overwrite=OVERWRITE, limits=limits, depth=Option(group=INPUT_GROUP), **fields)
 
 
 Run = Annotated[RunOptions, Fields(None, MODEL_GROUP)]

@@ -8,26 +8,41 @@ import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from segship.errors import InputError
+
 STANDARD_INPUT = "<standard input>"
 """What stands for a lone dash among the arguments."""
+
+_quiet = False
 
 # Columns; a table takes no more of them than its longest lines need.
 _WIDEST = 4096
 
 
+def be_quiet(quiet: bool) -> None:
+    """Print results for people, and progress, or not; errors and JSON are always printed."""
+    global _quiet
+    _quiet = quiet
+
+
 def results_console() -> Console:
     """Return the console for results; as wide as its tables need when it is no terminal."""
-    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _WIDEST)
+    return Console(highlight=False, soft_wrap=True, width=None if sys.stdout.isatty() else _WIDEST, quiet=_quiet)
+
+
+def progress_console() -> Console:
+    """Return the console for progress."""
+    return Console(stderr=True, highlight=False, soft_wrap=True, quiet=_quiet)
 
 
 def errors_console() -> Console:
-    """Return the console for progress and errors."""
+    """Return the console for errors."""
     return Console(stderr=True, highlight=False)
 
 
@@ -36,10 +51,29 @@ def print_json(document: Mapping[str, Any]) -> None:
     print(dump_json(document, indent=2))
 
 
+def print_json_line(document: Mapping[str, Any]) -> None:
+    """Print one line of JSON on standard output, at once."""
+    print(dump_json(document), flush=True)
+
+
 def dump_json(document: Mapping[str, Any], indent: int | None = None) -> str:
     """Return JSON that UTF-8 can hold: bytes of a file's name that are no text stand in it as escapes."""
     text = json.dumps(document, indent=indent, ensure_ascii=False, allow_nan=False)
     return text.encode("utf-8", "backslashreplace").decode()
+
+
+def print_failure(code: str, message: str) -> None:
+    """Tell on standard error why the command ends."""
+    errors_console().print(f"[bold red]error[/] [dim]({code})[/]: {plain(message)}", soft_wrap=True)
+
+
+def read_standard_input(limit: int) -> bytes:
+    """Return what comes from standard input, at most so many bytes."""
+    try:
+        return cast(bytes, sys.stdin.buffer.read(limit))
+    except OSError as error:
+        message = f"cannot read standard input: {error.strerror}; name a file instead"
+        raise InputError(message, code="unreadable_file") from error
 
 
 def print_error(subject: str, code: str, message: str) -> None:
@@ -86,8 +120,9 @@ def progress_bar(what: str, *, of_bytes: bool = False) -> Iterator[Callable[[int
 
     counts = (DownloadColumn(), TransferSpeedColumn()) if of_bytes else (MofNCompleteColumn(),)
     columns = (TextColumn("{task.description}"), BarColumn(), *counts, TimeRemainingColumn())
-    console = errors_console()
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as progress:
+    console = progress_console()
+    hidden = console.quiet or not console.is_terminal
+    with Progress(*columns, console=console, transient=True, disable=hidden) as progress:
         task = progress.add_task(plain(what), total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)
 

@@ -1,54 +1,143 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Pictures of a command line: files, folders and patterns that no shell has expanded, worked through and told."""
+"""Pictures of a command line: which they are, where their files go, what became of each, and all of that told.
+
+The places of all files are settled and looked at before a model is opened (`settle_pictures`), so that an hour of work
+is not refused at its end. `each_picture` does the work and `report_outcomes` tells of it.
+"""
 
 from __future__ import annotations
 
 import glob
 import os
-import sys
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePath
+from typing import Annotated, Any, Generic, Protocol, TypeVar
 
-from segship.cli.output import STANDARD_INPUT, errors_console, plain, print_error, print_json, results_console
-from segship.errors import InputError, SegshipError
+from segship.cli.main import EXIT_INTERRUPTED, exit_code
+from segship.cli.options import INPUT_GROUP, OUTPUT_GROUP, Fields, Option
+from segship.cli.output import (
+    STANDARD_INPUT,
+    plain,
+    print_error,
+    print_failure,
+    print_json,
+    print_json_line,
+    progress_console,
+    read_standard_input,
+    results_console,
+)
+from segship.errors import ImageError, InputError, OutputError, PromptError, SegshipError
+from segship.files import check_directory, tidy_directory, walk_folder
 from segship.images import ImageLimits
+from segship.jobs import JobOptions
 from segship.promptable.predictor import Predictor
 from segship.semantic.predictor import NOTES, SemanticPredictor
-from segship.writers.names import output_stems
-
-EXIT_BAD_INPUT = 3
+from segship.writers import WRITERS, ClassMapResult, Source, output_paths
+from segship.writers.names import output_places
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
+# The pictures among the files that we write.
+_ENDINGS = [writer.extension for writers in WRITERS.values() for writer in writers.values() if "." in writer.extension]
+_WRITTEN = re.compile(rf".*\.({'|'.join(map(re.escape, _ENDINGS))}|(object\d+\.)?mask\d+\.png)")
 
 
-def expand_pictures(words: Sequence[str]) -> list[str]:
-    """Return the pictures that the words mean, in their order.
+@dataclass(frozen=True, slots=True, kw_only=True)
+class BatchOptions:
+    """How the pictures of a command line are worked through.
 
-    A folder stands for the pictures right in it, by name; a pattern such as ``day*/*.png`` that is no file for those it
-    fits. Any other word stays as it is, and is refused when it is read. No word at all, and a folder or pattern without
-    a picture, are refused as ``no_images``.
+    Attributes
+    ----------
+    recursive
+        Pictures in the folders of a folder too; their files go into folders of the same names.
+    skip_existing
+        Leave out pictures whose files are all there: goes on where a run has stopped.
+    out
+        Folder for the files.
+    json
+        Print one JSON document.
+    jsonl
+        Print a line of JSON for each picture as it is done, and one for the run.
+    """
+
+    recursive: bool = False
+    skip_existing: bool = False
+    out: Path = Path("segship-output")
+    json: bool = False
+    jsonl: bool = False
+
+    def __post_init__(self) -> None:
+        if self.json and self.jsonl:
+            raise InputError("--json and --jsonl were given; give one of them", code="bad_option")
+
+
+Batch = Annotated[
+    BatchOptions,
+    Fields(
+        None,
+        OUTPUT_GROUP,
+        recursive=Option(name=("--recursive", "-r"), group=INPUT_GROUP),
+        out=Option(name=("--out", "-o")),
+    ),
+]
+
+
+@dataclass(frozen=True, slots=True)
+class Picture:
+    """A picture: its name as it was given or found, and the folder and the stem of its files."""
+
+    name: str
+    folder: Path
+    stem: str
+    done: bool = False
+
+
+def find_pictures(words: Sequence[str], batch: BatchOptions) -> list[Picture]:
+    """Return the pictures that the words mean, in their order, and where their files go.
+
+    A folder stands for the pictures right in it, by name, or in all folders below it; a pattern such as ``day*/*.png``
+    that is no file for those it fits. Hidden files are left out unless they are named, and so is what is in the folder
+    for the files. Any other word stays as it is, and is refused when it is read. No word at all, and a folder or
+    pattern without a picture, are refused as ``no_images``.
     """
     if not words:
         raise InputError("no image was given; name one or more files, or - for standard input", code="no_images")
-    return [picture for word in words for picture in _meant_by(word)]
+    found = [picture for word in words for picture in _meant_by(word, batch)]
+    places = output_places(found)
+    return [Picture(name, batch.out / place.parent, place.name) for (name, _), place in zip(found, places, strict=True)]
 
 
-def _meant_by(word: str) -> list[str]:
-    if word == STANDARD_INPUT or os.path.isfile(word):
-        return [word]
+def _meant_by(word: str, batch: BatchOptions) -> list[tuple[str, PurePath]]:
+    """Return the pictures a word means, each with the part of its path that names its files."""
     if os.path.isdir(word):
-        found = sorted(str(file) for file in Path(word).iterdir() if _is_picture(file))
-        if not found:
-            message = f"{word} holds no picture ({', '.join(PICTURE_SUFFIXES)}); name its files, or another folder"
-            raise InputError(message, code="no_images")
-        return found
-    if not glob.has_magic(word):
-        return [word]
+        return [(str(path), path.relative_to(word)) for path in _in_folder(Path(word), batch)]
+    if word in (STANDARD_INPUT, ""):
+        return [(word, PurePath("-"))]
+    if os.path.isfile(word) or not glob.has_magic(word):
+        return [(word, PurePath(PurePath(word).name))]
     found = sorted(name for name in glob.glob(word, recursive=True) if _is_picture(Path(name)))
     if not found:
         raise InputError(f"no picture fits {word!r}; check the pattern", code="no_images")
+    return [(name, PurePath(PurePath(name).name)) for name in found]
+
+
+def _in_folder(folder: Path, batch: BatchOptions) -> list[Path]:
+    here, out = Path(os.path.realpath(folder)), Path(os.path.realpath(batch.out))
+    # What a run before this one has left: in the folder itself, or in one below it.
+    found = [
+        path
+        for path in walk_folder(folder, deep=batch.recursive)
+        if _is_picture(path)
+        and not (here == out and _WRITTEN.fullmatch(path.name))
+        and not (here != out and here in out.parents and out in Path(os.path.realpath(path)).parents)
+    ]
+    if not found:
+        deeper = "" if batch.recursive else "; --recursive reads the folders in it too"
+        message = (
+            f"{folder} holds no picture ({', '.join(PICTURE_SUFFIXES)}){deeper}; name its files, or another folder"
+        )
+        raise InputError(message, code="no_images")
     return found
 
 
@@ -56,82 +145,193 @@ def _is_picture(path: Path) -> bool:
     return path.suffix.lower() in PICTURE_SUFFIXES and path.is_file()
 
 
-class Outcome(Protocol):
-    """An image that was done."""
+def settle_pictures(
+    words: Sequence[str], batch: BatchOptions, options: JobOptions, of: type[Source | ClassMapResult]
+) -> list[Picture]:
+    """Return the pictures that the words mean; refuses now what could not be written later.
+
+    ``of`` is the type of what will be written.
+
+    Raises
+    ------
+    InputError
+        As `find_pictures`; ``bad_option`` for ``--skip-existing`` beside ``--overwrite``.
+    OutputError
+        ``output_exists``, or what `segship.files.check_directory` says about the folder.
+    """
+    if batch.skip_existing and options.overwrite:
+        message = "--skip-existing leaves files as they are and --overwrite replaces them; give one of them"
+        raise InputError(message, code="bad_option")
+    pictures = find_pictures(words, batch)
+    for folder in dict.fromkeys(picture.folder for picture in pictures):
+        check_directory(folder)
+        for line in tidy_directory(folder):
+            progress_console().print(plain(line))
+    if options.overwrite:
+        return pictures
+    settled, taken = [], []
+    for picture in pictures:
+        paths = output_paths(of, picture.folder, picture.stem, options.formats)
+        there = [path for path in paths if os.path.lexists(path)]
+        # A picture without a mask has no file of this format, and those of the others come with it.
+        sure = [path for path in paths if not path.name.endswith("mask0.png")] or paths
+        done = batch.skip_existing and set(sure) <= set(there)
+        settled.append(replace(picture, done=done))
+        if there and not done:
+            taken.append(there[0])
+    if taken:
+        raise _taken(taken, len(pictures), batch)
+    return settled
+
+
+def _taken(taken: Sequence[Path], pictures: int, batch: BatchOptions) -> OutputError:
+    more = f" (and files of {len(taken) - 1} more of {pictures} pictures)" if len(taken) > 1 else ""
+    if batch.skip_existing:
+        advice = "other formats of it are not there; leave its format out, replace it with --overwrite"
+    else:
+        advice = "leave out what is done with --skip-existing, replace it with --overwrite"
+    message = f"{taken[0]} exists{more}, and nothing was done; {advice}, or choose another folder with --out"
+    return OutputError(message, code="output_exists")
+
+
+class Answer(Protocol):
+    """What is known of an image that was done."""
 
     def to_dict(self) -> dict[str, Any]:
         """Return what a JSON document says of it."""
 
 
-Done = TypeVar("Done", bound=Outcome)
+Done = TypeVar("Done", bound=Answer)
 
 
 @dataclass(frozen=True, slots=True)
-class FailedImage:
-    """An image that could not be used, and why."""
+class Outcome(Generic[Done]):
+    """What became of a picture: done, or an error, or neither where it was left out."""
 
-    image: str
-    code: str
-    message: str
+    picture: Picture
+    done: Done | None = None
+    error: SegshipError | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return what a line of JSON says of it; the path is as it was given."""
+        path = "-" if self.picture.name == STANDARD_INPUT else self.picture.name
+        if self.error is not None:
+            return {"path": path, "error": {"code": self.error.code, "message": str(self.error)}}
+        return {"path": path, **({"skipped": True} if self.done is None else self.done.to_dict())}
 
 
 def each_picture(
-    pictures: Sequence[str], limits: ImageLimits, job: Callable[..., Done], *, description: str = ""
-) -> Iterator[Done | FailedImage]:
-    """Do a job for one picture after the other; one that cannot be used is told and does not stop the others.
+    pictures: Sequence[Picture], limits: ImageLimits, job: Callable[..., Done], *, description: str = ""
+) -> Iterator[Outcome[Done]]:
+    """Do a job for one picture after the other; one that cannot be used does not stop the others.
 
-    The job is called with the picture's source, its ``name``, and the ``stem`` of its files. The description stands
-    beside the bar that is shown for several pictures; without it there is none.
+    The job is called with the picture's source, its ``name``, and the ``directory`` and the ``stem`` of its files. The
+    description stands beside the bar that is shown for several pictures; without it there is none.
     """
-    stems = output_stems("-" if picture == STANDARD_INPUT else picture for picture in pictures)
-    for picture, stem in zip(_with_progress(pictures, description), stems, strict=True):
-        # One byte more at most than the limits allow.
-        source = sys.stdin.buffer.read(limits.bytes + 1) if picture == STANDARD_INPUT else picture
+    for picture in _with_progress(pictures, description):
+        if picture.done:
+            yield Outcome(picture)
+            continue
         try:
-            yield job(source, name=picture, stem=stem)
+            # Of standard input one byte more at most than the limits allow.
+            source = read_standard_input(limits.bytes + 1) if picture.name == STANDARD_INPUT else picture.name
+            done = job(source, name=picture.name, directory=picture.folder, stem=picture.stem)
         except SegshipError as error:
-            if len(pictures) == 1:
-                raise
-            yield FailedImage(picture, error.code, str(error))
+            yield Outcome(picture, error=_name_picture(error, picture.name))
+        else:
+            yield Outcome(picture, done)
 
 
-def _with_progress(pictures: Sequence[str], description: str) -> Iterable[str]:
+def _name_picture(error: SegshipError, name: str) -> SegshipError:
+    """Return the error with the name of its picture, where its message does not say it."""
+    if not isinstance(error, ImageError | PromptError) or name in str(error):
+        return error
+    return type(error)(f"{name}: {error}", code=error.code)
+
+
+def _with_progress(pictures: Sequence[Picture], description: str) -> Iterable[Picture]:
     if len(pictures) == 1 or not description:
         return pictures
     # Imported here, since one picture needs no bar.
     from rich.progress import track
 
-    return track(pictures, description=description, console=errors_console(), transient=True)
+    console = progress_console()
+    hidden = console.quiet or not console.is_terminal
+    return track(pictures, description=description, console=console, transient=True, disable=hidden)
 
 
-def report_outcomes(
-    predictor: Predictor | SemanticPredictor,
-    model: str,
-    outcomes: Iterable[Done | FailedImage],
-    print_image: Callable[[Done], None],
-    *,
-    as_json: bool,
-    more: Mapping[str, Any] | None = None,
-) -> int:
-    """Print outcomes as they come, so that no picture is kept, and return the exit code.
+class Report:
+    """What became of the pictures of a run, printed as it comes, so that no picture is kept.
 
-    ``more`` is what else a JSON document says of the run.
+    Parameters
+    ----------
+    pictures
+        All pictures of the run.
+    batch
+        What is printed, and where the files go.
+    run
+        What a JSON document says of the run.
     """
-    documents: list[dict[str, Any]] = []
-    failed: list[dict[str, str]] = []
-    for outcome in outcomes:
-        if isinstance(outcome, FailedImage):
-            failed.append(asdict(outcome))
-            print_error(outcome.image, outcome.code, outcome.message)
-        elif as_json:
-            documents.append(outcome.to_dict())
+
+    def __init__(self, pictures: Sequence[Picture], batch: BatchOptions, run: Mapping[str, Any]) -> None:
+        self.total, self.batch, self.run = len(pictures), batch, run
+        self.done = 0
+        self.exit_code = 0
+        self.documents: list[dict[str, Any]] = []
+        self.failed: list[dict[str, str]] = []
+        self.skipped: list[str] = []
+
+    def tell(self, outcome: Outcome[Done], print_image: Callable[[Done], None]) -> None:
+        """Print one; the first that failed says with which code the command ends."""
+        name, error = outcome.picture.name, outcome.error
+        if self.batch.jsonl:
+            print_json_line(outcome.to_dict())
+        if error is not None:
+            self.failed.append({"image": name, "code": error.code, "message": str(error)})
+            self.exit_code = self.exit_code or exit_code(error)
+            print_error(name, error.code, str(error))
+        elif outcome.done is None:
+            self.skipped.append(name)
         else:
-            print_image(outcome)
-    if as_json:
-        print_json({**describe_run(predictor, model), **(more or {}), "images": documents, "failed": failed})
-    else:
-        results_console().print(f"[dim]{plain(model)} in {plain(predictor.description)}[/]")
-    return EXIT_BAD_INPUT if failed else 0
+            self.done += 1
+            if self.batch.json:
+                self.documents.append(outcome.to_dict())
+            elif not self.batch.jsonl:
+                print_image(outcome.done)
+
+    def end(self, *, interrupted: bool = False) -> int:
+        """Print the numbers, and return the exit code."""
+        told = self.done + len(self.skipped) + len(self.failed)
+        counts = {"done": self.done, "skipped": len(self.skipped), "failed": len(self.failed)}
+        message = f"interrupted after {told} of {self.total}; run again with --skip-existing"
+        stopped = {"error": {"code": "interrupted", "message": message}} if interrupted else {}
+        summary = {**counts, "out": str(self.batch.out)}
+        if self.batch.jsonl:
+            print_json_line({**self.run, "summary": summary, **stopped})
+        elif self.batch.json:
+            lists = {"images": self.documents, "skipped": self.skipped, "failed": self.failed}
+            print_json({**self.run, **lists, "summary": summary, **stopped})
+        else:
+            results_console().print(f"[dim]{plain(self.run['model'])} in {plain(self.run['runs_on'])}[/]")
+            if self.total > 1 or self.skipped:
+                numbers = ", ".join(f"{number} {what}" for what, number in counts.items())
+                results_console().print(f"[bold]{numbers}[/]; files in {plain(str(self.batch.out))}")
+        if interrupted:
+            print_failure("interrupted", message)
+            return EXIT_INTERRUPTED
+        return self.exit_code
+
+
+def report_outcomes(report: Report, outcomes: Iterable[Outcome[Done]], print_image: Callable[[Done], None]) -> int:
+    """Print outcomes as they come and return the exit code; the error of a single picture is that of the command."""
+    try:
+        for outcome in outcomes:
+            if outcome.error is not None and report.total == 1:
+                raise outcome.error
+            report.tell(outcome, print_image)
+    except KeyboardInterrupt:
+        return report.end(interrupted=True)
+    return report.end()
 
 
 def describe_run(predictor: Predictor | SemanticPredictor, model: str) -> dict[str, Any]:

@@ -12,11 +12,20 @@ from typing import Annotated
 import numpy as np
 from cyclopts import Parameter
 
-from segship.cli.options import Images, Json, Model, Option, Out, Run, command, job_fields
+from segship.cli.options import Images, Model, Option, Run, command, job_fields
 from segship.cli.output import make_table, results_console
-from segship.cli.pictures import each_picture, expand_pictures, print_head, print_tail, report_outcomes
+from segship.cli.pictures import (
+    Batch,
+    Report,
+    describe_run,
+    each_picture,
+    print_head,
+    print_tail,
+    report_outcomes,
+    settle_pictures,
+)
 from segship.errors import PromptError
-from segship.files import make_directory, read_bytes
+from segship.files import read_bytes, real_path
 from segship.jobs import FinishedImage, SegmentOptions, answer_prompts, run_job
 from segship.loading import load_promptable
 from segship.promptable.prediction import MaskPrediction
@@ -47,8 +56,7 @@ def segment(
     options: Annotated[SegmentOptions, job_fields("masks", multimask_output=MULTIMASK)],
     model: Model = "tiny",
     runtime: Run,
-    out: Out = Path("segship-output"),
-    json: Json = False,
+    batch: Batch,
 ) -> int:
     """Segment images from points, boxes and masks.
 
@@ -70,13 +78,12 @@ def segment(
     --------
     segship segment photo.jpg --point 500,375 --point 600,400,0
     """
-    pictures = expand_pictures(images)
+    pictures = settle_pictures(images, batch, options, Result)
     given = gather_prompts(point or [], box or [], prompts, mask_input)
     predictor = load_promptable(model, **asdict(runtime))
-    make_directory(out)
-    job = partial(run_job, partial(answer_prompts, predictor, given), options=options, directory=out)
+    job = partial(run_job, partial(answer_prompts, predictor, given), options=options)
     outcomes = each_picture(pictures, options.limits, job, description="segmenting")
-    return report_outcomes(predictor, model, outcomes, print_image, as_json=json)
+    return report_outcomes(Report(pictures, batch, describe_run(predictor, model)), outcomes, print_image)
 
 
 def gather_prompts(
@@ -89,8 +96,7 @@ def gather_prompts(
                 "--prompts was given together with --point, --box or --mask-input; put everything into the file",
                 code="prompts_given_twice",
             )
-        text = read_bytes(file.resolve(), limit=PROMPTS_FILE.json_bytes + 1)
-        return parse_prompts_json(text, PROMPTS_FILE)
+        return parse_prompts_json(read_bytes(real_path(file), limit=PROMPTS_FILE.json_bytes + 1), PROMPTS_FILE)
     if points and len(boxes) > 1:
         raise PromptError(
             f"{len(points)} points and {len(boxes)} boxes were given, and points belong to one object; "

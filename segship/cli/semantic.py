@@ -6,17 +6,24 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict
 from functools import partial
-from pathlib import Path
 from typing import Annotated, Any, TypeVar
 
 from cyclopts import Parameter
 
-from segship.cli.options import MODEL_GROUP, Fields, Images, Json, Option, Out, Run, command, job_fields
+from segship.cli.options import MODEL_GROUP, Fields, Images, Option, Run, command, job_fields
 from segship.cli.output import make_table, results_console
-from segship.cli.pictures import each_picture, expand_pictures, print_head, print_tail, report_outcomes
+from segship.cli.pictures import (
+    Batch,
+    Report,
+    describe_run,
+    each_picture,
+    print_head,
+    print_tail,
+    report_outcomes,
+    settle_pictures,
+)
 from segship.draw import percent
 from segship.errors import InputError
-from segship.files import make_directory
 from segship.jobs import FinishedImage, MapOptions, answer_classes, run_job
 from segship.loading import load_semantic
 from segship.semantic.views import MULTI_SCALE_RATIOS, SemanticOptions
@@ -72,8 +79,7 @@ def semantic(
     options: Annotated[MapOptions, job_fields("class maps", semantic=SEMANTIC)],
     model: Annotated[str, Parameter(group=MODEL_GROUP)],
     runtime: Run,
-    out: Out = Path("segship-output"),
-    json: Json = False,
+    batch: Batch,
 ) -> int:
     """Find the class of every pixel of images.
 
@@ -86,13 +92,12 @@ def semantic(
     --------
     segship semantic street.png --model semask_s_cityscapes
     """
-    pictures = expand_pictures(images)
+    pictures = settle_pictures(images, batch, options, ClassMapResult)
     predictor = load_semantic(model, **asdict(runtime))
     predictor.check_options(options.semantic)
-    make_directory(out)
-    job = partial(run_job, partial(answer_classes, predictor), options=options, directory=out)
+    job = partial(run_job, partial(answer_classes, predictor), options=options)
     outcomes = each_picture(pictures, options.limits, job, description="finding classes")
-    return report_outcomes(predictor, model, outcomes, _print_image, as_json=json)
+    return report_outcomes(Report(pictures, batch, describe_run(predictor, model)), outcomes, _print_image)
 
 
 def _print_image(image: FinishedImage[ClassMapResult]) -> None:

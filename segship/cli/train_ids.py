@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Annotated
 
 from segship.cli.evaluate import print_failures
-from segship.cli.options import Fields, Json, Option, command
+from segship.cli.main import EXIT_BAD_INPUT
+from segship.cli.options import OVERWRITE, Fields, Json, Option, command
 from segship.cli.output import print_json, progress_bar, results_console
-from segship.cli.pictures import EXIT_BAD_INPUT
 from segship.datasets.train_ids import TrainIdsOptions, write_train_ids
 
 
@@ -18,7 +18,7 @@ from segship.datasets.train_ids import TrainIdsOptions, write_train_ids
 def train_ids(
     *,
     data: Path,
-    options: Annotated[TrainIdsOptions, Fields(splits=Option(name="--split"))],
+    options: Annotated[TrainIdsOptions, Fields(splits=Option(name="--split"), overwrite=OVERWRITE)],
     json: Json = False,
 ) -> int:
     """Write the train ids of Cityscapes beside its polygons.

@@ -10,7 +10,6 @@ ROOT/gtFine/val/CITY/STEM_gtFine_polygons.json                          .../anno
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,7 +29,7 @@ from segship.datasets.known import (
     polygons_to_train_ids,
 )
 from segship.errors import InputError
-from segship.files import read_bytes
+from segship.files import read_bytes, real_path, walk_folder
 from segship.images.file_bytes import picture_end
 
 TruthKind = Literal["labelTrainIds", "labelIds", "polygons", "annotation"]
@@ -164,14 +163,10 @@ def _find_ade20k(root: Path, split: str, truth: Truth) -> list[Sample]:
 
 def _files(folder: Path, *endings: str) -> Iterator[tuple[str, Path]]:
     """Yield the files below a folder whose names end so, by their path inside it, written with slashes."""
-    # Data sets often lie elsewhere and are linked into place.
-    for parent, folders, names in os.walk(folder, followlinks=True):
-        folders.sort()
-        inside = Path(parent).relative_to(folder)
-        for name in names:
-            # Mac archives leave files with such names beside the real ones.
-            if name.endswith(endings) and not name.startswith("."):
-                yield (inside / name).as_posix(), Path(parent) / name
+    if folder.is_dir():
+        for path in walk_folder(folder):
+            if path.name.endswith(endings):
+                yield path.relative_to(folder).as_posix(), path
 
 
 def _missing(folder: Path, above: Path, wanted: str) -> InputError:
@@ -199,7 +194,7 @@ def read_label_image(path: Path) -> Pixels:
 
     Anything else is refused as ``bad_label_image``.
     """
-    data = read_bytes(path.resolve(), limit=MAX_LABEL_BYTES)
+    data = read_bytes(real_path(path), limit=MAX_LABEL_BYTES)
     try:
         # The plugin itself: Image.open would try every format, and change the process's warnings for large pictures.
         image = PngImagePlugin.PngImageFile(io.BytesIO(data))
@@ -242,7 +237,7 @@ def read_truth(sample: Sample) -> Pixels:
 
 
 def _read_polygons(path: Path) -> Pixels:
-    document = read_bytes(path.resolve(), limit=MAX_LABEL_BYTES)
+    document = read_bytes(real_path(path), limit=MAX_LABEL_BYTES)
     try:
         return polygons_to_train_ids(document)
     except InputError as error:

@@ -16,7 +16,7 @@ from segship.errors import InputError, OutputError
 from segship.evaluation.report import Evaluation
 from segship.evaluation.scoring import Progress, StateFile, digest_of_samples, score_samples
 from segship.evaluation.sources import Ids, ModelSource, RawType, Source, WrittenMaps, WrittenSource, find_written_maps
-from segship.files import make_directory, sha256_of, write_file
+from segship.files import make_directory, real_path, sha256_of, write_file
 from segship.loading import load_semantic
 from segship.semantic.predictor import SemanticPredictor
 from segship.semantic.views import SemanticOptions
@@ -116,7 +116,7 @@ def evaluate(
     identity = {
         "data_set": data_set,
         "split": options.split,
-        "root": str(Path(root).resolve()),
+        "root": str(real_path(root)),
         "truth": options.truth,
         **({"limited": f"{len(samples)} of {len(whole)}"} if len(samples) < len(whole) else {}),
         "samples_digest": digest_of_samples(samples, Path(root)),
@@ -150,7 +150,7 @@ def _result_file(data_set: str, options: EvaluateOptions) -> Path | None:
     if options.out is None:
         return None
     subject = options.bundle if options.predictions is None else options.predictions
-    name = Path(subject or "").resolve().name
+    name = real_path(subject or "").name
     return options.out / safe_file_name(f"{data_set}.{options.split}.{name}.evaluation.json")
 
 
@@ -160,7 +160,7 @@ def _open_source(data_set: str, samples: Sequence[Sample], options: EvaluateOpti
         written = WrittenMaps(options.predictions, options.ids, options.raw_type)
         found = find_written_maps(written, samples)
         identity = {
-            "predictions": str(options.predictions.resolve()),
+            "predictions": str(real_path(options.predictions)),
             "predictions_digest": found.digest,
             "ids": options.ids,
             "raw_type": options.raw_type,

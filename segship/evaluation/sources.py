@@ -26,7 +26,7 @@ from segship.datasets.classes import IGNORED
 from segship.datasets.folders import DATA_SETS, FailedSample, Sample, read_label_image, read_truth
 from segship.errors import InputError
 from segship.evaluation.report import ConfusionMatrix
-from segship.files import read_bytes
+from segship.files import read_bytes, real_path
 from segship.images import read_image
 from segship.machine import in_order
 
@@ -152,7 +152,7 @@ def read_written_map(
     if path.suffix == ".png":
         values: AnyArray = read_label_image(path)
     else:
-        data = read_bytes(path.resolve(), limit=MAX_MAP_BYTES)
+        data = read_bytes(real_path(path), limit=MAX_MAP_BYTES)
         values = _read_npy(path, data, size_hw) if path.suffix == ".npy" else _read_raw(path, data, size_hw, written)
     if values.shape != size_hw:
         raise _bad(

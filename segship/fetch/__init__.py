@@ -19,7 +19,7 @@ from segship.catalog import KNOWN_CHECKPOINTS, KnownCheckpoint
 from segship.errors import FetchError, SegshipError
 from segship.fetch.download import Download, Progress, exclusive_lock
 from segship.fetch.download import download as download_file
-from segship.files import CHUNK_BYTES, atomic_file, checkpoint_folder, open_regular, sha256_of
+from segship.files import CHUNK_BYTES, atomic_file, checkpoint_folder, open_regular, real_path, sha256_of
 
 MIRROR_VARIABLE = "SEGSHIP_MIRROR"
 # Seconds without a byte after which a connection counts as lost.
@@ -117,7 +117,7 @@ def _is_there(known: KnownCheckpoint, target: Path) -> bool:
     if not target.exists():
         return False
     # The name may be a link that the user made to a copy elsewhere; what counts is the content.
-    real = target.resolve()
+    real = real_path(target)
     size = real.stat().st_size
     if size == known.bytes and sha256_of(real) == known.sha256:
         return True
@@ -165,7 +165,7 @@ def _adopt(known: KnownCheckpoint, source: Path, target: Path, progress: Progres
         message = f"there is no file {source}; give the path of a copy of {known.file}"
         raise FetchError(message, code="file_missing")
     digest, done = hashlib.sha256(), 0
-    with open_regular(source.resolve()) as stream, atomic_file(target) as copy:
+    with open_regular(real_path(source)) as stream, atomic_file(target) as copy:
         size = os.fstat(stream.fileno()).st_size
         if size != known.bytes:
             message = f"{source} has {size} bytes and the published {known.file} has {known.bytes}; it is another file"

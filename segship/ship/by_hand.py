@@ -14,7 +14,7 @@ from pathlib import Path
 from segship.catalog import CHECKPOINT_SUFFIXES, KnownCheckpoint
 from segship.errors import FetchError
 from segship.fetch import by_hand_error, checkpoint_path, known_checkpoint
-from segship.files import CHUNK_BYTES, open_regular, write_file
+from segship.files import CHUNK_BYTES, open_regular, real_path, write_file
 from segship.ship.checkpoints.survey import Survey, survey_checkpoint
 from segship.ship.families import recogniser
 
@@ -71,7 +71,7 @@ def take_by_hand(name: str, *, from_file: Path | None = None, destination: Path 
         raise FetchError(message, code="wrong_checkpoint")
     survey = survey_checkpoint(source)
     found = _check(known, survey, source)
-    if source.resolve() != target.resolve():
+    if real_path(source) != real_path(target):
         _put(source, survey, target)
     return HandFetched(target, survey.bytes, survey.sha256, found)
 
@@ -105,5 +105,5 @@ def _put(source: Path, survey: Survey, target: Path) -> None:
         message = f"{target} is there and is another file; move it away and fetch again"
         raise FetchError(message, code="file_differs")
     target.parent.mkdir(parents=True, exist_ok=True)
-    with open_regular(source.resolve()) as stream:
+    with open_regular(real_path(source)) as stream:
         write_file(target, iter(lambda: stream.read(CHUNK_BYTES), b""))

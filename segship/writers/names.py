@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import os
 import unicodedata
-from collections.abc import Container, Iterable
+from collections import defaultdict
+from collections.abc import Container, Iterable, Sequence
 from pathlib import PurePath
 
 from segship.errors import OutputError
@@ -60,6 +61,52 @@ def free_stem(stem: str, taken: Container[str]) -> str:
         ending = f"-{number}"
         candidate = _cut(stem, MAX_STEM_BYTES - len(ending)) + ending
     return candidate
+
+
+def output_places(pictures: Sequence[tuple[str, PurePath]]) -> list[PurePath]:
+    """Return where the files of pictures go: folders below the one for all, and a stem; all different.
+
+    Pictures come with a path and with the part of it that names their files: the file's name of one that was given, the
+    path inside it of one that was found in a folder. So a picture's place does not depend on the others. Only those
+    that would have one place get more of their paths: the folders in which they differ, then their extension, and if
+    they are one picture a number.
+
+    Examples
+    --------
+    >>> found = [("a/sub/b.jpg", PurePath("sub/b.jpg")), ("x/b.jpg", PurePath("b.jpg")), ("y/b.png", PurePath("b.png"))]
+    >>> [place.as_posix() for place in output_places(found)]
+    ['sub/b', 'x/b', 'y/b']
+    """
+    paths = [PurePath(os.path.abspath(name)) for name, _ in pictures]
+    named = [inside for _, inside in pictures]
+    for twins in _twins([_safe_place(inside) for inside in named]):
+        common = os.path.commonpath([path.parent for path in {paths[index] for index in twins}])
+        for index in twins:
+            named[index] = max(named[index], paths[index].relative_to(common), key=lambda path: len(path.parts))
+    places = [_safe_place(inside) for inside in named]
+    for twins in _twins(places):
+        if len({paths[index] for index in twins}) > 1:
+            for index in twins:
+                # What a stem loses is added, so that it keeps the whole name.
+                places[index] = _safe_place(named[index].with_name(f"{named[index].name}.x"))
+    while again := _twins(places):
+        for twins in again:
+            stems = output_stems(f"{places[index].name}.x" for index in twins)
+            for index, stem in zip(twins, stems, strict=True):
+                places[index] = places[index].with_name(stem)
+    return places
+
+
+def _safe_place(inside: PurePath) -> PurePath:
+    return PurePath(*(safe_stem(f"{part}.x") for part in inside.parts[:-1]), safe_stem(inside))
+
+
+def _twins(places: Sequence[PurePath]) -> list[list[int]]:
+    """Return the positions of places that a file system could take for one another."""
+    same = defaultdict(list)
+    for index, place in enumerate(places):
+        same[compared(place.as_posix())].append(index)
+    return [indices for indices in same.values() if len(indices) > 1]
 
 
 def safe_stem(name: str | os.PathLike[str]) -> str:

@@ -15,14 +15,13 @@ import re
 import struct
 import zipfile
 import zlib
-from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
 from segship.arrays import FloatArray
 from segship.errors import BackendUnavailable, PromptError
-from segship.files import open_regular
+from segship.files import open_regular, real_path
 from segship.writers.instances import Instances, Result, Source, as_instances
 from segship.writers.names import safe_file_name, storable_text
 
@@ -109,7 +108,7 @@ def read_mask_input(path: str | os.PathLike[str]) -> FloatArray:
     """
     try:
         # A link that the user names is followed.
-        with open_regular(Path(path).resolve()) as stream, zipfile.ZipFile(stream) as archive:
+        with open_regular(real_path(path)) as stream, zipfile.ZipFile(stream) as archive:
             scores = _read_array(archive, "iou_predictions")
             low_res = _read_array(archive, "low_res_masks")
     except _DAMAGED as error:

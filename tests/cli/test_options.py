@@ -107,7 +107,7 @@ def test_options_have_help_and_defaults_of_their_fields():
     app = App()
     app.default(show)
     options = {argument.name: argument for argument in app.assemble_argument_collection()}
-    assert set(options) == {"WORDS", "--list", "--more", "--size", "--double", "--last"}
+    assert set(options) == {"WORDS", "--list", "--more", "--size", "--double", "--last", "--quiet"}
     assert options["--list"].field_info.default == "a,b" == options["--list"].parameter.show_default
     assert options["--size"].parameter.help == "How large it is, in pixels."
     assert options["--list"].parameter.help == options["--more"].parameter.help == "Some names."

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar
 
 from segship.catalog import CHECKPOINT_SUFFIXES, KnownCheckpoint, identify
 from segship.errors import CheckpointError, InputError, shown
-from segship.files import CHUNK_BYTES, open_regular
+from segship.files import CHUNK_BYTES, open_regular, real_path
 from segship.ship.checkpoints.archive import (
     DTYPE_BYTES,
     StoredTensor,
@@ -250,7 +250,7 @@ def survey_checkpoint(path: str | os.PathLike[str]) -> Survey:
         tensors, notes = unwrap_state_dict(contents, TensorInfo)
         stamp, labels = stamp_of(stream.fileno()), find_labels(contents)
         notes += labels.notes if labels is not None else ()
-        return Survey(given.resolve(), kind, size, sha256, identify(sha256), tensors, notes, stamp, labels)
+        return Survey(real_path(given), kind, size, sha256, identify(sha256), tensors, notes, stamp, labels)
 
 
 def stamp_of(file: int | Path) -> tuple[int, ...]:
@@ -266,7 +266,7 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         raise CheckpointError(message, code="not_a_checkpoint")
     try:
         # A link that the user names is followed, as in the caches of model hubs; devices and FIFOs are refused.
-        stream = open_regular(path.resolve())
+        stream = open_regular(real_path(path))
     except InputError as error:
         raise CheckpointError(str(error), code=error.code) from error
     with stream:
