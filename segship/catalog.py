@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from segship.errors import BundleError
+from segship.errors import BundleError, InputError
 from segship.files import cache_folder, checkpoint_folder
 
 CHECKPOINT_SUFFIXES = (".pth", ".pt", ".safetensors")
@@ -199,6 +199,9 @@ class ModelInfo:
 
 def find_model(model: str | Path) -> Path:
     """Return the bundle folder or checkpoint file that a name or path means; a `BundleError` where there is neither."""
+    if not isinstance(model, str | os.PathLike):
+        message = f"the model is {model!r}; accepted are a known name, the path of a bundle or of a checkpoint"
+        raise InputError(message, code="bad_option")
     path, name = Path(model), str(model)
     # Unlike Path.exists it says no to what cannot be a path, such as no name or one that is too long.
     if os.path.exists(model):

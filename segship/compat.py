@@ -36,6 +36,7 @@ from segship.catalog import EMBEDDED_MODELS, KNOWN_CHECKPOINTS
 from segship.errors import ImageError, InputError, PromptError
 from segship.images import ImageLimits
 from segship.loading import load_promptable
+from segship.options import make_options
 from segship.promptable.everything.options import AmgOptions
 from segship.promptable.everything.records import OutputMode
 from segship.promptable.everything.search import generate_masks
@@ -185,7 +186,7 @@ class Sam:
     image_format = "RGB"
 
     def __init__(self, model: str | Path | Predictor, **run: Unpack[RunSettings]) -> None:
-        options = RunOptions(**run)
+        options = make_options(RunOptions, run)
         self._load: Callable[[str], Predictor] | None = None
         if isinstance(model, Predictor):
             self.predictor = model

@@ -200,8 +200,8 @@ def _cache() -> FolderStatus:
     except (SegshipError, RuntimeError, OSError) as error:
         return FolderStatus("", _reason(error))
     # The folder is made when it is first needed, so its nearest parent tells whether that will work.
-    existing = next(path for path in (folder, *folder.parents) if path.exists())
-    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+    existing = next(path for path in (folder, *folder.parents) if os.path.exists(path))
+    if not os.path.isdir(existing) or not os.access(existing, os.W_OK | os.X_OK):
         return FolderStatus(str(folder), f"{existing} cannot be written", f"chmod u+rwx {existing}")
     return FolderStatus(str(folder))
 

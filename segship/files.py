@@ -568,11 +568,12 @@ def make_directory(path: str | os.PathLike[str]) -> None:
         raise OutputError(f"cannot make the folder {str(path)!r}: no folder can be called so", code="cannot_write")
     try:
         os.makedirs(path, exist_ok=True)
-    except (OSError, ValueError) as error:
+    # RecursionError: a thousand folders in one another.
+    except (OSError, ValueError, RecursionError) as error:
         raise _no_directory(path, error) from error
 
 
-def _no_directory(path: str | os.PathLike[str], error: OSError | ValueError) -> OutputError:
+def _no_directory(path: str | os.PathLike[str], error: Exception) -> OutputError:
     reason = getattr(error, "strerror", None) or str(error)
     if isinstance(error, FileExistsError | NotADirectoryError):
         reason = "a file is in the way"
@@ -623,7 +624,11 @@ def walk_folder(folder: str | os.PathLike[str], *, deep: bool = True) -> Iterato
 
 def real_path(path: str | os.PathLike[str]) -> Path:
     """Return where links lead; a path that leads nowhere, or in a circle, as far as that goes."""
-    return Path(os.path.realpath(path))
+    try:
+        return Path(os.path.realpath(path))
+    except ValueError:
+        # A NUL, which whoever opens the file refuses.
+        return Path(path)
 
 
 def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
@@ -640,8 +645,7 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
             raise InputError(f"{path} is {found}; name the real file", code="file_is_link") from error
         if error.errno in (errno.EISDIR, errno.ENXIO):
             raise _not_regular(path) from error
-        advice = "check the name, and who may read it"
-        raise InputError(f"cannot read {path}: {error.strerror}; {advice}", code="file_unreadable") from error
+        raise _unreadable(path, error) from error
     except ValueError as error:
         # A NUL.
         raise InputError(f"{str(path)!r} cannot be the name of a file; check the name", code="file_missing") from error
@@ -651,13 +655,26 @@ def open_regular(path: str | os.PathLike[str]) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
+@contextmanager
+def _readable(path: str | os.PathLike[str]) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise _unreadable(path, error) from error
+
+
+def _unreadable(path: str | os.PathLike[str], error: OSError) -> InputError:
+    message = f"cannot read {path}: {error.strerror}; check the name, the disk, and who may read it"
+    return InputError(message, code="file_unreadable")
+
+
 def _not_regular(path: str | os.PathLike[str]) -> InputError:
     return InputError(f"{path} is not a regular file; name a plain file", code="file_wrong_kind")
 
 
 def read_bytes(path: str | os.PathLike[str], *, limit: int) -> bytes:
     """Return all bytes of a regular file of at most ``limit`` bytes."""
-    with open_regular(path) as stream:
+    with open_regular(path) as stream, _readable(path):
         size = os.fstat(stream.fileno()).st_size
         if size <= limit:
             # One byte more than allowed, in case that the file grew since.
@@ -672,7 +689,7 @@ def read_bytes(path: str | os.PathLike[str], *, limit: int) -> bytes:
 def sha256_of(path: str | os.PathLike[str]) -> str:
     """Return the SHA-256 of a regular file, as 64 hexadecimal digits."""
     digest = hashlib.sha256()
-    with open_regular(path) as stream:
+    with open_regular(path) as stream, _readable(path):
         while piece := stream.read(CHUNK_BYTES):
             digest.update(piece)
     return digest.hexdigest()

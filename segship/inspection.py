@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from segship.bundle import Bundle
 from segship.bundle.onnx_file import read_graph
-from segship.catalog import CHECKPOINT_SUFFIXES
+from segship.catalog import CHECKPOINT_SUFFIXES, EMBEDDED_MODELS, KNOWN_CHECKPOINTS, find_model
 from segship.errors import InputError
 
 GRAPH_SUFFIX = ".onnx"
@@ -41,7 +41,7 @@ class Inspection:
 
 
 def inspect(path: str | os.PathLike[str]) -> Inspection:
-    """Describe a bundle folder, an ``.onnx`` graph or a checkpoint.
+    """Describe a bundle folder, an ``.onnx`` graph or a checkpoint, by its path or by a name that `segship.load` knows.
 
     Raises
     ------
@@ -50,11 +50,13 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
     BundleError, CheckpointError
         When the file is damaged or unsafe; the message names it.
     """
-    target = Path(path)
-    if os.path.isdir(target):
+    name = os.fspath(path)
+    known = name in (*EMBEDDED_MODELS, *KNOWN_CHECKPOINTS) and not os.path.exists(name)
+    target = find_model(name) if known else Path(name)
+    if name and os.path.isdir(target):
         return Inspection("bundle", target, _describe_bundle(Bundle.read(target)))
-    if not os.path.exists(target):
-        message = f"there is no file or folder {target}; check the name; `segship models` says where known ones lie"
+    if not name or not os.path.exists(target):
+        message = f"there is no file or folder {name!r}; check the name; `segship models` says where known ones lie"
         raise InputError(message, code="file_missing")
     suffix = target.suffix.lower()
     if suffix == GRAPH_SUFFIX:

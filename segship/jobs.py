@@ -15,6 +15,7 @@ from typing import Any, Generic, TypeVar
 
 from segship.files import make_directory
 from segship.images import Depth, ImageLimits, ImageSource, LoadedImage, read_image
+from segship.options import check_types
 from segship.promptable.everything.crops import Progress
 from segship.promptable.everything.options import AmgOptions
 from segship.promptable.everything.records import ImageRecords
@@ -58,6 +59,10 @@ class JobOptions:
     formats: tuple[str, ...]
     overwrite: bool = False
     limits: ImageLimits = field(default_factory=ImageLimits)
+
+    def __post_init__(self) -> None:
+        check_types(self)
+
     depth: Depth = "type-range"
 
 

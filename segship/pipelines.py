@@ -21,6 +21,7 @@ from segship.backends.session import RunOptions, RunSettings
 from segship.errors import InputError, PromptError
 from segship.images import ImageSource
 from segship.loading import load_promptable
+from segship.options import make_options
 from segship.promptable.everything.options import AmgOptions
 from segship.promptable.everything.search import generate_masks
 from segship.promptable.prediction import ImageEmbedding, MaskPrediction
@@ -72,7 +73,7 @@ def pipeline(
     """
     if task not in TASKS:
         raise InputError(f"there is no task {task!r}; known are {', '.join(TASKS)}", code="unknown_task")
-    options = RunOptions(**run)
+    options = make_options(RunOptions, run)
     if not isinstance(model, Predictor):
         model = load_promptable(MODEL_NAMES.get(str(model), model), **asdict(options))
     return SegmentAnythingPipeline(model)

@@ -26,6 +26,7 @@ from segship.bundle.manifest import MANIFEST_FILE, task_module
 from segship.catalog import EMBEDDED_MODELS, embedded_bundle, find_model
 from segship.errors import BackendUnavailable, InputError, SegshipError
 from segship.files import real_path, write_directory, write_file
+from segship.options import check_types, check_whole
 
 ROUNDS = 2
 """Times that every backend has its turn. Whatever else a machine does only ever adds time, and comes and goes; so the
@@ -52,6 +53,10 @@ class TuneOptions:
 
     threads: int | None = None
     repeats: int = 3
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_whole(self, 1, 1_000_000, "repeats")
 
 
 def tune_bundle(

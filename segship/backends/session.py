@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from segship.backends import BACKENDS
 from segship.errors import BackendUnavailable
 from segship.machine import usable_cores
+from segship.options import check_types
 from segship.spec import GraphSpec, TensorSpec
 
 
@@ -48,6 +49,9 @@ class RunOptions:
     threads: int | None = None
     streams: int = 1
     compile: bool = False
+
+    def __post_init__(self) -> None:
+        check_types(self)
 
 
 class RunSettings(TypedDict, total=False):
@@ -143,11 +147,16 @@ IDENTITY = Graph(
 PROBE_SPEC = GraphSpec("probe", (TensorSpec("x", "float32", (1,)),), (TensorSpec("y", "float32", (1,)),))
 
 
+MOST_THREADS = 4096
+"""Of threads and of streams; there is no machine with so many cores, and runtimes fail in their own ways beyond."""
+
+
 def thread_count(run: RunOptions) -> int:
-    """Return how many threads work on one call; fewer than one are refused as ``bad_threads``."""
+    """Return how many threads work on one call; fewer than one, or absurdly many, are refused as ``bad_threads``."""
     threads = usable_cores() if run.threads is None else run.threads
-    if threads < 1:
-        raise BackendUnavailable(f"threads is {threads}; it must be 1 or more", code="bad_threads")
+    if not 1 <= threads <= MOST_THREADS:
+        message = f"threads is {threads}; it must be 1 or more, and at most {MOST_THREADS}"
+        raise BackendUnavailable(message, code="bad_threads")
     return threads
 
 
@@ -156,8 +165,9 @@ def refuse_options(run: RunOptions, backend: str, *, compile: bool = False) -> N
 
     Codes are ``streams_unavailable``, ``bad_streams`` and ``compile_unavailable``.
     """
-    if run.streams < 1:
-        raise BackendUnavailable(f"streams is {run.streams}; it must be 1 or more", code="bad_streams")
+    if not 1 <= run.streams <= MOST_THREADS:
+        message = f"streams is {run.streams}; it must be 1 or more, and at most {MOST_THREADS}"
+        raise BackendUnavailable(message, code="bad_streams")
     if run.streams > 1 and not BACKENDS[backend].streams:
         others = " or ".join(name for name, row in BACKENDS.items() if row.streams)
         message = (

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,10 @@ from typing import Literal
 
 from segship.backends.session import RunOptions
 from segship.errors import InputError
+from segship.options import check_types
+
+MOST = 1_000_000
+"""Of anything that is counted; more is a slip of the hand."""
 
 ArrayFormat = Literal["npy", "bin", "txt"]
 
@@ -84,6 +89,7 @@ class BenchmarkOptions:
     machine_name: str | None = None
 
     def __post_init__(self) -> None:
+        check_types(self)
         numbers = {
             "threads": self.threads,
             "objects": self.objects,
@@ -97,12 +103,12 @@ class BenchmarkOptions:
         }
         for name, values in numbers.items():
             for value in values:
-                if value < 1:
-                    raise _bad(f"{name} is {value}; it must be 1 or more")
-        if self.warm_up < 0:
-            raise _bad(f"warm_up is {self.warm_up}; it must be 0 or more")
-        if not self.seconds > 0:
-            raise _bad(f"seconds is {self.seconds}; it must be above 0")
+                if not 1 <= value <= MOST:
+                    raise _bad(f"{name} is {value}; it must be 1 or more, and at most {MOST}")
+        if not 0 <= self.warm_up <= MOST:
+            raise _bad(f"warm_up is {self.warm_up}; it must be 0 or more, and at most {MOST}")
+        if not 0 < self.seconds < math.inf:
+            raise _bad(f"seconds is {self.seconds}; it must be above 0 and finite")
         if self.outputs is not None and self.inputs is None:
             raise _bad("outputs were asked for without inputs; say which files to run with --input FOLDER")
 

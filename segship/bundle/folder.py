@@ -334,7 +334,7 @@ def _changed(folder: Path, name: str, found: int, wanted: int) -> BundleError:
 
 def refuse_stranger(target: Path) -> None:
     """Let only folders be replaced in which nothing lies but what a bundle may hold."""
-    if not target.is_dir() or target.is_symlink():
+    if not os.path.isdir(target) or target.is_symlink():
         return
     texts = {MANIFEST_FILE, *OPTIONAL_FILES}
     names = [entry.name for entry in _entries(target)]

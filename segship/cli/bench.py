@@ -13,7 +13,7 @@ from segship.bench.benchmark import benchmark
 from segship.bench.options import BenchmarkOptions
 from segship.bench.report import BenchmarkReport, draw_chart
 from segship.cli.options import MODEL_GROUP, OUTPUT_GROUP, Fields, Force, Json, Option, command
-from segship.cli.output import errors_console, make_table, megabytes, plain, print_json, results_console
+from segship.cli.output import make_table, megabytes, plain, print_json, progress_console, results_console
 from segship.errors import InputError
 from segship.files import write_file
 
@@ -125,7 +125,7 @@ def bench(
     --------
     segship bench tiny --stage decode --objects 1,8 --no-fresh
     """
-    report = benchmark(target, options, progress=lambda what: errors_console().print(plain(what), style="dim"))
+    report = benchmark(target, options, progress=lambda what: progress_console().print(plain(what), style="dim"))
     if plot is not None:
         write_file(plot, draw_chart(report).encode(), overwrite=overwrite)
     if json:

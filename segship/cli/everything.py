@@ -46,6 +46,7 @@ from segship.writers import Instances
 from segship.writers.instances import count_labels
 
 _MAX_GRID_BYTES = 64 * 2**20
+_MOST_BYTES_DIGITS = 30
 _BYTES = re.compile(r"(\d+(?:\.\d+)?) ?([kmgt]?)(i?)b?", re.IGNORECASE)
 
 
@@ -83,7 +84,7 @@ def parse_bytes(text: str) -> int:
     (1500000000, 2097152)
     """
     match = _BYTES.fullmatch(text.strip())
-    if match is None:
+    if match is None or len(text) > _MOST_BYTES_DIGITS:
         message = f"--memory is {text!r}; accepted is a number of bytes, such as 800MB, 1.5GB or 1GiB"
         raise InputError(message, code="bad_amg_option")
     number, letter, binary = match.groups()

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -16,7 +17,7 @@ from rich.table import Table
 from segship.bundle.evidence import Row, describe_figures
 from segship.catalog import KNOWN_CHECKPOINTS, bundle_folder
 from segship.cli.options import OVERWRITE, Fields, Json, Option, command
-from segship.cli.output import errors_console, make_table, plain, print_json, results_console
+from segship.cli.output import make_table, plain, print_json, progress_console, results_console
 from segship.errors import BackendUnavailable, ExportError
 from segship.files import make_directory
 from segship.semantic.preprocessing import ScaleLimits
@@ -118,10 +119,10 @@ def export(
 
     def report(step: str, compared: Sequence[Row]) -> None:
         rows.extend(compared)
-        errors_console().print(f"{plain(step)}: compared, {time.perf_counter() - started:.0f} s")
+        progress_console().print(f"{plain(step)}: compared, {time.perf_counter() - started:.0f} s")
 
     run = export_bundle if options.contract == "segship" else export_contract
-    with errors_console().status(f"exporting {plain(source.name)}"):
+    with progress_console().status(f"exporting {plain(source.name)}"):
         run(source, folder, options, report)
     if json:
         print_json({"path": str(folder), "comparison": [asdict(row) for row in rows]})
@@ -136,7 +137,7 @@ def _checkpoint_file(checkpoint: str) -> Path:
     from segship.fetch import checkpoint_path
 
     path = checkpoint_path(checkpoint)
-    if not path.is_file():
+    if not os.path.isfile(path):
         message = f"the checkpoint {checkpoint!r} is not on this machine; run: segship fetch {checkpoint}"
         raise ExportError(message, code="no_checkpoint")
     return path
@@ -151,7 +152,7 @@ def _default_bundle(checkpoint: str) -> Path:
 
 
 def _is_known(checkpoint: str) -> bool:
-    return checkpoint in KNOWN_CHECKPOINTS and not Path(checkpoint).exists()
+    return checkpoint in KNOWN_CHECKPOINTS and not os.path.exists(checkpoint)
 
 
 def _require_exporter() -> None:

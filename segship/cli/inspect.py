@@ -3,14 +3,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from segship.cli.options import Json, command
 from segship.cli.output import print_json, print_tree
 
 
 @command
-def inspect(path: Path, /, *, json: Json = False) -> None:
+def inspect(path: str, /, *, json: Json = False) -> None:
     """Say what a bundle, an ONNX graph or a checkpoint holds.
 
     Nothing is run.
@@ -18,7 +16,7 @@ def inspect(path: Path, /, *, json: Json = False) -> None:
     Parameters
     ----------
     path
-        A bundle's folder, an .onnx file, or a .pth, .pt or .safetensors file.
+        A bundle's folder, an .onnx file, a .pth, .pt or .safetensors file, or a name such as tiny.
 
     Examples
     --------

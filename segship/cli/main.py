@@ -138,9 +138,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         _drop_output()
         return EXIT_NOBODY_READS
     except OSError as error:
-        # Of a stream, since those of files become errors that name them.
         _drop_output()
-        message = f"cannot write standard output: {error.strerror or error}; what was not printed is lost"
+        message = f"cannot write standard output: {error.strerror}; what was not printed is lost"
         return _fail(message, OutputError.default_code, exit_code(OutputError("")), ())
 
 
@@ -148,6 +147,15 @@ def _drop_output() -> None:
     """Keep Python from writing what is left at its end, which would fail again."""
     with suppress(OSError, ValueError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _is_of_output(error: OSError) -> bool:
+    """Tell whether an error of the system is of standard output: what could not be written is still there."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        return True
+    return isinstance(error, BrokenPipeError)
 
 
 def _run(arguments: Sequence[str] | None) -> int:
@@ -166,13 +174,25 @@ def _run(arguments: Sequence[str] | None) -> int:
         return code
     except SegshipError as error:
         return _fail(str(error), error.code, exit_code(error), tokens)
+    except OSError as error:
+        if _is_of_output(error):
+            raise
+        # Of a file; those that were thought of have an error of their own.
+        where = "" if error.filename is None else f"{error.filename}: "
+        message = f"{where}{error.strerror}; check the name, and who may read and write it"
+        return _fail(message, "system_error", EXIT_BAD_INPUT, tokens)
+    except MemoryError:
+        message = "there is not enough memory for it; ask for less at once, or for smaller pictures"
+        return _fail(message, "out_of_memory", exit_code(BackendUnavailable("")), tokens)
     except KeyboardInterrupt:
         return _fail("interrupted", "interrupted", EXIT_INTERRUPTED, tokens)
     return answer if isinstance(answer, int) else 0
 
 
 def exit_code(error: SegshipError) -> int:
-    """Return the exit code that an error stands for."""
+    """Return the exit code that an error stands for: one cause has one code, whatever was done when it came."""
+    if error.code == OutputError.default_code:
+        error = OutputError("")
     return next((code for kind, code in EXIT_CODES if isinstance(error, kind)), 1)
 
 

@@ -14,7 +14,7 @@ from rich.table import Table
 from segship.backends.choice import choose_backend
 from segship.backends.session import RunOptions
 from segship.cli.options import Fields, Json, command
-from segship.cli.output import errors_console, make_table, plain, print_json, results_console
+from segship.cli.output import make_table, plain, print_json, progress_console, results_console
 from segship.tune import TuneOptions, tune_bundle
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ def tune(
     --------
     segship tune sam_vit_b
     """
-    with errors_console().status(f"measuring {plain(model)}"):
+    with progress_console().status(f"measuring {plain(model)}"):
         bundle = tune_bundle(model, options, _report, out=out)
     checks = bundle.manifest.checks
     choices = {precision: choose_backend(checks, RunOptions(precision=precision)) for precision in ("fp32", "auto")}
@@ -86,7 +86,7 @@ def _check_cells(check: Check, milliseconds: Iterable[float | None]) -> tuple[ob
 
 def _report(check: Check) -> None:
     passed = "passed" if check.passed else "FAILED"
-    errors_console().print(f"{plain(check.backend)} {plain(check.precision)}: {passed}")
+    progress_console().print(f"{plain(check.backend)} {plain(check.precision)}: {passed}")
 
 
 def _number(milliseconds: float | None) -> str:

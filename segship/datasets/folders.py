@@ -10,6 +10,7 @@ ROOT/gtFine/val/CITY/STEM_gtFine_polygons.json                          .../anno
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -127,7 +128,7 @@ def find_samples(data_set: str, root: str | Path, split: str = "val", truth: Tru
 def _find_cityscapes(root: Path, split: str, truth: Truth) -> list[Sample]:
     names = TRUTH_FILES if truth == "auto" else {truth: TRUTH_FILES[truth]}
     folders = [root / "leftImg8bit" / split, root / "gtFine" / split]
-    if not any(folder.is_dir() for folder in folders):
+    if not any(os.path.isdir(folder) for folder in folders):
         raise _missing(folders[1], root / "gtFine", "leftImg8bit/SPLIT and gtFine/SPLIT")
     images = {name.removesuffix(IMAGE_SUFFIX): path for name, path in _files(folders[0], IMAGE_SUFFIX)}
     truths: dict[str, tuple[TruthKind, Path]] = {}
@@ -149,10 +150,10 @@ def _find_ade20k(root: Path, split: str, truth: Truth) -> list[Sample]:
     if truth != "auto":
         message = f"truth is {truth!r}; ade20k has annotations alone, so leave it at auto"
         raise InputError(message, code="bad_option")
-    base = root / ADE20K_FOLDER if (root / ADE20K_FOLDER).is_dir() else root
+    base = root / ADE20K_FOLDER if os.path.isdir(root / ADE20K_FOLDER) else root
     folder = _ADE20K_SPLITS.get(split, split)
     folders = [base / "images" / folder, base / "annotations" / folder]
-    if not any(path.is_dir() for path in folders):
+    if not any(os.path.isdir(path) for path in folders):
         raise _missing(folders[1], base / "annotations", "images/SPLIT and annotations/SPLIT")
     images = {name.removesuffix(".jpg"): path for name, path in _files(folders[0], ".jpg")}
     truths = {name.removesuffix(".png"): path for name, path in _files(folders[1], ".png")}
@@ -163,14 +164,14 @@ def _find_ade20k(root: Path, split: str, truth: Truth) -> list[Sample]:
 
 def _files(folder: Path, *endings: str) -> Iterator[tuple[str, Path]]:
     """Yield the files below a folder whose names end so, by their path inside it, written with slashes."""
-    if folder.is_dir():
+    if os.path.isdir(folder):
         for path in walk_folder(folder):
             if path.name.endswith(endings):
                 yield path.relative_to(folder).as_posix(), path
 
 
 def _missing(folder: Path, above: Path, wanted: str) -> InputError:
-    there = sorted(path.name for path in above.iterdir() if path.is_dir()) if above.is_dir() else []
+    there = sorted(path.name for path in above.iterdir() if os.path.isdir(path)) if os.path.isdir(above) else []
     if there:
         instead = f"splits there are {', '.join(there[:_NAMES_SHOWN])}"
     else:

@@ -7,6 +7,7 @@ do: one file beside each ``*_gtFine_polygons.json``.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +17,7 @@ from segship.datasets.folders import DATA_SETS, TRUTH_FILES, FailedSample, Sampl
 from segship.errors import InputError
 from segship.files import write_file
 from segship.machine import count_workers, in_order
+from segship.options import check_types
 
 Progress = Callable[[int, int], None]
 """Called with how many are done, and of how many."""
@@ -38,6 +40,9 @@ class TrainIdsOptions:
     splits: tuple[str, ...] = ()
     overwrite: bool = False
     workers: int | None = None
+
+    def __post_init__(self) -> None:
+        check_types(self)
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +109,7 @@ def _samples(root: Path, split: str) -> list[Sample]:
 def _convert(sample: Sample, *, overwrite: bool) -> bool | FailedSample:
     """Write one file, and return whether it was not there already."""
     try:
-        if sample.truth is not None and not overwrite and _target(sample.truth, sample).exists():
+        if sample.truth is not None and not overwrite and os.path.exists(_target(sample.truth, sample)):
             return False
         labels = read_truth(sample)
         # A sample without a file was refused by the reader.

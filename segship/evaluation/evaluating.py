@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from segship.evaluation.scoring import Progress, StateFile, digest_of_samples, s
 from segship.evaluation.sources import Ids, ModelSource, RawType, Source, WrittenMaps, WrittenSource, find_written_maps
 from segship.files import make_directory, real_path, sha256_of, write_file
 from segship.loading import load_semantic
+from segship.options import check_types, check_whole
 from segship.semantic.predictor import SemanticPredictor
 from segship.semantic.views import SemanticOptions
 from segship.writers.names import safe_file_name
@@ -79,6 +81,8 @@ class EvaluateOptions:
     fresh: bool = False
 
     def __post_init__(self) -> None:
+        check_types(self)
+        check_whole(self, 1, 100_000, "batch")
         if (self.bundle is None) == (self.predictions is None):
             given = "both were given" if self.bundle is not None else "neither was given"
             raise _bad(f"{given}: name either a bundle, to run it, or a folder of predictions, to score what is there")
@@ -109,7 +113,7 @@ def evaluate(
     whole = find_samples(data_set, root, options.split, options.truth)
     samples = whole[: options.limit]
     result = _result_file(data_set, options)
-    if result is not None and result.exists() and not options.overwrite:
+    if result is not None and os.path.exists(result) and not options.overwrite:
         message = f"{result} exists; overwrite it (--overwrite), or choose another --out"
         raise OutputError(message, code="output_exists")
     source, identity = _open_source(data_set, samples, options)
@@ -178,7 +182,7 @@ def _open_source(data_set: str, samples: Sequence[Sample], options: EvaluateOpti
     predictor.check_options(options.semantic)
     identity = {
         "model": str(options.bundle),
-        "model_digest": sha256_of(path / MANIFEST_FILE if path.is_dir() else path),
+        "model_digest": sha256_of(path / MANIFEST_FILE if os.path.isdir(path) else path),
         # Neither the batch nor threads: they do not change class maps, and a run that stopped for lack of memory is
         # best finished with a smaller batch.
         "runs_on": f"{predictor.backend} {predictor.precision} {options.runtime.device}",

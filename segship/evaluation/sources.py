@@ -79,7 +79,7 @@ def find_written_maps(written: WrittenMaps, samples: Sequence[Sample]) -> FoundM
     Names may repeat from split to split, so files below a folder that is named like another split of the data set are
     passed over. Refuses ``missing_folder``, ``ambiguous_stems`` when two samples have one stem, and ``no_predictions``.
     """
-    if not written.folder.is_dir():
+    if not os.path.isdir(written.folder):
         raise InputError(f"there is no folder {written.folder}; --predictions names one", code="missing_folder")
     found: dict[str, list[Path]] = {sample.stem: [] for sample in samples}
     if len(found) < len(samples):
@@ -108,7 +108,9 @@ def _other_splits(samples: Sequence[Sample]) -> set[str]:
     """Return the names of the folders beside the one that holds the split."""
     files = {(path, sample.name.count("/")) for sample in samples for path in (sample.image, sample.truth) if path}
     splits = {path.parents[depth] for path, depth in files}
-    beside = {other.name for split in {split.parent for split in splits} for other in split.iterdir() if other.is_dir()}
+    beside = {
+        other.name for split in {split.parent for split in splits} for other in split.iterdir() if os.path.isdir(other)
+    }
     return beside - {split.name for split in splits}
 
 

@@ -19,7 +19,14 @@ from segship.catalog import KNOWN_CHECKPOINTS, KnownCheckpoint
 from segship.errors import FetchError, SegshipError
 from segship.fetch.download import Download, Progress, exclusive_lock
 from segship.fetch.download import download as download_file
-from segship.files import CHUNK_BYTES, atomic_file, checkpoint_folder, open_regular, real_path, sha256_of
+from segship.files import (
+    CHUNK_BYTES,
+    atomic_file,
+    checkpoint_folder,
+    open_regular,
+    real_path,
+    sha256_of,
+)
 
 MIRROR_VARIABLE = "SEGSHIP_MIRROR"
 # Seconds without a byte after which a connection counts as lost.
@@ -72,7 +79,7 @@ def fetch_checkpoint(
         raise by_hand_error(known)
     target = checkpoint_path(name, destination)
     with _writable(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
+        os.makedirs(target.parent, exist_ok=True)
         if _is_there(known, target):
             return target
         with exclusive_lock(target.with_name(f".{known.file}.lock")):
@@ -107,14 +114,16 @@ def _writable(target: Path) -> Iterator[None]:
         yield
     except SegshipError:
         raise
-    except OSError as error:
-        message = f"cannot write {target}: {error.strerror or error}; choose another folder or free some space"
+    # ValueError: a NUL. RecursionError: a thousand folders in one another.
+    except (OSError, ValueError, RecursionError) as error:
+        reason = getattr(error, "strerror", None) or error
+        message = f"cannot write {target}: {reason}; choose another folder or free some space"
         raise FetchError(message, code="cannot_write") from error
 
 
 def _is_there(known: KnownCheckpoint, target: Path) -> bool:
     """Tell whether the right file has its name already; a wrong one under that name is never replaced."""
-    if not target.exists():
+    if not os.path.exists(target):
         return False
     # The name may be a link that the user made to a copy elsewhere; what counts is the content.
     real = real_path(target)
@@ -161,7 +170,7 @@ def _obtain(
 
 def _adopt(known: KnownCheckpoint, source: Path, target: Path, progress: Progress) -> None:
     """Copy a file of the user's to the target if it is the published one."""
-    if not source.is_file():
+    if not os.path.isfile(source):
         message = f"there is no file {source}; give the path of a copy of {known.file}"
         raise FetchError(message, code="file_missing")
     digest, done = hashlib.sha256(), 0

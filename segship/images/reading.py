@@ -46,6 +46,7 @@ from segship.images.pixel_modes import (
     to_eight_bits,
     turn_upright,
 )
+from segship.options import check_types, check_whole
 
 Result = TypeVar("Result")
 
@@ -89,6 +90,10 @@ class ImageLimits:
     pixels: int = 50_000_000
     side: int = 30_000
     aspect_ratio: int = 1000
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_whole(self, 1, 1 << 40, "bytes", "pixels", "side", "aspect_ratio")
 
 
 NOTES = {

@@ -16,6 +16,7 @@ import numpy as np
 
 from segship.arrays import AnyArray, FloatArray, Pixels, Size
 from segship.errors import InputError
+from segship.options import check_types
 from segship.semantic.preprocessing import SemanticPreprocessing, resize_pixels, scaled_size, size_in_frame, to_tensor
 
 Run = Callable[[FloatArray], AnyArray]
@@ -50,6 +51,7 @@ class SemanticOptions:
     probability: bool = False
 
     def __post_init__(self) -> None:
+        check_types(self)
         pairs = {"window": self.window, "stride": self.stride}
         for name, pair in pairs.items():
             if pair is not None and (len(pair) != 2 or min(pair) < 1):

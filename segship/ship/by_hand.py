@@ -7,6 +7,7 @@ architecture and the sizes of its name. It cannot be checked that its numbers ar
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from pathlib import Path
 from segship.catalog import CHECKPOINT_SUFFIXES, KnownCheckpoint
 from segship.errors import FetchError
 from segship.fetch import by_hand_error, checkpoint_path, known_checkpoint
-from segship.files import CHUNK_BYTES, open_regular, real_path, write_file
+from segship.files import CHUNK_BYTES, make_directory, open_regular, real_path, write_file
 from segship.ship.checkpoints.survey import Survey, survey_checkpoint
 from segship.ship.families import recogniser
 
@@ -58,10 +59,10 @@ def take_by_hand(name: str, *, from_file: Path | None = None, destination: Path 
     """
     known = known_checkpoint(name)
     target = checkpoint_path(name, destination)
-    if from_file is None and not target.is_file():
+    if from_file is None and not os.path.isfile(target):
         raise by_hand_error(known)
     source = from_file or target
-    if not source.is_file():
+    if not os.path.isfile(source):
         message = f"there is no file {source}; give the path of the file that the browser downloaded"
         raise FetchError(message, code="file_missing")
     if source.suffix not in CHECKPOINT_SUFFIXES:
@@ -99,11 +100,11 @@ def _in_words(sizes: Mapping[str, object]) -> str:
 
 
 def _put(source: Path, survey: Survey, target: Path) -> None:
-    if target.exists():
+    if os.path.exists(target):
         if survey_checkpoint(target).sha256 == survey.sha256:
             return
         message = f"{target} is there and is another file; move it away and fetch again"
         raise FetchError(message, code="file_differs")
-    target.parent.mkdir(parents=True, exist_ok=True)
+    make_directory(target.parent)
     with open_regular(real_path(source)) as stream:
         write_file(target, iter(lambda: stream.read(CHUNK_BYTES), b""))

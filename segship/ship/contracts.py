@@ -11,6 +11,7 @@ the model frame (its ``--use-preprocess``) and the official decoder.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -239,7 +240,7 @@ EXPORT_FILE = "export.json"
 
 def files_of(graphs: Iterable[Path]) -> list[Path]:
     """Return graphs with the files of their weights, where there are any beside them."""
-    return [file for path in graphs for file in (path, path.with_name(f"{path.name}.data")) if file.exists()]
+    return [file for path in graphs for file in (path, path.with_name(f"{path.name}.data")) if os.path.exists(file)]
 
 
 def describe_files(files: Iterable[Path]) -> dict[str, dict[str, int | str]]:
@@ -255,7 +256,7 @@ def refuse_stranger(output: Path) -> None:
     OutputError
         ``not_an_export``.
     """
-    names = [path.name for path in output.iterdir()] if output.is_dir() else []
+    names = [path.name for path in output.iterdir()] if os.path.isdir(output) else []
     texts = {EXPORT_FILE, MANIFEST_FILE, *OPTIONAL_FILES}
     foreign = [name for name in names if name not in texts and not name.endswith((".onnx", ".onnx.data"))]
     if names and (foreign or not {EXPORT_FILE, MANIFEST_FILE} & set(names)):

@@ -9,6 +9,7 @@ from typing import Literal
 
 from segship.bundle.evidence import Bar
 from segship.errors import ExportError
+from segship.options import check_types
 from segship.semantic.manifest import SemanticWindow
 from segship.semantic.preprocessing import ScaleLimits
 from segship.spec import SemanticOutput
@@ -97,6 +98,7 @@ class ExportOptions:
     largest_inline_bytes: int = LARGEST_INLINE_BYTES
 
     def __post_init__(self) -> None:
+        check_types(self, ExportError)
         if self.opset is not None and not LOWEST_OPSET <= self.opset <= HIGHEST_OPSET:
             message = f"opset {self.opset} cannot be written; accepted are {LOWEST_OPSET} to {HIGHEST_OPSET}"
             raise ExportError(message, code="bad_opset")
@@ -105,6 +107,9 @@ class ExportOptions:
                 "--output logits, --classes and --scale belong to bundles; the Ascend guide's graph gives the classes' "
                 "numbers and holds neither names nor a scale"
             )
+        if self.image_size is not None and not 1 <= self.image_size <= LARGEST_SIDE:
+            message = f"image_size is {self.image_size}; accepted are up to {LARGEST_SIDE} pixels, such as 1024"
+            raise ExportError(message, code="bad_image_size")
         self._check_size()
 
     def _check_size(self) -> None:
