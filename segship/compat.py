@@ -186,7 +186,7 @@ class Sam:
     image_format = "RGB"
 
     def __init__(self, model: str | Path | Predictor, **run: Unpack[RunSettings]) -> None:
-        options = make_options(RunOptions, run)
+        options = make_options("Sam", RunOptions, run)
         self._load: Callable[[str], Predictor] | None = None
         if isinstance(model, Predictor):
             self.predictor = model

@@ -581,18 +581,22 @@ def _no_directory(path: str | os.PathLike[str], error: Exception) -> OutputError
 
 
 def check_directory(path: str | os.PathLike[str]) -> None:
-    """Refuse now what `make_directory` and writes into the folder would refuse, without making it."""
-    place = Path(os.path.abspath(path))
+    """Refuse now what `make_directory` and writes into the folder would refuse; nothing is left behind."""
+    place, missing = Path(os.path.abspath(path)), None
     try:
         while not os.path.lexists(place):
             # Looked at itself, which says what os.path.lexists does not: a name too long, a loop of links.
             with suppress(FileNotFoundError):
                 os.lstat(place)
-            place = place.parent
+            place, missing = place.parent, place
         if not stat.S_ISDIR(os.stat(place).st_mode):
             raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(place))
         if not os.access(place, os.W_OK | os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(place))
+        if missing is not None:
+            # Some folders take nothing, whatever they say of it.
+            os.mkdir(missing)
+            os.rmdir(missing)
     except (OSError, ValueError) as error:
         raise _no_directory(path, error) from error
 

@@ -64,13 +64,13 @@ def load(model: str | Path = "tiny", **run: Unpack[RunSettings]) -> Predictor | 
     >>> predictor.precision
     'fp32'
     """
-    return open_model(model, make_options(RunOptions, run))
+    return open_model(model, make_options("load", RunOptions, run))
 
 
 def load_promptable(model: str | Path = "tiny", **run: Unpack[RunSettings]) -> Predictor:
     """Make a predictor of a promptable model, as `load` does; a semantic one is refused as ``other_family``."""
     advice = "takes no prompts; use `segship semantic`, or segship.load_semantic(...).segment(image)"
-    return _open_only(Predictor, model, make_options(RunOptions, run), advice)
+    return _open_only(Predictor, model, make_options("load_promptable", RunOptions, run), advice)
 
 
 def load_semantic(model: str | Path, **run: Unpack[RunSettings]) -> SemanticPredictor:
@@ -82,7 +82,7 @@ def load_semantic(model: str | Path, **run: Unpack[RunSettings]) -> SemanticPred
         ``other_family`` when it is a promptable model.
     """
     advice = "knows no classes; give a semantic bundle, or use `segship segment` or `segship everything`"
-    return _open_only(SemanticPredictor, model, make_options(RunOptions, run), advice)
+    return _open_only(SemanticPredictor, model, make_options("load_semantic", RunOptions, run), advice)
 
 
 def _open_only(kind: type[Task], model: str | Path, run: RunOptions, advice: str) -> Task:

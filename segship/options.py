@@ -24,14 +24,14 @@ _NUMBERS: dict[type, tuple[type, str]] = {int: (Integral, "a whole number"), flo
 _NAMES = {bool: "True or False", str: "a string", type(None): "None", Path: "a path"}
 
 
-def make_options(options_class: type[Options], given: Mapping[str, Any]) -> Options:
-    """Make options of keywords; one that there is not is refused as ``unknown_option``, with what it may mean."""
+def make_options(door: str, options_class: type[Options], given: Mapping[str, Any]) -> Options:
+    """Make options of the keywords of a function; one that there is not is a TypeError that says what it may mean."""
     known = [field.name for field in fields(options_class)]  # type: ignore[arg-type]  # A dataclass, all of them.
     for name in given:
         if name not in known:
             near = get_close_matches(name, known, 1)
             meant = f"did you mean {near[0]}" if near else f"accepted are {', '.join(known)}"
-            raise InputError(f"there is no option {name!r}; {meant}", code="unknown_option")
+            raise TypeError(f"{door}() got an unexpected keyword argument {name!r}; {meant}")
     return options_class(**given)
 
 

@@ -73,7 +73,7 @@ def pipeline(
     """
     if task not in TASKS:
         raise InputError(f"there is no task {task!r}; known are {', '.join(TASKS)}", code="unknown_task")
-    options = make_options(RunOptions, run)
+    options = make_options("pipeline", RunOptions, run)
     if not isinstance(model, Predictor):
         model = load_promptable(MODEL_NAMES.get(str(model), model), **asdict(options))
     return SegmentAnythingPipeline(model)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import inspect
 import os
 import sys
@@ -45,6 +46,7 @@ EXIT_CODES: tuple[tuple[type[SegshipError], int], ...] = (
 # As shells tell of SIGINT, and of SIGPIPE: what read standard output is gone, as `head` is after its lines.
 EXIT_INTERRUPTED = 130
 EXIT_NOBODY_READS = 141
+_OUTPUT_ERRORS = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
 
 
 class Help(DefaultFormatter):
@@ -150,12 +152,8 @@ def _drop_output() -> None:
 
 
 def _is_of_output(error: OSError) -> bool:
-    """Tell whether an error of the system is of standard output: what could not be written is still there."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        return True
-    return isinstance(error, BrokenPipeError)
+    """Tell whether an error of the system is of standard output, since those of files have a name or one of our own."""
+    return error.filename is None and error.errno in _OUTPUT_ERRORS
 
 
 def _run(arguments: Sequence[str] | None) -> int:
