@@ -16,7 +16,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from segship.errors import InputError, SegshipError
+from segship.errors import InputError, SegshipError, shown
 
 Options = TypeVar("Options")
 
@@ -51,7 +51,7 @@ def check_types(options: object, error: type[SegshipError] = InputError) -> None
         if isinstance(value, str) and Path in (hint, *get_args(hint)) and str not in get_args(hint):
             object.__setattr__(options, name, Path(value))
         elif not _fits(value, hint):
-            raise error(f"{name} is {_shown(value)}; accepted is {_accepted(hint)}", code="bad_option")
+            raise error(f"{name} is {_quoted(value)}; accepted is {_accepted(hint)}", code="bad_option")
 
 
 def check_whole(options: object, least: int, most: int, *names: str) -> None:
@@ -59,7 +59,7 @@ def check_whole(options: object, least: int, most: int, *names: str) -> None:
     for name in names:
         value = getattr(options, name)
         if value is not None and not least <= value <= most:
-            message = f"{name} is {_shown(value)}; accepted is a whole number from {least} to {most}"
+            message = f"{name} is {_quoted(value)}; accepted is a whole number from {least} to {most}"
             raise InputError(message, code="bad_option")
 
 
@@ -101,6 +101,5 @@ def _accepted(hint: Any) -> str:
     return _NAMES.get(hint) or f"a {getattr(origin or hint, '__name__', hint)}"
 
 
-def _shown(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:60]}..."
+def _quoted(value: object) -> str:
+    return shown(value if isinstance(value, int) else repr(value))
