@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         OutputError,
         PromptError,
         SegshipError,
+        SegshipWarning,
         UnsafeCheckpoint,
     )
     from segship.images import ImageLimits, read_image
@@ -68,6 +69,7 @@ __all__ = [
     "PromptLimits",
     "Prompts",
     "SegshipError",
+    "SegshipWarning",
     "SemanticOptions",
     "SemanticPredictor",
     "UnsafeCheckpoint",
@@ -101,6 +103,7 @@ _PLACES = {
         "OutputError",
         "PromptError",
         "SegshipError",
+        "SegshipWarning",
         "UnsafeCheckpoint",
     ),
     "segship.images": ("ImageLimits", "read_image"),

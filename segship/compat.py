@@ -33,16 +33,16 @@ from numpy.typing import NDArray
 from segship.arrays import AnyArray, FloatArray, Pixels
 from segship.backends.session import RunOptions, RunSettings
 from segship.catalog import EMBEDDED_MODELS, KNOWN_CHECKPOINTS
-from segship.errors import ImageError, InputError, PromptError
+from segship.errors import ImageError, InputError, PromptError, SegshipWarning
 from segship.images import ImageLimits
 from segship.loading import load_promptable
 from segship.options import make_options
 from segship.promptable.everything.options import AmgOptions
 from segship.promptable.everything.records import OutputMode
-from segship.promptable.everything.search import generate_masks
+from segship.promptable.everything.search import generate
 from segship.promptable.prediction import ImageEmbedding
 from segship.promptable.predictor import Predictor
-from segship.promptable.prompts import Prompts, resolve_prompts
+from segship.promptable.prompts import CHANGES, Prompts, resolve_prompts
 from segship.promptable.transforms import resize_image, resized_size, to_image_frame
 
 __all__ = [
@@ -287,11 +287,6 @@ Masks = tuple[AnyArray, FloatArray, FloatArray]
 
 # The reference knows no limits. An array lies in memory already, so only the largest side that we take is kept.
 ARRAY_LIMITS = ImageLimits(pixels=400_000_000)
-_CHANGED = {
-    "point_clipped": "a point outside the image was moved to its edge",
-    "box_clipped": "a box was cut at the edge of the image",
-    "box_reversed": "the corners of a box were put in order, x0 < x1 and y0 < y1",
-}
 
 
 class SamPredictor:
@@ -470,10 +465,10 @@ class SamPredictor:
         prediction = self.model.predictor.decode_resolved(
             embedding, resolved, multimask_output=bool(multimask_output), return_logits=return_logits
         )
-        for note, text in _CHANGED.items():
+        for note, text in CHANGES.items():
             if note in prediction.notes:
                 # To the line that called predict or predict_torch.
-                warnings.warn(f"{text}; the reference would have used it as it is", stacklevel=3)
+                warnings.warn(f"{text}; the reference would have used it as it is", SegshipWarning, stacklevel=3)
         return prediction.masks, prediction.iou_predictions, prediction.low_res_masks
 
 
@@ -567,8 +562,10 @@ class SamAutomaticMaskGenerator:
         the reference gives, in its order.
         """
         pixels, model = as_array(image), self.predictor.model.predictor
-        records = generate_masks(model, pixels, self._options(), limits=ARRAY_LIMITS)
-        return [record.to_dict(self.output_mode) for record in records]
+        found = generate(model, pixels, self._options(), limits=ARRAY_LIMITS)
+        if found.what_was_filtered:
+            warnings.warn(found.what_was_filtered, SegshipWarning, stacklevel=2)
+        return [record.to_dict(self.output_mode) for record in found.records]
 
     def _options(self) -> AmgOptions:
         names = {field.name for field in fields(AmgOptions)}

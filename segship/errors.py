@@ -60,6 +60,10 @@ class SegshipError(Exception):
         self.code = code if code is not None else self.default_code
 
 
+class SegshipWarning(UserWarning):
+    """Something that was done otherwise than asked, or to no effect, by code whose result has no place for a note."""
+
+
 class InputError(SegshipError):
     """What a user handed over cannot be used."""
 

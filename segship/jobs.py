@@ -164,6 +164,7 @@ class Everything:
             "coverage": round(self.result.coverage, 6),
             "points": self.result.points,
             "cost": self.result.cost.to_dict(),
+            "removed": dict(self.result.removed),
             **({"labels": count_labels(self.source)} if isinstance(self.source, Instances) else {}),
             "notes": list(self.result.notes),
         }

@@ -9,6 +9,7 @@ the image that was set alone. New code has less to remember with `segship.load`.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, fields
 from pathlib import Path
@@ -18,15 +19,15 @@ import numpy as np
 
 from segship.arrays import AnyArray, FloatArray
 from segship.backends.session import RunOptions, RunSettings
-from segship.errors import InputError, PromptError
+from segship.errors import InputError, PromptError, SegshipWarning
 from segship.images import ImageSource
 from segship.loading import load_promptable
 from segship.options import make_options
 from segship.promptable.everything.options import AmgOptions
-from segship.promptable.everything.search import generate_masks
+from segship.promptable.everything.search import generate
 from segship.promptable.prediction import ImageEmbedding, MaskPrediction
 from segship.promptable.predictor import Predictor
-from segship.promptable.prompts import Prompts
+from segship.promptable.prompts import CHANGES, Prompts
 
 TASKS = ("segment_anything",)
 MODEL_NAMES = {"sam_vit_b": "vit_b", "sam_vit_l": "vit_l", "sam_vit_h": "vit_h"}
@@ -190,7 +191,11 @@ class SegmentAnythingPipeline:
         if seg_image:
             if return_logits or not multimask_output:
                 raise _unknown("multimask_output and return_logits", "prompts; leave them out with seg_image=True")
-            return self._segment_everything(inputs["image"], parameters)
+            options = _amg_options(parameters)
+            found = generate(self.predictor, inputs["image"], options)
+            if found.what_was_filtered:
+                warnings.warn(found.what_was_filtered, SegshipWarning, stacklevel=2)
+            return [record.to_dict(options.output_mode) for record in found.records]
         if parameters:
             raise _unknown(", ".join(sorted(parameters)), "seg_image=True; without it leave them out")
         prediction = self.predictor.decode(
@@ -199,6 +204,9 @@ class SegmentAnythingPipeline:
             multimask_output=multimask_output,
             return_logits=return_logits,
         )
+        for note, text in CHANGES.items():
+            if note in prediction.notes:
+                warnings.warn(text, SegshipWarning, stacklevel=2)
         return _outputs(prediction)
 
     def _embedding_of(self, inputs: Inputs) -> ImageEmbedding:
@@ -208,17 +216,17 @@ class SegmentAnythingPipeline:
             raise InputError("no image is set; call set_image first, or give one under 'image'", code="no_image")
         return self._embedding
 
-    def _segment_everything(self, image: ImageSource, parameters: Mapping[str, Any]) -> Records:
-        known = [field.name for field in fields(AmgOptions)]
-        unknown = sorted(parameters.keys() - set(known))
-        if unknown:
-            raise InputError(f"there is no parameter {unknown[0]!r}; known are {', '.join(known)}", code=UNKNOWN)
-        given = dict(parameters)
-        if given.get("point_grids") is not None:
-            # The grids stand in the place of the default, and only of the default.
-            given.setdefault("points_per_side", None)
-        options = AmgOptions(**given)
-        return [record.to_dict(options.output_mode) for record in generate_masks(self.predictor, image, options)]
+
+def _amg_options(parameters: Mapping[str, Any]) -> AmgOptions:
+    known = [field.name for field in fields(AmgOptions)]
+    unknown = sorted(parameters.keys() - set(known))
+    if unknown:
+        raise InputError(f"there is no parameter {unknown[0]!r}; known are {', '.join(known)}", code=UNKNOWN)
+    given = dict(parameters)
+    if given.get("point_grids") is not None:
+        # The grids stand in the place of the default, and only of the default.
+        given.setdefault("points_per_side", None)
+    return AmgOptions(**given)
 
 
 def _check_keys(inputs: Any, seg_image: bool) -> Inputs:

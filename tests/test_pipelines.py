@@ -240,7 +240,8 @@ def test_parameters_belong_to_a_call_and_zero_means_zero(task):
         return len(task({"image": IMAGE}, seg_image=True, points_per_side=4, **parameters))
 
     many = count(**KEEP)
-    assert many > count(pred_iou_thresh=0, stability_score_thresh=1)
+    with pytest.warns(UserWarning, match="stability_score_thresh"):
+        assert many > count(pred_iou_thresh=0, stability_score_thresh=1)
     assert count(**KEEP) == many
 
 
@@ -260,4 +261,17 @@ def test_output_modes(task, mode):
 
 
 def test_nothing_found_is_an_empty_list(task):
-    assert task({"image": np.zeros((64, 64, 3), np.uint8)}, seg_image=True, points_per_side=2, pred_iou_thresh=1) == []
+    black = {"image": np.zeros((64, 64, 3), np.uint8)}
+    with pytest.warns(UserWarning, match=r"pred_iou_thresh \(1; 0.88 suits the model\) removed 11, stability"):
+        assert task(black, seg_image=True, points_per_side=2, pred_iou_thresh=1) == []
+
+
+def test_boxes_that_were_changed_are_told(task):
+    task.set_image(IMAGE)
+    with pytest.warns(UserWarning) as caught:
+        task({"boxes": [70, 87, 42, 600]})
+    assert [str(warning.message).split(",")[0] for warning in caught] == [
+        "a box was cut at the edge of the image",
+        "the corners of a box were put in order",
+    ]
+    assert all(warning.filename == __file__ for warning in caught)

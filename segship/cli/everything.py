@@ -203,6 +203,8 @@ def _print_image(image: FinishedImage[Everything]) -> None:
         f"{len(found.records)} masks cover {found.coverage:.1%}; asked at {found.points:,} of {cost.points:,} points; "
         f"predicted IoU above {cost.pred_iou_thresh:g}, stability from {cost.stability_score_thresh:g}"
     )
+    if found.what_was_filtered:
+        console.print(plain(found.what_was_filtered))
     if isinstance(source, Instances):
         counts = ", ".join(f"{count} {plain(name)}" for name, count in count_labels(source).items())
         console.print(f"labels: {counts or 'none'}")

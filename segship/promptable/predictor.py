@@ -328,13 +328,17 @@ class Predictor:
         limits: PromptLimits | None,
         outside: Literal["error", "clip"] = "error",
     ) -> ResolvedPrompts:
+        self.check_embedding(embedding)
+        return resolve_prompts(prompts, embedding.original_size, outside=outside, limits=limits or PromptLimits())
+
+    def check_embedding(self, embedding: ImageEmbedding) -> None:
+        """Refuse an embedding of another encoder as ``foreign_embedding``."""
         if embedding.encoder_sha256 != self.encoder_sha256:
             raise PromptError(
                 f"the embedding was made by encoder {embedding.encoder_sha256[:12]} and this decoder belongs to "
                 f"encoder {self.encoder_sha256[:12]}; encode the image with this predictor",
                 code="foreign_embedding",
             )
-        return resolve_prompts(prompts, embedding.original_size, outside=outside, limits=limits or PromptLimits())
 
     def _check_memory(
         self,

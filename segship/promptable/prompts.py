@@ -174,6 +174,13 @@ class PromptLimits:
 
 
 DEFAULT_LIMITS = PromptLimits()
+
+CHANGES = {
+    "point_clipped": "a point outside the image was moved to its edge",
+    "box_clipped": "a box was cut at the edge of the image",
+    "box_reversed": "the corners of a box were put in order, x0 < x1 and y0 < y1",
+}
+"""Notes of prompts that were used otherwise than given, in words for the warnings of facades."""
 # What others call them, or one of them.
 _MEANT = {
     **dict.fromkeys(("point", "point_coords", "coords"), "points"),

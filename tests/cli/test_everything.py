@@ -47,6 +47,45 @@ def test_a_picture_without_survivors_is_no_failure(run_json, photo, tmp_path):
                 assert json.load(text)["annotations"] == []
 
 
+def test_thresholds_that_leave_nothing_are_told(run, run_json, photo, tmp_path):
+    arguments = [
+        "everything",
+        photo,
+        "--points-per-side",
+        "2",
+        "--pred-iou-thresh",
+        "0.99",
+        "-o",
+        tmp_path,
+        "--overwrite",
+    ]
+    code, out, _ = run(*arguments)
+    assert code == 0 and "note: all_filtered" in out
+    assert "no mask is left of 12: pred_iou_thresh (0.99; 0.45 suits the model) removed 12" in out
+    image = run_json(*arguments)[1]["images"][0]
+    assert image["removed"] == {"pred_iou_thresh": 12, "stability_score_thresh": 0, "crop_edge": 0}
+
+
+def test_a_huge_grid_is_not_begun_unless_forced(run_json, photo, model, tmp_path):
+    arguments = ["everything", photo, "--points-per-side", "65", "-o", tmp_path / "out"]
+    code, document = run_json(*arguments)
+    assert (code, document["error"]["code"]) == (3, "over_cost") and "force_cost" in document["error"]["message"]
+    arguments = [
+        "everything",
+        photo,
+        "--points-per-side",
+        "1",
+        "--crop-n-layers",
+        "3",
+        "--model",
+        model,
+        "-o",
+        tmp_path / "out",
+    ]
+    assert run_json(*arguments)[0] == 3
+    assert run_json(*arguments, "--force-cost")[0] == 0
+
+
 def test_a_dry_run_names_the_cost_and_writes_nothing(run, run_json, photo, tmp_path):
     arguments = ["everything", photo, "--dry-run", "--crop-n-layers", "1", "-o", tmp_path / "out"]
     code, out, _ = run(*arguments)

@@ -114,7 +114,9 @@ def test_grids_take_the_place_of_points_per_side_and_attributes_count():
     made.stability_score_thresh = 0
     assert {tuple(record["point_coords"][0]) for record in made.generate(torch.as_tensor(IMAGE.copy()))} == {(90, 60)}
     made.pred_iou_thresh = 1
-    assert made.generate(IMAGE) == []
+    with pytest.warns(UserWarning, match=r"no mask is left of 3: pred_iou_thresh \(1; 0.88 suits") as caught:
+        assert made.generate(IMAGE) == []
+    assert caught[0].filename == __file__
 
 
 def test_generate_leaves_the_image_of_its_predictor_alone():

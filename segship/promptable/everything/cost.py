@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from segship.arrays import Size
 from segship.errors import InputError
+from segship.machine import describe_machine
 from segship.promptable.decoder import bytes_per_object, image_side_bytes
 from segship.promptable.everything.grids import crop_boxes, layer_grids
 from segship.promptable.everything.options import AmgOptions, thresholds_for
@@ -28,9 +29,21 @@ _LEAST_HELD_BYTES = 2**20
 _LOW_RES_MASKS_PER_POINT = 16
 # A strip of columns: logits, their distances, and flags.
 _BYTES_PER_STRIP_ROW = 128 * 16
-# Kept masks, and spans in each column of each: guesses that busy pictures stay below.
+# Kept masks a layer, the part of the columns that a mask has, and the run lengths of a column: guesses that busy
+# pictures stay below.
 _KEPT_MASKS = 1000
+_PART_OF_COLUMNS = 0.5
 _BYTES_PER_COLUMN = 16
+# Scores, box, point and arrays as Python has them.
+_BYTES_PER_RECORD = 2048
+
+MOST_POINTS = 64 * 64
+MOST_CROP_LAYERS = 2
+MOST_SECONDS = 3600.0
+"""The most points a crop, layers of crops, and seconds that are begun without ``force_cost``."""
+_MOST_PART_OF_MEMORY = 0.5
+# Below this the machine is not asked how much it has.
+_LITTLE_MEMORY = 2**30
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,6 +123,35 @@ def estimate_cost(predictor: Predictor, size_hw: Size, options: AmgOptions) -> A
     )
 
 
+def check_cost(cost: AmgCost, options: AmgOptions) -> None:
+    """Refuse as ``over_cost`` what takes more points, layers or memory than are begun unasked."""
+    if options.force_cost:
+        return
+    most = max(len(grid) for grid in layer_grids(options))
+    if most > MOST_POINTS:
+        found = f"the grid has {most:,} points a crop, {cost.points:,} in all; at most {MOST_POINTS:,} a crop"
+        raise _over_cost(found, "give fewer points")
+    if options.crop_n_layers > MOST_CROP_LAYERS:
+        found = f"crop_n_layers is {options.crop_n_layers}, {cost.crops:,} crops; at most {MOST_CROP_LAYERS} layers"
+        raise _over_cost(found, "give fewer layers")
+    memory = describe_machine().memory_bytes if cost.peak_bytes > _LITTLE_MEMORY else None
+    if memory is not None and cost.peak_bytes > _MOST_PART_OF_MEMORY * memory:
+        found = f"about {cost.peak_bytes:,} bytes of memory of the machine's {memory:,} are needed; at most half"
+        raise _over_cost(found, "give memory_bytes, fewer points, or a smaller image")
+
+
+def check_speed(cost: AmgCost, encode_seconds: float, seconds_per_point: float) -> None:
+    """Refuse as ``over_cost`` what would take too long at the speed that was measured."""
+    seconds = cost.crops * encode_seconds + cost.points * seconds_per_point
+    if seconds > MOST_SECONDS:
+        found = f"at the speed of the first points this takes about {seconds / 60:,.0f} minutes; at most"
+        raise _over_cost(f"{found} {MOST_SECONDS / 60:.0f}", "give fewer points or crops, or deadline_seconds")
+
+
+def _over_cost(found: str, advice: str) -> InputError:
+    return InputError(f"{found} are begun unasked; {advice}, or force_cost to begin all the same", code="over_cost")
+
+
 def _portions(predictor: Predictor, size_hw: Size, options: AmgOptions, most_points: int) -> tuple[int, int, int]:
     """Return points for each call, bytes for held logits, and the expected peak, within ``memory_bytes``."""
     geometry = predictor.manifest.geometry
@@ -117,17 +159,20 @@ def _portions(predictor: Predictor, size_hw: Size, options: AmgOptions, most_poi
     low_res = 4 * geometry.low_res_size**2
     per_point = bytes_per_object(geometry) + _LOW_RES_MASKS_PER_POINT * low_res
     height, width = size_hw
+    points = min(options.points_per_batch, most_points, predictor.objects_per_call)
+    candidates = MASKS_PER_POINT * most_points
+    held = min(_HELD_BYTES, candidates * low_res)
+    # As run lengths: what is not held as logits, and what is kept of the layers.
+    encoded = candidates - held // low_res + _KEPT_MASKS * (1 + options.crop_n_layers)
     fixed = (
         2 * 3 * height * width
         + 3 * 4 * predictor.image_size**2
         + embedding
         + (image_side_bytes(geometry) if predictor.holds_image_side else 0)
         + _BYTES_PER_STRIP_ROW * height
-        + _KEPT_MASKS * _BYTES_PER_COLUMN * width // 4
+        + encoded * (_BYTES_PER_RECORD + int(_PART_OF_COLUMNS * width) * _BYTES_PER_COLUMN)
         + (4 * height * width if options.partition else 0)
     )
-    points = min(options.points_per_batch, most_points, predictor.objects_per_call)
-    held = min(_HELD_BYTES, MASKS_PER_POINT * most_points * low_res)
     bound = options.memory_bytes
     if bound is not None:
         least = fixed + per_point + min(held, _LEAST_HELD_BYTES)

@@ -9,12 +9,14 @@ unless the model's manifest asks for its masks to be cleaned, which only this mo
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from segship.arrays import BoolArray, FloatArray, IntArray, Pixels, Points, Size
+from segship.arrays import BoolArray, FloatArray, IntArray, Points, Size
 from segship.errors import BackendUnavailable
 from segship.images import LoadedImage
 from segship.masks.cleanup import MaskCleanUp, clean_low_res
@@ -28,15 +30,21 @@ from segship.masks.upscaling import (
     encode_logits,
 )
 from segship.promptable.decoder import SelectedMasks
-from segship.promptable.everything.cost import AmgCost
+from segship.promptable.everything.cost import MASKS_PER_POINT, AmgCost, check_speed
 from segship.promptable.everything.filters import estimate_boxes, estimate_stability, near_crop_edge, stability
 from segship.promptable.everything.grids import Crop
 from segship.promptable.everything.options import AmgOptions
 from segship.promptable.everything.records import MaskRecord
+from segship.promptable.prediction import ImageEmbedding
 from segship.promptable.predictor import Predictor
 
 Progress = Callable[[int, int], None]
 """Is told after each call of the decoder how many points have been asked, and how many there are."""
+
+FILTERS = ("pred_iou_thresh", "stability_score_thresh", "crop_edge")
+"""What removes masks before duplicates are looked for."""
+# The speed of a call is known after so many calls of the decoder.
+_CALLS_MEASURED = 3
 
 
 @dataclass(slots=True, eq=False)
@@ -44,23 +52,35 @@ class Context:
     """What holds for all crops of one call."""
 
     predictor: Predictor
-    pixels: Pixels
-    """(H, W, 3) uint8 RGB."""
+    source: LoadedImage | ImageEmbedding
+    """The image; or its embedding, which has no crops."""
     options: AmgOptions
     cost: AmgCost
     """Has the thresholds, and how much is asked and held at once."""
     progress: Progress | None = None
     points: int = 0
     """Points that have been asked."""
+    removed: dict[str, int] = field(default_factory=lambda: dict.fromkeys(FILTERS, 0))
+    """Masks that each filter has removed."""
+    encode_seconds: float = 0.0
+    """Of the last run of the encoder."""
+    seconds_per_point: float = math.inf
+    """At the fastest so far; the first calls of a runtime are slow."""
+    calls: int = 0
 
     @property
     def size_hw(self) -> Size:
         """Height and width of the image."""
-        return self.pixels.shape[0], self.pixels.shape[1]
+        return self.source.size_hw if isinstance(self.source, LoadedImage) else self.source.original_size
 
-    def count(self, points: int) -> None:
-        """Count points that were asked, and tell."""
+    def count(self, points: int, seconds: float) -> None:
+        """Count points that were asked, and tell; refuse to go on if all of them would take too long."""
         self.points += points
+        self.calls += 1
+        self.seconds_per_point = min(self.seconds_per_point, seconds / points)
+        bounded = self.options.force_cost or self.options.deadline_seconds is not None
+        if self.calls == _CALLS_MEASURED and not bounded:
+            check_speed(self.cost, self.encode_seconds, self.seconds_per_point)
         if self.progress is not None:
             self.progress(self.points, self.cost.points)
 
@@ -83,16 +103,22 @@ class CropSearch:
     """Everything in one crop, in three steps: make one, `ask` at points as often as wanted, take its `records`."""
 
     def __init__(self, context: Context, crop: Crop) -> None:
-        left, top, right, bottom = crop.box_xyxy
         self.crop = crop
         self.candidates: list[Candidate] = []
         self._context = context
         self._predictor = context.predictor
-        part = np.ascontiguousarray(context.pixels[top:bottom, left:right])
-        self._embedding = self._predictor.encode_loaded(LoadedImage(part))
+        began = time.monotonic()
+        self._embedding = self._encoded_crop()
+        context.encode_seconds = time.monotonic() - began
         self._upscaler = self._predictor.upscaler(self._embedding)
         self._cover = np.zeros(self._upscaler.valid_cells, np.bool_)
         self._held = 0
+
+    def _encoded_crop(self) -> ImageEmbedding:
+        source, (left, top, right, bottom) = self._context.source, self.crop.box_xyxy
+        if isinstance(source, ImageEmbedding):
+            return source
+        return self._predictor.encode_loaded(LoadedImage(np.ascontiguousarray(source.pixels[top:bottom, left:right])))
 
     def scale(self, grid: Points) -> Points:
         """Return points (n, 2) from 0 to 1 as pixels of the crop."""
@@ -111,9 +137,11 @@ class CropSearch:
         # A threshold of 0 is none, as the reference has it: scores may lie below 0.
         bound = threshold if threshold > 0 else -np.inf
         for begin in range(0, len(points_xy), size):
-            batch = points_xy[begin : begin + size]
-            self._take(batch, self._predictor.select_at(self._embedding, batch, bound))
-            self._context.count(len(batch))
+            batch, began = points_xy[begin : begin + size], time.monotonic()
+            found = self._predictor.select_at(self._embedding, batch, bound)
+            self._context.removed["pred_iou_thresh"] += MASKS_PER_POINT * len(batch) - len(found.objects)
+            self._take(batch, found)
+            self._context.count(len(batch), time.monotonic() - began)
 
     def records(self) -> list[MaskRecord]:
         """Return a record of each mask that is no duplicate of a better one, by descending predicted IoU."""
@@ -156,13 +184,16 @@ class CropSearch:
                 *count_above(LogitsPatch(low_res), self._upscaler, self._context.options.stability_score_offset)
             )
             if threshold > 0 and not np.float32(score) >= np.float32(threshold):
+                self._context.removed["stability_score_thresh"] += 1
                 continue
             mask = self._encode(LogitsPatch(low_res))
             x0, y0, x1, y1 = mask.box_xyxy
             # An empty mask has a box of zeros in the crop, as the reference has it.
             box = (x0 - left, y0 - top, x1 - left, y1 - top) if mask.area else (0, 0, 0, 0)
-            if not near_crop_edge(np.array([box]), self.crop, self._context.size_hw)[0]:
-                self.candidates.append(Candidate(float(iou), score, box, _pair(point), mask))
+            if near_crop_edge(np.array([box]), self.crop, self._context.size_hw)[0]:
+                self._context.removed["crop_edge"] += 1
+                continue
+            self.candidates.append(Candidate(float(iou), score, box, _pair(point), mask))
 
     def _filter_at_low_resolution(self, points_xy: Points, ious: FloatArray, logits: FloatArray) -> None:
         threshold = self._context.cost.stability_score_thresh
@@ -172,9 +203,10 @@ class CropSearch:
             logits, self._upscaler, offset=self._context.options.stability_score_offset, threshold=threshold
         )
         boxes = estimate_boxes(logits, self._upscaler)
-        stays = ~near_crop_edge(boxes, self.crop, self._context.size_hw)
-        if threshold > 0:
-            stays &= scores >= threshold
+        stable = scores >= threshold if threshold > 0 else np.ones(len(logits), np.bool_)
+        stays = stable & ~near_crop_edge(boxes, self.crop, self._context.size_hw)
+        self._context.removed["stability_score_thresh"] += int((~stable).sum())
+        self._context.removed["crop_edge"] += int((stable & ~stays).sum())
         for index in np.flatnonzero(stays).tolist():
             x0, y0, x1, y1 = boxes[index].tolist()
             self._cover |= logits[index] > 0

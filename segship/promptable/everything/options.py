@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 Mode = Literal["fast", "reference"]
 Nms = Literal["box", "mask"]
 
+# What force_cost may take; `segship.promptable.everything.cost` says what is begun without.
 _MOST_POINTS_PER_SIDE = 1024
 _MOST_POINTS_PER_BATCH = 65_536
 # 5 layers are 1,365 crops, each of them a run of the encoder.
@@ -78,6 +79,9 @@ class AmgOptions:
         mode ``fast``.
     memory_bytes
         The most memory for the work, beside the model: smaller portions, or a refusal to begin.
+    force_cost
+        Begin whatever it costs: more than 64 x 64 points a crop, more than 2 layers of crops, more memory than half of
+        the machine's, or more than an hour at the speed of the first points; each is refused as ``over_cost`` without.
 
     Raises
     ------
@@ -108,6 +112,7 @@ class AmgOptions:
     partition: bool = False
     deadline_seconds: float | None = None
     memory_bytes: int | None = None
+    force_cost: bool = False
 
     def __post_init__(self) -> None:
         _check_whole("points_per_batch", self.points_per_batch, 1, _MOST_POINTS_PER_BATCH)
@@ -124,8 +129,9 @@ class AmgOptions:
             raise bad_output_mode(self.output_mode)
         _check_choice("mode", self.mode, get_args(Mode))
         _check_choice("nms", self.nms, get_args(Nms))
-        if type(self.partition) is not bool:
-            raise _bad("partition", self.partition, "True or False")
+        for name in ("partition", "force_cost"):
+            if type(getattr(self, name)) is not bool:
+                raise _bad(name, getattr(self, name), "True or False")
         self._check_points()
         self._check_bounds()
 

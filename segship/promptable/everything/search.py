@@ -8,17 +8,18 @@ things in one corner. Without a deadline nothing of this is used.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
 from segship.arrays import Points, Size
-from segship.errors import InputError
+from segship.errors import InputError, SegshipWarning
 from segship.images import ImageLimits, ImageSource, LoadedImage, read_image
-from segship.promptable.everything.cost import AmgCost, estimate_cost
+from segship.promptable.everything.cost import MASKS_PER_POINT, AmgCost, check_cost, estimate_cost
 from segship.promptable.everything.crops import Context, CropSearch, Progress
 from segship.promptable.everything.filters import (
     clean_small_regions,
@@ -28,8 +29,9 @@ from segship.promptable.everything.filters import (
     partition_records,
 )
 from segship.promptable.everything.grids import Crop, coarse_to_fine, crop_boxes, layer_grids
-from segship.promptable.everything.options import AmgOptions
+from segship.promptable.everything.options import AmgOptions, Thresholds, thresholds_for
 from segship.promptable.everything.records import MaskRecord, MaskRecords
+from segship.promptable.prediction import ImageEmbedding
 
 if TYPE_CHECKING:
     from segship.promptable.predictor import Predictor
@@ -111,6 +113,7 @@ def _is_open(whole: CropSearch, crop: Crop, grid: Points) -> bool:
 
 
 DEADLINE_REACHED = "deadline_reached"
+ALL_FILTERED = "all_filtered"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -130,9 +133,14 @@ class AmgResult:
     points
         Points that were really asked; fewer than expected if there was a deadline.
     notes
-        What was noticed: notes of the image, and ``deadline_reached`` if points were left out for lack of time.
+        What was noticed: notes of the image, ``deadline_reached`` if points were left out for lack of time, and
+        ``all_filtered`` if no mask has passed the filters.
     image_path
         The file that the image was read from, if it was one.
+    removed
+        Masks that each of ``pred_iou_thresh``, ``stability_score_thresh`` and ``crop_edge`` has removed.
+    own_thresholds
+        What suits the model.
     """
 
     records: tuple[MaskRecord, ...] = field(repr=False)
@@ -142,11 +150,26 @@ class AmgResult:
     points: int
     notes: tuple[str, ...] = ()
     image_path: str | Path | None = None
+    removed: Mapping[str, int] = field(default_factory=dict)
+    own_thresholds: Thresholds = Thresholds()
+
+    @property
+    def what_was_filtered(self) -> str:
+        """Say, if there is no mask, what removed how many and what suits the model; else nothing."""
+        if ALL_FILTERED not in self.notes:
+            return ""
+        thresholds = asdict(self.own_thresholds)
+        counts = [
+            f"{name} ({getattr(self.cost, name):g}; {own:g} suits the model) removed {self.removed[name]:,}"
+            for name, own in thresholds.items()
+        ]
+        edge = f", edges of crops {self.removed['crop_edge']:,}" if self.removed["crop_edge"] else ""
+        return f"no mask is left of {MASKS_PER_POINT * self.points:,}: {', '.join(counts)}{edge}"
 
 
 def generate(
     predictor: Predictor,
-    image: ImageSource,
+    image: ImageSource | ImageEmbedding,
     options: AmgOptions | None = None,
     *,
     limits: ImageLimits | None = None,
@@ -159,16 +182,19 @@ def generate(
     Raises
     ------
     ImageError, InputError
-        When the image cannot be read, cannot be cut into so many crops, or ``memory_bytes`` does not suffice.
+        When the image cannot be read, cannot be cut into so many crops, or ``memory_bytes`` does not suffice;
+        ``over_cost`` when it takes more than is begun without ``force_cost``; ``needs_image`` for an embedding's crops.
+    PromptError
+        ``foreign_embedding`` when another encoder made it.
     """
-    started = time.monotonic()
-    loaded = read_image(image, limits=limits)
-    return generate_loaded(predictor, loaded, options or AmgOptions(), progress=progress, started=started)
+    started, options = time.monotonic(), options or AmgOptions()
+    source = _read(predictor, image, options, limits)
+    return generate_loaded(predictor, source, options, progress=progress, started=started)
 
 
 def generate_loaded(
     predictor: Predictor,
-    loaded: LoadedImage,
+    source: LoadedImage | ImageEmbedding,
     options: AmgOptions,
     *,
     progress: Progress | None = None,
@@ -176,7 +202,7 @@ def generate_loaded(
 ) -> AmgResult:
     """Do what `generate` does with an image that was read within its limits; a deadline counts from ``started``."""
     began = time.monotonic() if started is None else started
-    context, notes = _make_context(predictor, loaded, options, progress), loaded.notes
+    context, notes = _make_context(predictor, source, options, progress), source.notes
     if options.deadline_seconds is None:
         records = [record for crop in _crops(context) for record in _ask_all(context, crop)]
     else:
@@ -186,27 +212,59 @@ def generate_loaded(
     records = _finish(records, options)
     if options.partition:
         records = partition_records(records, context.size_hw)
-    covered = coverage(records)
-    return AmgResult(tuple(records), context.size_hw, covered, context.cost, context.points, notes, loaded.path)
+    if not records and any(context.removed.values()):
+        notes += (ALL_FILTERED,)
+    return _result(context, records, notes)
+
+
+def _read(
+    predictor: Predictor, image: ImageSource | ImageEmbedding, options: AmgOptions, limits: ImageLimits | None
+) -> LoadedImage | ImageEmbedding:
+    if not isinstance(image, ImageEmbedding):
+        return read_image(image, limits=limits)
+    predictor.check_embedding(image)
+    if options.crop_n_layers:
+        message = f"crop_n_layers is {options.crop_n_layers}, and an embedding has no crops; give the image, or 0"
+        raise InputError(message, code="needs_image")
+    return image
+
+
+def _result(context: Context, records: Sequence[MaskRecord], notes: tuple[str, ...]) -> AmgResult:
+    source = context.source
+    return AmgResult(
+        tuple(records),
+        context.size_hw,
+        coverage(records),
+        context.cost,
+        context.points,
+        notes,
+        source.path if isinstance(source, LoadedImage) else source.image_path,
+        context.removed,
+        thresholds_for(context.predictor, AmgOptions()),
+    )
 
 
 def generate_masks(
-    predictor: Predictor, image: ImageSource, options: AmgOptions | None = None, *, limits: ImageLimits | None = None
+    predictor: Predictor,
+    image: ImageSource | ImageEmbedding,
+    options: AmgOptions | None = None,
+    *,
+    limits: ImageLimits | None = None,
 ) -> MaskRecords:
     """Find everything in a picture.
 
-    The image is what `Predictor.encode` takes, within ``limits``; ``options`` are those of `AmgOptions`, its defaults
-    when left out.
+    The image is what `Predictor.encode` takes, within ``limits``, or what it gave, of which there are no crops;
+    ``options`` are those of `AmgOptions`, its defaults when left out.
 
     Returns
     -------
     list
         A `MaskRecord` for each mask, by descending predicted IoU, those of smaller crops first. Empty if nothing
-        passes the thresholds. It has a method ``save``.
+        passes the thresholds, with a `SegshipWarning` that says which removed how many. It has a method ``save``.
 
     Raises
     ------
-    ImageError, InputError
+    ImageError, InputError, PromptError
         As `segship.promptable.everything.search.generate`.
 
     Examples
@@ -218,12 +276,14 @@ def generate_masks(
     True
     """
     found = generate(predictor, image, options, limits=limits)
+    if found.what_was_filtered:
+        warnings.warn(found.what_was_filtered, SegshipWarning, stacklevel=2)
     return MaskRecords(found.records, found.size, found.notes, found.image_path)
 
 
 def iter_masks(
     predictor: Predictor,
-    image: ImageSource,
+    image: ImageSource | ImageEmbedding,
     options: AmgOptions | None = None,
     *,
     limits: ImageLimits | None = None,
@@ -256,7 +316,8 @@ def iter_masks(
         if getattr(options, name):
             message = f"{name} is {getattr(options, name)!r}, and needs the whole image at once; use generate_masks"
             raise InputError(message, code="needs_whole_image")
-    return _iterate(_make_context(predictor, read_image(image, limits=limits), options, progress))
+    source = _read(predictor, image, options, limits)
+    return _iterate(_make_context(predictor, source, options, progress))
 
 
 def _iterate(context: Context) -> Iterator[MaskRecord]:
@@ -273,11 +334,19 @@ def _iterate(context: Context) -> Iterator[MaskRecord]:
             records = [together[index] for index in stay if index >= known]
         yielded += records
         yield from records
+    if not yielded and any(context.removed.values()):
+        found = _result(context, (), (ALL_FILTERED,))
+        warnings.warn(found.what_was_filtered, SegshipWarning, stacklevel=2)
 
 
-def _make_context(predictor: Predictor, loaded: LoadedImage, options: AmgOptions, progress: Progress | None) -> Context:
+def _make_context(
+    predictor: Predictor, source: LoadedImage | ImageEmbedding, options: AmgOptions, progress: Progress | None
+) -> Context:
     """Refuse what costs too much."""
-    return Context(predictor, loaded.pixels, options, estimate_cost(predictor, loaded.size_hw, options), progress)
+    size_hw = source.size_hw if isinstance(source, LoadedImage) else source.original_size
+    cost = estimate_cost(predictor, size_hw, options)
+    check_cost(cost, options)
+    return Context(predictor, source, options, cost, progress)
 
 
 def _ask_all(context: Context, crop: Crop) -> list[MaskRecord]:

@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """A call for everything from outside: order, iteration, notes, pictures without a mask."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
 import segship
-from segship.errors import ImageError, InputError
+from segship.errors import ImageError, InputError, PromptError, SegshipWarning
 from segship.images import ImageLimits
 from segship.images.comparison import draw_scene
-from segship.promptable.everything.options import AmgOptions
+from segship.promptable.everything.options import AmgOptions, Thresholds
 from segship.promptable.everything.search import generate, generate_masks, iter_masks
 from tests.oracle import reference
 from tests.promptable.everything.world import World
@@ -48,6 +50,58 @@ def test_a_picture_without_survivors_gives_an_empty_list():
     world = World((120, 180), objects=30)
     result = generate(world.predictor(), world.image, AmgOptions(points_per_side=4, pred_iou_thresh=1.0))
     assert result.records == () and result.coverage == 0 and result.points == 16
+
+
+@pytest.mark.parametrize("mode", ["fast", "reference"])
+@pytest.mark.parametrize("n_layers", [0, 1])
+def test_every_mask_that_is_asked_for_is_a_candidate_or_was_removed_by_one_filter(mode, n_layers):
+    world = World((90, 120), objects=8, n_layers=n_layers)
+    world.quality = np.minimum(world.quality, 0.93)
+    predictor, image = world.predictor(), world.image
+    everything = AmgOptions(
+        points_per_side=4, crop_n_layers=n_layers, pred_iou_thresh=0, stability_score_thresh=0, mode=mode
+    )
+    edges = generate(predictor, image, everything).removed
+    assert (edges["pred_iou_thresh"], edges["stability_score_thresh"]) == (0, 0)
+    assert (edges["crop_edge"] > 0) == (n_layers > 0)
+    found = generate(predictor, image, replace(everything, pred_iou_thresh=0.85, stability_score_thresh=0.9))
+    assert found.removed["pred_iou_thresh"] > 0 and found.removed["stability_score_thresh"] > 0
+    assert found.records and found.what_was_filtered == "" and "all_filtered" not in found.notes
+    nothing = generate(predictor, image, replace(everything, pred_iou_thresh=1))
+    assert sum(nothing.removed.values()) == 3 * nothing.points == nothing.removed["pred_iou_thresh"]
+
+
+@pytest.mark.parametrize(
+    "ask",
+    [generate_masks, lambda predictor, image, options: list(iter_masks(predictor, image, options))],
+    ids=["generate_masks", "iter_masks"],
+)
+def test_thresholds_that_leave_nothing_are_told_with_those_of_the_model(ask):
+    world = World((60, 80), objects=3)
+    world.quality[:] = 0.5
+    predictor = world.predictor()
+    predictor.manifest = replace(predictor.manifest, amg_defaults=Thresholds(0.3, 0.4))
+    words = (
+        r"no mask is left of 12: pred_iou_thresh \(1; 0.3 suits the model\) removed 12, "
+        r"stability_score_thresh \(0.4; 0.4 suits the model\) removed 0$"
+    )
+    with pytest.warns(SegshipWarning, match=words) as caught:
+        assert not ask(predictor, world.image, AmgOptions(points_per_side=2, pred_iou_thresh=1))
+    assert caught[0].filename == __file__
+
+
+def test_an_embedding_that_was_kept_gives_what_its_image_gives():
+    predictor, image = small_predictor(), draw_scene((120, 180), seed=5)
+    options = AmgOptions(points_per_side=4, pred_iou_thresh=0, stability_score_thresh=0)
+    embedding = predictor.encode(image)
+    expected, found = generate_masks(predictor, image, options), generate_masks(predictor, embedding, options)
+    assert [record.to_dict("coco_rle") for record in found] == [record.to_dict("coco_rle") for record in expected]
+    assert len(list(iter_masks(predictor, embedding, options))) == len(found) > 0
+    with pytest.raises(InputError, match="crop_n_layers is 1, and an embedding has no crops") as caught:
+        generate_masks(predictor, embedding, replace(options, crop_n_layers=1))
+    assert caught.value.code == "needs_image"
+    with pytest.raises(PromptError, match="encode the image with this predictor"):
+        generate_masks(predictor, replace(embedding, encoder_sha256="1" * 64), options)
 
 
 @pytest.mark.parametrize("mode", ["fast", "reference"])
@@ -91,7 +145,7 @@ def test_notes_of_the_image_are_passed_on(tmp_path):
     path = tmp_path / "clear.png"
     Image.new("RGBA", (40, 30), (0, 0, 0, 0)).save(path)
     result = generate(small_predictor(), path, AmgOptions(points_per_side=2))
-    assert result.notes == ("transparency_composited",)
+    assert result.notes == ("transparency_composited", "all_filtered")
 
 
 def test_limits_hold_for_the_image():
