@@ -2,8 +2,8 @@
 """Measure every installed backend on a bundle, on this machine, and write the result into the bundle's manifest.
 
 Stands beside both roads: an export ends with it, and whoever carries a bundle to another machine runs it there, without
-torch. The graphs were held against the model when they were exported; here the backends are held against those graphs
-in ONNX Runtime in fp32, on the same cases. `segship.backends.choice` decides by what is written.
+torch. Backends are held, on the cases of the export, against the graphs in ONNX Runtime in fp32, or against the model
+itself where an export has its answers at hand. `segship.backends.choice` decides by what is written.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from segship.backends import DEFAULT_BACKEND, backends_of, installed_version, load_backend
 from segship.backends.choice import processor_name
@@ -34,6 +34,18 @@ fastest run counts, and of two turns some minutes apart."""
 LEAST_REPEATS = 5
 """Timed runs of a stage of a few milliseconds, whatever was asked for."""
 _BRIEF_MS = 50
+
+
+class Known(NamedTuple):
+    """Cases of a bundle that were answered already.
+
+    ``expected`` are the answers that backends are held against, and ``found`` those of ONNX Runtime in fp32.
+    """
+
+    cases: Any
+    expected: Any
+    found: Any
+
 
 Report = Callable[[Check], None]
 """Called with every check when it is done."""
@@ -65,6 +77,7 @@ def tune_bundle(
     report: Report | None = None,
     *,
     out: Path | None = None,
+    known: Known | None = None,
 ) -> Bundle:
     """Measure the backends on a bundle and write what was found into its manifest, in place or into a copy.
 
@@ -78,6 +91,8 @@ def tune_bundle(
         See `Report`.
     out
         Folder for a copy; without it the manifest is replaced.
+    known
+        Answers that an export has already, of the model itself; those of the graphs in ONNX Runtime when left out.
 
     Raises
     ------
@@ -95,7 +110,7 @@ def tune_bundle(
     bundle = Bundle.read(path)
 
     def renewed() -> bytes:
-        return replace(bundle.manifest, checks=measure(bundle, options, report)).to_json()
+        return replace(bundle.manifest, checks=measure(bundle, options, report, known)).to_json()
 
     if out is None:
         write_file(path / MANIFEST_FILE, renewed(), overwrite=True)
@@ -112,24 +127,31 @@ def tune_bundle(
     return Bundle.open(out)
 
 
-def measure(bundle: Bundle, options: TuneOptions | None = None, report: Report | None = None) -> tuple[Check, ...]:
+def measure(
+    bundle: Bundle, options: TuneOptions | None = None, report: Report | None = None, known: Known | None = None
+) -> tuple[Check, ...]:
     """Compare and time every installed backend that runs graphs, in every precision that this chip has.
 
     Each is loaded alone, so that idle threads of one do not slow the next.
     """
     options = options or TuneOptions()
-    task = task_module(bundle.manifest.task)
-    cases = task.cases(bundle.manifest)
-    with _opened(bundle, DEFAULT_BACKEND, EXACT, options) as sessions:
-        expected = task.answer(cases, sessions)
+    known = known or _answer(bundle, options)
     checks: list[Check] = []
     for backend, precision in candidates():
-        checks.append(_check(bundle, backend, precision, (cases, expected), options))
+        checks.append(_check(bundle, backend, precision, known, options))
         if report is not None:
             report(checks[-1])
     for _ in range(ROUNDS - 1):
         checks = [_time_again(bundle, check, options) for check in checks]
     return tuple(checks)
+
+
+def _answer(bundle: Bundle, options: TuneOptions) -> Known:
+    task = task_module(bundle.manifest.task)
+    cases = task.cases(bundle.manifest)
+    with _opened(bundle, DEFAULT_BACKEND, EXACT, options) as sessions:
+        expected = task.answer(cases, sessions)
+    return Known(cases, expected, expected)
 
 
 def candidates() -> tuple[tuple[str, str], ...]:
@@ -153,9 +175,9 @@ def _opened(bundle: Bundle, backend: str, precision: str, options: TuneOptions) 
         yield {name: stack.enter_context(session) for name, session in sessions.items()}
 
 
-def _check(bundle: Bundle, backend: str, precision: str, known: tuple[Any, Any], options: TuneOptions) -> Check:
-    """Hold one backend in one precision against the cases and the answers of the reference, and time it."""
-    task, (cases, expected) = task_module(bundle.manifest.task), known
+def _check(bundle: Bundle, backend: str, precision: str, known: Known, options: TuneOptions) -> Check:
+    """Hold one backend in one precision against what is expected, and time it."""
+    task = task_module(bundle.manifest.task)
     bar = task.bar(precision)
     check = Check(
         backend=backend,
@@ -175,7 +197,10 @@ def _check(bundle: Bundle, backend: str, precision: str, known: tuple[Any, Any],
         started = time.perf_counter()
         with _opened(bundle, backend, precision, options) as sessions:
             load_ms = round(1e3 * (time.perf_counter() - started), 1)
-            rows = task.compare(f"{backend} {precision}", cases, expected, task.answer(cases, sessions, expected), bar)
+            found = known.found
+            if (backend, precision) != (DEFAULT_BACKEND, EXACT):
+                found = task.answer(known.cases, sessions, known.expected)
+            rows = task.compare(f"{backend} {precision}", known.cases, known.expected, found, bar)
             timings = _time(bundle, sessions, options.repeats)
     except SegshipError as error:
         return replace(check, problem=str(error)[:4096])

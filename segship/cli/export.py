@@ -23,6 +23,7 @@ from segship.files import make_directory
 from segship.semantic.preprocessing import ScaleLimits
 from segship.ship.options import ExportOptions
 
+_TELLING = 0.1
 EXPORT_PACKAGES = ("torch", "onnx", "onnxscript", "onnxslim", "safetensors")
 DYNAMIC = "dynamic"
 
@@ -117,13 +118,15 @@ def export(
     started = time.perf_counter()
     rows: list[Row] = []
 
-    def report(step: str, compared: Sequence[Row]) -> None:
-        rows.extend(compared)
-        progress_console().print(f"{plain(step)}: compared, {time.perf_counter() - started:.0f} s")
+    def progress(what: str, done: float) -> None:
+        seconds = time.perf_counter() - started
+        # The first parts are too short to tell how fast this machine is.
+        left = f", about {seconds / done - seconds:.0f} s left" if done > _TELLING else ""
+        progress_console().print(f"{seconds:4.0f} s  {plain(what)}{left}", style="dim")
 
     run = export_bundle if options.contract == "segship" else export_contract
     with progress_console().status(f"exporting {plain(source.name)}"):
-        run(source, folder, options, report)
+        run(source, folder, options, lambda _, compared: rows.extend(compared), progress)
     if json:
         print_json({"path": str(folder), "comparison": [asdict(row) for row in rows]})
         return

@@ -12,7 +12,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from urllib.parse import quote, urlsplit
+from urllib.parse import SplitResult, quote, urlsplit
 from urllib.request import url2pathname
 
 from segship.catalog import KNOWN_CHECKPOINTS, KnownCheckpoint
@@ -148,12 +148,11 @@ def _obtain(
     assert known.sha256 is not None
     base = mirror or os.environ.get(MIRROR_VARIABLE)
     url = f"{base.rstrip('/')}/{quote(known.file)}" if base else known.url
-    address = urlsplit(url)
     if from_file is not None:
         _adopt(known, from_file, target, progress)
-    elif address.scheme == "file":
+    elif (address := _address(url)) and address.scheme == "file":
         _adopt(known, Path(url2pathname(address.path)), target, progress)
-    elif address.scheme in ("http", "https") and address.hostname:
+    elif address and address.scheme in ("http", "https") and address.hostname:
         part = target.with_name(f"{known.file}.part")
         by_hand = (
             f"get {url} by other means and run `segship fetch {known.name} --from FILE`, which checks it and puts it "
@@ -166,6 +165,15 @@ def _obtain(
             "with https://, http:// or file://"
         )
         raise FetchError(message, code="bad_mirror")
+
+
+def _address(url: str) -> SplitResult | None:
+    """Return the parts of an address; nothing where it has none, or a port that no port can be."""
+    try:
+        address = urlsplit(url)
+        return address if address.port != 0 else None
+    except ValueError:
+        return None
 
 
 def _adopt(known: KnownCheckpoint, source: Path, target: Path, progress: Progress) -> None:

@@ -12,8 +12,11 @@ import http.client
 import os
 import re
 import shutil
+import socket
 import ssl
+import stat
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -94,7 +97,12 @@ Progress = Callable[[int, int], None]
 # A lost connection is taken up again this often within one call; the part stays for the next call in any case.
 ATTEMPTS = 3
 PAUSE_SECONDS = 0.5
-_CONTENT_RANGE = re.compile(r"bytes (\d+)-(\d+)/(\d+)")
+_CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
+# A server that sends a byte now and then never times out. Below the least rate, over one timeout, a connection counts
+# as lost; what is slower than the other rate for the whole file, with an hour for the small ones, is given up.
+LEAST_BYTES_PER_SECOND = 1024
+SLOWEST_BYTES_PER_SECOND = 50_000
+SHORTEST_DEADLINE = 3600.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +116,11 @@ class Download:
     sha256: str
     timeout: float
     by_hand: str
+
+    @property
+    def deadline(self) -> float:
+        """Seconds that all attempts together may take."""
+        return max(SHORTEST_DEADLINE, self.bytes / SLOWEST_BYTES_PER_SECOND)
 
 
 class _Lost(Exception):
@@ -132,17 +145,22 @@ class _Redirects(HTTPRedirectHandler):
 
     def http_error_302(self, req: Request, fp: IO[bytes], code: int, msg: str, headers: http.client.HTTPMessage) -> Any:
         # The base class would refuse other schemes itself, with an error that names no reason of ours.
-        address = urljoin(req.full_url, headers.get("location") or headers.get("uri") or "")
-        if urlsplit(address).scheme not in ("http", "https"):
+        location = headers.get("location") or headers.get("uri") or ""
+        try:
+            address = urlsplit(urljoin(req.full_url, location))
+            is_good = address.scheme in ("http", "https") and bool(address.hostname) and address.port != 0
+        except ValueError:
+            is_good = False
+        if not is_good:
             fp.close()
-            raise _bad_redirect(req.full_url, address)
+            raise _bad_redirect(req.full_url, location)
         return super().http_error_302(req, fp, code, msg, headers)
 
     http_error_301 = http_error_303 = http_error_307 = http_error_308 = http_error_302
 
 
 def _bad_redirect(url: str, address: str) -> FetchError:
-    message = f"{url} redirects to {address!r}; only http and https are followed, and never from https to http"
+    message = f"{url} redirects to {address[:200]!r}; only http and https are followed, and never from https to http"
     return FetchError(message, code="bad_redirect")
 
 
@@ -152,24 +170,38 @@ def download(wanted: Download, progress: Progress) -> None:
     Raises
     ------
     FetchError
-        ``no_network``, ``bad_certificate``, ``http_error``, ``bad_redirect``, ``file_changed``, ``too_many_bytes``,
-        ``connection_lost``, ``wrong_digest`` or ``disk_full``.
+        ``no_network``, ``bad_address``, ``bad_certificate``, ``http_error``, ``bad_redirect``, ``file_changed``,
+        ``too_many_bytes``, ``connection_lost``, ``too_slow``, ``wrong_digest`` or ``disk_full``.
     """
-    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
-    with os.fdopen(os.open(wanted.part, flags, 0o666), "r+b") as stream:
+    with _open_part(wanted.part) as stream:
         transfer = _Transfer(wanted, stream, progress)
         _require_space(wanted, transfer.done)
         try:
             transfer.run()
-        except FetchError as error:
+        except BaseException as error:
             # Whatever else went wrong, the bytes that came are good for the next call.
-            if transfer.done == 0 or error.code in ("wrong_digest", "too_many_bytes"):
+            is_wrong = isinstance(error, FetchError) and error.code in ("wrong_digest", "too_many_bytes")
+            if transfer.done == 0 or is_wrong:
                 stream.close()
                 wanted.part.unlink(missing_ok=True)
             raise
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(wanted.part, wanted.target)
+
+
+def _open_part(part: Path) -> BinaryIO:
+    """Open the part, or make it; what has another name as well is somebody's file, and is let alone."""
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
+    # Whatever lies there may block when it is opened.
+    flags |= getattr(os, "O_NONBLOCK", 0)
+    descriptor = os.open(part, flags, 0o666)
+    status = os.fstat(descriptor)
+    if status.st_nlink > 1 or not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        part.unlink()
+        descriptor = os.open(part, flags | os.O_EXCL, 0o666)
+    return os.fdopen(descriptor, "r+b")
 
 
 def _require_space(wanted: Download, done: int) -> None:
@@ -187,6 +219,7 @@ class _Transfer:
         self.stream = stream
         self.progress = progress
         self.etag: str | None = None
+        self.ends = time.monotonic() + wanted.deadline
         self.digest = hashlib.sha256()
         self.done = 0
         while self.done <= wanted.bytes and (piece := stream.read(CHUNK_BYTES)):
@@ -225,6 +258,7 @@ class _Transfer:
                 self.start_anew()
                 attempt -= 1
             except _Lost as lost:
+                self.check_deadline()
                 if attempt >= ATTEMPTS:
                     message = (
                         f"the connection to {self.wanted.url} was lost {attempt} times, last because {lost}; "
@@ -233,6 +267,15 @@ class _Transfer:
                     )
                     raise FetchError(message, code="connection_lost") from lost
                 time.sleep(PAUSE_SECONDS * attempt)
+
+    def check_deadline(self) -> None:
+        if time.monotonic() > self.ends:
+            message = (
+                f"{self.wanted.url} is too slow: {self.done} of {self.wanted.bytes} bytes came in "
+                f"{self.wanted.deadline / 3600:.1f} hours; run the same command again to go on, try another mirror, or "
+                f"{self.wanted.by_hand}"
+            )
+            raise FetchError(message, code="too_slow")
 
     def request(self) -> None:
         headers = {"User-Agent": "segship", "Accept-Encoding": "identity"}
@@ -261,6 +304,9 @@ class _Transfer:
                 raise FetchError(f"{message}; {self.wanted.by_hand}", code="bad_certificate") from error
             message = f"{self.wanted.url} cannot be reached ({error.reason}); {self.wanted.by_hand}"
             raise FetchError(message, code="no_network") from error
+        except (http.client.InvalidURL, ValueError) as error:
+            # Of a host or path that cannot be sent, such as one with a label of more than 63 letters.
+            raise self.error(f"is no address that can be asked ({error})", "bad_address") from error
         except (OSError, http.client.HTTPException) as error:
             raise _Lost(_reason(error)) from error
 
@@ -281,7 +327,7 @@ class _Transfer:
             found = _CONTENT_RANGE.fullmatch(response.headers.get("Content-Range") or "")
             if found is None or int(found[1]) != self.done:
                 raise self.refused()
-            total = found[3]
+            total = None if found[3] == "*" else found[3]
         elif self.done:
             self.start_anew()
         encoding = response.headers.get("Content-Encoding", "identity")
@@ -291,6 +337,7 @@ class _Transfer:
         self.etag = _strong(response.headers.get("ETag"))
 
     def receive(self, response: Any) -> None:
+        window, before = time.monotonic(), self.done
         while True:
             try:
                 # read1 gives what has arrived, so that a stop loses nothing.
@@ -306,6 +353,11 @@ class _Transfer:
             self.digest.update(piece)
             self.done += len(piece)
             self.progress(self.done, self.wanted.bytes)
+            self.check_deadline()
+            if (seconds := time.monotonic() - window) > self.wanted.timeout:
+                if self.done - before < LEAST_BYTES_PER_SECOND * seconds and self.done < self.wanted.bytes:
+                    raise _Lost(f"{self.done - before} bytes came in {seconds:.0f} s")
+                window, before = time.monotonic(), self.done
         if self.done < self.wanted.bytes:
             raise _Lost("the body ended early")
 
@@ -319,9 +371,39 @@ def _strong(etag: str | None) -> str | None:
     return None if etag is None or etag.startswith("W/") else etag
 
 
+class _Watched(http.client.HTTPConnection):
+    """Hangs up on a server whose answer does not begin within two timeouts, though a byte comes now and then."""
+
+    def getresponse(self) -> http.client.HTTPResponse:
+        watch = threading.Timer(2 * (self.timeout or 0), self._hang_up)
+        watch.start()
+        try:
+            return super().getresponse()
+        finally:
+            watch.cancel()
+
+    def _hang_up(self) -> None:
+        with suppress(OSError, AttributeError):
+            self.sock.shutdown(socket.SHUT_RDWR)
+
+
+class _WatchedTls(_Watched, http.client.HTTPSConnection):
+    pass
+
+
+class _Http(HTTPHandler):
+    def http_open(self, req: Request) -> http.client.HTTPResponse:
+        return self.do_open(_Watched, req)
+
+
+class _Https(HTTPSHandler):
+    def https_open(self, req: Request) -> http.client.HTTPResponse:
+        return self.do_open(_WatchedTls, req)
+
+
 def _opener() -> OpenerDirector:
     """Return an opener for http and https alone: no ftp, no local files, the system's proxies."""
     opener = OpenerDirector()
-    for handler in (ProxyHandler, HTTPHandler, HTTPSHandler, _Redirects, HTTPErrorProcessor, HTTPDefaultErrorHandler):
+    for handler in (ProxyHandler, _Http, _Https, _Redirects, HTTPErrorProcessor, HTTPDefaultErrorHandler):
         opener.add_handler(handler())
     return opener

@@ -20,6 +20,7 @@ from segship.images.comparison import comparison_images, smooth_mask
 from segship.masks.scores import mask_iou
 from segship.promptable.decoder import Decoder
 from segship.promptable.manifest import PromptableManifest
+from segship.promptable.prediction import ImageEmbedding
 from segship.promptable.predictor import Predictor
 from segship.promptable.prompts import PromptRules, Prompts, encode_prompts, resolve_prompts
 from segship.promptable.transforms import Preprocessing, prepare_image, resized_size, upscale_mask
@@ -126,12 +127,18 @@ def answer(cases: Cases, sessions: Mapping[str, Session], given: Answers | None 
         own = sessions["image_encoder"].run({"image": case.image})["image_embeddings"]
         base = own if given is None else given[index].image_embeddings
         side = sessions["image_side"].run({"image_embeddings": base}) if "image_side" in sessions else {}
+        own_side = side
+        if side and own is not base:
+            own_side = sessions["image_side"].run({"image_embeddings": own})
         answered = ImageAnswer(own, side, {})
+        # A model that decodes in one way only has then answered already.
+        is_chained = own is base and "selective_decoder" not in sessions
         for tensors in case.prompts.values():
             decoder = Decoder(sessions, per_call=len(tensors["point_labels"]))
             for graph, pair in _decoded(decoder, sessions, base, side, tensors):
                 answered.decoded.setdefault(graph, []).append(pair)
-            answered.chained.append(decoder.decode(own, None, tensors)[1])
+            chained = answered.decoded["mask_decoder"][-1] if is_chained else decoder.decode(own, own_side, tensors)
+            answered.chained.append(chained[1])
         answers.append(answered)
     return tuple(answers)
 
@@ -237,11 +244,18 @@ def timings(manifest: PromptableManifest, sessions: Mapping[str, Session]) -> di
     height, width = pixels.shape[:2]
     places = np.linspace(0.1, 0.9, CLICKS)[:, None, None] * np.array([width, height])
     clicks = Prompts(points=places)
-    embedding = predictor.encode(pixels)
-    return {
-        "encode": lambda: predictor.encode(pixels),
-        "decode": lambda: predictor.decode_low_res(embedding, clicks),
-    }
+    # Of the last encode, whose first run is needed by itself: encoders take seconds.
+    embeddings: list[ImageEmbedding] = []
+
+    def decode() -> object:
+        if not embeddings:
+            encode()
+        return predictor.decode_low_res(embeddings[-1], clicks)
+
+    def encode() -> None:
+        embeddings[:] = [predictor.encode(pixels)]
+
+    return {"encode": encode, "decode": decode}
 
 
 def prompt_mixes(size_hw: Sequence[int], low_res_size: int, seed: int = 0) -> dict[str, tuple[Prompts, ...]]:

@@ -15,7 +15,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,7 +39,7 @@ from segship.masks.scores import mask_iou
 from segship.promptable.task import prompt_tensors
 from segship.promptable.transforms import Preprocessing, prepare_image, resize_image, resized_size, upscale_mask
 from segship.semantic.preprocessing import ScaleLimits, SemanticPreprocessing
-from segship.ship.export import GraphChange, Report, graph_steps, refuse_taken, take_steps
+from segship.ship.export import Begin, GraphChange, Progress, Report, graph_steps, refuse_taken, take_steps
 from segship.ship.families.sam.family import PROMPT_RULES
 from segship.ship.families.sam.model import ImageEncoderGraph, Sam, decode_prompts
 from segship.ship.families.semask.model import SemanticGraph
@@ -291,14 +291,18 @@ class ForeignGraph:
     """The contract of the module."""
     spec: GraphSpec
     """That of the finished graph; differs where nodes are written by hand."""
-    compare: Callable[[str, Session], list[Row]]
-    """Runs every comparison case on the finished graph and returns the rows of a step."""
+    compare: Callable[[str, Session, int | None], list[Row]]
+    """Runs so many comparison cases, or all, on the finished graph and returns the rows of a step."""
     finish: Callable[[onnx.ModelProto], onnx.ModelProto] | None = None
     largest_sizes: Mapping[str, int] = field(default_factory=dict)
 
 
 def export_contract(
-    checkpoint_path: Path, output: Path, options: ExportOptions, report: Report | None = None
+    checkpoint_path: Path,
+    output: Path,
+    options: ExportOptions,
+    report: Report | None = None,
+    progress: Progress | None = None,
 ) -> dict[str, Any]:
     """Export a checkpoint in the contract ``options.contract`` and return what ``export.json`` holds.
 
@@ -311,13 +315,17 @@ def export_contract(
     """
     refuse_taken(output, force=options.force)
     refuse_stranger(output)
+    begin = Begin(progress)
+    begin("reading the checkpoint", 1)
     model = load_model(checkpoint_path, options)
+    begin("asking the model for its answers", 16)
     graphs, facts = CONTRACTS[model.task](model, options, checkpoint_path.stem)
+    begin.total = 17 + 50 * len(graphs)
     rows: list[Row] = []
     with tempfile.TemporaryDirectory(prefix="segship-export-") as name:
         folder = Path(name)
         for graph in graphs:
-            rows.extend(_export_graph(graph, folder / graph.file, model, options, report))
+            rows.extend(_export_graph(graph, folder / graph.file, model, options, report, begin))
         files = files_of(folder / graph.file for graph in graphs)
         document = {
             "contract": options.contract,
@@ -341,15 +349,9 @@ def _bar(model: LoadedModel, options: ExportOptions) -> Bar:
 
 
 def _export_graph(
-    graph: ForeignGraph, path: Path, model: LoadedModel, options: ExportOptions, report: Report | None
+    graph: ForeignGraph, path: Path, model: LoadedModel, options: ExportOptions, report: Report | None, begin: Begin
 ) -> list[Row]:
     """Write one graph step by step, compare it after each, and return the rows."""
-
-    def write_and_compare(step: str, change: GraphChange) -> Sequence[Row]:
-        save_graph(change(graph.module, graph.traced, path), path, largest_bytes=options.largest_inline_bytes)
-        with open_graph(path, graph.spec) as session:
-            return graph.compare(step, session)
-
     steps = graph_steps(
         options,
         options.graph_opset(model.task),
@@ -357,7 +359,17 @@ def _export_graph(
         largest_sizes=graph.largest_sizes,
         finish=graph.finish,
     )
-    return take_steps(steps, write_and_compare, report)
+
+    def make(step: str, change: GraphChange) -> None:
+        begin(f"{graph.file}: {step}", 25 / len(steps))
+        save_graph(change(graph.module, graph.traced, path), path, largest_bytes=options.largest_inline_bytes)
+
+    def compare(step: str, count: int | None) -> Sequence[Row]:
+        begin(f"{graph.file}: comparing what was {step}", 25 / len(steps))
+        with open_graph(path, graph.spec) as session:
+            return graph.compare(step, session, count)
+
+    return take_steps(steps, make, compare, report)
 
 
 Contract = tuple[list[ForeignGraph], dict[str, Any]]
@@ -418,9 +430,10 @@ def semantic_contract(model: LoadedModel, options: ExportOptions, stem: str) -> 
     cases = task.make_cases(preprocessing, batch)
     expected = task.answer(cases, torch_sessions(model.verbs.reference(model)))
 
-    def compare(step: str, session: Session) -> list[Row]:
-        found = task.answer(cases, {"semantic": session})
-        rows: list[Row] = task.compare(step, cases, expected, found, _bar(model, options))
+    def compare(step: str, session: Session, count: int | None) -> list[Row]:
+        some = replace(cases, images=cases.images[:count])
+        found = task.answer(some, {"semantic": session})
+        rows: list[Row] = task.compare(step, some, expected[:count], found, _bar(model, options))
         return rows
 
     graph = ForeignGraph(f"{stem}_bs{batch}.onnx", SemanticGraph(model.module, "indices"), spec, spec, compare)
@@ -442,6 +455,7 @@ CONTRACTS: dict[str, Callable[[LoadedModel, ExportOptions, str], Contract]] = {
 def _compare(
     step: str,
     session: Session,
+    count: int | None,
     *,
     graph: str,
     cases: Sequence[Arrays],
@@ -449,6 +463,7 @@ def _compare(
     model: LoadedModel,
     options: ExportOptions,
 ) -> list[Row]:
+    cases, expected = cases[:count], expected[:count]
     answers = [session.run(case) for case in cases]
     bar = _bar(model, options)
     rows = [

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import onnx
 from torch import nn
 
 from segship.bundle import Bundle, write_bundle
-from segship.bundle.evidence import EXACT, Evidence, Row, require_passed
+from segship.bundle.evidence import EXACT, Check, Evidence, Row, require_passed
 from segship.bundle.folder import refuse_stranger
 from segship.bundle.manifest import task_module
 from segship.errors import ExportError, OutputError
@@ -30,18 +31,30 @@ from segship.ship.loading import load_model
 from segship.ship.options import ExportOptions
 from segship.ship.verify import open_graph, torch_sessions
 from segship.spec import GraphSpec
-from segship.tune import tune_bundle
+from segship.tune import Known, TuneOptions, candidates, tune_bundle
 
 Report = Callable[[str, Sequence[Row]], None]
 """Called after every step with its name and the rows of its comparison."""
+Progress = Callable[[str, float], None]
+"""Called before every part with its name and the share of the whole export, 0 to 1, that is done; parts are weighted by
+the time that they take of a vit_b on a CPU."""
 GraphChange = Callable[[nn.Module, GraphSpec, Path], onnx.ModelProto]
 """Makes the next graph of a module from its contract and from the file of the last one."""
+TRACED = "traced"
+CASES_OF_A_STEP = 1
 
 
 def export_bundle(
-    checkpoint_path: Path, output: Path, options: ExportOptions | None = None, report: Report | None = None
+    checkpoint_path: Path,
+    output: Path,
+    options: ExportOptions | None = None,
+    report: Report | None = None,
+    progress: Progress | None = None,
 ) -> Bundle:
     """Export a checkpoint of any family to a bundle.
+
+    Every step is compared on one case, and the finished graphs on all; when those fail, the steps are taken again to
+    find the one that is guilty.
 
     Parameters
     ----------
@@ -51,8 +64,8 @@ def export_bundle(
         Folder to make. Nothing is left behind when anything fails.
     options
         See `ExportOptions`; its ``contract`` must be ``segship``.
-    report
-        See `Report`.
+    report, progress
+        See `Report` and `Progress`.
 
     Raises
     ------
@@ -70,6 +83,8 @@ def export_bundle(
         raise ExportError(message, code="bad_option")
     refuse_taken(output, force=options.force)
     refuse_stranger(output)
+    begin = Begin(progress)
+    begin("reading the checkpoint", 1)
     model = load_model(checkpoint_path, options)
     family, task = model.verbs, task_module(model.task)
     bar = options.bar or task.bar(EXACT)
@@ -77,19 +92,28 @@ def export_bundle(
     cases = task.cases(replace(manifest, graphs=tuple(spec for _, spec in family.graphs(model, options).values())))
     # The modules compute by the way that they were last asked for: the reference has answered before the graphs are
     # made.
+    begin("asking the model for its answers", 16)
     expected = task.answer(cases, torch_sessions(family.reference(model)))
     parts = family.graphs(model, options)
     with tempfile.TemporaryDirectory(prefix="segship-export-") as folder:
         files = {name: Path(folder) / f"{name}.onnx" for name in parts}
+        found: Any = None
 
-        def write_and_compare(step: str, change: GraphChange) -> Sequence[Row]:
+        def make(step: str, change: GraphChange) -> None:
             for name, (module, spec) in parts.items():
+                begin(f"{name}: {step}", 32 / len(parts) if step == TRACED else 1)
                 save_graph(change(module, spec, files[name]), files[name], largest_bytes=options.largest_inline_bytes)
+
+        def compare(step: str, count: int | None) -> Sequence[Row]:
+            nonlocal found
+            begin(f"comparing what was {step}", 10 if count is None else 4)
+            some = replace(cases, images=cases.images[:count])
             with ExitStack() as stack:
                 sessions = {
                     name: stack.enter_context(open_graph(files[name], spec)) for name, (_, spec) in parts.items()
                 }
-                compared: list[Row] = task.compare(step, cases, expected, task.answer(cases, sessions, expected), bar)
+                found = task.answer(some, sessions, expected)
+            compared: list[Row] = task.compare(step, some, expected[:count], found, bar)
             return compared
 
         steps = graph_steps(
@@ -98,13 +122,38 @@ def export_bundle(
             half_weights=model.checkpoint.half_weights,
             largest_sizes=family.largest_sizes(model),
         )
-        rows = take_steps(steps, write_and_compare, report)
+        rivals = candidates() if options.measure else ()
+        begin.total = 59 + (len(parts) + 4) * (len(steps) - 1) + MEASURE_WEIGHT * len(rivals)
+        rows = take_steps(steps, make, compare, report)
         manifest = replace(manifest, evidence=Evidence(dict(bar), tuple(rows)))
         chosen = {name: {"opset": options.graph_opset(model.task), "simplify": options.simplify} for name in parts}
         for name, variant in family.variants(options).items():
             chosen[name] |= {"target": variant, "variant": variant}
         bundle = write_bundle(output, manifest, files, options=chosen, force=options.force)
-    return tune_bundle(bundle.path) if options.measure else bundle
+    if not options.measure:
+        return bundle
+    begin("measuring the backends", MEASURE_WEIGHT)
+
+    def measured(check: Check) -> None:
+        begin(f"measuring the backends: {check.backend} {check.precision} done", MEASURE_WEIGHT)
+
+    # A second round follows, so one timed run behind a first is enough here.
+    return tune_bundle(bundle.path, TuneOptions(repeats=1), measured, known=Known(cases, expected, found))
+
+
+MEASURE_WEIGHT = 14
+
+
+class Begin:
+    """Tells of every part that begins, with the share that those before it have of all."""
+
+    def __init__(self, progress: Progress | None) -> None:
+        self._progress, self._done, self.total = progress, 0.0, 100.0
+
+    def __call__(self, what: str, weight: float) -> None:
+        if self._progress is not None:
+            self._progress(what, min(self._done / self.total, 1.0))
+        self._done += weight
 
 
 def graph_steps(
@@ -125,7 +174,7 @@ def graph_steps(
         model = trace_graph(module, spec, opset=opset, largest_sizes=largest_sizes)
         return model if finish is None else finish(model)
 
-    steps: list[tuple[str, GraphChange]] = [("traced", trace)]
+    steps: list[tuple[str, GraphChange]] = [(TRACED, trace)]
     if options.simplify:
         steps.append(("simplified", lambda _module, _spec, path: simplify_graph(onnx.load(str(path)))))
     if opset < LOWEST_TRACED_OPSET:
@@ -143,11 +192,16 @@ def _halved(path: Path) -> onnx.ModelProto:
 
 
 def take_steps(
-    steps: Iterable[tuple[str, GraphChange]],
-    write_and_compare: Callable[[str, GraphChange], Sequence[Row]],
+    steps: Sequence[tuple[str, GraphChange]],
+    make: Callable[[str, GraphChange], None],
+    compare: Callable[[str, int | None], Sequence[Row]],
     report: Report | None,
 ) -> list[Row]:
-    """Take the steps of `graph_steps` one after the other; ``report`` is told of one that stops the export, too.
+    """Take the steps of `graph_steps` one after the other, and compare what each has made.
+
+    A step is compared on `CASES_OF_A_STEP` cases, which a fault of the step shows in, and what the last has made on
+    all. Where only all of them show one, the steps are taken again until one fails on all. ``report`` is told of the
+    step that stops the export, too.
 
     Raises
     ------
@@ -155,13 +209,31 @@ def take_steps(
         At the first step whose graph differs by more than the bar.
     """
     rows: list[Row] = []
+    last = steps[-1][0]
     for step, change in steps:
-        compared = write_and_compare(step, change)
+        make(step, change)
+        compared = compare(step, None if step == last else CASES_OF_A_STEP)
+        if step == last and len(steps) > 1 and not all(row.passed for row in compared):
+            step, compared = _guilty(steps, make, compare) or (step, compared)
         rows.extend(compared)
         if report is not None:
             report(step, compared)
         require_passed(compared)
     return rows
+
+
+def _guilty(
+    steps: Sequence[tuple[str, GraphChange]],
+    make: Callable[[str, GraphChange], None],
+    compare: Callable[[str, int | None], Sequence[Row]],
+) -> tuple[str, Sequence[Row]] | None:
+    """Return the first step before the last that fails on all cases, and its rows."""
+    for step, change in steps[:-1]:
+        make(step, change)
+        compared = compare(step, None)
+        if not all(row.passed for row in compared):
+            return step, compared
+    return None
 
 
 def refuse_taken(output: Path, *, force: bool) -> None:

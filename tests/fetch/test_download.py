@@ -7,7 +7,10 @@ import random
 import shutil
 import socket
 import ssl
+import threading
+import time
 import urllib.error
+from contextlib import contextmanager, suppress
 from urllib.request import OpenerDirector, Request
 
 import pytest
@@ -200,6 +203,83 @@ def test_a_redirect_to_anything_else_is_refused(server, tmp_path, location):
     message = refuse(server, tmp_path, "bad_redirect")
     assert location in message and "only http and https" in message
     assert len(server.requests) == 1
+
+
+@pytest.mark.parametrize(
+    "location",
+    ["http://[::1/x", "http://[v1]/x", "http://a:99999/x", "http://a:0/x", "http://a:b/x", ""],
+)
+def test_a_malformed_redirect_is_refused_and_leaves_nothing(server, tmp_path, location):
+    server.location = location
+    refuse(server, tmp_path, "bad_redirect" if location else "http_error")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("host", ["a" * 64, "a..b", "a" * 300, "\N{SNOWMAN}" * 80, "a b"])
+def test_a_host_that_cannot_be_asked_is_an_error_and_leaves_nothing(tmp_path, host):
+    with pytest.raises(FetchError) as refusal:
+        download(wanted(None, tmp_path, url=f"http://{host}/file.bin"), lambda done, total: None)
+    assert refusal.value.code in ("bad_address", "no_network") and list(tmp_path.iterdir()) == []
+
+
+@contextmanager
+def trickling(head, pause=0.02):
+    """Serve a head, then a byte after every pause, to everybody, for ever."""
+    stopped = threading.Event()
+
+    def serve(connection):
+        with connection, suppress(OSError):
+            connection.sendall(head)
+            while not stopped.wait(pause):
+                connection.sendall(b"x")
+
+    def accept():
+        with suppress(OSError):
+            while True:
+                threading.Thread(target=serve, args=(listening.accept()[0],), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        threading.Thread(target=accept, daemon=True).start()
+        yield f"http://127.0.0.1:{listening.getsockname()[1]}/file.bin"
+        stopped.set()
+
+
+@pytest.mark.parametrize(
+    "head", [b"", b"HTTP/1.1 200 OK\r\nX: ", f"HTTP/1.1 200 OK\r\nContent-Length: {len(CONTENT)}\r\n\r\n".encode()]
+)
+def test_a_server_that_trickles_is_given_up(tmp_path, head):
+    started = time.monotonic()
+    with trickling(head) as url:
+        refuse(None, tmp_path, "connection_lost", url=url, timeout=0.3)
+    assert time.monotonic() - started < 5
+
+
+def test_a_file_that_takes_too_long_is_given_up_and_its_part_kept(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "SHORTEST_DEADLINE", 0.3)
+    monkeypatch.setattr(module, "SLOWEST_BYTES_PER_SECOND", 1e9)
+    head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(CONTENT)}\r\n\r\n".encode()
+    with trickling(head) as url:
+        assert "run the same command again" in refuse(None, tmp_path, "too_slow", url=url)
+    assert (tmp_path / "file.bin.part").stat().st_size > 0
+
+
+def test_another_name_of_a_users_file_is_not_written_through(server, tmp_path):
+    (tmp_path / "mine.txt").write_text("mine")
+    (tmp_path / "file.bin.part").hardlink_to(tmp_path / "mine.txt")
+    fetch(server, tmp_path)
+    assert (tmp_path / "mine.txt").read_text() == "mine"
+
+
+def test_a_range_without_a_total_is_taken_up(server, tmp_path):
+    (tmp_path / "file.bin.part").write_bytes(CONTENT[:1000])
+    server.content_range = f"bytes 1000-{len(CONTENT) - 1}/*"
+    assert fetch(server, tmp_path)[0] == (1000, len(CONTENT)) and len(server.requests) == 1
+
+
+def test_a_range_of_absurd_numbers_starts_anew(server, tmp_path):
+    (tmp_path / "file.bin.part").write_bytes(CONTENT[:1000])
+    server.content_range = f"bytes {'9' * 5000}-1/2"
+    assert fetch(server, tmp_path)[0] == (1000, len(CONTENT)) and len(server.requests) == 2
 
 
 def test_a_redirect_from_https_to_http_is_refused():

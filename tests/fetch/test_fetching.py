@@ -116,11 +116,24 @@ def test_an_unknown_name_lists_the_known_ones():
     assert refusal.value.code == "unknown_checkpoint"
 
 
-@pytest.mark.parametrize("mirror", ["ftp://127.0.0.1/x", "models", "https://", "javascript:x"])
+@pytest.mark.parametrize(
+    "mirror",
+    [
+        "ftp://127.0.0.1/x",
+        "models",
+        "https://",
+        "javascript:x",
+        "http://[::1",
+        "http://a:99999",
+        "http://a:0",
+        "http://a:b",
+    ],
+)
 def test_a_mirror_that_is_no_address_is_refused(mirror):
     with pytest.raises(FetchError, match="begins with https://") as refusal:
         fetch_checkpoint("small", mirror=mirror)
     assert refusal.value.code == "bad_mirror"
+    assert not checkpoint_path("small").parent.exists() or not list(checkpoint_path("small").parent.iterdir())
 
 
 def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):

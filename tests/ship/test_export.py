@@ -26,24 +26,42 @@ def row(step, passed=True):
     return Row(step, "semantic", "class_map", 1, {"pixels_equal": 1.0 if passed else 0.5}, passed)
 
 
-def test_rows_of_all_steps_come_back_in_order():
-    taken, reported = [], []
+def taking(fails=lambda step, count: False):
+    """Take the steps; return what happened, in order, and how it ended."""
+    happened = []
 
-    def write_and_compare(step, change):
-        taken.append(change)
-        return [row(step)]
+    def compare(step, count):
+        happened.append((step, count))
+        return [row(step, not fails(step, count))]
 
-    rows = take_steps(STEPS, write_and_compare, lambda step, rows: reported.append((step, len(rows))))
-    assert taken == ["trace", "simplify", "lower"]
-    assert reported == [("traced", 1), ("simplified", 1), ("lowered", 1)]
-    assert [found.step for found in rows] == ["traced", "simplified", "lowered"]
+    try:
+        rows = take_steps(
+            STEPS, lambda step, change: happened.append(change), compare, lambda *told: happened.append(told)
+        )
+    except ComparisonFailed as error:
+        return happened, str(error)
+    return happened, [found.step for found in rows]
+
+
+def test_each_step_is_compared_on_one_case_and_the_last_on_all():
+    happened, ended = taking()
+    assert [what for what in happened if isinstance(what, str)] == ["trace", "simplify", "lower"]
+    assert [what for what in happened if what[1] in (1, None)] == [("traced", 1), ("simplified", 1), ("lowered", None)]
+    assert [what[0] for what in happened if isinstance(what[1], list)] == ended == ["traced", "simplified", "lowered"]
 
 
 def test_step_that_fails_is_reported_and_the_last():
-    seen = []
-    with pytest.raises(ComparisonFailed, match="simplified, class_map: 50.0000 % of the pixels equal"):
-        take_steps(STEPS, lambda step, _: [row(step, step != "simplified")], lambda step, _: seen.append(step))
-    assert seen == ["traced", "simplified"]
+    happened, ended = taking(lambda step, count: step == "simplified")
+    assert "simplified, class_map: 50.0000 % of the pixels equal" in ended
+    assert happened[-1] == ("simplified", [row("simplified", False)]) and "lower" not in happened
+
+
+@pytest.mark.parametrize("guilty", ["traced", "simplified", "lowered"])
+def test_guilty_step_is_found_when_only_all_cases_show_it(guilty):
+    # Whatever follows a wrong step is wrong too.
+    wrong = [name for name, _ in STEPS][[name for name, _ in STEPS].index(guilty) :]
+    happened, ended = taking(lambda step, count: count is None and step in wrong)
+    assert f"{guilty}, class_map" in ended and happened[-1] == (guilty, [row(guilty, False)])
 
 
 @pytest.mark.parametrize(
