@@ -212,10 +212,8 @@ def _temporary_name(name: str) -> str:
 def check_target(path: str | os.PathLike[str], *, overwrite: bool = False, folder: bool = False) -> None:
     """Refuse now what `write_file` or, for a folder, `write_directory` would refuse."""
     target = _split(path)
+    finish_publishing(target.parent)
     with explained(target), _directory(target.parent) as directory:
-        if directory.kind(PUBLISHING) is not None:
-            with _turn(directory):
-                pass
         _refuse_target(directory, target, overwrite=overwrite, wanted=stat.S_ISDIR if folder else stat.S_ISREG)
 
 
@@ -343,7 +341,6 @@ def write_together(
         finally:
             # Gone already if it was published; an old folder after an exchange.
             shutil.rmtree(place / staging, ignore_errors=True)
-        directory.sync()
 
 
 def _kind_of(content: Content) -> Callable[[int], bool]:
@@ -380,7 +377,8 @@ def _stage(
         else:
             directory.mkdir(inside)
             content(directory.path / inside)
-    _sync_tree(directory.path / staging)
+    for part in ("new", *(["gone"] if gone else [])):
+        _sync_tree(directory.path / staging / part)
 
 
 @contextmanager
@@ -439,12 +437,12 @@ def _is_own(path: Path) -> bool:
 
 def _publish(directory: _Directory, staging: str, names: list[str], *, overwrite: bool, alone: bool) -> None:
     if len(names) == 1 and alone and _put_one_in_place(directory, f"{staging}/new/{names[0]}", names[0], overwrite):
+        directory.sync()
         return
     # Its age says whether its process can be alive, where nothing else does.
     os.utime(directory.path / staging)
     # From here on a killed process is finished by the next one.
     directory.rename_new(staging, PUBLISHING)
-    directory.sync()
     try:
         _put_all_in_place(directory)
     except BaseException:
@@ -467,15 +465,17 @@ def _put_one_in_place(directory: _Directory, staged: str, name: str, overwrite: 
 def _put_all_in_place(directory: _Directory) -> None:
     """Move old entries out and new ones in; a process that is killed in it can be followed by another that does it."""
     names = directory.list(_NEW)
-    replaces = directory.kind(_OLD) is not None
-    for name in (*directory.list(_GONE), *names):
-        if directory.kind(name) is not None:
-            if not replaces:
-                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), name)
+    replaced = [name for name in (*directory.list(_GONE), *names) if directory.kind(name) is not None]
+    if replaced:
+        if directory.kind(_OLD) is None:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), replaced[0])
+        # On disk too what is to come is there before the first old one goes, and the last of them is gone before the
+        # first new one comes.
+        directory.sync()
+        for name in replaced:
             _remove(directory.path / _OLD / name)
             directory.rename(name, f"{_OLD}/{name}")
-    # On disk too the last old one is gone before the first new one comes.
-    directory.sync()
+        directory.sync()
     for name in names:
         directory.rename_new(f"{_NEW}/{name}", name)
     directory.sync()
@@ -501,6 +501,18 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+def finish_publishing(folder: str | os.PathLike[str]) -> bool:
+    """Put in place what a killed process left half put in place in a folder, and tell whether there was such a thing.
+
+    A process that is alive is waited for.
+    """
+    place = Path(folder).absolute()
+    if not os.path.lexists(place / PUBLISHING):
+        return False
+    with explained(place / PUBLISHING), _directory(place) as directory, _turn(directory):
+        return True
+
+
 def tidy_directory(path: str | os.PathLike[str]) -> list[str]:
     """Finish or remove what killed processes left in a folder, and return for each such thing a line for people.
 
@@ -517,10 +529,8 @@ def tidy_directory(path: str | os.PathLike[str]) -> list[str]:
     if not os.path.isdir(place):
         return []
     lines = []
-    with explained(place / PUBLISHING), _directory(place) as directory:
-        if directory.kind(PUBLISHING) is not None:
-            with _turn(directory):
-                lines.append(f"{place}: files that a killed run had half put in place are in place now")
+    if finish_publishing(place):
+        lines.append(f"{place}: files that a killed run had half put in place are in place now")
     with os.scandir(place) as entries:
         partial = sorted(
             entry.name for entry in entries if _PARTIAL.fullmatch(entry.name) and _is_own(place / entry.name)

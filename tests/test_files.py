@@ -9,7 +9,6 @@ import subprocess
 import sys
 import threading
 import time
-import warnings
 
 import pytest
 
@@ -25,6 +24,7 @@ from segship.files import (
     write_file,
     write_together,
 )
+from tests.kills import each_kill, forks, in_child, make_old
 
 
 def fill_two(folder):
@@ -297,67 +297,12 @@ def versions(folder):
 WHOLE = {"a.jpg", "a.json", "a.masks/0.png", "a.masks/metadata.csv", "a.npz"}
 
 
-def in_child(work):
-    """Fork a process that works and ends at once; return its id."""
-    with warnings.catch_warnings():
-        # Of threads of the test runner, which the child does not use.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        child = os.fork()
-    if child:
-        return child
-    try:
-        work()
-        os._exit(0)
-    finally:
-        os._exit(1)
-
-
-def die_at(step, work):
-    """Do work, killed before its step of that number; every call that touches the disk is a step."""
-    seen = 0
-
-    def count(event, _arguments):
-        nonlocal seen
-        if event.startswith(("os.", "shutil.", "open", "segship.")):
-            seen += 1
-            if seen == step:
-                os.kill(os.getpid(), signal.SIGKILL)
-
-    renamed = files._Directory._renamed
-
-    def audited(*arguments):
-        sys.audit("segship.renamed")
-        return renamed(*arguments)
-
-    files._Directory._renamed = audited
-    sys.addaudithook(count)
-    work()
-
-
-def each_kill(work, most=400):
-    """Do work again and again, killed one step later every time, until it is not killed any more."""
-    for step in range(1, most):
-        child = in_child(lambda step=step: die_at(step, work))
-        _, status = os.waitpid(child, 0)
-        if os.WIFEXITED(status):
-            assert os.WEXITSTATUS(status) == 0 and step > 20
-            return
-        yield step
-    raise AssertionError("it never ends")
-
-
-def make_old(folder):
-    for partial in folder.glob(".*.partial"):
-        for path in (*partial.rglob("*"), partial):
-            os.utime(path, (time.time() - 90_000,) * 2)
-
-
-forks = pytest.mark.skipif(not hasattr(os, "fork"), reason="this system has no fork")
-
-
 @forks
 @pytest.mark.parametrize("replaces", [True, False])
-def test_files_killed_at_any_step_are_of_one_version_and_the_next_run_finishes_them(tmp_path, has_exchange, replaces):
+def test_files_killed_at_any_step_are_of_one_version_and_the_next_run_finishes_them(
+    tmp_path, monkeypatch, has_exchange, replaces
+):
+    monkeypatch.setattr(os, "fsync", lambda _descriptor: None)
     out = tmp_path / "out"
     old = dict.fromkeys([*WHOLE, "a.mask7.png"], "old") if replaces else {}
     new = dict.fromkeys(WHOLE, "new")
@@ -389,7 +334,8 @@ def test_files_killed_at_any_step_are_of_one_version_and_the_next_run_finishes_t
 
 
 @forks
-def test_folder_killed_at_any_step_of_its_replacement_is_there(tmp_path, has_exchange):
+def test_folder_killed_at_any_step_of_its_replacement_is_there(tmp_path, monkeypatch, has_exchange):
+    monkeypatch.setattr(os, "fsync", lambda _descriptor: None)
     target = tmp_path / "bundle"
     seen = set()
     write_directory(target, lambda folder: (folder / "which").write_text("old"))

@@ -17,7 +17,15 @@ from segship.bundle.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest,
 from segship.bundle.onnx_file import OnnxGraph, read_graph
 from segship.bundle.onnx_rules import check_graph
 from segship.errors import BundleError, InputError, OutputError
-from segship.files import CHUNK_BYTES, open_regular, read_bytes, sha256_of, write_directory, write_file
+from segship.files import (
+    CHUNK_BYTES,
+    finish_publishing,
+    open_regular,
+    read_bytes,
+    sha256_of,
+    write_directory,
+    write_file,
+)
 from segship.spec import GraphSpec, TensorSpec, check_interface
 
 OPTIONAL_FILES = frozenset({"certificate.json", "LICENSE", "NOTICE", "README.md"})
@@ -56,6 +64,9 @@ class Bundle:
             Naming the file that is wrong.
         """
         folder = Path(path)
+        if not os.path.isdir(folder):
+            # Of a process that was killed while it replaced the bundle, where that takes two steps.
+            finish_publishing(folder.parent)
         if not os.path.isdir(folder):
             message = f"there is no bundle folder {folder}; name the folder that holds {MANIFEST_FILE}"
             raise BundleError(message, code="missing_bundle")

@@ -1,4 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
+import functools
 import hashlib
 import json
 import os
@@ -10,10 +11,13 @@ import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
+from segship import files
 from segship.bundle import Bundle, write_bundle
 from segship.bundle.manifest import parse_manifest
 from segship.bundle.onnx_file import read_graph
 from segship.errors import BundleError, InputError, OutputError
+from segship.files import tidy_directory
+from tests.kills import each_kill, forks, make_old
 from tests.small_bundle import GEOMETRY, decoder_model, encoder_model, make_bundle, save_models, small_manifest
 
 SIDECAR = "image_encoder.onnx.data"
@@ -284,6 +288,29 @@ def test_existing_folder_is_kept_unless_asked(inline, tmp_path):
     assert Bundle.read(inline.path).manifest.changes == ("again",)
     assert replaced.digest != inline.digest
     assert names(tmp_path) == ["bundle", "graphs"]
+
+
+@forks
+@pytest.mark.parametrize("has_exchange", [True, False])
+def test_bundle_that_is_killed_while_it_is_replaced_is_the_old_one_or_the_new(
+    inline, tmp_path, monkeypatch, has_exchange
+):
+    if not has_exchange:
+        monkeypatch.setattr(files, "_renameat2", lambda: None)
+    paths = save_models(tmp_path / "models")
+    before, seen = Bundle.read(inline.path).digest, set()
+    write = functools.partial(write_bundle, inline.path, small_manifest(changes=("again",)), paths, force=True)
+    # Where names change, and what comes before and after.
+    for _ in each_kill(write, ("os.rename", "os.mkdir", "os.rmdir", "shutil.rmtree", "segship."), least=4):
+        if has_exchange:
+            assert inline.path.is_dir(), "it is never away, not even before anything mends it"
+        seen.add(Bundle.read(inline.path).digest == before)
+        make_old(inline.path.parent)
+        tidy_directory(inline.path.parent)
+        assert not list(inline.path.parent.glob(".*"))
+        write_bundle(inline.path, small_manifest(), paths, force=True)
+    assert seen == {True, False}
+    assert Bundle.read(inline.path).digest != before
 
 
 def test_force_replaces_only_bundles(tmp_path):
