@@ -13,7 +13,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Generic, TypeVar
 
-from segship.files import make_directory
 from segship.images import Depth, ImageLimits, ImageSource, LoadedImage, read_image
 from segship.options import check_types
 from segship.promptable.everything.crops import Progress
@@ -28,6 +27,8 @@ from segship.semantic.views import SemanticOptions
 from segship.writers import (
     ClassMapResult,
     Instances,
+    MergedWriter,
+    Outlines,
     Result,
     class_map_document,
     prediction_document,
@@ -54,16 +55,18 @@ class JobOptions:
         Bounds that an image must keep.
     depth
         How 16-bit and float pictures become 8-bit: all of the type's range, their own values, or nearly all of them.
+    outlines
+        How formats of masks that have outlines write them.
     """
 
     formats: tuple[str, ...]
     overwrite: bool = False
     limits: ImageLimits = field(default_factory=ImageLimits)
+    depth: Depth = "type-range"
+    outlines: Outlines = field(default_factory=Outlines)
 
     def __post_init__(self) -> None:
         check_types(self)
-
-    depth: Depth = "type-range"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -241,14 +244,23 @@ def answer_classes(predictor: SemanticPredictor, image: JobImage, options: MapOp
     return ClassMapResult(image.stem, image.name, image.loaded.pixels, class_map, made_by)
 
 
-def write(answer: Result | Everything | ClassMapResult, directory: Path, options: JobOptions) -> tuple[Path, ...]:
+def write(
+    answer: Result | Everything | ClassMapResult,
+    directory: Path,
+    options: JobOptions,
+    *,
+    merged: MergedWriter | None = None,
+) -> tuple[Path, ...]:
     """Write an answer in the formats of the options, all or nothing, into a directory that is made if need be.
 
-    Errors are those of `segship.files.make_directory` and `segship.writers.write_result`.
+    With ``merged`` its masks go into data sets too. Errors are those of `segship.files.make_directory`,
+    `segship.writers.write_result` and `segship.writers.MergedWriter.add`.
     """
-    make_directory(directory)
     source = answer.source if isinstance(answer, Everything) else answer
-    return tuple(write_result(source, directory, options.formats, overwrite=options.overwrite))
+    files = write_result(source, directory, options.formats, overwrite=options.overwrite, outlines=options.outlines)
+    if merged is not None and not isinstance(source, ClassMapResult):
+        merged.add(source)
+    return tuple(files)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -279,11 +291,12 @@ def run_job(
     *,
     stem: str = "image",
     name: str = "image",
+    merged: MergedWriter | None = None,
 ) -> FinishedImage[Answer]:
     """Read one image, answer, and write into a directory, made if need be; without one nothing is written.
 
     ``answer`` is one of the ``answer_...`` functions with what it takes before the image; ``stem`` and ``name`` are as
-    in `JobImage`.
+    in `JobImage`, ``merged`` as in `write`.
 
     Raises
     ------
@@ -292,8 +305,8 @@ def run_job(
     """
     image = read(source, options, stem=stem, name=name)
     found = answer(image, options)
-    files = () if directory is None else write(found, directory, options)
-    if files:
+    files = () if directory is None else write(found, directory, options, merged=merged)
+    if files or merged is not None:
         image.watch.lap("write")
     return FinishedImage(found, files, image.watch.milliseconds)
 

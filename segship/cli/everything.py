@@ -25,14 +25,17 @@ from segship.cli.options import (
 from segship.cli.output import make_table, megabytes, plain, progress_bar, results_console
 from segship.cli.pictures import (
     Batch,
+    Merge,
     Report,
     describe_run,
+    each_merged,
     each_picture,
     find_pictures,
     print_head,
     print_tail,
     report_outcomes,
     settle_pictures,
+    split_merged,
 )
 from segship.datasets.known import thing_classes
 from segship.errors import InputError
@@ -42,7 +45,7 @@ from segship.loading import load_promptable, load_semantic
 from segship.promptable.everything.cost import AmgCost, estimate_cost
 from segship.promptable.everything.options import AmgOptions
 from segship.semantic.predictor import SemanticPredictor
-from segship.writers import Instances
+from segship.writers import Instances, MergedWriter
 from segship.writers.instances import count_labels
 
 _MAX_GRID_BYTES = 64 * 2**20
@@ -113,6 +116,7 @@ def everything(
     labels: str | None = None,
     label_backend: str | None = None,
     dry_run: bool = False,
+    merge: Merge = False,
     model: Model = "tiny",
     runtime: Run,
     batch: Batch,
@@ -130,6 +134,8 @@ def everything(
         With --labels: what runs that model; as --backend when left out. The other runtime options hold for both.
     dry_run
         Say what it will cost, and do nothing.
+    merge
+        One data set of all images for the formats coco, panoptic and yolo, instead of files of each.
 
     Examples
     --------
@@ -139,6 +145,7 @@ def everything(
         if labels is None and given is not None:
             message = f"{option} was given without --labels, to which it belongs; give both"
             raise InputError(message, code="bad_option")
+    options, merged = split_merged(options, batch, merge=merge)
     pictures = find_pictures(images, batch) if dry_run else settle_pictures(images, batch, options, Instances)
     predictor = load_promptable(model, **asdict(runtime))
     if dry_run:
@@ -152,14 +159,16 @@ def everything(
     if labels is not None:
         semantic = _open_labels(labels, replace(runtime, backend=label_backend or runtime.backend), options)
 
-    def find(source: str | bytes, name: str, directory: Path, stem: str) -> FinishedImage[Everything]:
+    def find(
+        source: str | bytes, name: str, directory: Path, stem: str, merged: MergedWriter | None = None
+    ) -> FinishedImage[Everything]:
         with progress_bar(name) as tick:
             answer = partial(answer_everything, predictor, semantic, progress=tick)
-            return run_job(answer, source, options, directory, stem=stem, name=name)
+            return run_job(answer, source, options, directory, stem=stem, name=name, merged=merged)
 
     more = {} if semantic is None else {"labels_by": describe_run(semantic, str(labels))}
     report = Report(pictures, batch, {**describe_run(predictor, model), **more})
-    return report_outcomes(report, each_picture(pictures, options.limits, find), _print_image)
+    return report_outcomes(report, each_merged(report, pictures, merged, options, find), _print_image)
 
 
 def _open_labels(labels: str, runtime: RunOptions, options: EverythingOptions) -> SemanticPredictor:

@@ -237,7 +237,9 @@ def job_fields(kind: Kind, **fields: Option | Fields | None) -> Fields:
     )
     pixels = Option(name="--max-pixels", help="Take images of up to this many pixels.", group=INPUT_GROUP)
     limits = Fields(pixels=pixels, bytes=None, side=None, aspect_ratio=None)
-    return Fields(formats=names, overwrite=OVERWRITE, limits=limits, depth=Option(group=INPUT_GROUP), **fields)
+    outlines = Fields(None, OUTPUT_GROUP, tolerance=Option(metavar="PIXELS")) if kind == "masks" else None
+    depth = Option(group=INPUT_GROUP)
+    return Fields(formats=names, overwrite=OVERWRITE, limits=limits, depth=depth, outlines=outlines, **fields)
 
 
 Run = Annotated[RunOptions, Fields(None, MODEL_GROUP)]

@@ -12,8 +12,11 @@ import os
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path, PurePath
 from typing import Annotated, Any, Generic, Protocol, TypeVar
+
+from cyclopts import Parameter
 
 from segship.cli.main import EXIT_INTERRUPTED, exit_code
 from segship.cli.options import INPUT_GROUP, OUTPUT_GROUP, Fields, Option
@@ -35,6 +38,7 @@ from segship.jobs import JobOptions
 from segship.promptable.predictor import Predictor
 from segship.semantic.predictor import NOTES, SemanticPredictor
 from segship.writers import WRITERS, ClassMapResult, Source, output_paths
+from segship.writers.merged import MERGED, check_merged, is_data_set, merge_results
 from segship.writers.names import output_places
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
@@ -72,6 +76,7 @@ class BatchOptions:
             raise InputError("--json and --jsonl were given; give one of them", code="bad_option")
 
 
+Merge = Annotated[bool, Parameter(group=OUTPUT_GROUP)]
 Batch = Annotated[
     BatchOptions,
     Fields(
@@ -124,6 +129,7 @@ def _meant_by(word: str, batch: BatchOptions) -> list[tuple[str, PurePath]]:
 
 def _in_folder(folder: Path, batch: BatchOptions) -> list[Path]:
     here, out = Path(os.path.realpath(folder)), Path(os.path.realpath(batch.out))
+    data_sets = [folder / name for name in MERGED.values() if is_data_set(folder / name)]
     # What a run before this one has left: in the folder itself, or in one below it.
     found = [
         path
@@ -131,6 +137,7 @@ def _in_folder(folder: Path, batch: BatchOptions) -> list[Path]:
         if _is_picture(path)
         and not (here == out and _WRITTEN.fullmatch(path.name))
         and not (here != out and here in out.parents and out in Path(os.path.realpath(path)).parents)
+        and not (here == out and any(made in path.parents for made in data_sets))
     ]
     if not found:
         deeper = "" if batch.recursive else "; --recursive reads the folders in it too"
@@ -202,6 +209,7 @@ class Answer(Protocol):
 
 
 Done = TypeVar("Done", bound=Answer)
+Job = TypeVar("Job", bound=JobOptions)
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,6 +250,47 @@ def each_picture(
             yield Outcome(picture, done)
 
 
+def split_merged(options: Job, batch: BatchOptions, *, merge: bool) -> tuple[Job, tuple[str, ...]]:
+    """Return the options of what each picture gets for itself, and the formats that all of them become together.
+
+    Refuses now what `each_merged` would refuse after all work.
+    """
+    merged = tuple(name for name in options.formats if merge and name in MERGED)
+    if merge and not merged:
+        message = f"--merge makes one data set of {', '.join(MERGED)}; name one of them in --format"
+        raise InputError(message, code="bad_option")
+    if merge and batch.skip_existing:
+        message = "--merge needs all pictures in one run, and --skip-existing leaves some out; give one of them"
+        raise InputError(message, code="bad_option")
+    check_merged(batch.out, merged, overwrite=options.overwrite)
+    return replace(options, formats=tuple(name for name in options.formats if name not in merged)), merged
+
+
+def each_merged(
+    report: Report,
+    pictures: Sequence[Picture],
+    formats: tuple[str, ...],
+    options: JobOptions,
+    job: Callable[..., Done],
+    *,
+    description: str = "",
+) -> Iterator[Outcome[Done]]:
+    """Do what `each_picture` does, the job with ``merged`` besides, and make the data sets when all is done.
+
+    Pictures are called in them by their paths below the folder that they have in common.
+    """
+    if not formats:
+        yield from each_picture(pictures, options.limits, job, description=description)
+        return
+    report.after_interrupt = "data sets are made of all pictures in one run, and these were not kept"
+    places = [os.path.dirname(os.path.abspath(picture.name)) for picture in pictures]
+    out, outlines = report.batch.out, options.outlines
+    root = os.path.commonpath(places)
+    with merge_results(out, formats, root=root, overwrite=options.overwrite, outlines=outlines) as merged:
+        yield from each_picture(pictures, options.limits, partial(job, merged=merged), description=description)
+    report.merged = [str(path) for path in merged.files]
+
+
 def _name_picture(error: SegshipError, name: str) -> SegshipError:
     """Return the error with the name of its picture, where its message does not say it."""
     if not isinstance(error, ImageError | PromptError) or name in str(error):
@@ -280,6 +329,8 @@ class Report:
         self.documents: list[dict[str, Any]] = []
         self.failed: list[dict[str, str]] = []
         self.skipped: list[str] = []
+        self.merged: list[str] = []
+        self.after_interrupt = "run again with --skip-existing"
 
     def tell(self, outcome: Outcome[Done], print_image: Callable[[Done], None]) -> None:
         """Print one; the first that failed says with which code the command ends."""
@@ -303,9 +354,9 @@ class Report:
         """Print the numbers, and return the exit code."""
         told = self.done + len(self.skipped) + len(self.failed)
         counts = {"done": self.done, "skipped": len(self.skipped), "failed": len(self.failed)}
-        message = f"interrupted after {told} of {self.total}; run again with --skip-existing"
+        message = f"interrupted after {told} of {self.total}; {self.after_interrupt}"
         stopped = {"error": {"code": "interrupted", "message": message}} if interrupted else {}
-        summary = {**counts, "out": str(self.batch.out)}
+        summary = {**counts, "out": str(self.batch.out), **({"merged": self.merged} if self.merged else {})}
         if self.batch.jsonl:
             print_json_line({**self.run, "summary": summary, **stopped})
         elif self.batch.json:
@@ -313,6 +364,8 @@ class Report:
             print_json({**self.run, **lists, "summary": summary, **stopped})
         else:
             results_console().print(f"[dim]{plain(self.run['model'])} in {plain(self.run['runs_on'])}[/]")
+            for path in self.merged:
+                results_console().print(f"  {plain(path)}")
             if self.total > 1 or self.skipped:
                 numbers = ", ".join(f"{number} {what}" for what, number in counts.items())
                 results_console().print(f"[bold]{numbers}[/]; files in {plain(str(self.batch.out))}")

@@ -16,13 +16,15 @@ from segship.cli.options import Images, Model, Option, Run, command, job_fields
 from segship.cli.output import make_table, results_console
 from segship.cli.pictures import (
     Batch,
+    Merge,
     Report,
     describe_run,
-    each_picture,
+    each_merged,
     print_head,
     print_tail,
     report_outcomes,
     settle_pictures,
+    split_merged,
 )
 from segship.errors import PromptError
 from segship.files import read_bytes, real_path
@@ -54,6 +56,7 @@ def segment(
     prompts: Path | None = None,
     mask_input: Path | None = None,
     options: Annotated[SegmentOptions, job_fields("masks", multimask_output=MULTIMASK)],
+    merge: Merge = False,
     model: Model = "tiny",
     runtime: Run,
     batch: Batch,
@@ -73,17 +76,21 @@ def segment(
         JSON file with points, labels, boxes, or a list of objects.
     mask_input
         .npz of an earlier run, whose best masks are refined.
+    merge
+        One data set of all images for the formats coco, panoptic and yolo, instead of files of each.
 
     Examples
     --------
     segship segment photo.jpg --point 500,375 --point 600,400,0
     """
+    options, merged = split_merged(options, batch, merge=merge)
     pictures = settle_pictures(images, batch, options, Result)
     given = gather_prompts(point or [], box or [], prompts, mask_input)
     predictor = load_promptable(model, **asdict(runtime))
     job = partial(run_job, partial(answer_prompts, predictor, given), options=options)
-    outcomes = each_picture(pictures, options.limits, job, description="segmenting")
-    return report_outcomes(Report(pictures, batch, describe_run(predictor, model)), outcomes, print_image)
+    report = Report(pictures, batch, describe_run(predictor, model))
+    outcomes = each_merged(report, pictures, merged, options, job, description="segmenting")
+    return report_outcomes(report, outcomes, print_image)
 
 
 def gather_prompts(

@@ -375,7 +375,8 @@ def write_result(
     gone: set[str] = set()
     if overwrite and "png" in wanted:
         gone = set(written_masks(Path(directory), result.stem, of_objects=isinstance(result, Result))) - written.keys()
-    make_directory(directory)
+    if written:
+        make_directory(directory)
     return _write_together(written, directory, gone, overwrite=overwrite)
 
 

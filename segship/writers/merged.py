@@ -12,7 +12,7 @@ import json
 import os
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -232,9 +232,19 @@ def _numbers_of(categories: Iterable[Mapping[str, Any]], numbers: Mapping[str, i
     return {category["id"]: numbers[category["name"]] for category in categories}
 
 
-def merged_paths(directory: str | os.PathLike[str], formats: Iterable[str]) -> list[Path]:
-    """Return where the data sets of some formats will be."""
-    return [Path(directory) / MERGED[name] for name in dict.fromkeys(formats)]
+def check_merged(directory: str | os.PathLike[str], formats: Iterable[str], *, overwrite: bool = False) -> None:
+    """Refuse now what `merge_results` would refuse about formats and what is there."""
+    for name in formats:
+        if name not in MERGED:
+            message = f"the format {name!r} cannot be merged; accepted are {', '.join(MERGED)}"
+            raise OutputError(message, code="unknown_format")
+        path = Path(directory) / MERGED[name]
+        if not os.path.lexists(path):
+            continue
+        check_target(path, overwrite=overwrite, folder=name in _FIRST_FILE)
+        if name in _FIRST_FILE and not is_data_set(path):
+            message = f"{path} is not a data set that segship made, and is not replaced; move it away"
+            raise OutputError(message, code="output_not_ours")
 
 
 @contextmanager
@@ -279,14 +289,9 @@ def merge_results(
     ['coco.json', 'yolo/data.yaml', 'yolo/images/cup.jpg', 'yolo/labels/cup.txt']
     """
     place, wanted = Path(directory), tuple(dict.fromkeys(formats))
-    for name in wanted:
-        if name not in MERGED:
-            message = f"the format {name!r} cannot be merged; accepted are {', '.join(MERGED)}"
-            raise OutputError(message, code="unknown_format")
+    check_merged(place, wanted, overwrite=overwrite)
     make_directory(place)
     files = {name: place / MERGED[name] for name in wanted}
-    for name, path in files.items():
-        _refuse_replacing(name, path, overwrite=overwrite)
     with partial_folder(place, "merged") as staging:
         merged = MergedWriter(staging, files, None if root is None else Path(root), outlines or Outlines())
         yield merged
@@ -295,18 +300,10 @@ def merge_results(
         write_together(place, {MERGED[name]: staging / MERGED[name] for name in wanted}, overwrite=overwrite)
 
 
-def _refuse_replacing(name: str, path: Path, *, overwrite: bool) -> None:
-    check_target(path, overwrite=overwrite, folder=name in _FIRST_FILE)
-    if name in _FIRST_FILE and path.is_dir():
-        file, begin = _FIRST_FILE[name]
-        if not _begins_with(path / file, begin):
-            message = f"{path} is not a data set that segship made, and is not replaced; move it away"
-            raise OutputError(message, code="output_not_ours")
-
-
-def _begins_with(path: Path, begin: bytes) -> bool:
-    try:
-        with path.open("rb") as stream:
-            return stream.read(len(begin)) == begin
-    except OSError:
-        return False
+def is_data_set(folder: Path) -> bool:
+    """Tell whether a folder is a data set that `merge_results` made."""
+    for file, begin in _FIRST_FILE.values():
+        with suppress(OSError), (folder / file).open("rb") as stream:
+            if stream.read(len(begin)) == begin:
+                return True
+    return False

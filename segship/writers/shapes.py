@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import base64
 from dataclasses import dataclass
-from typing import Any, ClassVar, Literal, get_args
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from segship.errors import InputError
 from segship.masks.polygons import join_rings
 from segship.masks.rle import read_number
+from segship.options import check_types
 from segship.writers.documents import describe_label, encode_json
 from segship.writers.instances import Instance, Instances, Source, as_instances
 from segship.writers.names import safe_file_name
@@ -51,11 +51,9 @@ class Outlines:
     labelme_shape: LabelMeShape = "auto"
 
     def __post_init__(self) -> None:
+        check_types(self)
         if self.tolerance is not None:
             read_number(self.tolerance, "tolerance")
-        if self.labelme_shape not in get_args(LabelMeShape):
-            accepted = ", ".join(get_args(LabelMeShape))
-            raise InputError(f"labelme_shape is {self.labelme_shape!r}; accepted are {accepted}", code="bad_option")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,10 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
 """Which pictures words mean, where their files go, and what is told of them."""
 
+import contextlib
+import io
 import json
 
 import pytest
 from PIL import Image
+from pycocotools.coco import COCO
 
 from segship.cli import segment
 from segship.cli.output import STANDARD_INPUT
@@ -196,3 +199,59 @@ def test_a_quiet_run_prints_errors_and_json_alone(run, pictures, tmp_path):
     assert run(*arguments) == (0, "", "")
     assert "exists" in run(*arguments)[2]
     assert json.loads(run(*arguments, "--json", "--overwrite")[1])["images"]
+
+
+def merge(*more, format="coco,yolo,npz"):
+    return ("segment", "--point", "20,20", "--format", format, "--merge", *more)
+
+
+def test_pictures_of_folders_become_one_data_set(run_json, pictures, tmp_path):
+    out = tmp_path / "out"
+    code, document = run_json(*merge(pictures, "-r", "--coco-polygons", "-o", out))
+    assert code == 0 and document["summary"]["merged"] == [str(out / "coco.json"), str(out / "yolo")]
+    with contextlib.redirect_stdout(io.StringIO()):
+        coco = COCO(out / "coco.json")
+    assert [image["file_name"] for image in coco.loadImgs(coco.getImgIds())] == ["a.png", "b.png", "deep/a.png"]
+    assert sorted(coco.getAnnIds()) == list(range(1, len(coco.getAnnIds()) + 1))
+    assert all(isinstance(one["segmentation"], list) for one in coco.loadAnns(coco.getAnnIds()))
+    assert sorted(path.name for path in (out / "yolo" / "labels").iterdir()) == ["a-2.txt", "a.txt", "b.txt"]
+    # What is no data set is still written for each.
+    assert sorted(str(path.relative_to(out)) for path in out.rglob("*.npz")) == [
+        "a.prediction.npz",
+        "b.prediction.npz",
+        "deep/a.prediction.npz",
+    ]
+
+
+def test_data_sets_lack_the_pictures_that_failed_and_the_exit_code_says_so(run_json, pictures, tmp_path):
+    (pictures / "b.png").write_bytes(b"no picture")
+    code, document = run_json(*merge(pictures, "-r", "-o", tmp_path / "out"))
+    assert code != 0 and [entry["image"] for entry in document["failed"]] == [str(pictures / "b.png")]
+    images = json.loads((tmp_path / "out" / "coco.json").read_text())["images"]
+    assert [image["file_name"] for image in images] == ["a.png", "deep/a.png"]
+
+
+@pytest.mark.parametrize(
+    ("format", "more", "code", "words"),
+    [
+        ("npz", (), 3, "--merge makes one data set of coco, panoptic, yolo; name one of them in --format"),
+        ("coco", ("--skip-existing",), 3, "--merge needs all pictures in one run, and --skip-existing leaves some out"),
+        ("coco,yolo", (), 6, "coco.json exists"),
+    ],
+)
+def test_what_cannot_be_merged_is_refused_before_a_model_is_opened(run, pictures, tmp_path, format, more, code, words):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "coco.json").touch()
+    arguments = merge(pictures, "-o", tmp_path / "out", "--model", "no such model", *more, format=format)
+    found, _, err = run(*arguments)
+    assert found == code and words in " ".join(err.split())
+
+
+def test_an_interrupted_data_set_is_not_kept(run, pictures, tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(segment, "answer_prompts", interrupt)
+    code, _, err = run(*merge(pictures, "-o", tmp_path / "out"))
+    assert code == 130 and "these were not kept" in " ".join(err.split())
+    assert not list((tmp_path / "out").iterdir())

@@ -22,7 +22,7 @@ from pycocotools.coco import COCO
 from segship.errors import InputError, OutputError
 from segship.promptable.everything.records import ImageRecords
 from segship.writers import Outlines, Result, label_instances
-from segship.writers.merged import MERGED, merge_results, merged_paths
+from segship.writers.merged import MERGED, merge_results
 from tests.writers.test_shapes import fill_even_odd, read_yolo
 
 
@@ -229,7 +229,6 @@ def test_data_sets_are_replaced_together_and_only_on_request(three: list, tmp_pa
         raise AssertionError("it is refused before any work")
     assert caught.value.code == "output_exists"
     assert sorted(path.name for path in tmp_path.iterdir()) == ["coco.json", "panoptic", "yolo"]
-    assert merged_paths(tmp_path, MERGED) == [tmp_path / name for name in ("coco.json", "panoptic", "yolo")]
 
 
 @pytest.mark.parametrize("name", ["yolo", "panoptic"])
