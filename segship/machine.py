@@ -2,7 +2,8 @@
 """The machine: what a measured number stands beside, and work that is shared among processes, in order.
 
 Describing it reads what the system says and runs nothing, so that it costs a measured process no time and no memory.
-`in_order` starts processes only where workers are asked for.
+`in_order` starts processes only where workers are asked for; `run_limited` reads what may be hostile in one that can
+take neither the memory nor the time of this one.
 """
 
 from __future__ import annotations
@@ -11,13 +12,14 @@ import os
 import platform
 import re
 import signal
+import sys
 from collections import deque
 from collections.abc import Callable, Generator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from segship.errors import BackendUnavailable, InputError
+from segship.errors import BackendUnavailable, InputError, shown
 
 if TYPE_CHECKING:
     from concurrent.futures import Future
@@ -181,3 +183,62 @@ def in_order(work: Callable[[Item], Answer], items: Sequence[Item], workers: int
 
 def _leave_interrupts_to_the_parent() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+# The package's own __init__ is left out: it imports numpy and OpenCV, which take more memory than the limit.
+_LIMITED = """
+import sys, types
+folder, call, argument, memory, seconds = sys.argv[1:]
+package = sys.modules["segship"] = types.ModuleType("segship")
+package.__path__ = [folder]
+try:
+    import resource
+    for limit, most in (("RLIMIT_AS", memory), ("RLIMIT_CPU", seconds), ("RLIMIT_CORE", 0)):
+        if hasattr(resource, limit):
+            highest = resource.getrlimit(getattr(resource, limit))[1]
+            most = int(most) if highest < 0 else min(int(most), highest)
+            resource.setrlimit(getattr(resource, limit), (most, most))
+except (ImportError, ValueError, OSError):
+    pass
+from importlib import import_module
+module, _, name = call.partition(":")
+sys.stdout.buffer.write(getattr(import_module(module), name)(argument))
+"""
+
+
+def run_limited(call: str, argument: str, *, memory_bytes: int, seconds: int) -> bytes:
+    """Run a function of the package in a process of its own, and return the bytes that it returns.
+
+    The process sees the standard library and the package, and is started without what `import segship` loads: some 50
+    milliseconds. Windows has no limits of that kind, so there it is apart and unlimited.
+
+    Parameters
+    ----------
+    call
+        ``module:function``; the function takes a text and returns bytes, and its module imports nothing that has to be
+        installed.
+    argument
+        The text.
+    memory_bytes, seconds
+        Address space and time on the processor that it may take.
+
+    Raises
+    ------
+    BackendUnavailable
+        ``worker_died`` when it reached a limit, or failed; the message says which.
+    """
+    # Imported here: most commands start no process.
+    import subprocess
+
+    arguments = [str(Path(__file__).parent), call, argument, str(memory_bytes), str(seconds)]
+    done = subprocess.run(
+        [sys.executable, "-I", "-S", "-c", _LIMITED, *arguments], capture_output=True, stdin=subprocess.DEVNULL
+    )
+    if done.returncode == 0:
+        return done.stdout
+    last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
+    if done.returncode == -getattr(signal, "SIGXCPU", 0) or done.returncode == -signal.SIGKILL:
+        last = f"it took more than {seconds} seconds, or the system ended it"
+    elif "MemoryError" in last:
+        last = f"it took more than {memory_bytes >> 20} MiB of memory"
+    raise BackendUnavailable(f"a process of its own ended without an answer: {shown(last)}", code="worker_died")

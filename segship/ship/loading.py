@@ -17,6 +17,7 @@ import segship
 from segship.backends import torch as runtime
 from segship.backends.session import RunOptions, Session
 from segship.bundle.manifest import CheckpointFile, Manifest
+from segship.errors import CheckpointError, shown
 from segship.ship.checkpoints.reading import Checkpoint, load_state, read_checkpoint
 from segship.ship.families import family_module, recognise
 from segship.ship.options import ExportOptions
@@ -62,6 +63,20 @@ def load_model(path: Path, options: ExportOptions | None = None) -> LoadedModel:
     """
     options = options or ExportOptions()
     checkpoint = read_checkpoint(path)
+    try:
+        return _build(path, checkpoint, options)
+    except CheckpointError as error:
+        if not checkpoint.unusable:
+            raise
+        kinds = ", ".join(f"{shown(name)} ({kind})" for name, kind in list(checkpoint.unusable.items())[:10])
+        message = (
+            f"{error}; {len(checkpoint.unusable)} tensors of the file cannot become weights: {kinds}; save them as "
+            "plain floating-point tensors (dequantize(), to_dense()) first"
+        )
+        raise CheckpointError(message, code=error.code) from error
+
+
+def _build(path: Path, checkpoint: Checkpoint, options: ExportOptions) -> LoadedModel:
     shapes = {name: tuple(tensor.shape) for name, tensor in checkpoint.state_dict.items()}
     name, config = recognise(shapes)
     family = family_module(name)

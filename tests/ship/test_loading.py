@@ -2,6 +2,7 @@
 """From a checkpoint to a module: wrappers taken off, keys that do not fit listed, options of the other task refused."""
 
 import pytest
+import torch
 
 from segship.errors import CheckpointError, ExportError
 from segship.ship.loading import load_model
@@ -23,6 +24,31 @@ def test_checkpoint_that_does_not_fit_lists_the_keys(tmp_path):
 
     with pytest.raises(CheckpointError, match="mask_decoder.iou_token.weight"):
         load_model(save_checkpoint(tmp_path / "broken.pth", wrap=without_a_key))
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda state: {"sam": state, "params": {"lr": 1}},
+        lambda state: [state],
+        lambda state: (state, {"epoch": 3}),
+        lambda state: {f"base_model.model.{name}": tensor for name, tensor in state.items()},
+        lambda state: {**{f"module.{name}": tensor for name, tensor in state.items()}, "n_averaged": torch.tensor(3)},
+        lambda state: {**state, "pixel_mean": torch.tensor([[[123.675]], [[116.28]], [[103.53]]])},
+    ],
+)
+def test_wrappings_of_any_name_are_taken_off(tmp_path, wrap):
+    model = load_model(save_checkpoint(tmp_path / "wrapped.pth", wrap=wrap))
+    assert model.config == SMALL_VIT and model.changes
+
+
+def test_pixels_that_are_normalised_otherwise_are_refused(tmp_path):
+    path = save_checkpoint(tmp_path / "a.pth", wrap=lambda state: {**state, "pixel_std": torch.full((3,), 0.225)})
+    with pytest.raises(
+        CheckpointError, match=r"pixel_std is \[0.225, 0.225, 0.225\], and models of this layout"
+    ) as caught:
+        load_model(path)
+    assert caught.value.code == "unsupported_architecture"
 
 
 def test_the_family_is_found_and_its_task_told(small_checkpoint, small_semask_checkpoint):

@@ -17,7 +17,7 @@ from math import prod
 from struct import Struct
 from typing import BinaryIO, NoReturn
 
-from segship.errors import CheckpointError
+from segship.errors import CheckpointError, shown
 
 DTYPE_BYTES = {
     "float64": 8,
@@ -30,9 +30,18 @@ DTYPE_BYTES = {
     "int8": 1,
     "uint8": 1,
     "bool": 1,
+    "float8_e4m3fn": 1,
+    "float8_e5m2": 1,
+    "uint16": 2,
+    "uint32": 4,
+    "uint64": 8,
+    "complex64": 8,
+    "complex128": 16,
 }
 MAX_RANK = 8
 """Axes of a tensor; the models here have at most 4."""
+MAX_TENSORS = 20_000
+"""Of one file; a training state of vit_h with averaged weights has some 3 thousand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +94,8 @@ class StoredTensor(TensorInfo):
 
 
 MAX_HEADER_BYTES = 8 << 20
+# 20 thousand tensors of 4 axes have half of them; each costs some 100 bytes once it is parsed.
+_MAX_HEADER_PARTS = 500_000
 _LENGTH_BYTES = 8
 _MAX_SIZE = 1 << 48
 
@@ -99,6 +110,11 @@ _DTYPES = {
     "I8": "int8",
     "U8": "uint8",
     "BOOL": "bool",
+    "F8_E4M3": "float8_e4m3fn",
+    "F8_E5M2": "float8_e5m2",
+    "U16": "uint16",
+    "U32": "uint32",
+    "U64": "uint64",
 }
 
 
@@ -116,6 +132,8 @@ def read_safetensors_header(stream: BinaryIO, size: int) -> dict[str, TensorInfo
         _bad(f"it claims a header of {length} bytes; the file has {size}, and at most {MAX_HEADER_BYTES} are read")
     header = _parse(stream.read(length))
     header.pop("__metadata__", None)
+    if len(header) > MAX_TENSORS:
+        _bad(f"it has {len(header)} tensors, and at most {MAX_TENSORS} are read")
     spans: list[tuple[int, int, str]] = []
     tensors: dict[str, TensorInfo] = {}
     for name, entry in header.items():
@@ -137,6 +155,8 @@ def _parse(raw: bytes) -> dict[str, object]:
             _bad("a name stands in its header twice")
         return found
 
+    if sum(map(raw.count, (b"[", b"{", b","))) > _MAX_HEADER_PARTS:
+        _bad(f"its header has more than {_MAX_HEADER_PARTS} brackets and commas")
     try:
         header = json.loads(raw.decode("utf-8"), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
@@ -151,15 +171,16 @@ def _tensor(name: str, entry: object) -> tuple[TensorInfo, int, int]:
         case {"dtype": str(kind), "shape": list(shape), "data_offsets": [int(begin), int(end)], **rest} if not rest:
             pass
         case _:
-            _bad(f"the entry of {name!r} is not dtype, shape and data_offsets")
+            _bad(f"the entry of '{shown(name)}' is not dtype, shape and data_offsets")
     if kind not in _DTYPES:
-        message = f"the tensor {name!r} has the dtype {kind}; read are {', '.join(_DTYPES)}"
+        message = f"the tensor '{shown(name)}' has the dtype {shown(kind)}; read are {', '.join(_DTYPES)}"
         raise CheckpointError(message, code="unsupported_dtype")
     if len(shape) > MAX_RANK or not all(type(size) is int and 0 <= size < _MAX_SIZE for size in shape):
-        _bad(f"the shape of {name!r} is {str(shape)[:80]}")
+        _bad(f"the shape of '{shown(name)}' is {', '.join(map(shown, shape[: MAX_RANK + 1]))}")
     info = TensorInfo(_DTYPES[kind], tuple(shape))
     if begin < 0 or end - begin != info.bytes:
-        _bad(f"{name!r} of shape {info.shape} and dtype {kind} has {info.bytes} bytes and spans {end - begin}")
+        found = f"has {info.bytes} bytes and spans {shown(end - begin)}"
+        _bad(f"'{shown(name)}' of shape {info.shape} and dtype {kind} {found}")
     return info, begin, end
 
 
@@ -167,7 +188,7 @@ def _check_spans(spans: list[tuple[int, int, str]], size: int) -> None:
     at = 0
     for begin, end, name in sorted(spans):
         if begin != at:
-            _bad(f"there is a hole or an overlap before {name!r}, at byte {at} of the data")
+            _bad(f"there is a hole or an overlap before '{shown(name)}', at byte {at} of the data")
         at = end
     if at != size:
         _bad(f"its tensors have {at} bytes and the file holds {size}")
@@ -281,7 +302,7 @@ def check_crc(stream: BinaryIO, member: Member) -> None:
         crc = zlib.crc32(piece, crc)
         left -= len(piece)
     if left or crc != member.crc:
-        _damaged(f"the CRC of its member {member.name} is wrong")
+        _damaged(f"the CRC of its member {shown(member.name)} is wrong")
 
 
 def _damaged(what: str) -> NoReturn:
@@ -329,7 +350,7 @@ def _parse_directory(directory: bytes, count: int) -> Iterator[_Record]:
         try:
             name = raw_name.decode("utf-8")
         except UnicodeDecodeError:
-            _damaged(f"the name {raw_name!r} is not UTF-8")
+            _damaged(f"the name {shown(raw_name.decode('latin-1'))!r} is not UTF-8")
         plain, packed, header = _from_zip64(extra, plain, packed, header)
         yield _Record(name, flags, method or disk, plain, packed, header, crc)
     if at != len(directory):
@@ -339,11 +360,13 @@ def _parse_directory(directory: bytes, count: int) -> Iterator[_Record]:
 def _from_zip64(extra: bytes, *sizes: int) -> tuple[int, ...]:
     """Replace the sizes that do not fit 32 bits by those of the zip64 extra field."""
     found: list[int] = []
-    while len(extra) >= 4:
-        kind, length = int.from_bytes(extra[:2], "little"), int.from_bytes(extra[2:4], "little")
+    at = 0
+    while at + 4 <= len(extra) and not found:
+        kind, length = int.from_bytes(extra[at : at + 2], "little"), int.from_bytes(extra[at + 2 : at + 4], "little")
         if kind == 1:
-            found = [int.from_bytes(extra[i : i + 8], "little") for i in range(4, 4 + length - 7, 8)]
-        extra = extra[4 + length :]
+            # Two sizes and a place are all that it may hold here.
+            found = [int.from_bytes(extra[i : i + 8], "little") for i in range(at + 4, at + 4 + min(length, 24) - 7, 8)]
+        at += 4 + length
     if sizes.count(_IN_ZIP64) > len(found):
         _damaged("a zip64 size is missing")
     rest = iter(found)
@@ -354,15 +377,15 @@ def _member(stream: BinaryIO, record: _Record) -> Member:
     """Check a member's record against its local header, which says where its bytes begin."""
     name = record.name
     if record.flags & _ENCRYPTED_FLAGS:
-        _damaged(f"its member {name!r} is marked as encrypted")
+        _damaged(f"its member '{shown(name)}' is marked as encrypted")
     if record.flags & ~_ALLOWED_FLAGS or record.method != 0 or record.plain != record.packed:
-        _damaged(f"its member {name!r} is compressed or has strange flags ({record.method}, {record.flags:#x})")
+        _damaged(f"its member '{shown(name)}' is compressed or has strange flags ({record.method}, {record.flags:#x})")
     raw_name = name.encode("utf-8")
     stream.seek(record.header)
     local = stream.read(_LOCAL.size + len(raw_name))
     _, flags, method, _, _, _, _, _, name_size, extra_size = _unpack(_LOCAL, local, 0, b"PK\3\4")
     if flags != record.flags or method != 0 or name_size != len(raw_name) or local[_LOCAL.size :] != raw_name:
-        _damaged(f"the two headers of its member {name!r} differ")
+        _damaged(f"the two headers of its member '{shown(name)}' differ")
     start = record.header + _LOCAL.size + name_size + extra_size
     return Member(name, record.header, start, record.plain, record.crc)
 
@@ -373,7 +396,7 @@ def _check_layout(members: list[Member], directory_start: int) -> None:
     for member in sorted(members, key=lambda member: member.header):
         slack = _DESCRIPTOR_BYTES if end else 0
         if not end <= member.header <= end + slack:
-            _damaged(f"its member {member.name!r} overlaps another, or bytes lie hidden before it")
+            _damaged(f"its member '{shown(member.name)}' overlaps another, or bytes lie hidden before it")
         end = member.start + member.bytes
     if not end <= directory_start <= end + _DESCRIPTOR_BYTES:
         _damaged("bytes lie hidden before its directory")
@@ -384,7 +407,7 @@ def _strip_root(members: list[Member]) -> dict[str, Member]:
     names = [member.name for member in members]
     name, count = Counter(names).most_common(1)[0] if names else ("", 0)
     if count > 1:
-        _damaged(f"the name {name!r} stands in it {count} times")
+        _damaged(f"the name '{shown(name)}' stands in it {count} times")
     inner = {member.name.partition("/")[2]: member for member in members}
     if "data.pkl" not in inner:
         message = (
@@ -395,7 +418,7 @@ def _strip_root(members: list[Member]) -> dict[str, Member]:
         _damaged("its members lie in more than one root folder")
     for name in inner:
         if name not in _PLAIN_MEMBERS and not (name.startswith("data/") and name.count("/") == 1):
-            _damaged(f"its member {name!r} is none of a checkpoint")
+            _damaged(f"its member '{shown(name)}' is none of a checkpoint")
     return inner
 
 

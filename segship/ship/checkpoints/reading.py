@@ -1,21 +1,23 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a checkpoint file to tensors, and from those into a module, strictly; never with a fallback.
 
-`survey` has checked the file by then, and the loader's result has to agree with it, so that no file means one thing to
-the check and another to the loader.
+`survey` has checked the file by then. Tensors of torch's format are views of the storages that it found, so no pickle
+meets an unpickler; those of safetensors come from its own loader, whose result has to agree with the survey.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, field
+from mmap import ACCESS_COPY, mmap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from segship.catalog import KnownCheckpoint
-from segship.errors import BackendUnavailable, CheckpointError
+from segship.errors import BackendUnavailable, CheckpointError, shown
+from segship.files import open_regular
+from segship.ship.checkpoints.archive import StoredTensor
 from segship.ship.checkpoints.survey import Labels, Survey, stamp_of, survey_checkpoint, unwrap_state_dict
 
 if TYPE_CHECKING:
@@ -23,6 +25,7 @@ if TYPE_CHECKING:
 
     import torch
 
+COUNTER = ".num_batches_tracked"
 _SHOWN = 10
 
 
@@ -30,7 +33,7 @@ def load_state(module: torch.nn.Module, state_dict: Mapping[str, torch.Tensor]) 
     """Load a state dict into a module, which may have been made on the ``meta`` device.
 
     Tensors are copied into a module that has memory; a module on ``meta`` takes the tensors themselves, so that
-    large weights exist once. Integer buffers are taken as they are.
+    large weights exist once. Integer buffers are taken as they are; counters of batches that are missing become 0.
 
     Raises
     ------
@@ -39,6 +42,9 @@ def load_state(module: torch.nn.Module, state_dict: Mapping[str, torch.Tensor]) 
         each. The module is unchanged then.
     """
     expected = module.state_dict()
+    # Counters of training steps, which many tools leave out: no answer depends on them.
+    counters = {name: tensor for name, tensor in expected.items() if name.endswith(COUNTER) and name not in state_dict}
+    state_dict = {**state_dict, **{name: tensor.new_zeros((), device="cpu") for name, tensor in counters.items()}}
     missing = [name for name in expected if name not in state_dict]
     unexpected = [name for name in state_dict if name not in expected]
     misfits = [
@@ -67,13 +73,14 @@ def _shown(tensor: torch.Tensor) -> str:
 
 def _listed(kind: str, names: list[str]) -> str:
     more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
-    return f"{len(names)} {kind}: {', '.join(names[:_SHOWN])}{more}"
+    return f"{len(names)} {kind}: {', '.join(map(shown, names[:_SHOWN]))}{more}"
 
 
 TORCH_FLOOR = (2, 10)
 """Earlier weights-only loaders have known holes (CVE-2025-32434, CVE-2026-24747)."""
 # Smaller files are read whole; larger ones are mapped, so that the system can drop pages it does not need.
 _MAPPED_BYTES = 128 << 20
+_ALIGNMENT = 16
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -88,6 +95,8 @@ class Checkpoint:
         The dtypes that the tensors have in the file, sorted.
     notes
         A sentence for everything that was taken off, left out or converted.
+    unusable
+        Of tensors that cannot become weights, such as quantised or sparse ones: name and kind.
     """
 
     path: Path
@@ -98,6 +107,7 @@ class Checkpoint:
     stored_dtypes: tuple[str, ...]
     notes: tuple[str, ...]
     labels: Labels | None = None
+    unusable: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def half_weights(self) -> bool:
@@ -118,35 +128,67 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
         When torch or safetensors is missing or too old.
     """
     survey = survey_checkpoint(path)
-    tensors, notes = _load_tensors(survey), list(survey.notes)
+    torch = _import_torch()
+    tensors = _load_safetensors(survey) if survey.format == "safetensors" else _map_tensors(survey, torch)
+    notes = list(survey.notes)
     if stamp_of(survey.path) != survey.stamp:
-        message = f"{survey.path} was changed while it was read; wait until it is written and read it again"
-        raise CheckpointError(message, code="file_changed")
+        raise _changed(survey)
     state = _to_float32(tensors, notes)
     _require_finite(survey.path, state)
     dtypes = tuple(sorted({info.dtype for info in survey.tensors.values()}))
+    unusable = {name: info.dtype for name, info in survey.tensors.items() if name not in tensors}
+    if unusable:
+        notes.append(_listed("tensors cannot become weights and were left out", _kinds(unusable)))
     return Checkpoint(
-        survey.path, survey.sha256, survey.bytes, survey.known, state, dtypes, tuple(notes), survey.labels
+        survey.path, survey.sha256, survey.bytes, survey.known, state, dtypes, tuple(notes), survey.labels, unusable
     )
 
 
-def _load_tensors(survey: Survey) -> dict[str, torch.Tensor]:
-    torch = _import_torch()
-    if survey.format == "safetensors":
-        load = partial(_import_safetensors().load_file, device="cpu")
-    else:
-        # weights_only is said here and nowhere undone: what it refuses stays refused.
-        load = partial(torch.load, map_location="cpu", weights_only=True, mmap=survey.bytes > _MAPPED_BYTES)
+def _kinds(unusable: Mapping[str, str]) -> list[str]:
+    return [f"{name} ({kind})" for name, kind in unusable.items()]
+
+
+def _changed(survey: Survey) -> CheckpointError:
+    message = f"{survey.path} was changed while it was read; wait until it is written and read it again"
+    return CheckpointError(message, code="file_changed")
+
+
+def _load_safetensors(survey: Survey) -> dict[str, torch.Tensor]:
+    load = _import_safetensors().load_file
     try:
-        contents: object = load(str(survey.path))
+        contents: object = load(str(survey.path), device="cpu")
     except Exception as error:  # A loader may raise anything at a crafted file; all of it is a refusal.
         message = f"{survey.path}: the {survey.format} loader refuses it: {str(error)[:300]}; nothing of it was run"
         raise CheckpointError(message, code="loader_refused") from error
+    import torch
+
     tensors, _ = unwrap_state_dict(contents, torch.Tensor)
     found = {name: (str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape)) for name, tensor in tensors.items()}
     if found != {name: (info.dtype, info.shape) for name, info in survey.tensors.items()}:
         message = f"{survey.path} gives other tensors to its loader than to its check, so it is crafted; do not use it"
         raise CheckpointError(message, code="ambiguous_checkpoint")
+    return tensors
+
+
+def _map_tensors(survey: Survey, torch: Any) -> dict[str, torch.Tensor]:
+    """Return the tensors as the survey describes them, from the bytes of their storages; no pickle is read again."""
+    with open_regular(survey.path) as stream:
+        if stamp_of(stream.fileno()) != survey.stamp:
+            raise _changed(survey)
+        large = survey.bytes > _MAPPED_BYTES
+        data = mmap(stream.fileno(), 0, access=ACCESS_COPY) if large else bytearray(stream.read())
+    if len(data) != survey.bytes:
+        raise _changed(survey)
+    storages: dict[str, torch.Tensor] = {}
+    for key, (start, size) in survey.storages.items():
+        raw = torch.frombuffer(data, dtype=torch.uint8, count=size, offset=start) if size else torch.empty(0).byte()
+        # torch.save aligns them; other writers need not, and a tensor begins at a multiple of its elements' size.
+        storages[key] = raw.clone() if start % _ALIGNMENT else raw
+    tensors: dict[str, torch.Tensor] = {}
+    for name, info in survey.tensors.items():
+        if isinstance(info, StoredTensor):
+            flat = storages[info.storage].view(getattr(torch, info.dtype))
+            tensors[name] = flat.as_strided(info.shape, info.strides, info.offset)
     return tensors
 
 

@@ -8,18 +8,22 @@ same function serves the description of a file and its tensors, so both see the 
 from __future__ import annotations
 
 import hashlib
+import json
 import os
+import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, astuple, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar
 
 from segship.catalog import CHECKPOINT_SUFFIXES, KnownCheckpoint, identify
-from segship.errors import CheckpointError, InputError, shown
+from segship.errors import BackendUnavailable, CheckpointError, InputError, UnsafeCheckpoint, shown
 from segship.files import CHUNK_BYTES, open_regular, real_path
+from segship.machine import run_limited
 from segship.ship.checkpoints.archive import (
     DTYPE_BYTES,
+    Archive,
     StoredTensor,
     TensorInfo,
     check_crc,
@@ -38,49 +42,98 @@ T = TypeVar("T")
 WRAPPER_KEYS = ("state_dict", "model_state_dict", "model_state", "model", "module", "net", "network", "weights")
 """Under which the weights stand, best first. Averaged weights (``ema``) beside them are left out, and that is noted."""
 PREFIXES = ("module.", "model.", "sam.", "_orig_mod.")
+"""Taken off names that no model here has; of those that one has, all that stands before a root goes."""
+ROOTS = ("image_encoder.", "backbone.")
+"""With which names of a family's encoder begin, and what stands before them is somebody's wrapper."""
 MAX_WRAPPERS = 4
+LONGEST_TENSOR_NAME = 512
 _SHOWN = 8
 
 
 def unwrap_state_dict(contents: object, tensor: type[T]) -> tuple[dict[str, T], tuple[str, ...]]:
     """Return the state dict in what a file holds, and a sentence for every thing that was taken off or left out.
 
+    It is the mapping to tensors whose names have a root of `ROOTS`, wherever it stands; of several the one under the
+    best of `WRAPPER_KEYS`. What stands before the root in all of its names is taken off, and tensors without that are
+    left out.
+
     Raises
     ------
     CheckpointError
-        When there is no mapping from names to tensors in it.
+        ``no_state_dict`` when there is no mapping from names to tensors in it; ``several_models`` when names have
+        several wrappers; ``bad_tensor_name``.
     """
     notes: list[str] = []
-    for _ in range(MAX_WRAPPERS):
-        wrapper = _wrapper(contents, tensor)
-        if wrapper is None or not isinstance(contents, Mapping):
-            break
-        _note(notes, f"taken from {wrapper!r}", (key for key in contents if key != wrapper))
-        contents = contents[wrapper]
+    for key in _find_weights(contents, tensor):
+        where = f"item {key}" if isinstance(contents, list | tuple) else f"'{_key(key)}'"
+        others = [other for other in _children(contents) if other != key]
+        if isinstance(contents, list | tuple):
+            others = [f"item {other}" for other in others]
+        _note(notes, f"taken from {where}", others)
+        contents = _children(contents)[key]
     if not isinstance(contents, Mapping) or not any(isinstance(value, tensor) for value in contents.values()):
-        found = f"the keys {_few(contents)}" if isinstance(contents, Mapping) else f"a {type(contents).__name__}"
+        found = f"the keys {_few(contents)}" if isinstance(contents, Mapping) else kind_of(contents)
         message = f"the file holds no state dict (names to tensors), but {found}; save model.state_dict()"
         raise CheckpointError(message, code="no_state_dict")
-    state = {str(key): value for key, value in contents.items() if isinstance(value, tensor)}
+    state = {_tensor_name(key): value for key, value in contents.items() if isinstance(value, tensor)}
     if len(state) < len(contents):
         _note(notes, "", (key for key, value in contents.items() if not isinstance(value, tensor)))
     return _strip_prefixes(state, notes), tuple(notes)
 
 
-def _wrapper(contents: object, tensor: type[T]) -> str | None:
-    """Return the key under which the state dict stands, or None when it is not wrapped."""
-    if not isinstance(contents, Mapping):
-        return None
-    # A real state dict has tensors at its top; a wrapper has mappings, and at most a stray tensor beside them.
-    return next((key for key in WRAPPER_KEYS if _may_hold_tensors(contents.get(key), tensor)), None)
+def _children(value: object) -> Mapping[Any, object]:
+    """Return what a container holds by its keys, or by places if it is a short list; nothing for other values."""
+    if isinstance(value, Mapping):
+        return value
+    return dict(enumerate(value)) if isinstance(value, list | tuple) and len(value) <= _SHOWN else {}
 
 
-def _may_hold_tensors(value: object, tensor: type[T]) -> bool:
-    if not isinstance(value, Mapping):
-        return False
-    return any(
-        isinstance(item, tensor) or (key in WRAPPER_KEYS and isinstance(item, Mapping)) for key, item in value.items()
-    )
+def _find_weights(contents: object, tensor: type[T]) -> tuple[object, ...]:
+    """Return the keys that lead to the state dict from the outermost container."""
+    found: list[tuple[object, ...]] = []
+    plain: list[tuple[object, ...]] = []
+    # Each container is looked at once, however often it stands in others.
+    level: list[tuple[tuple[object, ...], object]] = [((), contents)]
+    seen: set[int] = set()
+    for _ in range(MAX_WRAPPERS + 1):
+        inner: list[tuple[tuple[object, ...], object]] = []
+        for path, value in level:
+            children = _children(value)
+            names = [key for key, item in children.items() if isinstance(item, tensor) and isinstance(key, str)]
+            if any(_root_of(name) is not None for name in names):
+                found.append(path)
+            elif names and all(key in WRAPPER_KEYS for key in path):
+                plain.append(path)
+            fresh = [(key, item) for key, item in children.items() if isinstance(item, Mapping | list | tuple)]
+            inner += [((*path, key), item) for key, item in fresh if id(item) not in seen]
+            seen.update(id(item) for _, item in fresh)
+        level = inner
+    # Without the names of any model here, an inner mapping goes before stray tensors beside it.
+    return min(found, key=_rank) if found else max(plain, key=len, default=())
+
+
+def _rank(path: Sequence[object]) -> tuple[int, ...]:
+    return tuple(WRAPPER_KEYS.index(key) if key in WRAPPER_KEYS else len(WRAPPER_KEYS) for key in path)
+
+
+def _root_of(name: str) -> tuple[str, str] | None:
+    """Return what stands before the root in a name, and the root; None if it has none."""
+    for root in ROOTS:
+        at = 0 if name.startswith(root) else name.find(f".{root}") + 1
+        if at or name.startswith(root):
+            return name[:at], root
+    return None
+
+
+def _tensor_name(key: object) -> str:
+    name = key if isinstance(key, str) else _key(key)
+    if not 0 < len(name) <= LONGEST_TENSOR_NAME or not name.isprintable():
+        message = (
+            f"the tensor name '{shown(name)}' is not 1 to {LONGEST_TENSOR_NAME} printable characters; the file is "
+            "damaged or crafted"
+        )
+        raise CheckpointError(message, code="bad_tensor_name")
+    return name
 
 
 def _note(notes: list[str], taken: str, left_out: Iterable[object]) -> None:
@@ -88,17 +141,44 @@ def _note(notes: list[str], taken: str, left_out: Iterable[object]) -> None:
     notes.append("; ".join(part for part in (taken, f"left out {left}" if left else "") if part))
 
 
+def _key(key: object) -> str:
+    return shown(key) if isinstance(key, str | int | float | None) else kind_of(key)
+
+
 def _few(keys: Iterable[object]) -> str:
-    listed = [repr(key)[:60] for key in keys]
+    listed = sorted(f"'{_key(key)}'" for key in keys)
     more = f" and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
-    return ", ".join(sorted(listed)[:_SHOWN]) + more
+    return ", ".join(listed[:_SHOWN]) + more
 
 
 def _strip_prefixes(state: dict[str, T], notes: list[str]) -> dict[str, T]:
-    while prefix := next((prefix for prefix in PREFIXES if all(name.startswith(prefix) for name in state)), None):
-        state = {name.removeprefix(prefix): value for name, value in state.items()}
-        notes.append(f"prefix {prefix!r} taken off every name")
-    return state
+    prefix = _common_prefix(state)
+    if prefix is None:
+        while found := next((start for start in PREFIXES if all(name.startswith(start) for name in state)), None):
+            state = {name.removeprefix(found): value for name, value in state.items()}
+            notes.append(f"prefix {found!r} taken off every name")
+        return state
+    left_out = [name for name in state if not name.startswith(prefix)]
+    kept = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+    notes.extend(f"prefix '{shown(part)}.' taken off every name" for part in prefix.split(".")[:-1])
+    if left_out:
+        _note(notes, "", left_out)
+    return kept
+
+
+def _common_prefix(state: Mapping[str, object]) -> str | None:
+    """Return what stands before the root of a model's names; None without such names."""
+    roots = [root for root in map(_root_of, state) if root is not None]
+    first = next((root for root in ROOTS if any(found == root for _, found in roots)), None)
+    prefixes = {prefix for prefix, root in roots if root == first}
+    if "" in prefixes or len(prefixes) < 2:
+        return "" if "" in prefixes else next(iter(prefixes), None)
+    best = min(_rank(prefix.split(".")[:1]) for prefix in prefixes)
+    chosen = [prefix for prefix in prefixes if _rank(prefix.split(".")[:1]) == best]
+    if len(chosen) > 1:
+        message = f"the file holds several models, under {_few(chosen)}; save the state dict of one of them"
+        raise CheckpointError(message, code="several_models")
+    return chosen[0]
 
 
 LONGEST_NAME = 128
@@ -206,6 +286,8 @@ class Survey:
         The state dict's tensors by name, wrappers and prefixes taken off.
     stamp
         Identity, size and time of the file, to notice that it was changed meanwhile.
+    storages
+        Of a file of torch: where the bytes of each storage that a tensor has lie, and how many they are.
     labels
         Names of classes that a training program wrote beside the weights, or None.
     """
@@ -219,6 +301,7 @@ class Survey:
     notes: tuple[str, ...]
     stamp: tuple[int, ...]
     labels: Labels | None = None
+    storages: Mapping[str, tuple[int, int]] = field(default_factory=dict)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -227,30 +310,115 @@ class Survey:
 
 
 def survey_checkpoint(path: str | os.PathLike[str]) -> Survey:
-    """Check a checkpoint file and list its tensors.
+    """Check a checkpoint file and list its tensors, in a process of its own with limits of memory and time.
 
     Raises
     ------
     UnsafeCheckpoint
         When it asks for code to be run; the message names it.
     CheckpointError
-        When it is missing, of another format, damaged or crafted.
+        When it is missing, of another format, damaged or crafted; ``reading_stopped`` when a limit was reached.
     """
+    # A program that was frozen into one file has no interpreter to start.
+    if not sys.executable or getattr(sys, "frozen", False):
+        return survey_file(path)
+    given = Path(path)
+    try:
+        size = os.stat(given).st_size
+    except (OSError, ValueError):
+        # Opening it says what is wrong.
+        return survey_file(path)
+    seconds = LEAST_SECONDS + size // _SLOWEST_BYTES
+    try:
+        answer = run_limited(f"{__name__}:answer", str(given), memory_bytes=MOST_MEMORY, seconds=seconds)
+    except BackendUnavailable as error:
+        message = f"{given}: reading it was stopped ({error}); the file is damaged or crafted"
+        raise CheckpointError(message, code="reading_stopped") from error
+    return _from_document(json.loads(answer))
+
+
+MOST_MEMORY = 512 << 20
+"""Address space for a survey; that of vit_h takes 30 MB."""
+LEAST_SECONDS = 20
+_SLOWEST_BYTES = 25_000_000
+"""That any processor digests and checks in a second."""
+
+
+def answer(path: str) -> bytes:
+    """Survey a file and return the outcome as JSON, which a hostile file cannot turn into anything else."""
+    try:
+        survey = survey_file(path)
+    except CheckpointError as error:
+        document: dict[str, Any] = {
+            "error": str(error),
+            "code": error.code,
+            "unsafe": isinstance(error, UnsafeCheckpoint),
+        }
+    else:
+        document = asdict(replace(survey, known=None, tensors={}))
+        document |= {
+            "path": str(survey.path),
+            "tensors": {name: astuple(info) for name, info in survey.tensors.items()},
+        }
+    return json.dumps(document).encode("ascii")
+
+
+def _from_document(document: dict[str, Any]) -> Survey:
+    if "error" in document:
+        kind = UnsafeCheckpoint if document["unsafe"] else CheckpointError
+        raise kind(document["error"], code=document["code"])
+    tensors = {
+        name: (TensorInfo if len(rest) == 0 else StoredTensor)(dtype, tuple(shape), *_fields(rest))
+        for name, (dtype, shape, *rest) in document["tensors"].items()
+    }
+    labels = document["labels"] and Labels(
+        tuple(document["labels"]["classes"]),
+        document["labels"]["palette"] and tuple(map(tuple, document["labels"]["palette"])),
+        tuple(document["labels"]["notes"]),
+    )
+    changed = {
+        "path": Path(document["path"]),
+        "known": identify(document["sha256"]),
+        "tensors": tensors,
+        "notes": tuple(document["notes"]),
+        "stamp": tuple(document["stamp"]),
+        "labels": labels,
+        "storages": {key: tuple(place) for key, place in document["storages"].items()},
+    }
+    return Survey(**{**document, **changed})
+
+
+def _fields(rest: Sequence[Any]) -> tuple[Any, ...]:
+    return (tuple(rest[0]), *rest[1:]) if rest else ()
+
+
+def survey_file(path: str | os.PathLike[str]) -> Survey:
+    """Do what `survey_checkpoint` does, in this process and without its limits."""
     given = Path(path)
     kind: Format = "safetensors" if given.suffix == ".safetensors" else "torch"
     with _named(given), _opened(given) as stream:
         size = os.fstat(stream.fileno()).st_size
         _refuse_other_kinds(kind, stream.read(512), size)
+        archive: Archive | None = None
         # The checks that a hostile file fails come before the digest, which takes as long as the file is large.
         if kind == "safetensors":
             contents: object = read_safetensors_header(stream, size)
             sha256 = _digest(stream)
         else:
-            contents, sha256 = _survey_archive(stream, size)
+            archive = read_archive(stream, size)
+            contents, sha256 = _survey_archive(stream, size, archive)
         tensors, notes = unwrap_state_dict(contents, TensorInfo)
         stamp, labels = stamp_of(stream.fileno()), find_labels(contents)
         notes += labels.notes if labels is not None else ()
-        return Survey(real_path(given), kind, size, sha256, identify(sha256), tensors, notes, stamp, labels)
+        storages = {} if archive is None else _places(archive, tensors)
+        known = identify(sha256)
+        return Survey(real_path(given), kind, size, sha256, known, tensors, notes, stamp, labels, storages)
+
+
+def _places(archive: Archive, tensors: Mapping[str, TensorInfo]) -> dict[str, tuple[int, int]]:
+    keys = {info.storage for info in tensors.values() if isinstance(info, StoredTensor)}
+    members = {key: archive.members[f"data/{key}"] for key in keys}
+    return {key: (member.start, member.bytes) for key, member in members.items()}
 
 
 def stamp_of(file: int | Path) -> tuple[int, ...]:
@@ -269,6 +437,10 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         stream = open_regular(real_path(path))
     except InputError as error:
         raise CheckpointError(str(error), code=error.code) from error
+    except (ValueError, RuntimeError, OSError) as error:
+        # A NUL in the name, or a link that leads back to itself.
+        message = f"{shown(str(path))} is no file that can be opened ({shown(str(error))}); check the name"
+        raise CheckpointError(message, code="file_missing") from error
     with stream:
         yield stream
 
@@ -309,8 +481,7 @@ def _refuse_other_kinds(kind: Format, head: bytes, size: int) -> None:
     raise CheckpointError(message, code="not_a_checkpoint")
 
 
-def _survey_archive(stream: BinaryIO, size: int) -> tuple[object, str]:
-    archive = read_archive(stream, size)
+def _survey_archive(stream: BinaryIO, size: int, archive: Archive) -> tuple[object, str]:
     require_little_endian(stream, archive)
     scan = scan_pickle(read_pickle(stream, archive))
     for tensor in scan.tensors:
@@ -329,8 +500,9 @@ def _survey_archive(stream: BinaryIO, size: int) -> tuple[object, str]:
 def _check_storage(tensor: StoredTensor, found: int | None) -> None:
     claimed = tensor.storage_elements * DTYPE_BYTES[tensor.dtype]
     if found != claimed:
+        there = "none" if found is None else found
         message = (
-            f"the storage {tensor.storage!r} should have {claimed} bytes and has {'none' if found is None else found}; "
+            f"the storage '{shown(tensor.storage)}' should have {claimed} bytes and has {there}; "
             "the file is damaged or crafted"
         )
         raise CheckpointError(message, code="bad_tensor_layout")

@@ -17,7 +17,7 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any, NamedTuple
 
-from segship.errors import CheckpointError
+from segship.errors import CheckpointError, shown
 
 IMAGENET_MEAN = (123.675, 116.28, 103.53)
 IMAGENET_STD = (58.395, 57.12, 57.375)
@@ -70,9 +70,9 @@ def recognise(shapes: Mapping[str, tuple[int, ...]]) -> Recognised:
         if any(name.startswith(start) for name in shapes):
             message = f"the checkpoint is of {words}, which is not supported yet; {_ACCEPTED}"
             raise CheckpointError(message, code="unsupported_architecture")
-    roots = Counter(".".join(name.split(".")[:2])[:60] for name in shapes)
-    shown = ", ".join(name for name, _ in roots.most_common(_SHOWN)) or "no name"
-    raise unrecognised(f"it has {len(shapes)} tensors, under {shown}")
+    roots = Counter(".".join(name.split(".", 2)[:2]) for name in shapes)
+    listed = ", ".join(shown(name) for name, _ in roots.most_common(_SHOWN)) or "no name"
+    raise unrecognised(f"it has {len(shapes)} tensors, under {listed}")
 
 
 def recogniser(name: str) -> ModuleType:

@@ -102,7 +102,6 @@ def _old_opcodes(command: str) -> Hostile:
         "ext4": (b"\x80\x02\x84\x07\x00\x00\x01.", "EXT4 16777223"),
         "text persistent id": (b"Pos.system\n.", "PERSID os.system"),
         "next buffer": (b"\x80\x05\x97.", "NEXT_BUFFER"),
-        "frozenset": (b"\x80\x04(\x91.", "FROZENSET"),
     }
 
 
@@ -146,7 +145,19 @@ def _disguised(command: str) -> Hostile:
         "a call of a storage": (b"\x80\x02ctorch\nFloatStorage\n)R.", "calls torch.FloatStorage"),
         "a default dict with a factory": (
             b"\x80\x02" + _call("collections", "defaultdict", b"cos\nsystem\n") + b".",
-            "collections.defaultdict",
+            "os.system",
+        ),
+        "an attribute of something that is no type": (
+            b"\x80\x02" + _call("builtins", "getattr", b"ctorch\nSize\n", text("__init__")) + b".",
+            "builtins.getattr",
+        ),
+        "a harmless type over a harmful argument": (
+            b"\x80\x02" + _call("argparse", "Namespace", b"cos\nsystem\n") + b".",
+            "os.system",
+        ),
+        "the state of a harmless type": (
+            b"\x80\x02cargparse\nNamespace\n)\x81}" + text("x") + call + b"sb.",
+            "os.system",
         ),
         "a persistent id of a global": (b"\x80\x02" + call + b"Q.", "os.system"),
         "a persistent id of another kind": (b"\x80\x02(" + text("module") + text("os") + b"tQ.", "persistent id"),
@@ -167,9 +178,9 @@ def _torch_and_friends(command: str) -> Hostile:
     names = ["torch.load", "torch.hub.load", "torch.jit.load", "torch.storage._load_from_bytes", "torch.Tensor"]
     names += ["torch._utils._rebuild_wrapper_subclass", "torch._utils._rebuild_device_tensor_from_numpy"]
     names += ["torch._utils._rebuild_parameter_with_state", "torch._dynamo.config", "torch.nn.Linear"]
-    names += ["torch.ComplexFloatStorage", "torch.serialization.StorageType", "numpy.core.multiarray._reconstruct"]
+    names += ["torch.ComplexFloatStorage", "torch.serialization.StorageType", "numpy.core.multiarray.fromstring"]
     names += ["numpy.load", "numpy.f2py.crackfortran.getlincoef", "dill._dill._create_code", "joblib.load"]
-    names += ["cloudpickle.cloudpickle._make_function", "_codecs.encode", "builtins.set", "argparse.Namespace"]
+    names += ["cloudpickle.cloudpickle._make_function", "_codecs.lookup", "builtins.map", "argparse.FileType"]
     found: Hostile = {}
     for full in names:
         module, _, name = full.rpartition(".")

@@ -72,7 +72,7 @@ MALFORMED = {
     "items appended to a dict": b"\x80\x02}K\x01a.",
     "odd items": b"\x80\x02}(K\x01u.",
     "list as a key": b"\x80\x02}]K\x01s.",
-    "tuple as a key": b"\x80\x02})K\x01s.",
+    "dict as a key": b"\x80\x02}}K\x01s.",
     "invalid text": b"\x80\x02X\x01\x00\x00\x00\xff.",
     "tensor of nothing": b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n)R.",
     "parameter of nothing": b"\x80\x02ctorch._utils\n_rebuild_parameter\n)R.",

@@ -3,6 +3,7 @@
 
 import hashlib
 import os
+import pickle
 import subprocess
 import sys
 import types
@@ -144,35 +145,45 @@ def test_a_published_file_is_known(tmp_path, monkeypatch):
     assert read_checkpoint(tmp_path / "model.pth").known is known
 
 
-def test_what_the_loader_refuses_stays_refused(tmp_path, monkeypatch):
-    asked = []
+def test_no_unpickler_ever_sees_the_file(tmp_path, monkeypatch):
+    torch.save(weights(), tmp_path / "model.pth")
 
-    def refuse_all(*_, **options):
-        asked.append(options)
-        raise RuntimeError("weights only load failed")
+    def refuse_all(*_, **__):
+        raise AssertionError("unpickled")
 
-    torch.save({"weight": torch.ones(2)}, tmp_path / "model.pth")
     monkeypatch.setattr(torch, "load", refuse_all)
-    refuse(tmp_path / "model.pth", "weights only load failed", "loader_refused")
-    assert len(asked) == 1 and asked[0]["weights_only"] is True
+    monkeypatch.setattr(pickle, "Unpickler", refuse_all)
+    monkeypatch.setattr(pickle, "loads", refuse_all)
+    assert same(read_checkpoint(tmp_path / "model.pth").state_dict, weights())
+
+
+def test_what_the_loader_refuses_stays_refused(tmp_path, monkeypatch):
+    def refuse_all(*_, **__):
+        raise RuntimeError("invalid header")
+
+    safetensors.torch.save_file({"weight": torch.ones(2)}, tmp_path / "model.safetensors")
+    monkeypatch.setattr(safetensors.torch, "load_file", refuse_all)
+    refuse(tmp_path / "model.safetensors", "invalid header", "loader_refused")
 
 
 def test_a_file_that_means_two_things_is_refused(tmp_path, monkeypatch):
-    torch.save({"weight": torch.ones(2)}, tmp_path / "model.pth")
+    safetensors.torch.save_file({"weight": torch.ones(2)}, tmp_path / "model.safetensors")
     for other in ({"weight": torch.ones(3)}, {"other": torch.ones(2)}, {"weight": torch.ones(2).half()}):
-        monkeypatch.setattr(torch, "load", lambda *_, other=other, **__: other)
-        refuse(tmp_path / "model.pth", "crafted", "ambiguous_checkpoint")
+        monkeypatch.setattr(safetensors.torch, "load_file", lambda *_, other=other, **__: other)
+        refuse(tmp_path / "model.safetensors", "crafted", "ambiguous_checkpoint")
 
 
-def test_a_file_that_changes_meanwhile_is_refused(tmp_path, monkeypatch):
-    path, load = tmp_path / "model.pth", torch.load
+@pytest.mark.parametrize("change", [lambda path: os.utime(path, ns=(1, 1)), lambda path: path.write_bytes(b"PK")])
+def test_a_file_that_changes_meanwhile_is_refused(tmp_path, monkeypatch, change):
+    path, survey = tmp_path / "model.pth", module.survey_checkpoint
     torch.save({"weight": torch.ones(2)}, path)
 
-    def touch(*args, **options):
-        os.utime(path, ns=(1, 1))
-        return load(*args, **options)
+    def survey_and_change(*args):
+        found = survey(*args)
+        change(path)
+        return found
 
-    monkeypatch.setattr(torch, "load", touch)
+    monkeypatch.setattr(module, "survey_checkpoint", survey_and_change)
     refuse(path, "was changed while it was read", "file_changed")
 
 

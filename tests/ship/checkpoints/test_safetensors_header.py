@@ -95,4 +95,4 @@ def test_a_crafted_header_is_refused(header, words):
 
 
 def test_a_dtype_that_no_model_here_has_is_named():
-    refuse(build({"x": {**ENTRY, "dtype": "F8_E4M3"}}), "dtype F8_E4M3", code="unsupported_dtype")
+    refuse(build({"x": {**ENTRY, "dtype": "F4"}}), "dtype F4", code="unsupported_dtype")

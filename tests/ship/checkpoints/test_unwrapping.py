@@ -48,9 +48,78 @@ def test_prefixes_common_to_all_names_are_taken_off(prefix):
     assert len(notes) == prefix.count(".")
 
 
-def test_a_prefix_of_some_names_only_stays():
-    mixed = {**prefixed("module."), "other": WEIGHT}
+@pytest.mark.parametrize("prefix", ["net.", "network.", "student.", "sam_model.", "base_model.model.", "a.b.c."])
+def test_what_stands_before_the_root_of_the_names_goes_whatever_it_is(prefix):
+    state, notes = unwrap_state_dict(prefixed(prefix), TensorInfo)
+    assert state == STATE
+    assert notes == tuple(f"prefix '{part}.' taken off every name" for part in prefix.split(".")[:-1])
+
+
+def test_tensors_beside_a_common_prefix_are_left_out_and_noted():
+    mixed = {**prefixed("module."), "n_averaged": WEIGHT, "criterion.weight": WEIGHT}
+    state, notes = unwrap_state_dict(mixed, TensorInfo)
+    assert state == STATE
+    assert notes == ("prefix 'module.' taken off every name", "left out 'criterion.weight', 'n_averaged'")
+
+
+def test_tensors_beside_names_without_a_prefix_stay_for_the_strict_check():
+    mixed = {**STATE, "other": WEIGHT, "teacher.image_encoder.a": WEIGHT}
     assert unwrap_state_dict(mixed, TensorInfo) == (mixed, ())
+
+
+def test_a_model_of_another_layout_keeps_all_names():
+    mixed = {"module.conv": WEIGHT, "other": WEIGHT}
+    assert unwrap_state_dict(mixed, TensorInfo) == (mixed, ())
+
+
+@pytest.mark.parametrize("key", ["sam", "params", "net_state_dict", "ema", "student", 7, ("a", 1)])
+def test_any_wrapper_around_names_of_a_model_is_taken_off(key):
+    state, notes = unwrap_state_dict({key: prefixed("net."), "epoch": 7}, TensorInfo)
+    assert state == STATE and notes[0].endswith("left out 'epoch'")
+
+
+@pytest.mark.parametrize(
+    ("contents", "note"), [([STATE], "taken from item 0"), ((STATE, {"epoch": 7}), "left out 'item 1'")]
+)
+def test_lists_around_a_state_dict_are_taken_off(contents, note):
+    state, notes = unwrap_state_dict(contents, TensorInfo)
+    assert state == STATE and notes[0].endswith(note)
+
+
+@pytest.mark.parametrize("better", ["state_dict", "model", "net"])
+def test_of_several_state_dicts_the_one_that_is_trained_is_taken(better):
+    other = {name: TensorInfo("float16", (2,)) for name in STATE}
+    state, notes = unwrap_state_dict({"ema": other, "teacher": other, better: STATE}, TensorInfo)
+    assert state == STATE and "left out 'ema', 'teacher'" in notes[0]
+    mixed = {**{f"ema_model.{name}": info for name, info in other.items()}, **prefixed("model.")}
+    assert unwrap_state_dict(mixed, TensorInfo)[0] == STATE
+
+
+def test_two_models_side_by_side_are_told_apart_by_the_user():
+    with pytest.raises(CheckpointError, match="holds several models, under 'a.', 'b.'; save the state dict") as refusal:
+        unwrap_state_dict({**prefixed("a."), **prefixed("b.")}, TensorInfo)
+    assert refusal.value.code == "several_models"
+
+
+@pytest.mark.parametrize("name", ["\ud800", "a\x1b[2J", "x" * 513, ""])
+def test_names_that_no_tensor_has_are_refused(name):
+    with pytest.raises(CheckpointError, match="the tensor name '.*' is not 1 to 512 printable characters") as refusal:
+        unwrap_state_dict({**STATE, name: WEIGHT}, TensorInfo)
+    assert refusal.value.code == "bad_tensor_name" and str(refusal.value).isascii()
+
+
+def test_keys_of_six_thousand_digits_are_told_by_their_size():
+    assert unwrap_state_dict({**STATE, 10**6000: 7}, TensorInfo)[1] == ("left out 'a number of 19932 bits'",)
+    state, _ = unwrap_state_dict({**STATE, 10**6000: WEIGHT}, TensorInfo)
+    assert set(state) == {*STATE, "a number of 19932 bits"}
+
+
+def test_containers_that_hold_each_other_are_looked_at_once():
+    level: object = [STATE]
+    for _ in range(5):
+        level = {f"key{index}": level for index in range(1000)}
+    with pytest.raises(CheckpointError, match="no state dict"):
+        unwrap_state_dict(level, TensorInfo)
 
 
 def test_values_beside_the_tensors_are_left_out_and_noted():

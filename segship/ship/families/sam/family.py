@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from segship.errors import CheckpointError
 from segship.masks.cleanup import MaskCleanUp
 from segship.promptable.manifest import PromptableManifest
 from segship.promptable.prompts import PromptRules
@@ -44,10 +45,33 @@ build = build_sam
 def prepare(
     path: Path, config: SamConfig, state: State, options: ExportOptions
 ) -> tuple[SamConfig, State, tuple[str, ...]]:
-    """Return configuration and weights for the model frame that is asked for, and what was changed."""
-    if options.image_size is None:
-        return config, state, ()
-    return change_image_size(config, state, options.image_size)
+    """Return configuration and weights for the model frame that is asked for, and what was changed.
+
+    Raises
+    ------
+    CheckpointError
+        ``unsupported_architecture`` when the file says that pixels are normalised otherwise; what `change_image_size`
+        raises.
+    """
+    state, changes = _without_normalisation(path, config, state)
+    image_size = config.image_size if options.image_size is None else options.image_size
+    config, state, resized = change_image_size(config, state, image_size)
+    return config, state, (*changes, *resized)
+
+
+def _without_normalisation(path: Path, config: SamConfig, state: State) -> tuple[State, tuple[str, ...]]:
+    """Take out mean and deviation of pixels, which some tools save as tensors, if they are those of the model."""
+    known = {"pixel_mean": config.pixel_mean, "pixel_std": config.pixel_std}
+    found = {name: state[name].flatten() for name in known if name in state}
+    for name, values in found.items():
+        if len(values) != 3 or not torch.allclose(values.float(), torch.tensor(known[name]), rtol=1e-4):
+            message = (
+                f"{path}: {name} is {[round(value, 4) for value in values.tolist()[:3]]}, and models of this layout "
+                f"have {list(known[name])}; give a checkpoint that normalises pixels so"
+            )
+            raise CheckpointError(message, code="unsupported_architecture")
+    kept = {name: tensor for name, tensor in state.items() if name not in found}
+    return kept, ((f"left out {' and '.join(found)}, which are the model's own",) if found else ())
 
 
 def reference(model: LoadedModel) -> Graphs:

@@ -114,6 +114,9 @@ def change_image_size(
 ) -> tuple[SamConfig, dict[str, Tensor], tuple[str, ...]]:
     """Return configuration, weights and a sentence for every change, for a model frame of ``image_size`` pixels.
 
+    Tables that have another size than the file's own model frame needs are resized too, as the reference does whenever
+    it runs.
+
     Raises
     ------
     CheckpointError
@@ -127,13 +130,11 @@ def change_image_size(
             code="bad_image_size",
         )
     resized = replace(config, image_size=image_size)
-    if image_size == config.image_size:
-        return resized, dict(state_dict), ()
-    changes = [f"image size {image_size} instead of {config.image_size}"]
+    same = image_size == config.image_size
+    changes = [] if same else [f"image size {image_size} instead of {config.image_size}"]
     state = dict(state_dict)
-    grid = resized.embedding_size
     for name, table in state_dict.items():
-        fitted = _fit(name, table, config, grid)
+        fitted = _fit(name, table, config, resized.embedding_size)
         if fitted is not None:
             state[name] = fitted
             changes.append(f"{name} resized from {tuple(table.shape)} to {tuple(fitted.shape)}")
@@ -141,13 +142,13 @@ def change_image_size(
 
 
 def _fit(name: str, table: Tensor, config: SamConfig, grid: int) -> Tensor | None:
-    """Return the resized table, or None when the tensor does not depend on the model frame."""
-    if name == POSITION_TABLE:
+    """Return the resized table, or None when it has that size, or the tensor does not depend on the model frame."""
+    if name == POSITION_TABLE and table.shape[1] != grid:
         nchw = F.interpolate(table.permute(0, 3, 1, 2), size=(grid, grid), mode="bicubic", antialias=False)
         return nchw.permute(0, 2, 3, 1).contiguous()
     if isinstance(config.encoder, VitConfig) and name.endswith(("attn.rel_pos_h", "attn.rel_pos_w")):
         block = int(name.split(".")[2])
-        if block in config.encoder.global_attention_blocks:
+        if block in config.encoder.global_attention_blocks and len(table) != 2 * grid - 1:
             along = F.interpolate(table.T.unsqueeze(0), size=2 * grid - 1, mode="linear")
             return along.squeeze(0).T.contiguous()
     return None

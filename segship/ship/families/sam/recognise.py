@@ -111,14 +111,17 @@ def _read_vit(encoder: Shapes) -> tuple[VitConfig, int]:
     tables = [encoder.of(f"blocks.{index}.attn.rel_pos_h", 2) for index in range(depth)]
     # A table of 2S - 1 rows serves an attention over S x S tokens.
     sides = [(rows + 1) // 2 for rows, _ in tables]
-    windows = sorted({side for side in sides if side != grid})
+    # Where the position table alone was resized, the global blocks have the longer tables; they are resized in loading.
+    kept = grid not in sides and tables == [encoder.of(f"blocks.{i}.attn.rel_pos_w", 2) for i in range(depth)]
+    whole = max(sides) if kept and len(set(sides)) == 2 else grid
+    windows = sorted({side for side in sides if side != whole})
     if not tables or len(windows) > 1 or any(rows % 2 == 0 for rows, _ in tables):
         raise unrecognised(f"the blocks attend over {windows} besides the grid of {grid}; one window size is known")
     config = VitConfig(
         embed_dim=dim,
         depth=depth,
         num_heads=divide(dim, tables[0][1]),
-        global_attention_blocks=tuple(index for index, side in enumerate(sides) if side == grid),
+        global_attention_blocks=tuple(index for index, side in enumerate(sides) if side == whole),
         patch_size=patch_size,
         mlp_ratio=hidden_ratio(encoder.of("blocks.0.mlp.lin1.weight", 2)[0], dim),
     )

@@ -33,7 +33,7 @@ _GIVE_CLASSES = "give `segship export` a JSON list of names with --classes FILE"
 
 IGNORED_PREFIXES = ("auxiliary_head.",)
 """Heads that mmsegmentation's configurations may add in training; they take no part in an answer."""
-INDEX_SUFFIX = ".relative_position_index"
+INDEX_SUFFIX, TABLE_SUFFIX = ".relative_position_index", ".relative_position_bias_table"
 
 State = Mapping[str, torch.Tensor]
 Graphs = dict[str, tuple[nn.Module, GraphSpec]]
@@ -63,7 +63,10 @@ def prepare(
         left_out = len(state) - len(kept)
         changes.append(f"left out {left_out} tensors of a head that is used in training alone (auxiliary_head)")
     _check_indices(path, kept, config.window_size)
-    return config, kept, tuple(changes)
+    # They follow from the window's size, so a file that left them out lacks nothing.
+    index = relative_position_index(config.window_size)
+    tables = [name.removesuffix(TABLE_SUFFIX) for name in kept if name.endswith(TABLE_SUFFIX)]
+    return config, {**{f"{name}{INDEX_SUFFIX}": index for name in tables}, **kept}, tuple(changes)
 
 
 def _check_indices(path: Path, state: State, window_size: int) -> None:

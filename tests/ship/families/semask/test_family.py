@@ -89,6 +89,18 @@ def test_keys_that_do_not_fit_are_listed(tmp_path, change, words):
     refuse(saved(tmp_path, change), words, "state_mismatch")
 
 
+@pytest.mark.parametrize("suffix", ["num_batches_tracked", "relative_position_index"])
+def test_tensors_that_carry_nothing_are_not_demanded(tmp_path, suffix):
+    def without(state):
+        for name in [name for name in state if name.endswith(suffix)]:
+            del state[name]
+
+    expected = small_semask().state_dict()
+    found = load_model(saved(tmp_path, without)).module.state_dict()
+    assert found.keys() == expected.keys() and any(name.endswith(suffix) for name in found)
+    assert all(torch.equal(found[name], expected[name]) for name in found if not name.endswith("num_batches_tracked"))
+
+
 def test_other_tables_of_positions_are_refused(tmp_path):
     key = "backbone.layers.0.blocks.0.attn.relative_position_index"
     path = saved(tmp_path, lambda state: state.update({key: state[key].flip(0)}))
