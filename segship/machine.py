@@ -187,7 +187,9 @@ def _leave_interrupts_to_the_parent() -> None:
 
 # The package's own __init__ is left out: it imports numpy and OpenCV, which take more memory than the limit.
 _LIMITED = """
-import sys, types
+import gc, sys, types
+# It lives for one answer, so looking for cycles is for nothing.
+gc.disable()
 folder, call, argument, memory, seconds = sys.argv[1:]
 package = sys.modules["segship"] = types.ModuleType("segship")
 package.__path__ = [folder]

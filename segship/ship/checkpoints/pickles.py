@@ -29,6 +29,8 @@ ADVICE = (
 )
 _MAX_SIZE = 1 << 48
 _MAX_KEY_BITS = 256
+# torch.save counts them.
+_LONGEST_KEY = 64
 
 STORAGE_DTYPES = {
     "torch.FloatStorage": "float32",
@@ -51,6 +53,7 @@ _RAW_STORAGES = {
     "torch.QUInt8Storage": 1,
     "torch.QInt32Storage": 4,
 }
+_STORAGES = frozenset((*STORAGE_DTYPES, *_RAW_STORAGES))
 
 Arguments = tuple[object, ...]
 
@@ -127,14 +130,10 @@ def kind_of(value: object) -> str:
 def storage(persistent_id: object) -> Storage:
     """Return the storage that a persistent id names; they name nothing else here."""
     match persistent_id:
-        case ("storage", Global(name=kind), str(key), str(), int(elements)) if kind in STORAGE_DTYPES:
-            if not 0 <= elements < _MAX_SIZE:
-                raise ValueError(f"a storage of {shown(elements)} elements")
-            return Storage(STORAGE_DTYPES[kind], key, int(elements))
-        case ("storage", Global(name=kind), str(key), str(), int(elements)) if kind in _RAW_STORAGES:
-            if not 0 <= elements < _MAX_SIZE:
-                raise ValueError(f"a storage of {shown(elements)} elements")
-            return Storage("uint8", key, int(elements) * _RAW_STORAGES[kind])
+        case ("storage", Global(name=kind), str(key), str(), int(elements)) if kind in _STORAGES:
+            if not 0 <= elements < _MAX_SIZE or len(key) > _LONGEST_KEY:
+                raise ValueError(f"a storage of {shown(elements)} elements, called {shown(key)}")
+            return Storage(STORAGE_DTYPES.get(kind, "uint8"), key, int(elements) * _RAW_STORAGES.get(kind, 1))
     raise UnsafeCheckpoint(f"its persistent id names no storage of tensors; {ADVICE}")
 
 
@@ -248,7 +247,7 @@ _REBUILDS: dict[str, Callable[[Arguments], object]] = {
     "builtins.getattr": _attribute,
 }
 
-ALLOWED_GLOBALS = frozenset((*_REBUILDS, *STORAGE_DTYPES, *_RAW_STORAGES, *(f"torch.{name}" for name in DTYPE_BYTES)))
+ALLOWED_GLOBALS = frozenset((*_REBUILDS, *_STORAGES, *(f"torch.{name}" for name in DTYPE_BYTES)))
 
 HARMLESS = frozenset(
     f"{module}.{name}"
@@ -352,7 +351,9 @@ class _Machine:
     def run(self, data: bytes) -> object:
         for opcode, argument, position in pickletools.genops(data):
             name = opcode.name
-            self.charge(1)
+            self.left -= 1
+            if self.left < 0:
+                self.charge(0)
             if name == "STOP":
                 return self.finish(len(data) - (position or 0) - 1)
             if name in _PUSHES:
@@ -465,7 +466,7 @@ class _Machine:
         arguments, function = self.stack.pop(), self.stack.pop()
         # What copies its argument, such as a dict from a dict, does so each time that it is called.
         if isinstance(arguments, tuple):
-            self.charge(sum(len(item) for item in arguments if isinstance(item, list | dict | tuple)))
+            self.charge(sum(len(item) for item in arguments if isinstance(item, list | dict)))
         made = call(function, arguments)
         # A parameter is the tensor that it was called with, which is counted already.
         if isinstance(made, StoredTensor) and not _is_among(made, arguments):
@@ -499,8 +500,10 @@ def _is_among(made: object, arguments: object) -> bool:
 
 def _tuple_of(count: int) -> Callable[[_Machine, object], None]:
     def make(machine: _Machine, _: object) -> None:
-        items = [machine.stack.pop() for _ in range(count)]
-        machine.stack.append(tuple(reversed(items)))
+        start = len(machine.stack) - count
+        if start < 0:
+            raise IndexError
+        machine.stack[start:] = [tuple(machine.stack[start:])]
 
     return make
 

@@ -175,10 +175,11 @@ def _map_tensors(survey: Survey, torch: Any) -> dict[str, torch.Tensor]:
     with open_regular(survey.path) as stream:
         if stamp_of(stream.fileno()) != survey.stamp:
             raise _changed(survey)
-        large = survey.bytes > _MAPPED_BYTES
-        data = mmap(stream.fileno(), 0, access=ACCESS_COPY) if large else bytearray(stream.read())
-    if len(data) != survey.bytes:
-        raise _changed(survey)
+        if survey.bytes > _MAPPED_BYTES:
+            data: mmap | bytearray = mmap(stream.fileno(), 0, access=ACCESS_COPY)
+        else:
+            data = bytearray(survey.bytes)
+            stream.readinto(data)  # type: ignore[attr-defined]
     storages: dict[str, torch.Tensor] = {}
     for key, (start, size) in survey.storages.items():
         raw = torch.frombuffer(data, dtype=torch.uint8, count=size, offset=start) if size else torch.empty(0).byte()

@@ -11,11 +11,11 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeGuard, TypeVar
 
 from segship.catalog import CHECKPOINT_SUFFIXES, KnownCheckpoint, identify
 from segship.errors import BackendUnavailable, CheckpointError, InputError, UnsafeCheckpoint, shown
@@ -32,7 +32,7 @@ from segship.ship.checkpoints.archive import (
     read_safetensors_header,
     require_little_endian,
 )
-from segship.ship.checkpoints.pickles import kind_of, scan_pickle
+from segship.ship.checkpoints.pickles import Opaque, kind_of, scan_pickle
 
 if TYPE_CHECKING:
     from segship.arrays import Color
@@ -65,27 +65,28 @@ def unwrap_state_dict(contents: object, tensor: type[T]) -> tuple[dict[str, T], 
     """
     notes: list[str] = []
     for key in _find_weights(contents, tensor):
-        where = f"item {key}" if isinstance(contents, list | tuple) else f"'{_key(key)}'"
-        others = [other for other in _children(contents) if other != key]
-        if isinstance(contents, list | tuple):
-            others = [f"item {other}" for other in others]
-        _note(notes, f"taken from {where}", others)
-        contents = _children(contents)[key]
+        children = _children(contents)
+        _note(notes, f"taken from {_key(key, children[key])}", {k: v for k, v in children.items() if k != key})
+        contents = children[key]
     if not isinstance(contents, Mapping) or not any(isinstance(value, tensor) for value in contents.values()):
         found = f"the keys {_few(contents)}" if isinstance(contents, Mapping) else kind_of(contents)
         message = f"the file holds no state dict (names to tensors), but {found}; save model.state_dict()"
         raise CheckpointError(message, code="no_state_dict")
     state = {_tensor_name(key): value for key, value in contents.items() if isinstance(value, tensor)}
     if len(state) < len(contents):
-        _note(notes, "", (key for key, value in contents.items() if not isinstance(value, tensor)))
+        _note(notes, "", {key: value for key, value in contents.items() if not isinstance(value, tensor)})
     return _strip_prefixes(state, notes), tuple(notes)
 
 
 def _children(value: object) -> Mapping[Any, object]:
-    """Return what a container holds by its keys, or by places if it is a short list; nothing for other values."""
+    """Return what a container holds by its keys, or by ``item 0``, ... of a short list; nothing of other values."""
     if isinstance(value, Mapping):
         return value
-    return dict(enumerate(value)) if isinstance(value, list | tuple) and len(value) <= _SHOWN else {}
+    return {f"item {place}": item for place, item in enumerate(value)} if _is_short_list(value) else {}
+
+
+def _is_short_list(value: object) -> TypeGuard[list[object] | tuple[object, ...]]:
+    return isinstance(value, list | tuple) and len(value) <= _SHOWN
 
 
 def _find_weights(contents: object, tensor: type[T]) -> tuple[object, ...]:
@@ -109,11 +110,13 @@ def _find_weights(contents: object, tensor: type[T]) -> tuple[object, ...]:
             seen.update(id(item) for _, item in fresh)
         level = inner
     # Without the names of any model here, an inner mapping goes before stray tensors beside it.
-    return min(found, key=_rank) if found else max(plain, key=len, default=())
+    return min(found, key=_rank) if found else min(plain, key=lambda path: _rank(path, MAX_WRAPPERS), default=())
 
 
-def _rank(path: Sequence[object]) -> tuple[int, ...]:
-    return tuple(WRAPPER_KEYS.index(key) if key in WRAPPER_KEYS else len(WRAPPER_KEYS) for key in path)
+def _rank(path: Sequence[object], length: int = 0) -> tuple[int, ...]:
+    """Return what sorts paths by how well their keys are known, the better first; padded, the longer first."""
+    ranks = [WRAPPER_KEYS.index(key) if key in WRAPPER_KEYS else len(WRAPPER_KEYS) for key in path]
+    return (*ranks, *[len(WRAPPER_KEYS)] * (length - len(ranks)))
 
 
 def _root_of(name: str) -> tuple[str, str] | None:
@@ -126,7 +129,7 @@ def _root_of(name: str) -> tuple[str, str] | None:
 
 
 def _tensor_name(key: object) -> str:
-    name = key if isinstance(key, str) else _key(key)
+    name = key if isinstance(key, str) else _key(key).strip("'")
     if not 0 < len(name) <= LONGEST_TENSOR_NAME or not name.isprintable():
         message = (
             f"the tensor name '{shown(name)}' is not 1 to {LONGEST_TENSOR_NAME} printable characters; the file is "
@@ -136,17 +139,19 @@ def _tensor_name(key: object) -> str:
     return name
 
 
-def _note(notes: list[str], taken: str, left_out: Iterable[object]) -> None:
+def _note(notes: list[str], taken: str, left_out: Mapping[Any, object]) -> None:
     left = _few(left_out)
     notes.append("; ".join(part for part in (taken, f"left out {left}" if left else "") if part))
 
 
-def _key(key: object) -> str:
-    return shown(key) if isinstance(key, str | int | float | None) else kind_of(key)
+def _key(key: object, value: object = None) -> str:
+    """Return a key in quotes, and of a value that is not built what it would be."""
+    words = shown(key) if isinstance(key, str | int | float | None) else kind_of(key)
+    return f"'{words}' ({kind_of(value)})" if isinstance(value, Opaque) else f"'{words}'"
 
 
-def _few(keys: Iterable[object]) -> str:
-    listed = sorted(f"'{_key(key)}'" for key in keys)
+def _few(found: Mapping[Any, object]) -> str:
+    listed = sorted(_key(key, value) for key, value in found.items())
     more = f" and {len(listed) - _SHOWN} more" if len(listed) > _SHOWN else ""
     return ", ".join(listed[:_SHOWN]) + more
 
@@ -158,7 +163,7 @@ def _strip_prefixes(state: dict[str, T], notes: list[str]) -> dict[str, T]:
             state = {name.removeprefix(found): value for name, value in state.items()}
             notes.append(f"prefix {found!r} taken off every name")
         return state
-    left_out = [name for name in state if not name.startswith(prefix)]
+    left_out = {name: value for name, value in state.items() if not name.startswith(prefix)}
     kept = {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
     notes.extend(f"prefix '{shown(part)}.' taken off every name" for part in prefix.split(".")[:-1])
     if left_out:
@@ -176,7 +181,9 @@ def _common_prefix(state: Mapping[str, object]) -> str | None:
     best = min(_rank(prefix.split(".")[:1]) for prefix in prefixes)
     chosen = [prefix for prefix in prefixes if _rank(prefix.split(".")[:1]) == best]
     if len(chosen) > 1:
-        message = f"the file holds several models, under {_few(chosen)}; save the state dict of one of them"
+        message = (
+            f"the file holds several models, under {_few(dict.fromkeys(chosen))}; save the state dict of one of them"
+        )
         raise CheckpointError(message, code="several_models")
     return chosen[0]
 

@@ -2,8 +2,8 @@
 """The pickle interpreter: nothing runs, hostile pickles are named, honest ones are read."""
 
 import io
+import os
 import pickle
-import time
 import zipfile
 from collections import Counter, OrderedDict
 from pathlib import Path
@@ -19,6 +19,13 @@ from tests.ship.checkpoints.containers import state_dict, tensor, text, write_ar
 from tests.ship.checkpoints.hostile import hostile_pickles
 
 SECONDS = 2.0
+
+
+def processor_seconds():
+    """Time of this process and of the one that reads: a busy machine makes no file slow."""
+    return sum(os.times()[:4])
+
+
 KINDS = list(hostile_pickles(Path("canary")))
 
 
@@ -38,10 +45,10 @@ def test_a_hostile_checkpoint_is_refused_by_name_and_runs_nothing(kind, tmp_path
     canary = tmp_path / "canary"
     data, named = hostile_pickles(canary)[kind]
     path = write_archive(tmp_path / "hostile.pth", data, {"data/0": bytes(16)})
-    began = time.perf_counter()
+    began = processor_seconds()
     with pytest.raises(UnsafeCheckpoint) as refusal:
         read_checkpoint(path)
-    assert time.perf_counter() - began < SECONDS
+    assert processor_seconds() - began < SECONDS
     assert named in str(refusal.value)
     assert str(path) in str(refusal.value)
     assert refusal.value.code == "unsafe_checkpoint"
@@ -101,10 +108,10 @@ BOMBS = {
 
 @pytest.mark.parametrize("kind", BOMBS)
 def test_a_pickle_that_unfolds_is_refused_in_time(kind, tmp_path):
-    began = time.perf_counter()
+    began = processor_seconds()
     with pytest.raises(CheckpointError):
         read_checkpoint(write_archive(tmp_path / "bomb.pth", BOMBS[kind]))
-    assert time.perf_counter() - began < SECONDS
+    assert processor_seconds() - began < SECONDS
 
 
 OUTSIDE = {

@@ -41,6 +41,13 @@ def test_a_wrapper_name_that_holds_no_tensors_is_passed_over():
     assert unwrap_state_dict(contents, TensorInfo)[0] == STATE
 
 
+def test_of_other_models_the_better_wrapper_and_the_inner_mapping_win():
+    inner, other = {"conv": WEIGHT}, {"other": WEIGHT}
+    assert unwrap_state_dict({"model": {"module": other}, "state_dict": inner}, TensorInfo)[0] == inner
+    assert unwrap_state_dict({"model": {"module": inner, **other}}, TensorInfo)[0] == inner
+    assert unwrap_state_dict({"somewhere": other, **inner}, TensorInfo)[0] == inner
+
+
 @pytest.mark.parametrize("prefix", ["module.", "model.", "sam.", "module.model.", "_orig_mod.", "model.sam.module."])
 def test_prefixes_common_to_all_names_are_taken_off(prefix):
     state, notes = unwrap_state_dict(prefixed(prefix), TensorInfo)
@@ -79,7 +86,7 @@ def test_any_wrapper_around_names_of_a_model_is_taken_off(key):
 
 
 @pytest.mark.parametrize(
-    ("contents", "note"), [([STATE], "taken from item 0"), ((STATE, {"epoch": 7}), "left out 'item 1'")]
+    ("contents", "note"), [([STATE], "taken from 'item 0'"), ((STATE, {"epoch": 7}), "left out 'item 1'")]
 )
 def test_lists_around_a_state_dict_are_taken_off(contents, note):
     state, notes = unwrap_state_dict(contents, TensorInfo)
