@@ -444,10 +444,6 @@ def _opened(path: Path) -> Iterator[BinaryIO]:
         stream = open_regular(real_path(path))
     except InputError as error:
         raise CheckpointError(str(error), code=error.code) from error
-    except (ValueError, RuntimeError, OSError) as error:
-        # A NUL in the name, or a link that leads back to itself.
-        message = f"{shown(str(path))} is no file that can be opened ({shown(str(error))}); check the name"
-        raise CheckpointError(message, code="file_missing") from error
     with stream:
         yield stream
 
