@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, fields, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Self, Unpack
@@ -42,8 +42,9 @@ from segship.promptable.everything.records import OutputMode
 from segship.promptable.everything.search import generate
 from segship.promptable.prediction import ImageEmbedding
 from segship.promptable.predictor import Predictor
-from segship.promptable.prompts import CHANGES, Prompts, resolve_prompts
-from segship.promptable.transforms import resize_image, resized_size, to_image_frame
+from segship.promptable.prompts import CHANGES, Prompts, ResolvedPrompts, resolve_prompts
+from segship.promptable.transforms import resize_image, resized_size, to_image_frame, upscale_mask
+from segship.spec import SamGeometry
 
 __all__ = [
     "ResizeLongestSide",
@@ -140,21 +141,111 @@ class ResizeLongestSide:
         return resized_size((oldh, oldw), long_side_length)
 
 
-@dataclass(frozen=True, slots=True)
+class InsideGraph:
+    """What the reference has as a tensor and a bundle only inside its decoder; `MaskDecoder` takes it back.
+
+    Its numbers are refused as ``inside_graph``.
+    """
+
+    def __init__(self, name: str, prompts: ResolvedPrompts | None = None) -> None:
+        self.name = name
+        self.prompts = prompts
+
+    def __getattr__(self, attribute: str) -> Any:
+        if attribute.startswith("__"):
+            # What is looked for by numpy, copy and pickle alike.
+            raise AttributeError(attribute)
+        raise _inside_graph(self.name)
+
+    def __array__(self, *_: Any, **__: Any) -> AnyArray:
+        raise _inside_graph(self.name)
+
+
+def _inside_graph(name: str) -> InputError:
+    message = (
+        f"{name} has no numbers here: a bundle computes them inside its decoder; give what sam.prompt_encoder gave to "
+        "sam.mask_decoder, or use the package segment_anything for the tensors themselves"
+    )
+    return InputError(message, code="inside_graph")
+
+
 class ImageEncoder:
-    """What code reads of ``sam.image_encoder``: the side of the model frame, in pixels."""
+    """``sam.image_encoder``: called with (B, 3, S, S) normalised and padded images, it gives (B, C, h, w) embeddings.
 
-    img_size: int
+    ``img_size`` is the side S of the model frame, in pixels.
+    """
+
+    def __init__(self, sam: Sam) -> None:
+        self._sam = sam
+        self.img_size = sam.predictor.image_size
+
+    def __call__(self, x: Any) -> TensorArray:
+        """Return the embeddings of images (B, 3, S, S), as `Sam.preprocess` prepares them."""
+        return as_tensor_array(self._sam.predictor.encode_frames(as_array(x)))
 
 
-@dataclass(frozen=True, slots=True)
 class PromptEncoder:
-    """What code reads of ``sam.prompt_encoder``: channels, and (height, width) of embedding, frame and mask input."""
+    """``sam.prompt_encoder``: called with prompts in the model frame, it gives what ``sam.mask_decoder`` takes.
 
-    embed_dim: int
-    image_embedding_size: tuple[int, int]
-    input_image_size: tuple[int, int]
-    mask_input_size: tuple[int, int]
+    ``embed_dim`` are channels; ``image_embedding_size``, ``input_image_size`` and ``mask_input_size`` (height, width).
+    """
+
+    def __init__(self, geometry: SamGeometry) -> None:
+        side, grid, low_res = geometry.image_size, geometry.embedding_size, geometry.low_res_size
+        self.embed_dim = geometry.embedding_channels
+        self.image_embedding_size = grid, grid
+        self.input_image_size = side, side
+        self.mask_input_size = low_res, low_res
+
+    def __call__(self, points: Any = None, boxes: Any = None, masks: Any = None) -> tuple[InsideGraph, InsideGraph]:
+        """Return sparse and dense embeddings of B objects, to be given to ``sam.mask_decoder`` and nothing else.
+
+        ``points`` are a pair of (B, N, 2) coordinates and (B, N) labels, ``boxes`` (B, 4) or (B, 1, 4), ``masks``
+        (B, 1, 4h, 4w) logits. Points and boxes are kept within the model frame, as in `SamPredictor.predict`.
+        """
+        coords, labels = (None, None) if points is None else points
+        given = _prompts(coords, labels, None if boxes is None else as_array(boxes).reshape(-1, 4), masks)
+        resolved = resolve_prompts(given, self.input_image_size, outside="clip", limits=None)
+        _warn_of_changes(resolved.notes, stacklevel=3)
+        return InsideGraph("the sparse embedding", resolved), InsideGraph("the dense embedding", resolved)
+
+    def get_dense_pe(self) -> InsideGraph:
+        """Return what stands for the positional encoding of the grid, to be given to ``sam.mask_decoder``."""
+        return InsideGraph("the dense positional encoding")
+
+
+class MaskDecoder:
+    """``sam.mask_decoder``: from an embedding and encoded prompts to low-resolution masks and their scores."""
+
+    def __init__(self, sam: Sam) -> None:
+        self._sam = sam
+
+    def __call__(
+        self,
+        image_embeddings: Any,
+        image_pe: Any,
+        sparse_prompt_embeddings: Any,
+        dense_prompt_embeddings: Any,
+        multimask_output: bool,
+    ) -> tuple[TensorArray, TensorArray]:
+        """Return (B, C, 4h, 4w) float32 logits and (B, C) predicted IoUs of B objects of one image.
+
+        Embeddings are (1, C, h, w), what ``sam.image_encoder`` gives; the other three come from ``sam.prompt_encoder``.
+
+        Raises
+        ------
+        InputError, PromptError
+            ``inside_graph`` for tensors of another origin, ``foreign_embedding`` for embeddings of another shape.
+        """
+        prompts = getattr(sparse_prompt_embeddings, "__dict__", {}).get("prompts")
+        given = (image_pe, sparse_prompt_embeddings, dense_prompt_embeddings)
+        if prompts is None or not all(isinstance(value, InsideGraph) for value in given):
+            raise _inside_graph("a tensor of prompts or positions")
+        predictor, frame = self._sam.predictor, self._sam.prompt_encoder.input_image_size
+        embedding = ImageEmbedding(as_array(image_embeddings), frame, frame, predictor.encoder_sha256)
+        predictor.check_embedding(embedding)
+        found = predictor.decode_resolved(embedding, prompts, multimask_output=bool(multimask_output))
+        return as_tensor_array(found.low_res_masks), as_tensor_array(found.iou_predictions)
 
 
 class Sam:
@@ -171,8 +262,8 @@ class Sam:
     ----------
     predictor
         The `segship.Predictor` that does the work.
-    image_encoder, prompt_encoder
-        Sizes only.
+    image_encoder, prompt_encoder, mask_decoder
+        The parts that code calls by themselves: `ImageEncoder`, `PromptEncoder`, `MaskDecoder`.
     device
         ``cpu``, where arrays are taken and given, whatever device the model runs on.
     mask_threshold
@@ -193,10 +284,9 @@ class Sam:
         else:
             self._load = lambda device: load_promptable(model, **asdict(replace(options, device=device)))
             self.predictor = self._load(options.device)
-        geometry = self.predictor.manifest.geometry
-        side, grid, low_res = geometry.image_size, geometry.embedding_size, geometry.low_res_size
-        self.image_encoder = ImageEncoder(side)
-        self.prompt_encoder = PromptEncoder(geometry.embedding_channels, (grid, grid), (side, side), (low_res, low_res))
+        self.image_encoder = ImageEncoder(self)
+        self.prompt_encoder = PromptEncoder(self.predictor.manifest.geometry)
+        self.mask_decoder = MaskDecoder(self)
 
     def to(self, device: Any) -> Self:
         """Load the model on a device: ``cpu``, ``cuda``, ``cuda:1``, or a ``torch.device``.
@@ -220,6 +310,30 @@ class Sam:
     def eval(self) -> Self:
         """Return the model itself, which is never in training."""
         return self
+
+    def preprocess(self, x: Any) -> TensorArray:
+        """Return resized images (..., 3, h, w) of 0 to 255 as (..., 3, S, S) float32, normalised and padded."""
+        settings, pixels = self.predictor.manifest.preprocessing, as_array(x).astype(np.float32)
+        mean, std = (np.array(value, np.float32)[:, None, None] for value in (settings.pixel_mean, settings.pixel_std))
+        frames = np.zeros((*pixels.shape[:-2], settings.image_size, settings.image_size), np.float32)
+        frames[..., : pixels.shape[-2], : pixels.shape[-1]] = (pixels - mean) / std
+        return as_tensor_array(frames)
+
+    def postprocess_masks(self, masks: Any, input_size: tuple[int, ...], original_size: tuple[int, ...]) -> TensorArray:
+        """Return low-resolution logits (B, C, 4h, 4w) as (B, C, H, W) float32 logits of the original image.
+
+        Sizes are (height, width) of the resized image without padding, and of the original.
+        """
+        (height, width), (input_height, input_width), low_res = original_size, input_size, as_array(masks)
+        enlarged = np.empty((*low_res.shape[:2], height, width), np.float32)
+        for place in np.ndindex(low_res.shape[:2]):
+            enlarged[place] = upscale_mask(
+                low_res[place].astype(np.float32),
+                image_size=self.image_encoder.img_size,
+                input_size=(input_height, input_width),
+                original_size=(height, width),
+            )
+        return as_tensor_array(enlarged)
 
     def __call__(
         self, batched_input: Sequence[Mapping[str, Any]], multimask_output: bool
@@ -465,11 +579,15 @@ class SamPredictor:
         prediction = self.model.predictor.decode_resolved(
             embedding, resolved, multimask_output=bool(multimask_output), return_logits=return_logits
         )
-        for note, text in CHANGES.items():
-            if note in prediction.notes:
-                # To the line that called predict or predict_torch.
-                warnings.warn(f"{text}; the reference would have used it as it is", SegshipWarning, stacklevel=3)
+        # To the line that called predict or predict_torch.
+        _warn_of_changes(prediction.notes, stacklevel=4)
         return prediction.masks, prediction.iou_predictions, prediction.low_res_masks
+
+
+def _warn_of_changes(notes: Sequence[str], *, stacklevel: int) -> None:
+    for note, text in CHANGES.items():
+        if note in notes:
+            warnings.warn(f"{text}; the reference would have used it as it is", SegshipWarning, stacklevel=stacklevel)
 
 
 def _prompts(points: Any, labels: Any, boxes: Any, mask_input: Any) -> Prompts:

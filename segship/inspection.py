@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from segship.bundle import Bundle
+from segship.bundle.folder import EXPORT_FILE, is_contract
+from segship.bundle.manifest import MAX_MANIFEST_BYTES
 from segship.bundle.onnx_file import read_graph
 from segship.catalog import CHECKPOINT_SUFFIXES, EMBEDDED_MODELS, KNOWN_CHECKPOINTS, find_model
-from segship.errors import InputError
+from segship.errors import BundleError, InputError
+from segship.files import read_bytes
 
 GRAPH_SUFFIX = ".onnx"
 
@@ -24,14 +27,15 @@ class Inspection:
     Attributes
     ----------
     kind
-        ``bundle``, ``graph`` or ``checkpoint``.
+        ``bundle``, ``contract`` (graphs for another program), ``graph`` or ``checkpoint``.
     path
         As it was given.
     content
-        Plain values that JSON can carry. Of a bundle its digest, its manifest and a summary of every graph.
+        Plain values that JSON can carry. Of a bundle its digest, its manifest and a summary of every graph; of a
+        contract its ``export.json`` and the summaries.
     """
 
-    kind: Literal["bundle", "graph", "checkpoint"]
+    kind: Literal["bundle", "contract", "graph", "checkpoint"]
     path: Path
     content: dict[str, Any]
 
@@ -41,7 +45,9 @@ class Inspection:
 
 
 def inspect(path: str | os.PathLike[str]) -> Inspection:
-    """Describe a bundle folder, an ``.onnx`` graph or a checkpoint, by its path or by a name that `segship.load` knows.
+    """Describe a bundle folder or that of another contract, an ``.onnx`` graph or a checkpoint, by its path or name.
+
+    Names are those that `segship.load` knows.
 
     Raises
     ------
@@ -53,6 +59,8 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
     name = os.fspath(path)
     known = name in (*EMBEDDED_MODELS, *KNOWN_CHECKPOINTS) and not os.path.exists(name)
     target = find_model(name) if known else Path(name)
+    if name and is_contract(target):
+        return Inspection("contract", target, _describe_contract(target))
     if name and os.path.isdir(target):
         return Inspection("bundle", target, _describe_bundle(Bundle.read(target)))
     if not name or not os.path.exists(target):
@@ -70,6 +78,15 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
         f"{target} is not a bundle folder and its name does not end in one of {accepted}; rename it or name another"
     )
     raise InputError(message, code="unknown_file")
+
+
+def _describe_contract(folder: Path) -> dict[str, Any]:
+    try:
+        document = json.loads(read_bytes(folder / EXPORT_FILE, limit=MAX_MANIFEST_BYTES))
+    except ValueError as error:
+        raise BundleError(f"{folder / EXPORT_FILE} is no JSON; export it again", code="bad_bundle") from error
+    graphs = {file.stem: read_graph(file).to_dict() for file in sorted(folder.glob(f"*{GRAPH_SUFFIX}"))}
+    return {"export": document, "graphs": graphs}
 
 
 def _describe_bundle(bundle: Bundle) -> dict[str, Any]:

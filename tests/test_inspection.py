@@ -9,6 +9,7 @@ import pytest
 
 from segship.errors import BundleError, InputError
 from segship.inspection import CHECKPOINT_SUFFIXES, inspect
+from segship.loading import load
 from tests.small_bundle import make_bundle, save_models
 
 
@@ -30,6 +31,20 @@ def test_damaged_bundle_is_refused(tmp_path):
     (bundle.path / "mask_decoder.onnx").unlink()
     with pytest.raises(BundleError, match="lacks mask_decoder.onnx"):
         inspect(bundle.path)
+
+
+def test_a_folder_for_another_program_is_described_and_run_by_nobody(tmp_path):
+    save_models(tmp_path)
+    (tmp_path / "export.json").write_text('{"contract": "ascend", "architecture": "vit_b"}')
+    document = as_json(tmp_path)
+    assert (document["kind"], document["contract"]["export"]["contract"]) == ("contract", "ascend")
+    assert document["contract"]["graphs"]["image_encoder"]["operators"] == {"Conv": 1}
+    with pytest.raises(BundleError, match="a contract for another program, and is no bundle; export the ch") as caught:
+        load(tmp_path)
+    assert caught.value.code == "contract_folder"
+    (tmp_path / "export.json").write_text("{")
+    with pytest.raises(BundleError, match="is no JSON"):
+        inspect(tmp_path)
 
 
 def test_graph_is_described(tmp_path):

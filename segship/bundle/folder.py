@@ -70,6 +70,12 @@ class Bundle:
         if not os.path.isdir(folder):
             message = f"there is no bundle folder {folder}; name the folder that holds {MANIFEST_FILE}"
             raise BundleError(message, code="missing_bundle")
+        if is_contract(folder):
+            raise BundleError(
+                f"{folder} holds graphs that were exported in a contract for another program, and is no bundle; export "
+                "the checkpoint without a contract, or run the graphs in that program",
+                code="contract_folder",
+            )
         data = _read_file(folder, MANIFEST_FILE, MAX_MANIFEST_BYTES)
         bundle = cls(folder, parse_manifest(data), hashlib.sha256(data).hexdigest())
         _check_artifacts(bundle.manifest)
@@ -321,6 +327,15 @@ def _expected_sizes(manifest: Manifest) -> dict[str, int | None]:
 def _entries(folder: Path) -> list[os.DirEntry[str]]:
     with os.scandir(folder) as entries:
         return sorted(entries, key=lambda entry: entry.name)
+
+
+EXPORT_FILE = "export.json"
+"""What the folder of an export in a contract holds in the place of a manifest."""
+
+
+def is_contract(folder: Path) -> bool:
+    """Return whether a folder is an export in a contract (`segship.ship.contracts`), of graphs for another program."""
+    return os.path.isfile(folder / EXPORT_FILE) and not os.path.lexists(folder / MANIFEST_FILE)
 
 
 def _read_file(folder: Path, name: str, limit: int) -> bytes:

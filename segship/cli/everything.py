@@ -148,6 +148,7 @@ def everything(
     options, merged = split_merged(options, batch, merge=merge)
     pictures = find_pictures(images, batch) if dry_run else settle_pictures(images, batch, options, Instances)
     predictor = load_promptable(model, **asdict(runtime))
+    options = replace(options, limits=predictor.image_limits(options.limits))
     if dry_run:
 
         def estimate(source: str | bytes, name: str, directory: Path, stem: str) -> _ImageCost:

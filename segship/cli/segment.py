@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from typing import Annotated
@@ -87,6 +87,7 @@ def segment(
     pictures = settle_pictures(images, batch, options, Result)
     given = gather_prompts(point or [], box or [], prompts, mask_input)
     predictor = load_promptable(model, **asdict(runtime))
+    options = replace(options, limits=predictor.image_limits(options.limits))
     job = partial(run_job, partial(answer_prompts, predictor, given), options=options)
     report = Report(pictures, batch, describe_run(predictor, model))
     outcomes = each_merged(report, pictures, merged, options, job, description="segmenting")

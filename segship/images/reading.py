@@ -7,7 +7,7 @@ import io
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, TypeVar
+from typing import BinaryIO, NamedTuple, TypeVar
 
 import numpy as np
 from PIL import (
@@ -83,7 +83,8 @@ class ImageLimits:
     side
         The longer side in pixels. 30,000 stays below 32,767, where 16-bit sums of a row wrap.
     aspect_ratio
-        Longer side over shorter side. Past twice the model's image size the shorter side would shrink to nothing.
+        Longer side over shorter side. A promptable model takes no more than twice its image size, past which the
+        shorter side would shrink to nothing: 768 if that is 384.
     """
 
     bytes: int = 256 * 1024 * 1024
@@ -149,8 +150,9 @@ class LoadedImage:
         return LoadedImage(self._held, notes, self.path)
 
 
-ImageSource = str | Path | bytes | bytearray | memoryview | Image.Image | AnyArray | LoadedImage
-"""A path, the bytes of a file, a Pillow image, an array (H, W, 3) RGB or (H, W) gray, or what was read."""
+ImageSource = str | Path | bytes | bytearray | memoryview | BinaryIO | Image.Image | AnyArray | LoadedImage
+"""A path, the bytes of a file, a file open for reading bytes, a Pillow image, an array (H, W, 3) RGB or (H, W) gray, or
+what was read."""
 
 
 def read_image(
@@ -167,9 +169,9 @@ def read_image(
     Parameters
     ----------
     source
-        Path of a file, its bytes, a Pillow image, or an array: (H, W, 3) RGB or (H, W) gray of dtype uint8, uint16 or
-        float; uint8 RGB is taken as it is and not copied. What was read already comes back as it is, if it is within
-        the limits.
+        Path of a file, its bytes, a file open for reading bytes, which is read from where it stands, a Pillow image,
+        or an array: (H, W, 3) RGB or (H, W) gray of dtype uint8, uint16 or float; uint8 RGB is taken as it is and not
+        copied. What was read already comes back as it is, if it is within the limits.
     limits
         The largest image to read; the defaults of `ImageLimits` when None.
     background
@@ -239,11 +241,24 @@ def _read(source: ImageSource, how: _Reading) -> tuple[LoadedImage, bool]:
         return source, False
     if hasattr(source, "__array__"):
         return _read_array(np.asarray(source), how), False
+    if hasattr(source, "read"):
+        return _read_bytes(_read_stream(source, how.limits), how)
     raise ImageError(
         f"an image cannot be read from a {type(source).__name__}; "
-        "give a path, bytes, a Pillow image or an (H, W, 3) uint8 RGB array",
+        "give a path, bytes, an open file, a Pillow image or an (H, W, 3) uint8 RGB array",
         code="unsupported_source",
     )
+
+
+def _read_stream(stream: BinaryIO, limits: ImageLimits) -> bytes:
+    data = stream.read(limits.bytes + 1)
+    if not isinstance(data, bytes):
+        message = (
+            f"the file gives {type(data).__name__} where bytes are needed; open it in binary mode: open(path, 'rb')"
+        )
+        raise ImageError(message, code="unsupported_source")
+    check_byte_count(len(data), limits.bytes)
+    return data
 
 
 def _read_bytes(data: bytes, how: _Reading) -> tuple[LoadedImage, bool]:
@@ -397,7 +412,8 @@ def _check_size(height: int, width: int, limits: ImageLimits) -> None:
 def _read_array(array: AnyArray, how: _Reading) -> LoadedImage:
     if array.ndim not in (2, 3) or (array.ndim == 3 and array.shape[2] != 3) or 0 in array.shape:
         raise ImageError(
-            f"the image array has the shape {array.shape}; accepted are (H, W, 3) RGB and (H, W) gray, neither empty",
+            f"the image array has the shape {array.shape}; accepted are (H, W, 3) RGB and (H, W) gray, neither empty"
+            + _shape_advice(array.shape),
             code="bad_array_shape",
         )
     if array.dtype not in (np.uint8, np.uint16) and array.dtype.kind != "f":
@@ -411,6 +427,18 @@ def _read_array(array: AnyArray, how: _Reading) -> LoadedImage:
     if array.ndim == 2:
         return LoadedImage(np.repeat(values[:, :, None], 3, axis=2), notes)
     return LoadedImage(np.ascontiguousarray(values), notes)
+
+
+def _shape_advice(shape: tuple[int, ...]) -> str:
+    if len(shape) == 4 and shape[0] == 1:
+        return "; take the image out of its batch: image[0]"
+    if len(shape) != 3:
+        return ""
+    if shape[2] == 4:
+        return "; drop alpha: image[..., :3]"
+    if shape[2] == 1:
+        return "; drop the axis: image[..., 0]"
+    return "; transpose it: image.transpose(1, 2, 0)" if shape[0] in (1, 3, 4) else ""
 
 
 # On the spoon.

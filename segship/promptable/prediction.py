@@ -3,16 +3,18 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from importlib import import_module
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 
 from segship.arrays import BoolArray, FloatArray, IntArray
-from segship.errors import PromptError
+from segship.errors import InputError, PromptError
+from segship.files import make_directory, read_bytes, write_file
 from segship.images import ImageSource
 from segship.masks.cleanup import MaskCleanUp, box_window, clean_low_res, clear_outside_box
 from segship.masks.lazy import ArrayMasks, LazyMasks
@@ -30,6 +32,9 @@ any clearer object; the choice counts the points that the caller gave, never the
 """
 
 AMBIGUOUS_MASKS = slice(1, 4)
+
+# The largest of SAM 1's is 4 MiB.
+MAX_EMBEDDING_BYTES = 64 * 2**20
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -63,6 +68,76 @@ class ImageEmbedding:
     notes: tuple[str, ...] = ()
     image_side: Mapping[str, FloatArray] | None = field(default=None, repr=False)
     image_path: str | Path | None = None
+
+    def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
+        """Write the embedding to an ``.npz`` file, whose folder is made; ``image_side`` and ``image_path`` stay behind.
+
+        Raises
+        ------
+        OutputError
+            As `segship.files` says about the place.
+        """
+        stream = io.BytesIO()
+        np.savez(
+            stream,
+            image_embeddings=self.image_embeddings,
+            original_size=self.original_size,
+            input_size=self.input_size,
+            encoder_sha256=np.array(self.encoder_sha256),
+            notes=np.array(self.notes, np.str_),
+        )
+        make_directory(Path(path).parent)
+        write_file(path, stream.getvalue(), overwrite=overwrite)
+        return Path(path)
+
+    @classmethod
+    def load(cls, path: str | Path) -> Self:
+        """Read an embedding that `save` has written; only a predictor with the same encoder takes it.
+
+        Raises
+        ------
+        InputError
+            ``bad_embedding``, or when the file cannot be opened.
+
+        Examples
+        --------
+        >>> import segship, tempfile
+        >>> predictor = segship.load("tiny")
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = predictor.encode(segship.demo_photograph()).save(f"{folder}/coffee.npz")
+        ...     embedding = segship.ImageEmbedding.load(path)
+        >>> predictor.decode(embedding, segship.Prompts(points=[[365, 290]])).masks.shape
+        (1, 3, 400, 600)
+        """
+        # A link that the user names is followed.
+        data = read_bytes(Path(path).resolve(), limit=MAX_EMBEDDING_BYTES)
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as file:
+                # No more than that is inflated.
+                if sum(entry.file_size for entry in file.zip.infolist()) > MAX_EMBEDDING_BYTES:
+                    raise ValueError("too large")
+                (height, width), (input_height, input_width) = (
+                    file[name].tolist() for name in ("original_size", "input_size")
+                )
+                found = cls(
+                    np.asarray(file["image_embeddings"], np.float32),
+                    (int(height), int(width)),
+                    (int(input_height), int(input_width)),
+                    str(file["encoder_sha256"]),
+                    tuple(map(str, file["notes"].tolist())),
+                )
+        except Exception as error:
+            # numpy reads headers as Python, and raises almost anything for what is none.
+            raise _bad_embedding(path) from error
+        sides = (*found.original_size, *found.input_size)
+        if found.image_embeddings.ndim != 4 or min(sides) < 1 or not np.isfinite(found.image_embeddings).all():
+            raise _bad_embedding(path)
+        return found
+
+
+def _bad_embedding(path: str | Path) -> InputError:
+    message = f"{path} is no embedding that ImageEmbedding.save has written, or damaged; encode the image again"
+    return InputError(message, code="bad_embedding")
 
 
 @dataclass(frozen=True, slots=True, eq=False)

@@ -8,6 +8,7 @@ belongs to an image travels in the `ImageEmbedding` that `encode` returns.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Literal, Never, Self
 
 import numpy as np
@@ -38,7 +39,7 @@ from segship.promptable.prompts import (
     encode_prompts,
     resolve_prompts,
 )
-from segship.promptable.transforms import prepare_image, resized_size
+from segship.promptable.transforms import masks_to_logits, prepare_image, resized_size
 from segship.spec import MASK_TOKENS
 
 if TYPE_CHECKING:
@@ -127,7 +128,8 @@ class Predictor:
         Parameters
         ----------
         image
-            A path, encoded bytes, a PIL image, or an (H, W, 3) uint8 RGB array. Files are turned upright first.
+            A path, encoded bytes, an open file, a PIL image, or an (H, W, 3) uint8 RGB array. Files are turned upright
+            first.
         limits
             Bounds that the image must keep; the defaults of `ImageLimits` when left out.
 
@@ -149,7 +151,12 @@ class Predictor:
         if isinstance(image, ImageEmbedding):
             message = "this is an embedding, which is encoded already; give it to decode, which takes the prompts"
             raise ImageError(message, code="unsupported_source")
-        return self.encode_loaded(read_image(image, limits=limits))
+        return self.encode_loaded(read_image(image, limits=self.image_limits(limits)))
+
+    def image_limits(self, limits: ImageLimits | None = None) -> ImageLimits:
+        """Return limits, or the default ones, with the aspect ratio that this model takes: twice its image size."""
+        limits = limits or ImageLimits()
+        return replace(limits, aspect_ratio=min(limits.aspect_ratio, 2 * self.image_size))
 
     def decode(
         self,
@@ -303,6 +310,56 @@ class Predictor:
         self._check_memory(embedding, resolved, limits, MASK_TOKENS)
         return self._select(embedding, self._prompt_tensors(embedding, resolved.objects), min_iou)
 
+    def encode_frames(self, frames: FloatArray) -> FloatArray:
+        """Return the encoder's output (B, C, h, w) for (B, 3, S, S) float32, normalised and padded by the caller.
+
+        For code that prepares its images itself; `encode` does all of it.
+
+        Raises
+        ------
+        ImageError
+            ``bad_array_shape``.
+        """
+        size = self.image_size
+        if frames.ndim != 4 or frames.shape[1:] != (3, size, size):
+            message = f"the frames have the shape {frames.shape}; accepted is (B, 3, {size}, {size})"
+            raise ImageError(message, code="bad_array_shape")
+        frames = np.ascontiguousarray(frames, np.float32)
+        run = self._sessions["image_encoder"].run
+        # One by one: a batch may change the last bits.
+        outputs = [run({"image": frames[index : index + 1]})["image_embeddings"] for index in range(len(frames))]
+        geometry = self.manifest.geometry
+        none = np.zeros((0, geometry.embedding_channels, *[geometry.embedding_size] * 2), np.float32)
+        found = np.concatenate([none, *outputs])
+        self._require_finite(found, "image_embeddings")
+        return found
+
+    def mask_to_logits(self, masks: npt.ArrayLike) -> FloatArray:
+        """Return binary masks of an image, (H, W) or (B, H, W), as (B, 1, 4h, 4w) float32 logits for ``mask_input``.
+
+        Each cell has the logit of the part of it that is set, at most 0.999 and at least 0.001.
+
+        Raises
+        ------
+        PromptError
+            ``bad_mask_input``.
+
+        Examples
+        --------
+        >>> import segship
+        >>> predictor = segship.load("tiny")
+        >>> mask = predictor.predict(segship.demo_photograph(), points=[[365, 290]]).mask(0, 0)
+        >>> predictor.predict(segship.demo_photograph(), mask_input=predictor.mask_to_logits(mask)).masks.shape
+        (1, 3, 400, 600)
+        """
+        array = np.asarray(masks)
+        if array.ndim not in (2, 3) or 0 in array.shape[-2:] or array.dtype.kind not in "buif":
+            found = f"the mask is an array of {array.dtype} with the shape {array.shape}"
+            raise PromptError(f"{found}; accepted are (H, W) and (B, H, W) of numbers or bool", code="bad_mask_input")
+        return masks_to_logits(
+            array.reshape(-1, *array.shape[-2:]), self.image_size, self.manifest.geometry.low_res_size
+        )
+
     def upscale(self, low_res: FloatArray, embedding: ImageEmbedding) -> FloatArray:
         """Return the (H, W) float32 logits, in the image frame, of one low-resolution mask (4h, 4w)."""
         return self.upscaler(embedding).enlarge(LogitsPatch(low_res))
@@ -332,7 +389,12 @@ class Predictor:
         return resolve_prompts(prompts, embedding.original_size, outside=outside, limits=limits or PromptLimits())
 
     def check_embedding(self, embedding: ImageEmbedding) -> None:
-        """Refuse an embedding of another encoder as ``foreign_embedding``."""
+        """Refuse an embedding of another encoder as ``foreign_embedding``, and one of another shape."""
+        geometry, found = self.manifest.geometry, embedding.image_embeddings.shape
+        if found != (shape := (1, geometry.embedding_channels, geometry.embedding_size, geometry.embedding_size)):
+            raise PromptError(
+                f"the embedding has the shape {found}; accepted is {shape}, of one image", code="foreign_embedding"
+            )
         if embedding.encoder_sha256 != self.encoder_sha256:
             raise PromptError(
                 f"the embedding was made by encoder {embedding.encoder_sha256[:12]} and this decoder belongs to "

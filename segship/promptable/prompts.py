@@ -143,7 +143,10 @@ def read_mask_input(mask_input: npt.ArrayLike | None) -> FloatArray | None:
     """Return a mask input as (B, 1, h, w) float32."""
     if mask_input is None:
         return None
-    accepted = f"{_MASK_INPUT_ACCEPTED}: the low_res_masks of an earlier prediction, not a binary mask"
+    accepted = (
+        f"{_MASK_INPUT_ACCEPTED}: the low_res_masks of an earlier prediction, not a binary mask, of which "
+        "mask_to_logits makes one"
+    )
     array = _read_array(mask_input, "mask_input", accepted, "bad_mask_input")
     shape = (1,) * (4 - array.ndim) + array.shape
     has_pixels = array.size > 0 or (array.ndim == 4 and not len(array))

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from segship.arrays import FloatArray, Pixels, Size
+from segship.arrays import AnyArray, FloatArray, Pixels, Size
 from segship.errors import ImageError
 from segship.images.resizing import Band, plan_bands, resize_band, work_on_bands
 from segship.masks.upscaling import LogitsPatch, upscaler
@@ -197,3 +197,26 @@ def upscale_mask(low_res: FloatArray, *, image_size: int, input_size: Size, orig
     ``input_size`` is padding, and is cut off. `segship.masks.upscaling` says how.
     """
     return upscaler(len(low_res), image_size, input_size, original_size).enlarge(LogitsPatch(low_res))
+
+
+# A cell of nothing but one side has no finite logit.
+_SUREST = 1e-3
+
+
+def masks_to_logits(masks: AnyArray, image_size: int, low_res_size: int) -> FloatArray:
+    """Return masks (B, H, W), set where they are above 0, as (B, 1, low_res_size, low_res_size) float32 logits.
+
+    The way back of `upscale_mask`: a cell has the logit of the part of it that is set; padding is as sure as can be
+    that it is not.
+    """
+    height, width = resized_size((masks.shape[1], masks.shape[2]), image_size)
+    frame = np.zeros((image_size, image_size), np.float32)
+    logits = np.empty((len(masks), 1, low_res_size, low_res_size), np.float32)
+    for mask, cells in zip(masks, logits, strict=True):
+        frame[:height, :width] = cv2.resize(
+            (mask > 0).astype(np.float32), (width, height), interpolation=cv2.INTER_AREA
+        )
+        part = cv2.resize(frame, (low_res_size, low_res_size), interpolation=cv2.INTER_AREA)
+        part = np.clip(part, _SUREST, 1 - _SUREST)
+        cells[0] = np.log(part / (1 - part))
+    return logits

@@ -30,7 +30,7 @@ from torch.nn import functional as F
 
 from segship.backends.session import Session
 from segship.bundle.evidence import EXACT, Bar, Row, mask_row, tensor_row
-from segship.bundle.folder import OPTIONAL_FILES
+from segship.bundle.folder import EXPORT_FILE, OPTIONAL_FILES
 from segship.bundle.manifest import MANIFEST_FILE, task_module
 from segship.errors import OutputError
 from segship.files import sha256_of, write_directory, write_file
@@ -233,9 +233,6 @@ def _nodes() -> list[onnx.NodeProto]:
         node("Slice", ["upscale.frame", "upscale.origin", "upscale.input_size", "upscale.axes"], ["upscale.cut"]),
         resize("upscale.cut", "upscale.final_sizes", "masks"),
     ]
-
-
-EXPORT_FILE = "export.json"
 
 
 def files_of(graphs: Iterable[Path]) -> list[Path]:

@@ -78,6 +78,15 @@ def test_a_detector_that_found_nothing_is_no_error(run_json, photo, model, tmp_p
     assert run_json("segment", photo, *again, *arguments)[0] == 0
 
 
+@pytest.mark.parametrize("command", [["segment", "--point", "1,0"], ["everything"], ["everything", "--dry-run"]])
+def test_the_aspect_ratio_of_the_model_is_told(run_json, model, tmp_path, command):
+    path = tmp_path / "narrow.png"
+    Image.new("RGB", (257, 1)).save(path)
+    code, document = run_json(command[0], path, *command[1:], "--model", model, "-o", tmp_path / "out")
+    assert (code, document["error"]["code"]) == (3, "aspect_ratio")
+    assert "at most 256 times the shorter" in document["error"]["message"]
+
+
 def test_a_prompts_file_has_any_number_of_objects(run_json, photo, model, tmp_path):
     file = tmp_path / "prompts.json"
     file.write_text(json.dumps({"boxes": [[index, 2, index + 20, 30] for index in range(100)]}))

@@ -1,10 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
+import copy
+
+import numpy as np
 import pytest
 import torch
 
 from segship import compat
 from segship.errors import BackendUnavailable, BundleError, InputError
-from tests.compat.side_by_side import the_facade, the_reference
+from segship.images.comparison import draw_scene
+from tests.compat.side_by_side import assert_same_answers, the_facade, the_reference
 
 
 def test_sizes_are_those_of_the_reference():
@@ -56,3 +60,68 @@ def test_model_in_a_given_predictor_does_not_move():
     with pytest.raises(InputError, match="cannot move to cuda; load it there with segship.load") as caught:
         the_facade()[1].to("cuda")
     assert caught.value.code == "loaded_elsewhere"
+
+
+def ask_the_parts(model, image, boxes, points=None, masks=None, multimask=False):
+    """What code for MedSAM does with the parts of a model; ``image`` is (1, 3, S, S) and normalised."""
+    embedding = model.image_encoder(image)
+    sparse, dense = model.prompt_encoder(points=points, boxes=boxes, masks=masks)
+    low_res, scores = model.mask_decoder(
+        image_embeddings=embedding,
+        image_pe=model.prompt_encoder.get_dense_pe(),
+        sparse_prompt_embeddings=sparse,
+        dense_prompt_embeddings=dense,
+        multimask_output=multimask,
+    )
+    return embedding, low_res, scores, model.postprocess_masks(low_res, (85, 128), (120, 180))
+
+
+BOXES = torch.tensor([[[10.0, 12, 60, 70]], [[40, 5, 120, 60]]])
+POINTS = torch.tensor([[[30.0, 40.5]], [[70, 20]]]), torch.tensor([[1], [0]])
+
+
+@pytest.mark.parametrize(
+    "prompts",
+    [
+        {"boxes": BOXES},
+        {"boxes": BOXES[:, 0], "multimask": True},
+        {"boxes": None, "points": POINTS},
+        {"boxes": BOXES, "points": POINTS, "multimask": True},
+        {"boxes": None, "masks": torch.linspace(-8, 8, 1024).reshape(1, 1, 32, 32)},
+    ],
+)
+def test_parts_that_are_called_by_themselves_answer_as_the_reference_does(prompts):
+    (_, model), (_, sam) = the_reference(), the_facade()
+    resized = torch.as_tensor(draw_scene((85, 128), seed=3).transpose(2, 0, 1).copy()).float()[None]
+    assert_same_answers([sam.preprocess(resized)], [model.preprocess(resized)])
+    with torch.no_grad():
+        theirs = ask_the_parts(model, model.preprocess(resized), **prompts)
+        mine = ask_the_parts(sam, sam.preprocess(resized), **prompts)
+    # Points are rescaled in double precision and then rounded, so the last bits may differ.
+    assert_same_answers(mine, [part.numpy() for part in theirs])
+
+
+def test_no_boxes_have_no_masks():
+    _, sam = the_facade()
+    found = ask_the_parts(sam, np.zeros((1, 3, 128, 128), np.float32), np.zeros((0, 4)))
+    assert [part.shape for part in found] == [(1, 32, 8, 8), (0, 1, 32, 32), (0, 1), (0, 1, 120, 180)]
+
+
+def test_what_only_the_graph_knows_is_refused_by_name():
+    _, sam = the_facade()
+    sparse, dense = sam.prompt_encoder(boxes=[10, 12, 60, 70])
+    embedding, position = np.zeros((1, 32, 8, 8), np.float32), sam.prompt_encoder.get_dense_pe()
+    for ask in (
+        lambda: np.asarray(position),
+        lambda: sparse.shape,
+        lambda: sam.mask_decoder(embedding, position, np.zeros((1, 2, 32)), dense, False),
+        lambda: sam.mask_decoder(embedding, np.zeros((1, 32, 8, 8)), sparse, dense, False),
+    ):
+        with pytest.raises(InputError, match="a bundle computes them inside its decoder") as caught:
+            ask()
+        assert caught.value.code == "inside_graph"
+    with pytest.raises(InputError, match="accepted is"):
+        sam.mask_decoder(np.zeros((2, 32, 8, 8), np.float32), position, sparse, dense, False)
+    with pytest.raises(InputError, match=r"accepted is \(B, 3, 128, 128\)"):
+        sam.image_encoder(np.zeros((3, 128, 128)))
+    assert copy.copy(position).name == position.name

@@ -19,6 +19,7 @@ from PIL import Image
 
 from segship.errors import ImageError
 from segship.images import ImageLimits, LoadedImage, read_image
+from segship.images.comparison import draw_scene
 from segship.promptable.transforms import Preprocessing, prepare_image
 
 ALL_FORMATS = ("jpeg", "png", "webp", "tiff", "gif", "bmp")
@@ -147,7 +148,7 @@ def test_arrays_of_other_dtypes_are_refused(dtype: type) -> None:
     assert "accepted are uint8" in refusal(np.zeros((7, 9, 3), dtype), "bad_array_dtype")
 
 
-@pytest.mark.parametrize("source", [None, 3, [[1, 2], [3, 4]], io.BytesIO(b"")])
+@pytest.mark.parametrize("source", [None, 3, [[1, 2], [3, 4]], object()])
 def test_other_sources_are_refused_by_type(source: object) -> None:
     assert type(source).__name__ in refusal(source, "unsupported_source")
 
@@ -337,3 +338,33 @@ def test_a_picture_that_the_caller_changes_later_was_copied() -> None:
     loaded, before = read_image(picture), np.array(picture)
     picture.paste((0, 0, 0), (0, 0, 45, 31))
     assert np.array_equal(loaded.pixels, before)
+
+
+def test_open_files_are_images(tmp_path):
+    path = tmp_path / "scene.png"
+    Image.fromarray(draw_scene((40, 60), seed=1)).save(path)
+    expected = read_image(path).pixels
+    assert np.array_equal(read_image(io.BytesIO(path.read_bytes())).pixels, expected)
+    with open(path, "rb") as stream:
+        assert np.array_equal(read_image(stream).pixels, expected)
+    with open(path, encoding="latin-1") as stream, pytest.raises(ImageError, match="open it in binary mode") as caught:
+        read_image(stream)
+    assert caught.value.code == "unsupported_source"
+    with pytest.raises(ImageError) as caught:
+        read_image(io.BytesIO(path.read_bytes()), limits=ImageLimits(bytes=100))
+    assert caught.value.code == "too_many_bytes"
+
+
+@pytest.mark.parametrize(
+    ("shape", "advice"),
+    [
+        ((40, 60, 4), r"drop alpha: image\[..., :3\]"),
+        ((3, 40, 60), r"transpose it: image.transpose\(1, 2, 0\)"),
+        ((1, 40, 60, 3), r"take the image out of its batch: image\[0\]"),
+        ((40, 60, 1), r"drop the axis: image\[..., 0\]"),
+    ],
+)
+def test_arrays_of_other_axes_are_told_what_to_do(shape, advice):
+    with pytest.raises(ImageError, match=advice) as caught:
+        read_image(np.zeros(shape, np.uint8))
+    assert caught.value.code == "bad_array_shape"

@@ -12,12 +12,14 @@ import pytest
 import torch
 
 from segship.backends.fake import Session as FakeSession
-from segship.errors import BackendUnavailable, ImageError, PromptError
+from segship.errors import BackendUnavailable, ImageError, InputError, OutputError, PromptError
+from segship.images import ImageLimits
 from segship.images.comparison import draw_scene
 from segship.machine import usable_cores
 from segship.masks.cleanup import MaskCleanUp
 from segship.masks.scores import mask_iou
-from segship.promptable.prediction import best_masks
+from segship.promptable.everything.search import generate_masks, iter_masks
+from segship.promptable.prediction import ImageEmbedding, best_masks
 from segship.promptable.predictor import Predictor
 from segship.promptable.prompts import PromptLimits, Prompts
 from segship.spec import image_encoder_spec, mask_decoder_spec
@@ -139,6 +141,24 @@ def test_names_of_other_packages_are_told_ours(predictor, wrong, advice):
             call(**{wrong: [1, 2, 30, 40]})
 
 
+def test_the_aspect_ratio_of_the_model_is_told_alike_at_every_door(predictor):
+    # The model's image size is 128.
+    assert predictor.predict(np.zeros((1, 256, 3), np.uint8), points=[[5, 0]]).masks.shape == (1, 3, 1, 256)
+    narrow, told = np.zeros((1, 257, 3), np.uint8), set()
+    for ask in (
+        predictor.encode,
+        lambda image: generate_masks(predictor, image),
+        lambda image: next(iter_masks(predictor, image)),
+    ):
+        with pytest.raises(ImageError) as caught:
+            ask(narrow)
+        told.add((caught.value.code, str(caught.value)))
+    words = "the image is 257 x 1 pixels; the longer side may be at most 256 times the shorter; cut it into pieces"
+    assert told == {("aspect_ratio", words)}
+    with pytest.raises(ImageError, match="at most 10 times"):
+        predictor.encode(narrow, limits=ImageLimits(aspect_ratio=10))
+
+
 def test_an_embedding_is_no_image(predictor, embedding):
     with pytest.raises(ImageError, match="give it to decode"):
         predictor.predict(embedding, boxes=[1, 2, 30, 40])
@@ -160,6 +180,77 @@ def test_a_prediction_can_be_pickled(predictor, embedding, made):
     for copied in (pickle.loads(pickle.dumps(prediction)), copy.deepcopy(prediction)):
         assert np.array_equal(copied.masks, prediction.masks) and copied.objects[0].box.tolist() == [1, 2, 60, 70]
     assert np.array_equal(pickle.loads(pickle.dumps(embedding)).image_embeddings, embedding.image_embeddings)
+
+
+def test_an_embedding_is_kept_on_disk_for_its_encoder_alone(predictor, embedding, tmp_path):
+    path = replace(embedding, notes=("trailing_data",)).save(tmp_path / "new" / "scene.npz")
+    kept = ImageEmbedding.load(path)
+    assert kept.notes == ("trailing_data",) and kept.image_side is None
+    assert (kept.original_size, kept.input_size) == ((120, 180), (85, 128))
+    prompts = Prompts(points=[[50, 40]])
+    expected, found = predictor.decode(embedding, prompts), predictor.decode(kept, prompts)
+    assert np.array_equal(found.low_res_masks, expected.low_res_masks) and np.array_equal(found.masks, expected.masks)
+    with pytest.raises(OutputError, match="exists"):
+        embedding.save(path)
+    embedding.save(path, overwrite=True)
+    other = small_predictor()
+    other.encoder_sha256 = "f" * 64
+    with pytest.raises(
+        PromptError, match="made by encoder 000000000000 and this decoder belongs to encoder ffff"
+    ) as caught:
+        other.decode(kept, prompts)
+    assert caught.value.code == "foreign_embedding"
+    replace(embedding, image_embeddings=embedding.image_embeddings[:, :4]).save(path, overwrite=True)
+    with pytest.raises(PromptError, match=r"has the shape \(1, 4, 8, 8\); accepted is \(1, 32, 8, 8\)"):
+        predictor.decode(ImageEmbedding.load(path), prompts)
+
+
+def test_a_file_that_is_no_embedding_is_refused(embedding, tmp_path):
+    path = embedding.save(tmp_path / "scene.npz")
+    data, rng, outcomes = path.read_bytes(), np.random.default_rng(0), set()
+    for case in range(200):
+        damaged = bytearray(data if case % 2 else data[: rng.integers(len(data))])
+        for place in rng.integers(0, len(damaged), 20) if damaged else ():
+            damaged[place] = rng.integers(256)
+        path.write_bytes(damaged)
+        try:
+            outcomes.add(ImageEmbedding.load(path).image_embeddings.shape)
+        except InputError as error:
+            outcomes.add(error.code)
+    assert outcomes <= {"bad_embedding", (1, 32, 8, 8)} and "bad_embedding" in outcomes
+    for arrays in ({}, {"image_embeddings": np.array([{}])}, {"image_embeddings": np.zeros(3)}):
+        np.savez(path, **arrays)
+        with pytest.raises(InputError, match="no embedding that ImageEmbedding.save has written"):
+            ImageEmbedding.load(path)
+    np.save(tmp_path / "scene.npy", np.zeros(3))
+    for name in ("scene.npy", "none.npz"):
+        with pytest.raises(InputError):
+            ImageEmbedding.load(tmp_path / name)
+
+
+def test_a_bomb_is_no_embedding(embedding, tmp_path):
+    path = tmp_path / "bomb.npz"
+    facts = {"original_size": (120, 180), "input_size": (85, 128), "encoder_sha256": "0" * 64, "notes": []}
+    np.savez_compressed(path, image_embeddings=np.zeros((1, 32, 1024, 1024), np.float32), **facts)
+    with pytest.raises(InputError, match="no embedding"):
+        ImageEmbedding.load(path)
+
+
+def test_a_binary_mask_becomes_logits_that_mean_it(predictor, embedding):
+    y, x = np.mgrid[:120, :180]
+    disc = np.hypot(y - 60, x - 90) < 40
+    logits = predictor.mask_to_logits(disc)
+    assert logits.shape == (1, 1, 32, 32) and logits.dtype == np.float32
+    assert mask_iou(predictor.upscale(logits[0, 0], embedding) > 0, disc) > 0.93
+    # Padding, and all else that is not in the mask, is outside.
+    assert np.allclose([logits.max(), -logits.min()], np.log(0.999 / 0.001), atol=1e-4)
+    assert (logits[0, 0, 22:] == logits.min()).all()
+    several = predictor.mask_to_logits(np.stack([disc, ~disc]).astype(np.uint8) * 255)
+    assert several.shape == (2, 1, 32, 32) and np.array_equal(several[:1], logits)
+    assert predictor.decode(embedding, Prompts(mask_input=several)).masks.shape == (2, 3, 120, 180)
+    assert predictor.mask_to_logits(np.zeros((0, 120, 180))).shape == (0, 1, 32, 32)
+    with pytest.raises(PromptError, match=r"accepted are \(H, W\) and \(B, H, W\)"):
+        predictor.mask_to_logits(np.zeros((2, 1, 4, 4)))
 
 
 def ask_oracle(oracle, points, labels, boxes, multimask, mask_input=None):

@@ -221,7 +221,7 @@ def _read(
     predictor: Predictor, image: ImageSource | ImageEmbedding, options: AmgOptions, limits: ImageLimits | None
 ) -> LoadedImage | ImageEmbedding:
     if not isinstance(image, ImageEmbedding):
-        return read_image(image, limits=limits)
+        return read_image(image, limits=predictor.image_limits(limits))
     predictor.check_embedding(image)
     if options.crop_n_layers:
         message = f"crop_n_layers is {options.crop_n_layers}, and an embedding has no crops; give the image, or 0"
