@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segship.errors import OutputError
-from segship.files import atomic_file, cache_folder, open_regular, sha256_of
+from segship.files import atomic_file, cache_folder, open_regular, sha256_of, tidy_directory
 
 _SUFFIX = ".blob"
 
@@ -76,6 +76,7 @@ def store_compiled(name: CompiledName, write: Callable[[BinaryIO], None]) -> Pat
     try:
         folder = _folder()
         folder.mkdir(parents=True, exist_ok=True)
+        tidy_directory(folder)
         # Its size, which is part of the name, is known only afterwards.
         unsized = folder / f"{name.stem}{_SUFFIX}"
         with atomic_file(unsized, overwrite=True) as stream:

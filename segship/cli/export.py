@@ -19,7 +19,7 @@ from segship.catalog import KNOWN_CHECKPOINTS, bundle_folder
 from segship.cli.options import OVERWRITE, Fields, Json, Option, command
 from segship.cli.output import make_table, plain, print_json, progress_console, results_console
 from segship.errors import BackendUnavailable, ExportError
-from segship.files import make_directory
+from segship.files import make_directory, tidy_directory
 from segship.semantic.preprocessing import ScaleLimits
 from segship.ship.options import ExportOptions
 
@@ -106,6 +106,8 @@ def export(
     segship export vit_b -o sam_vit_b
     """
     source, folder = _checkpoint_file(checkpoint), out or _default_bundle(checkpoint)
+    for line in tidy_directory(folder.parent):
+        progress_console().print(plain(line), soft_wrap=True)
     _require_exporter()
     # torch and onnx take seconds to import and are not installed everywhere.
     from segship.ship.contracts import export_contract

@@ -26,6 +26,7 @@ from segship.files import (
     open_regular,
     real_path,
     sha256_of,
+    tidy_directory,
 )
 
 MIRROR_VARIABLE = "SEGSHIP_MIRROR"
@@ -181,6 +182,7 @@ def _adopt(known: KnownCheckpoint, source: Path, target: Path, progress: Progres
     if not os.path.isfile(source):
         message = f"there is no file {source}; give the path of a copy of {known.file}"
         raise FetchError(message, code="file_missing")
+    tidy_directory(target.parent)
     digest, done = hashlib.sha256(), 0
     with open_regular(real_path(source)) as stream, atomic_file(target) as copy:
         size = os.fstat(stream.fileno()).st_size

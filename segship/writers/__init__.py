@@ -4,10 +4,11 @@
 Last step of the use road. A writer turns what there is of one image into named bytes: a `Result` (prompted masks),
 `segship.promptable.everything.records.ImageRecords` (everything in a picture), `Instances`, the one view that formats
 have of both, or a `ClassMapResult`. `encode_result` gives the bytes, `write_files` puts them on disk through
-`segship.files`, all together or not at all, and `write_result` does both; `output_paths` says beforehand where. Nothing
-of an input file but its name and its pixels reaches an output: no EXIF, no color profile, no path. `read_mask_input`
-reads back what the npz format keeps for refining a mask, and `to_supervision` gives masks to a library instead of a
-file. What each format keeps and loses is in docs/files.md, of class maps in docs/semantic.md.
+`segship.files`, all together or not at all, and `write_result` does both; `output_paths` says beforehand where.
+`merge_results` makes one data set of many images, and `save` one file of what a model found. Nothing of an input file
+but its name and its pixels reaches an output: no EXIF, no color profile, no path but the one that leads LabelMe to its
+image. `read_mask_input` reads back what the npz format keeps for refining a mask, and `to_supervision` gives masks to a
+library instead of a file. What each format keeps and loses is in docs/files.md, of class maps in docs/semantic.md.
 """
 
 from __future__ import annotations

@@ -1,6 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Files of compiled graphs: found whole or not at all, one of a kind, never in the way."""
 
+import os
+import time
+
 import numpy as np
 import pytest
 
@@ -48,6 +51,16 @@ def test_newer_file_takes_the_place_of_its_kind_alone(folder):
     store(NAME, b"old")
     new = store(CompiledName(NAME.graph, NAME.kind, {"version": "2"}), b"newer")
     assert set(folder.iterdir()) == {bf16, new}
+
+
+def test_what_a_killed_process_left_goes_after_a_day(folder):
+    folder.mkdir(parents=True)
+    for hours, name in ((25, "old"), (1, "new")):
+        left = folder / f".{name}.{'0' * 16}.partial"
+        left.touch()
+        os.utime(left, (time.time() - hours * 3600,) * 2)
+    path = store(NAME, b"compiled")
+    assert set(folder.iterdir()) == {path, left}
 
 
 def test_writer_that_fails_leaves_nothing(folder):

@@ -1,4 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
+import os
+import time
 from dataclasses import replace
 
 import pytest
@@ -27,6 +29,20 @@ def test_export_of_a_name_that_was_not_fetched_says_how(run_json, monkeypatch, t
 
 def test_export_without_a_place_is_refused(run_json, small_checkpoint):
     assert run_json("export", small_checkpoint)[1]["error"]["code"] == "no_output"
+
+
+def test_export_tells_what_a_killed_export_left(run, small_checkpoint, monkeypatch, tmp_path):
+    monkeypatch.setattr(exporting, "find_spec", lambda name: None if name == "onnxslim" else object())
+    left = tmp_path / f".bundle.{'0' * 16}.partial"
+    left.mkdir()
+    (left / "image_encoder.onnx").touch()
+    for told in ("is of a run that was killed or still writes", "was removed, which a killed run left 48 hours ago"):
+        _, _, err = run("export", small_checkpoint, "-o", tmp_path / "bundle")
+        assert told in " ".join(err.split())
+        for path in (left / "image_encoder.onnx", left):
+            if path.exists():
+                os.utime(path, (time.time() - 48 * 3600,) * 2)
+    assert not left.exists()
 
 
 def test_export_without_its_packages_names_the_extra(run_json, small_checkpoint, monkeypatch, tmp_path):

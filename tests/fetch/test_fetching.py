@@ -2,10 +2,12 @@
 """Fetching known checkpoints: cache, mirror, files of the user, several at once."""
 
 import hashlib
+import os
 import random
 import subprocess
 import sys
 import threading
+import time
 from dataclasses import replace
 from pathlib import Path
 
@@ -145,10 +147,15 @@ def test_a_folder_that_cannot_be_made_is_an_error(tmp_path):
 
 def test_a_copy_of_the_users_is_checked_and_taken(tmp_path):
     (tmp_path / "downloaded.bin").write_bytes(CONTENT)
+    # Of a copy that was killed two days ago.
+    left = checkpoint_path("small").with_name(f".small.{'0' * 16}.partial")
+    left.parent.mkdir(parents=True, exist_ok=True)
+    left.touch()
+    os.utime(left, (time.time() - 48 * 3600,) * 2)
     seen = []
     path = fetch_checkpoint("small", from_file=tmp_path / "downloaded.bin", progress=lambda *state: seen.append(state))
     assert path.read_bytes() == CONTENT and seen[-1] == (len(CONTENT), len(CONTENT))
-    assert (tmp_path / "downloaded.bin").exists()
+    assert (tmp_path / "downloaded.bin").exists() and not left.exists()
 
 
 @pytest.mark.parametrize(
