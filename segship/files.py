@@ -332,10 +332,10 @@ def write_together(
         directory.mkdir(staging)
         try:
             _stage(directory, staging, entries, overwrite=overwrite, gone=gone)
-            with _turn(directory):
-                # Again, since others had their turns meanwhile.
-                _refuse_targets(directory, targets, overwrite=overwrite)
-                _publish(directory, staging, list(entries), overwrite=overwrite, alone=not gone)
+            _take_turn(directory)
+            # Again, since others had their turns meanwhile.
+            _refuse_targets(directory, targets, overwrite=overwrite)
+            _publish(directory, staging, list(entries), overwrite=overwrite, alone=not gone)
         except FileExistsError as error:
             raise _exists(place / str(error.filename)) from error
         finally:
@@ -381,45 +381,43 @@ def _stage(
         _sync_tree(directory.path / staging / part)
 
 
-@contextmanager
-def _turn(directory: _Directory) -> Iterator[None]:
-    """Have the turn to publish in a directory; what a killed process left half published is finished first."""
+def _take_turn(directory: _Directory) -> None:
+    """Get the turn to publish in a directory, until that is closed; what a killed process left is finished first."""
+    _wait_until(functools.partial(_has_turn, directory))
+
+
+def _wait_until(done: Callable[[], bool]) -> None:
     deadline = time.monotonic() + _TURN_SECONDS
-    while not _has_turn(directory):
+    while not done():
         if time.monotonic() > deadline:
             raise OSError(errno.EBUSY, f"another process has been writing here for {_TURN_SECONDS} s")
         time.sleep(0.01)
-    try:
-        mode = directory.kind(PUBLISHING)
-        if mode is not None:
-            _mend(directory, mode)
-        yield
-    finally:
-        if fcntl is not None and directory.descriptor is not None:
-            with suppress(OSError):
-                fcntl.flock(directory.descriptor, fcntl.LOCK_UN)
 
 
 def _has_turn(directory: _Directory) -> bool:
+    locks = fcntl is not None and directory.descriptor is not None
     try:
         if fcntl is not None and directory.descriptor is not None:
             # The system takes it back when the process ends, however it ends.
             fcntl.flock(directory.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            return True
     except BlockingIOError:
         return False
     except OSError:
-        pass
-    # No locks here: whoever has the folder has the turn, unless it has lain there for longer than a turn takes.
+        locks = False
     try:
-        return time.time() - os.stat(directory.path / PUBLISHING).st_mtime > _TURN_SECONDS / 2
+        left = os.stat(directory.path / PUBLISHING, follow_symlinks=False)
     except FileNotFoundError:
         return True
+    # Without locks whoever has the folder has the turn, unless it has lain there for longer than a turn takes.
+    if not locks and time.time() - left.st_mtime < _TURN_SECONDS / 2:
+        return False
+    _mend(directory, left)
+    return True
 
 
-def _mend(directory: _Directory, mode: int) -> None:
+def _mend(directory: _Directory, found: os.stat_result) -> None:
     left = directory.path / PUBLISHING
-    if not stat.S_ISDIR(mode) or not _is_own(left):
+    if not stat.S_ISDIR(found.st_mode) or not _is_own(left):
         # Finishing it would move and remove files in our name as somebody else says.
         message = f"{left} is not of this user; have it finished or removed by its owner, or choose another folder"
         raise OutputError(message, code="cannot_write")
@@ -439,15 +437,26 @@ def _publish(directory: _Directory, staging: str, names: list[str], *, overwrite
     if len(names) == 1 and alone and _put_one_in_place(directory, f"{staging}/new/{names[0]}", names[0], overwrite):
         directory.sync()
         return
-    # Its age says whether its process can be alive, where nothing else does.
-    os.utime(directory.path / staging)
-    # From here on a killed process is finished by the next one.
-    directory.rename_new(staging, PUBLISHING)
+    # Where there are no locks, somebody else may have been quicker since the turn was asked for.
+    _wait_until(functools.partial(_begin, directory, staging))
     try:
         _put_all_in_place(directory)
     except BaseException:
         _take_all_back(directory, names)
         raise
+
+
+def _begin(directory: _Directory, staging: str) -> bool:
+    """Begin to publish, so that a process that is killed from here on is finished by the next one."""
+    # Its age says whether its process can be alive, where nothing else does.
+    os.utime(directory.path / staging)
+    try:
+        directory.rename_new(staging, PUBLISHING)
+    except OSError as error:
+        if error.errno not in (errno.EEXIST, errno.ENOTEMPTY):
+            raise
+        return False
+    return True
 
 
 def _put_one_in_place(directory: _Directory, staged: str, name: str, overwrite: bool) -> bool:
@@ -509,8 +518,9 @@ def finish_publishing(folder: str | os.PathLike[str]) -> bool:
     place = Path(folder).absolute()
     if not os.path.lexists(place / PUBLISHING):
         return False
-    with explained(place / PUBLISHING), _directory(place) as directory, _turn(directory):
-        return True
+    with explained(place / PUBLISHING), _directory(place) as directory:
+        _take_turn(directory)
+    return True
 
 
 def tidy_directory(path: str | os.PathLike[str]) -> list[str]:

@@ -373,7 +373,11 @@ def test_fifty_kills_under_overwrite_leave_no_new_file_beside_an_old_one(tmp_pat
 
 
 @forks
-def test_two_processes_never_mix_their_files(tmp_path, has_exchange):
+@pytest.mark.parametrize("has_locks", [True, False])
+def test_two_processes_never_mix_their_files(tmp_path, monkeypatch, has_exchange, has_locks):
+    if not has_locks:
+        monkeypatch.setattr(files, "fcntl", None)
+
     def write_as(version):
         for _ in range(10):
             write_together(tmp_path, as_version(version), overwrite=True)
