@@ -265,7 +265,8 @@ def save(
     kind: Kind = "class maps" if isinstance(found, ClassMap) else "masks"
     name, stem = _format_of(target.name, kind, format)
     source = found.image_path if image is None else image
-    size = _size_of(found)
+    shape = found.array.shape if isinstance(found, ClassMap) else _size_of(found)
+    size = (shape[0], shape[1])
     # Of most formats only the size is asked: a view of one pixel is an image of any.
     pixels: Pixels = np.broadcast_to(np.uint8(0), (*size, 3))
     if name == "overlay":
@@ -314,9 +315,7 @@ def _format_of(name: str, kind: Kind, wanted: str | None) -> tuple[str, str]:
     return found, stem
 
 
-def _size_of(found: MaskPrediction | MaskRecords | ClassMap) -> Size:
-    if isinstance(found, ClassMap):
-        return (found.array.shape[0], found.array.shape[1])
+def _size_of(found: MaskPrediction | MaskRecords) -> Size:
     return found.size if isinstance(found, MaskRecords) else found.original_size
 
 

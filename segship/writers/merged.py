@@ -16,7 +16,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from segship.errors import InputError, OutputError
 from segship.files import check_target, explained, make_directory, partial_folder, write_together
@@ -33,14 +33,6 @@ MERGED = {"coco": "coco.json", "panoptic": "panoptic", "yolo": "yolo"}
 _INFO = b'{"info": {"description": "made by segship"},'
 _YAML = b"# made by segship\n"
 _FIRST_FILE = {"panoptic": (PANOPTIC_DOCUMENT, _INFO), "yolo": ("data.yaml", _YAML)}
-
-
-class _DataSet(Protocol):
-    def encode(self, source: Source, image: Mapping[str, Any], numbers: Mapping[str, int]) -> Callable[[], None]:
-        """Return what will write one image, its categories numbered as is said; nothing is written yet."""
-
-    def finish(self, categories: list[dict[str, Any]]) -> None:
-        """Write what could not be known before."""
 
 
 class MergedWriter:
@@ -63,7 +55,7 @@ class MergedWriter:
         self._stems: set[str] = set()
         self._categories: dict[str, dict[str, Any]] = {}
         self._is_damaged = False
-        makers: dict[str, Callable[[Path, Outlines], _DataSet]] = {"coco": _Coco, "panoptic": _Panoptic, "yolo": _Yolo}
+        makers: dict[str, type[_Coco | _Panoptic | _Yolo]] = {"coco": _Coco, "panoptic": _Panoptic, "yolo": _Yolo}
         self._sets = [makers[name](staging, outlines) for name in files]
 
     def add(self, source: Source) -> None:
@@ -276,17 +268,6 @@ def merge_results(
     OutputError
         ``unknown_format``, ``output_exists``, ``output_not_ours``, before the block begins; or what `segship.files`
         says about the place.
-
-    Examples
-    --------
-    >>> import segship, tempfile
-    >>> from segship.promptable.everything.records import ImageRecords
-    >>> pixels = segship.read_image(segship.demo_photograph()).pixels
-    >>> with tempfile.TemporaryDirectory() as folder:
-    ...     with merge_results(folder, ["coco", "yolo"]) as merged:
-    ...         merged.add(ImageRecords("cup", "cup.jpg", pixels, ()))
-    ...     sorted(path.relative_to(folder).as_posix() for path in Path(folder).rglob("*.*"))
-    ['coco.json', 'yolo/data.yaml', 'yolo/images/cup.jpg', 'yolo/labels/cup.txt']
     """
     place, wanted = Path(directory), tuple(dict.fromkeys(formats))
     check_merged(place, wanted, overwrite=overwrite)
