@@ -16,6 +16,7 @@ from segship.bundle.artifacts import Artifact, GraphName, Option, Weights, artif
 from segship.bundle.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest, parse_manifest
 from segship.bundle.onnx_file import OnnxGraph, read_graph
 from segship.bundle.onnx_rules import check_graph
+from segship.catalog import identify
 from segship.errors import BundleError, InputError, OutputError
 from segship.files import (
     CHUNK_BYTES,
@@ -29,6 +30,7 @@ from segship.files import (
 from segship.spec import GraphSpec, TensorSpec, check_interface
 
 OPTIONAL_FILES = frozenset({"certificate.json", "LICENSE", "NOTICE", "README.md"})
+"""Texts that bundles might hold up to version 0.4, beside the digests; a folder with such may be replaced."""
 # The second is one that segship wrote up to version 0.3; such a bundle may be replaced.
 _GRAPH_FILE = re.compile(rf"({'|'.join((*get_args(GraphName), 'shared_decoder'))})[a-z0-9_.]*")
 _MEND = "export the bundle again or fetch it anew"
@@ -79,6 +81,7 @@ class Bundle:
         data = _read_file(folder, MANIFEST_FILE, MAX_MANIFEST_BYTES)
         bundle = cls(folder, parse_manifest(data), hashlib.sha256(data).hexdigest())
         _check_artifacts(bundle.manifest)
+        _check_origin(bundle.manifest)
         bundle._check_files()
         return bundle
 
@@ -118,7 +121,7 @@ class Bundle:
             self._check_weights(weights)
         name, size = (weights.file, weights.bytes) if weights is not None else (None, 0)
         graph = read_graph(data)
-        check_graph(graph, file=artifact.file, sidecar=name, sidecar_bytes=size)
+        check_graph(graph, kind=artifact.graph, file=artifact.file, sidecar=name, sidecar_bytes=size)
         check_interface(graph.inputs, graph.outputs, self.manifest.graph_spec(artifact.graph))
         return data if weights is None else self.path / artifact.file
 
@@ -136,7 +139,7 @@ class Bundle:
         expected = _expected_sizes(self.manifest)
         for entry in _entries(self.path):
             size = entry.stat(follow_symlinks=False)
-            if entry.name not in expected and entry.name not in OPTIONAL_FILES:
+            if entry.name not in expected:
                 message = f"the bundle {self.path} holds {entry.name[:100]!r}, which does not belong there; remove it"
                 raise BundleError(message, code="strange_file")
             if not stat.S_ISREG(size.st_mode):
@@ -288,6 +291,17 @@ def _check_artifacts(manifest: Manifest) -> None:
         raise BundleError(f"{MANIFEST_FILE} lists a file twice; {_MEND}", code="file_name")
     for spec in manifest.graphs:
         _check_contract(spec, manifest.contracts[spec.name])
+
+
+def _check_origin(manifest: Manifest) -> None:
+    """Let nothing call itself published whose digest is not."""
+    origin = manifest.checkpoint
+    if origin.known and identify(origin.sha256) is None:
+        message = (
+            f"{MANIFEST_FILE} calls {origin.name} a published checkpoint, and its SHA-256 {origin.sha256} is none of "
+            f"theirs; {_MEND}"
+        )
+        raise BundleError(message, code="not_published")
 
 
 def _wanted_graphs(manifest: Manifest) -> str:

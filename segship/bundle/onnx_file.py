@@ -9,6 +9,7 @@ not know is handed to `WireReader.odd`.
 
 from __future__ import annotations
 
+import math
 import mmap
 import os
 from collections import Counter
@@ -170,6 +171,18 @@ DTYPE_BITS = dict(ONNX_DTYPES.values())
 
 _MAX_READ_RANK = 64
 
+SIZE_INPUTS: Mapping[str, tuple[int, ...]] = {
+    "ConstantOfShape": (0,),
+    "Expand": (1,),
+    "Pad": (1,),
+    "Range": (0, 1),
+    "Resize": (2, 3),
+    "Tile": (1,),
+}
+"""Operators whose result can be far larger than what they are given -> the inputs that say how large."""
+_INT64, _FLOAT32 = 7, 1
+_MAX_SIZES = 16
+
 
 @dataclass(frozen=True, slots=True)
 class GraphLimits:
@@ -208,6 +221,8 @@ class OnnxTensor:
         0 if the data stand in the file, 1 if outside it; other numbers have no meaning.
     external_entries
         Key and value pairs of ``external_data``, in order, duplicates kept.
+    values
+        The numbers of a tensor of up to 16 int64 or float32 that stand in the file; sizes are made of such.
     """
 
     name: str
@@ -216,6 +231,7 @@ class OnnxTensor:
     stored_bytes: int
     location: int
     external_entries: tuple[tuple[str, str], ...]
+    values: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -230,6 +246,8 @@ class OnnxGraph:
         (domain, op_type) -> number of nodes; subgraphs and functions are not entered.
     constants
         Tensors that stand in attributes of nodes.
+    sizes
+        Operators of `SIZE_INPUTS` whose size stands in the file, and the product of its numbers.
     oddities
         Things that an ordinary graph does not have, such as ``local functions`` or ``subgraph in Loop``.
     """
@@ -243,6 +261,7 @@ class OnnxGraph:
     operators: Mapping[tuple[str, str], int]
     initializers: tuple[OnnxTensor, ...]
     constants: tuple[OnnxTensor, ...]
+    sizes: tuple[tuple[str, float], ...]
     oddities: tuple[str, ...]
 
     @property
@@ -350,6 +369,8 @@ class _ModelReader:
     constants: list[OnnxTensor] = field(default_factory=list)
     inputs: list[TensorSpec] = field(default_factory=list)
     outputs: list[TensorSpec] = field(default_factory=list)
+    sized: list[tuple[str, str]] = field(default_factory=list)
+    made: dict[str, OnnxTensor] = field(default_factory=dict)
     nodes: int = 0
 
     def model(self, end: int) -> OnnxGraph:
@@ -377,8 +398,15 @@ class _ModelReader:
             operators=dict(self.operators),
             initializers=tuple(self.initializers),
             constants=tuple(self.constants),
+            sizes=tuple(self._sizes()),
             oddities=tuple(self.wire.oddities),
         )
+
+    def _sizes(self) -> Iterator[tuple[str, float]]:
+        known = {**{tensor.name: tensor for tensor in self.initializers}, **self.made}
+        for op_type, name in self.sized:
+            if name in known and known[name].values:
+                yield op_type, math.prod(max(1.0, abs(value)) for value in known[name].values)
 
     def _opset(self, start: int, end: int) -> tuple[str, int]:
         domain, version = "", 0
@@ -408,8 +436,12 @@ class _ModelReader:
             raise too_many("nodes", self.limits.nodes)
         op_type = domain = ""
         attributes: list[tuple[int, int]] = []
+        inputs: list[tuple[int, int]] = []
+        outputs: list[tuple[int, int]] = []
         for number, _, first, last in self.wire.fields(_NODE, start, end):
-            if number == 4:
+            if number in (1, 2):
+                (inputs if number == 1 else outputs).append((first, last))
+            elif number == 4:
                 op_type = self.wire.text(first, last)
             elif number == 7:
                 domain = self.wire.text(first, last)
@@ -418,8 +450,13 @@ class _ModelReader:
             elif number in (8, 10):
                 self.wire.odd("overload" if number == 8 else "device configuration")
         self.operators[domain, op_type] += 1
+        asked = [inputs[index] for index in SIZE_INPUTS.get(op_type, ()) if index < len(inputs)]
+        self.sized.extend((op_type, self.wire.text(*place)) for place in asked)
+        before = len(self.constants)
         for first, last in attributes:
             self._attribute(op_type, first, last)
+        if op_type == "Constant" and outputs and len(self.constants) > before:
+            self.made[self.wire.text(*outputs[0])] = self.constants[before]
 
     def _attribute(self, op_type: str, start: int, end: int) -> None:
         for number, _, first, last in self.wire.fields(_ATTRIBUTE, start, end):
@@ -435,6 +472,7 @@ class _ModelReader:
         shape: list[int] = []
         entries: list[tuple[str, str]] = []
         typed: list[tuple[int, int, int, int]] = []
+        raw = (0, 0)
         for number, wire, first, last in self.wire.fields(_TENSOR, start, end):
             if number == 1:
                 shape += [signed(first)] if wire == VARINT else self.wire.packed_numbers(first, last, _MAX_READ_RANK)
@@ -445,7 +483,7 @@ class _ModelReader:
             elif number == 8:
                 name = self.wire.text(first, last)
             elif number == 9:
-                stored_bits = 8 * (last - first)
+                stored_bits, raw = 8 * (last - first), (first, last)
             elif number == 13:
                 entries.append(self._entry(first, last))
             elif number == 14:
@@ -456,7 +494,22 @@ class _ModelReader:
                 typed.append((number, wire, first, last))
         dtype, bits = ONNX_DTYPES.get(code, (f"unknown_{code}", 0))
         stored_bits += sum(self._typed_bits(*part, bits) for part in typed)
-        return OnnxTensor(name, dtype, tuple(shape), (stored_bits + 7) // 8, location, tuple(entries))
+        values = self._values(code, raw, typed) if math.prod(shape) <= _MAX_SIZES else ()
+        return OnnxTensor(name, dtype, tuple(shape), (stored_bits + 7) // 8, location, tuple(entries), values)
+
+    def _values(self, code: int, raw: tuple[int, int], typed: list[tuple[int, int, int, int]]) -> tuple[float, ...]:
+        """Return the numbers of a small tensor, from whichever field has them."""
+        each = {_INT64: 8, _FLOAT32: 4}.get(code, 0)
+        if not each or raw[1] - raw[0] > _MAX_SIZES * each:
+            return ()
+        data = self.wire.buffer[raw[0] : raw[1]]
+        values: list[float] = (
+            np.frombuffer(data, f"<{'i' if code == _INT64 else 'f'}{each}").tolist() if len(data) % each == 0 else []
+        )
+        for number, wire, first, last in typed:
+            if (number, code) == (7, _INT64):
+                values += [signed(first)] if wire == VARINT else self.wire.packed_numbers(first, last, _MAX_SIZES)
+        return tuple(values)
 
     def _typed_bits(self, number: int, wire: int, first: int, last: int, bits: int) -> int:
         """Return the bits in memory of data that stand in a typed field instead of in ``raw_data``."""

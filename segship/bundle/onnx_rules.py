@@ -16,23 +16,49 @@ from segship.errors import BundleError
 
 OWN_DOMAINS = frozenset({"", "ai.onnx"})
 CONTROL_FLOW = frozenset({"If", "Loop", "Scan", "SequenceMap"})
+_COMPUTE = frozenset({
+    "Abs", "Add", "And", "BatchNormalization", "Cast", "Clip", "Concat", "Constant", "Conv", "Div", "Equal", "Erf",
+    "Exp", "Flatten", "Floor", "Gather", "Gelu", "Gemm", "Greater", "GreaterOrEqual", "Identity", "LayerNormalization",
+    "Less", "LessOrEqual", "MatMul", "Max", "Min", "Mod", "Mul", "Neg", "Not", "Or", "Pad", "Pow", "Reciprocal",
+    "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Relu", "Reshape", "Shape", "Sigmoid", "Slice", "Softmax",
+    "Split", "Sqrt", "Squeeze", "Sub", "Transpose", "Unsqueeze", "Where",
+})  # fmt: skip
+"""What any graph may hold: numbers in, numbers out, of sizes that follow from those of the inputs."""
+_DECODE = _COMPUTE | {"ConvTranspose", "Cos", "Expand", "Sin"}
+OPERATORS: dict[str, frozenset[str]] = {
+    "image_encoder": _COMPUTE,
+    "image_side": _COMPUTE,
+    "mask_decoder": _DECODE,
+    "selective_decoder": _DECODE | {"GatherND", "NonZero"},
+    "semantic": _COMPUTE | {"ArgMax", "Range", "Resize"},
+}
+"""Kind of graph -> the operators that a bundle's may hold: those that our exports write, and their like."""
 MAX_RANK = 8
+MAX_ELEMENTS = 2**30
+"""Most elements of a tensor whose size stands in the file: 4 GiB of float32."""
 _EXTERNAL_KEYS = frozenset({"location", "offset", "length", "checksum"})
 _NUMBER = re.compile(r"[0-9]{1,19}", re.ASCII)
 
 
-def check_graph(graph: OnnxGraph, *, file: str, sidecar: str | None, sidecar_bytes: int = 0) -> None:
+def check_graph(graph: OnnxGraph, *, kind: str, file: str, sidecar: str | None, sidecar_bytes: int = 0) -> None:
     """Refuse a graph that holds anything a bundle does not; ``file`` is its name, for messages.
 
-    ``sidecar`` is the only name under which weights may lie outside the file; None if all must be inside.
+    ``kind`` is a key of `OPERATORS`. ``sidecar`` is the only name under which weights may lie outside the file; None if
+    all must be inside.
 
     Raises
     ------
     BundleError
-        With the code ``onnx_operator``, ``onnx_content``, ``onnx_tensor``, ``external_data_location``,
-        ``external_data_entry`` or ``external_data_range``.
+        With the code ``onnx_operator``, ``onnx_content``, ``onnx_tensor``, ``onnx_too_large``,
+        ``external_data_location``, ``external_data_entry`` or ``external_data_range``.
     """
-    _check_operators(graph, file)
+    _check_operators(graph, kind, file)
+    for op_type, elements in graph.sizes:
+        if not elements <= MAX_ELEMENTS:
+            message = (
+                f"{file} makes a tensor of {elements:.4g} elements with {op_type}; at most {MAX_ELEMENTS} are accepted"
+            )
+            raise BundleError(f"{message}; export it again for a smaller size", code="onnx_too_large")
     for tensor in graph.constants:
         if tensor.location != 0 or tensor.external_entries:
             raise _location(file, tensor, "a constant of a node has its data outside the file")
@@ -43,7 +69,7 @@ def check_graph(graph: OnnxGraph, *, file: str, sidecar: str | None, sidecar_byt
         raise BundleError(message, code="external_data_location")
 
 
-def _check_operators(graph: OnnxGraph, file: str) -> None:
+def _check_operators(graph: OnnxGraph, kind: str, file: str) -> None:
     if graph.oddities:
         message = f"{file} holds what no bundle needs: {', '.join(graph.oddities)}; export the graph again with segship"
         raise BundleError(message, code="onnx_content")
@@ -55,6 +81,9 @@ def _check_operators(graph: OnnxGraph, file: str) -> None:
         raise BundleError(message, code="onnx_operator")
     if control := sorted({op_type for _, op_type in graph.operators} & CONTROL_FLOW):
         message = f"{file} uses control flow ({', '.join(control)}), which is not accepted; export it again without it"
+        raise BundleError(message, code="onnx_operator")
+    if strange := sorted({op_type for _, op_type in graph.operators} - OPERATORS[kind]):
+        message = f"{file} uses {', '.join(strange[:5])}, which no {kind} needs; export it again with segship"
         raise BundleError(message, code="onnx_operator")
 
 

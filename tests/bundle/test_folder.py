@@ -15,6 +15,7 @@ from segship import files
 from segship.bundle import Bundle, write_bundle
 from segship.bundle.manifest import parse_manifest
 from segship.bundle.onnx_file import read_graph
+from segship.catalog import KNOWN_CHECKPOINTS
 from segship.errors import BundleError, InputError, OutputError
 from segship.files import tidy_directory
 from tests.kills import each_kill, forks, make_old
@@ -169,10 +170,18 @@ def test_strange_folder_is_refused(inline):
     refused(inline.path, "strange_file", "'sub'")
 
 
-def test_accompanying_texts_are_allowed(inline):
-    for name in ("LICENSE", "NOTICE", "README.md", "certificate.json"):
-        (inline.path / name).touch()
-    assert Bundle.read(inline.path) == inline
+@pytest.mark.parametrize("name", ["LICENSE", "NOTICE", "README.md", "certificate.json"])
+def test_no_byte_lies_in_the_folder_that_no_digest_covers(inline, name):
+    (inline.path / name).write_text("planted")
+    refused(inline.path, "strange_file", name)
+
+
+def test_only_published_digests_are_called_published(inline):
+    origin = inline.manifest.checkpoint
+    rewrite_manifest(inline, checkpoint=replace(origin, known=True))
+    refused(inline.path, "not_published", f"calls {origin.name} a published checkpoint")
+    rewrite_manifest(inline, checkpoint=replace(origin, known=True, sha256=KNOWN_CHECKPOINTS["vit_t"].sha256))
+    Bundle.open(inline.path)
 
 
 @pytest.mark.parametrize("name", [*INLINE_FILES, SIDECAR])

@@ -1,9 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
+import numpy as np
 import pytest
-from onnx import TensorProto, helper
+from onnx import TensorProto, helper, numpy_helper
 
-from segship.bundle.onnx_file import read_graph
-from segship.bundle.onnx_rules import check_graph
+from segship.bundle.onnx_file import SIZE_INPUTS, read_graph
+from segship.bundle.onnx_rules import MAX_ELEMENTS, OPERATORS, check_graph
 from segship.errors import BundleError
 from segship.spec import TensorSpec
 from tests.small_bundle import decoder_model, encoder_model, make_model, raw_tensor
@@ -19,8 +20,9 @@ def model_with(*tensors, op_type="Identity", domain="", **attributes):
     return model
 
 
-def check(model, *, sidecar=None, sidecar_bytes=0):
-    check_graph(read_graph(model.SerializeToString()), file="graph.onnx", sidecar=sidecar, sidecar_bytes=sidecar_bytes)
+def check(model, *, kind="mask_decoder", sidecar=None, sidecar_bytes=0):
+    graph = read_graph(model.SerializeToString())
+    check_graph(graph, kind=kind, file="graph.onnx", sidecar=sidecar, sidecar_bytes=sidecar_bytes)
 
 
 def refused(model, code, words, **settings):
@@ -63,6 +65,49 @@ def test_control_flow_is_refused(op_type):
     refused(model_with(op_type=op_type), "onnx_operator", f"control flow .{op_type}.")
 
 
+@pytest.mark.parametrize("op_type", ["RandomNormal", "RandomUniformLike", "Optional", "StringConcat", "ImageDecoder"])
+@pytest.mark.parametrize("kind", sorted(OPERATORS))
+def test_operators_that_no_graph_of_a_kind_needs_are_refused(kind, op_type):
+    refused(model_with(op_type=op_type), "onnx_operator", f"uses {op_type}, which no {kind} needs", kind=kind)
+
+
+def grown(op_type, sizes, *, as_node=False, typed=False):
+    """A graph in which an operator takes its size from a constant."""
+    inputs = {"ConstantOfShape": ["n"], "Range": ["n", "n", "n"], "Resize": ["x", "", "", "n"]}.get(op_type, ["x", "n"])
+    array = np.array(sizes, np.int64)
+    tensor = numpy_helper.from_array(array, "n")
+    if typed:
+        tensor = helper.make_tensor("n", TensorProto.INT64, array.shape, array.ravel().tolist())
+    nodes = [helper.make_node(op_type, inputs, ["y"])]
+    if as_node:
+        nodes.insert(0, helper.make_node("Constant", [], ["n"], value=tensor))
+    model = make_model(nodes, [VECTOR], [TensorSpec("y", "float32", ("n", 4))])
+    model.graph.initializer.extend([] if as_node else [tensor])
+    return model
+
+
+@pytest.mark.parametrize("op_type", sorted(SIZE_INPUTS))
+@pytest.mark.parametrize("as_node", [False, True])
+@pytest.mark.parametrize("typed", [False, True])
+@pytest.mark.parametrize("sizes", [[3_000_000_000], [60_000, 60_000], [2**62, 2**62], [-(2**63)]])
+def test_sizes_are_bounded_before_a_runtime_sees_them(op_type, as_node, typed, sizes):
+    sizes = sizes[0] if op_type == "Range" else sizes
+    if op_type == "Range" and sizes == 60_000:
+        return
+    model = grown(op_type, sizes, as_node=as_node, typed=typed)
+    kinds = [kind for kind, operators in OPERATORS.items() if {op_type, "Constant"} <= operators]
+    graph = read_graph(model.SerializeToString())
+    assert graph.sizes and graph.sizes[0][0] == op_type and graph.sizes[0][1] > MAX_ELEMENTS
+    for kind in kinds:
+        refused(model, "onnx_too_large", f"elements with {op_type}; at most", kind=kind)
+
+
+def test_ordinary_sizes_pass():
+    for kind, operators in OPERATORS.items():
+        for op_type in operators & SIZE_INPUTS.keys() - {"Range"}:
+            check(grown(op_type, [1, 171, 1024, 2048]), kind=kind)
+
+
 def test_subgraphs_and_functions_are_refused():
     body = helper.make_graph([], "body", [], [])
     refused(model_with(body=body), "onnx_content", "subgraph in Identity")
@@ -76,7 +121,7 @@ def test_subgraphs_and_functions_are_refused():
 def test_unknown_protobuf_fields_are_refused():
     data = model_with().SerializeToString() + b"\xf8\x07\x01"
     with pytest.raises(BundleError, match="unknown field 127 in ModelProto"):
-        check_graph(read_graph(data), file="graph.onnx", sidecar=None)
+        check_graph(read_graph(data), kind="mask_decoder", file="graph.onnx", sidecar=None)
 
 
 @pytest.mark.parametrize(

@@ -101,7 +101,7 @@ def test_constants_in_nodes_are_listed():
     value = numpy_helper.from_array(np.ones((2, 3), np.float32), "value")
     model = model_with()
     model.graph.node.append(helper.make_node("Constant", [], ["c"], value=value))
-    assert read(model).constants == (OnnxTensor("value", "float32", (2, 3), 24, 0, ()),)
+    assert read(model).constants == (OnnxTensor("value", "float32", (2, 3), 24, 0, (), (1.0,) * 6),)
 
 
 def test_initializers_are_no_inputs():
