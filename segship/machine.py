@@ -239,7 +239,8 @@ def run_limited(call: str, argument: str, *, memory_bytes: int, seconds: int) ->
     if done.returncode == 0:
         return done.stdout
     last = done.stderr.decode(errors="replace").strip().rpartition("\n")[2]
-    if done.returncode == -getattr(signal, "SIGXCPU", 0) or done.returncode == -signal.SIGKILL:
+    # The system says so by a signal; Windows has no limits and no such signals.
+    if -done.returncode in (getattr(signal, "SIGXCPU", None), getattr(signal, "SIGKILL", None)):
         last = f"it took more than {seconds} seconds, or the system ended it"
     elif "MemoryError" in last:
         last = f"it took more than {memory_bytes >> 20} MiB of memory"

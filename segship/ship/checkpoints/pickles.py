@@ -274,6 +274,7 @@ HARMLESS = frozenset(
         "numpy.random._mt19937": "MT19937",
         "numpy.random.bit_generator": "SeedSequence __pyx_unpickle_SeedSequence",
         "torch": "per_channel_affine per_tensor_affine",
+        "torch.torch_version": "TorchVersion",
         "typing": "Any",
         "addict.addict": "Dict",
         "easydict": "EasyDict",

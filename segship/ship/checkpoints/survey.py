@@ -339,7 +339,10 @@ def survey_checkpoint(path: str | os.PathLike[str]) -> Survey:
     try:
         answer = run_limited(f"{__name__}:answer", str(given), memory_bytes=MOST_MEMORY, seconds=seconds)
     except BackendUnavailable as error:
-        message = f"{given}: reading it was stopped ({error}); the file is damaged or crafted"
+        message = (
+            f"{given}: reading it was stopped ({error}); the file is damaged or crafted, or this machine has no memory "
+            "left; fetch the file anew, and try again"
+        )
         raise CheckpointError(message, code="reading_stopped") from error
     return _from_document(json.loads(answer))
 

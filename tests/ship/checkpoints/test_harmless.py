@@ -49,6 +49,7 @@ HARMLESS = {
         uuid.UUID(int=1),
     ],
     "ranges": [range(3), slice(1, 2), Counter("ab"), OrderedDict(a=1), Ellipsis is None],
+    "a version": torch.__version__,
     "devices": [torch.device("cpu"), torch.float16, torch.Size([1])],
 }
 
@@ -65,6 +66,27 @@ def test_what_carries_no_weights_is_left_out_and_the_tensors_load(tmp_path, kind
     assert torch.equal(checkpoint.state_dict["image_encoder.a"], WEIGHTS["image_encoder.a"])
     (note,) = checkpoint.notes
     assert note.startswith("taken from 'state_dict'; left out 'epoch', 'more'")
+
+
+def test_what_mmengine_and_lightning_save_is_passed_over(tmp_path, monkeypatch):
+    """Objects with a state, dicts of an own class and methods of harmless classes, of packages that are not here."""
+    for module, name, base in (
+        ("mmengine.logging.history_buffer", "HistoryBuffer", object),
+        ("lightning.fabric.utilities.data", "AttributeDict", dict),
+        ("omegaconf.dictconfig", "DictConfig", object),
+    ):
+        kind = type(name, (base,), {"__module__": module, "mean": lambda self: 0})
+        kind.mean.__qualname__, kind.mean.__module__ = f"{name}.mean", module
+        for end in [place for place, letter in enumerate(module) if letter == "."]:
+            monkeypatch.setitem(sys.modules, module[:end], types.ModuleType(module[:end]))
+        monkeypatch.setitem(sys.modules, module, types.SimpleNamespace(**{name: kind}))
+    buffer = sys.modules["mmengine.logging.history_buffer"].HistoryBuffer()
+    buffer.log, buffer.methods = np.ones(3), {"mean": type(buffer).mean}
+    options = sys.modules["lightning.fabric.utilities.data"].AttributeDict(lr=1e-4, path=pathlib.PosixPath("a"))
+    config = sys.modules["omegaconf.dictconfig"].DictConfig()
+    config.content = {"lr": 1}
+    save(tmp_path / "model.pth", {"message_hub": {"log_scalars": {"loss": buffer}}, "hparams": options, "cfg": config})
+    assert set(read_checkpoint(tmp_path / "model.pth").state_dict) == set(WEIGHTS)
 
 
 @pytest.mark.parametrize("kind", HARMLESS)
