@@ -12,7 +12,7 @@ import math
 import re
 
 from segship.bundle.onnx_file import DTYPE_BITS, OnnxGraph, OnnxTensor, operator_name
-from segship.errors import BundleError
+from segship.errors import BundleError, shown
 
 OWN_DOMAINS = frozenset({"", "ai.onnx"})
 CONTROL_FLOW = frozenset({"If", "Loop", "Scan", "SequenceMap"})
@@ -71,12 +71,15 @@ def check_graph(graph: OnnxGraph, *, kind: str, file: str, sidecar: str | None, 
 
 def _check_operators(graph: OnnxGraph, kind: str, file: str) -> None:
     if graph.oddities:
-        message = f"{file} holds what no bundle needs: {', '.join(graph.oddities)}; export the graph again with segship"
+        odd = ", ".join(map(shown, graph.oddities))
+        message = f"{file} holds what no bundle needs: {odd}; export the graph again with segship"
         raise BundleError(message, code="onnx_content")
     domains = {domain for domain, _ in graph.operators} | {domain for domain, _ in graph.opset_imports}
     if foreign := sorted(domains - OWN_DOMAINS):
         names = sorted(operator_name(*operator) for operator in graph.operators if operator[0] in foreign)
-        used = f"uses {', '.join(names[:5])}" if names else f"imports the operator set {foreign[0]!r}"
+        used = (
+            f"uses {', '.join(map(shown, names[:5]))}" if names else f"imports the operator set '{shown(foreign[0])}'"
+        )
         message = f"{file} {used}; only operators of ONNX itself are accepted, export it again without them"
         raise BundleError(message, code="onnx_operator")
     if control := sorted({op_type for _, op_type in graph.operators} & CONTROL_FLOW):
@@ -111,9 +114,8 @@ def _external_range(tensor: OnnxTensor, file: str, sidecar: str | None, needed: 
     """Return where in the sidecar a tensor says that it lies: first byte and number of bytes."""
     entries = dict(tensor.external_entries)
     if len(entries) != len(tensor.external_entries) or not entries.keys() <= _EXTERNAL_KEYS:
-        message = (
-            f"{file}: tensor {_shown(tensor)} has external_data keys {sorted(entries)[:8]}; accepted, once each, are "
-        )
+        keys = [shown(key) for key in sorted(entries)[:8]]
+        message = f"{file}: tensor {_shown(tensor)} has external_data keys {keys}; accepted, once each, are "
         raise BundleError(message + ", ".join(sorted(_EXTERNAL_KEYS)), code="external_data_entry")
     location = entries.get("location", "")
     if sidecar is None or location != sidecar:

@@ -248,6 +248,12 @@ def test_constants_stay_in_the_file():
     refused(model, "external_data_location", words, sidecar=SIDECAR, sidecar_bytes=64)
 
 
+def test_names_of_megabytes_are_cut_in_messages():
+    with pytest.raises(BundleError) as caught:
+        check(model_with(op_type="O" * 1_000_000, domain="d" * 1_000_000))
+    assert len(str(caught.value)) < 500
+
+
 def test_sidecar_that_nothing_uses_is_refused():
     refused(
         model_with(),

@@ -104,7 +104,13 @@ print(int(peak.split()[1]) * 1024, time.process_time(), file=sys.stderr)
 @pytest.mark.parametrize("kind", [*PICKLES, *HEADERS, "zip64"])
 def test_a_file_that_unfolds_is_refused_within_200_megabytes_and_2_seconds(tmp_path, kind):
     path = write(tmp_path, kind)
-    arguments = [str(Path(module.__file__).parents[2]), f"{module.__name__}:answer", str(path), "1000000000", "9"]
+    arguments = [
+        str(Path(module.__file__).parents[2]),
+        f"{module.__name__}:survey_as_json",
+        str(path),
+        "1000000000",
+        "9",
+    ]
     command = [sys.executable, "-I", "-S", "-c", _LIMITED + MEASURE, *arguments]
     done = subprocess.run(command, capture_output=True, check=True)
     found, (memory, seconds) = done.stdout, map(float, done.stderr.split())
