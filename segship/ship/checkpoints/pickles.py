@@ -53,6 +53,7 @@ _RAW_STORAGES = {
     "torch.QUInt8Storage": 1,
     "torch.QInt32Storage": 4,
 }
+_TENSOR_CLASSES = ("torch.Tensor", "torch.nn.parameter.Parameter")
 _STORAGES = frozenset((*STORAGE_DTYPES, *_RAW_STORAGES))
 
 Arguments = tuple[object, ...]
@@ -99,7 +100,7 @@ def call(function: object, arguments: object) -> object:
         return rebuild(arguments)
     if isinstance(function, Global) and name in HARMLESS and isinstance(arguments, tuple):
         return Opaque(name)
-    raise UnsafeCheckpoint(f"it calls {shown(name)}, which a state dict never does; {ADVICE}")
+    raise _strange_call(name)
 
 
 def set_items(target: object, items: list[object]) -> None:
@@ -209,11 +210,33 @@ def _sizes(value: object) -> tuple[int, ...]:
     return tuple(value)
 
 
+def _parameter_with_state(arguments: Arguments) -> StoredTensor:
+    """Return a parameter that somebody gave attributes, which are left out."""
+    match arguments:
+        case (StoredTensor() as tensor, bool(), dict(hooks), _) if not hooks:
+            return tensor
+    raise _strange_call("torch._utils._rebuild_parameter_with_state")
+
+
+def _tensor_with_state(arguments: Arguments) -> StoredTensor:
+    """Return a tensor that somebody gave attributes, which are left out."""
+    match arguments:
+        case (Global(name=rebuild), Global(name=kind), tuple(inner), _) if (
+            rebuild in _VIEWS and kind in _TENSOR_CLASSES
+        ):
+            return _VIEWS[rebuild](inner)
+    raise _strange_call("torch._tensor._rebuild_from_type_v2")
+
+
 def _attribute(arguments: Arguments) -> Opaque:
     match arguments:
         case (Global(name=kind), str()) if kind in HARMLESS:
             return Opaque(kind)
-    raise UnsafeCheckpoint(f"it calls builtins.getattr, which a state dict never does; {ADVICE}")
+    raise _strange_call("builtins.getattr")
+
+
+def _strange_call(name: str) -> UnsafeCheckpoint:
+    return UnsafeCheckpoint(f"it calls {shown(name)}, which a state dict never does; {ADVICE}")
 
 
 def _strange(dtype: str, place: int) -> Callable[[Arguments], TensorInfo]:
@@ -229,14 +252,19 @@ def _sparse(arguments: Arguments) -> TensorInfo:
     raise ValueError("a sparse tensor without a size")
 
 
-_REBUILDS: dict[str, Callable[[Arguments], object]] = {
-    "collections.OrderedDict": _ordered_dict,
-    "collections.Counter": _ordered_dict,
-    "collections.defaultdict": lambda arguments: _ordered_dict(arguments[1:]),
+_VIEWS: dict[str, Callable[[Arguments], StoredTensor]] = {
     "torch._utils._rebuild_tensor": _tensor,
     "torch._utils._rebuild_tensor_v2": _tensor,
     "torch._utils._rebuild_tensor_v3": _tensor_of_bytes,
+}
+_REBUILDS: dict[str, Callable[[Arguments], object]] = {
+    **_VIEWS,
+    "collections.OrderedDict": _ordered_dict,
+    "collections.Counter": _ordered_dict,
+    "collections.defaultdict": lambda arguments: _ordered_dict(arguments[1:]),
     "torch._utils._rebuild_parameter": _parameter,
+    "torch._utils._rebuild_parameter_with_state": _parameter_with_state,
+    "torch._tensor._rebuild_from_type_v2": _tensor_with_state,
     "torch._utils._rebuild_sparse_tensor": _sparse,
     "torch._utils._rebuild_qtensor": _strange("quantised", 2),
     "torch._utils._rebuild_nested_tensor": lambda _: TensorInfo("nested", ()),
@@ -247,7 +275,7 @@ _REBUILDS: dict[str, Callable[[Arguments], object]] = {
     "builtins.getattr": _attribute,
 }
 
-ALLOWED_GLOBALS = frozenset((*_REBUILDS, *_STORAGES, *(f"torch.{name}" for name in DTYPE_BYTES)))
+ALLOWED_GLOBALS = frozenset((*_REBUILDS, *_STORAGES, *_TENSOR_CLASSES, *(f"torch.{name}" for name in DTYPE_BYTES)))
 
 HARMLESS = frozenset(
     f"{module}.{name}"

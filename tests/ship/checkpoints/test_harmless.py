@@ -122,6 +122,14 @@ def test_tensors_of_rare_dtypes_are_read_and_floats_become_float32(tmp_path, dty
     assert str(dtype).removeprefix("torch.") in checkpoint.stored_dtypes
 
 
+def test_attributes_of_tensors_and_parameters_are_left_out(tmp_path):
+    tensor, parameter = torch.arange(4.0), torch.nn.Parameter(torch.arange(3.0))
+    tensor.group = parameter.group = {"decay": False}
+    torch.save({**WEIGHTS, "tensor": tensor, "parameter": parameter}, tmp_path / "model.pth")
+    state = read_checkpoint(tmp_path / "model.pth").state_dict
+    assert torch.equal(state["tensor"], torch.arange(4.0)) and torch.equal(state["parameter"], torch.arange(3.0))
+
+
 def strange():
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
