@@ -11,11 +11,12 @@ import hashlib
 import json
 import os
 import sys
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, Any, BinaryIO, Literal, TypeVar
 
 from segship.catalog import CHECKPOINT_SUFFIXES, KnownCheckpoint, identify
 from segship.errors import BackendUnavailable, CheckpointError, InputError, UnsafeCheckpoint, shown
@@ -82,33 +83,29 @@ def _children(value: object) -> Mapping[Any, object]:
     """Return what a container holds by its keys, or by ``item 0``, ... of a short list; nothing of other values."""
     if isinstance(value, Mapping):
         return value
-    return {f"item {place}": item for place, item in enumerate(value)} if _is_short_list(value) else {}
-
-
-def _is_short_list(value: object) -> TypeGuard[list[object] | tuple[object, ...]]:
-    return isinstance(value, list | tuple) and len(value) <= _SHOWN
+    items = value if isinstance(value, list | tuple) and len(value) <= _SHOWN else ()
+    return {f"item {place}": item for place, item in enumerate(items)}
 
 
 def _find_weights(contents: object, tensor: type[T]) -> tuple[object, ...]:
     """Return the keys that lead to the state dict from the outermost container."""
     found: list[tuple[object, ...]] = []
     plain: list[tuple[object, ...]] = []
-    # Each container is looked at once, however often it stands in others.
-    level: list[tuple[tuple[object, ...], object]] = [((), contents)]
+    waiting: deque[tuple[tuple[object, ...], object]] = deque([((), contents)])
     seen: set[int] = set()
-    for _ in range(MAX_WRAPPERS + 1):
-        inner: list[tuple[tuple[object, ...], object]] = []
-        for path, value in level:
-            children = _children(value)
-            names = [key for key, item in children.items() if isinstance(item, tensor) and isinstance(key, str)]
-            if any(_root_of(name) is not None for name in names):
-                found.append(path)
-            elif names and all(key in WRAPPER_KEYS for key in path):
-                plain.append(path)
-            fresh = [(key, item) for key, item in children.items() if isinstance(item, Mapping | list | tuple)]
-            inner += [((*path, key), item) for key, item in fresh if id(item) not in seen]
-            seen.update(id(item) for _, item in fresh)
-        level = inner
+    while waiting:
+        path, value = waiting.popleft()
+        children = _children(value)
+        names = [key for key, item in children.items() if isinstance(item, tensor) and isinstance(key, str)]
+        if any(_root_of(name) is not None for name in names):
+            found.append(path)
+        elif names and all(key in WRAPPER_KEYS for key in path):
+            plain.append(path)
+        for key, item in children.items() if len(path) < MAX_WRAPPERS else ():
+            # Each container is looked at once, however often it stands in others.
+            if isinstance(item, Mapping | list | tuple) and id(item) not in seen:
+                seen.add(id(item))
+                waiting.append(((*path, key), item))
     # Without the names of any model here, an inner mapping goes before stray tensors beside it.
     return min(found, key=_rank) if found else min(plain, key=lambda path: _rank(path, MAX_WRAPPERS), default=())
 

@@ -37,6 +37,7 @@ def used_as_key(key):
 
 
 ITEMS = [text(f"k{index}") + b"K\x00" for index in range(20_000)]
+KEYS = [text(f"k{index}") + b"h\x00" for index in range(60_000)]
 PICKLES = {
     "copies of a dict": ordered_dicts(b"}(" + b"".join(ITEMS) + b"u", 5000),
     "copies of a list of pairs": ordered_dicts(b"](" + b"".join(item + b"\x86" for item in ITEMS) + b"e", 5000),
@@ -44,6 +45,7 @@ PICKLES = {
     "tuples in tuples": PICKLE + b")" + b"\x85" * 450_000 + b".",
     "a long number as a key": used_as_key(long_number(2 ** (8 * 3_000_000) - 1)),
     "a long tuple as a key": used_as_key(b"(" + b"K\x01" * 100_000 + b"t"),
+    "a dict in another many times": PICKLE + b"}(" + b"".join(ITEMS) + b"uq\x000}(" + b"".join(KEYS) + b"u.",
     "small dicts": PICKLE + b"(" + b"}K\x01K\x01s" * 120_000 + b"t.",
     "ordered dicts": PICKLE + b"ccollections\nOrderedDict\nq\x010(" + b"h\x01)R" * 160_000 + b"t.",
     "opaque values": PICKLE + b"cargparse\nNamespace\nq\x010(" + b"h\x01)\x81" * 160_000 + b"t.",
