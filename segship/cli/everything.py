@@ -42,7 +42,7 @@ from segship.errors import InputError
 from segship.files import read_bytes, real_path
 from segship.jobs import Everything, EverythingOptions, FinishedImage, answer_everything, read, run_job
 from segship.loading import load_promptable, load_semantic
-from segship.promptable.everything.cost import AmgCost, estimate_cost
+from segship.promptable.everything.cost import AmgCost, check_cost, estimate_cost
 from segship.promptable.everything.options import AmgOptions
 from segship.semantic.predictor import SemanticPredictor
 from segship.writers import Instances, MergedWriter
@@ -152,7 +152,12 @@ def everything(
     if dry_run:
 
         def estimate(source: str | bytes, name: str, directory: Path, stem: str) -> _ImageCost:
-            return _ImageCost(name, estimate_cost(predictor, read(source, options).loaded.size_hw, options.amg))
+            cost, refused = estimate_cost(predictor, read(source, options).loaded.size_hw, options.amg), None
+            try:
+                check_cost(cost, options.amg)
+            except InputError as error:
+                refused = str(error)
+            return _ImageCost(name, cost, refused)
 
         report = Report(pictures, batch, {**describe_run(predictor, model), "dry_run": True})
         return report_outcomes(report, each_picture(pictures, options.limits, estimate), _print_cost)
@@ -182,15 +187,19 @@ def _open_labels(labels: str, runtime: RunOptions, options: EverythingOptions) -
 class _ImageCost:
     image: str
     cost: AmgCost
+    refused: str | None
+    """Why it would not be begun."""
 
     def to_dict(self) -> dict[str, Any]:
-        return {"image": self.image, **self.cost.to_dict()}
+        return {"image": self.image, **self.cost.to_dict(), "refused": self.refused}
 
 
 def _print_cost(image: _ImageCost) -> None:
     console = results_console()
     console.print(f"[bold]{plain(image.image)}[/] would take:")
     console.print(make_table(("", ""), _cost_rows(image.cost)))
+    if image.refused is not None:
+        console.print(f"it would be refused: {plain(image.refused)}")
 
 
 def _cost_rows(cost: AmgCost) -> list[tuple[str, str]]:

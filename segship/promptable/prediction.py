@@ -67,7 +67,7 @@ class ImageEmbedding:
     encoder_sha256: str
     notes: tuple[str, ...] = ()
     image_side: Mapping[str, FloatArray] | None = field(default=None, repr=False)
-    image_path: str | Path | None = None
+    image_path: str | Path | None = field(default=None, repr=False)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the embedding to an ``.npz`` file, whose folder is made; ``image_side`` and ``image_path`` stay behind.

@@ -95,6 +95,11 @@ def test_a_dry_run_names_the_cost_and_writes_nothing(run, run_json, photo, tmp_p
     _, document = run_json(*arguments)
     (cost,) = document["images"]
     assert document["dry_run"] is True and (cost["crops"], cost["points"]) == (5, 5120)
+    assert cost["refused"] is None
+    huge = [*arguments, "--points-per-side", "65"]
+    assert "4,225 points a crop" in run_json(*huge)[1]["images"][0]["refused"]
+    assert "it would be refused: the grid has 4,225 points" in run(*huge)[1]
+    assert run_json(*huge, "--force-cost")[1]["images"][0]["refused"] is None
 
 
 def test_text_for_people_names_masks_coverage_thresholds_and_files(run, photo, tmp_path):

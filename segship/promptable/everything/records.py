@@ -122,6 +122,9 @@ class MaskRecords(list[MaskRecord]):
         super().__init__(records)
         self.size, self.notes, self.image_path = size, notes, image_path
 
+    def __repr__(self) -> str:
+        return f"MaskRecords({len(self)} masks, size={self.size}, notes={self.notes})"
+
     def save(
         self,
         path: str | Path,

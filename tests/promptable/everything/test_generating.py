@@ -148,6 +148,13 @@ def test_notes_of_the_image_are_passed_on(tmp_path):
     assert result.notes == ("transparency_composited", "all_filtered")
 
 
+def test_many_records_show_themselves_in_a_line():
+    world = World((90, 120), objects=8)
+    records = generate_masks(world.predictor(), world.image, AmgOptions(points_per_side=4, pred_iou_thresh=0))
+    assert repr(records) == f"MaskRecords({len(records)} masks, size=(90, 120), notes=())" and len(records) > 1
+    assert "array" not in repr(records[0]) and len(repr(records[0])) < 250
+
+
 def test_limits_hold_for_the_image():
     with pytest.raises(ImageError, match="pixels"):
         generate_masks(small_predictor(), np.zeros((40, 50, 3), np.uint8), limits=ImageLimits(pixels=100))
