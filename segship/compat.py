@@ -43,7 +43,7 @@ from segship.promptable.everything.search import generate
 from segship.promptable.prediction import ImageEmbedding
 from segship.promptable.predictor import Predictor
 from segship.promptable.prompts import CHANGES, Prompts, ResolvedPrompts, resolve_prompts
-from segship.promptable.transforms import resize_image, resized_size, to_image_frame, upscale_mask
+from segship.promptable.transforms import resize_image, resized_size, to_image_frame
 from segship.spec import SamGeometry
 
 __all__ = [
@@ -142,10 +142,7 @@ class ResizeLongestSide:
 
 
 class InsideGraph:
-    """What the reference has as a tensor and a bundle only inside its decoder; `MaskDecoder` takes it back.
-
-    Its numbers are refused as ``inside_graph``.
-    """
+    """What a bundle has only inside its decoder: `MaskDecoder` takes it back, its numbers are refused."""
 
     def __init__(self, name: str, prompts: ResolvedPrompts | None = None) -> None:
         self.name = name
@@ -170,17 +167,14 @@ def _inside_graph(name: str) -> InputError:
 
 
 class ImageEncoder:
-    """``sam.image_encoder``: called with (B, 3, S, S) normalised and padded images, it gives (B, C, h, w) embeddings.
-
-    ``img_size`` is the side S of the model frame, in pixels.
-    """
+    """``sam.image_encoder``: from normalised and padded images to embeddings; ``img_size`` is the side S of images."""
 
     def __init__(self, sam: Sam) -> None:
         self._sam = sam
         self.img_size = sam.predictor.image_size
 
     def __call__(self, x: Any) -> TensorArray:
-        """Return the embeddings of images (B, 3, S, S), as `Sam.preprocess` prepares them."""
+        """Return the embeddings (B, C, h, w) of images (B, 3, S, S)."""
         return as_tensor_array(self._sam.predictor.encode_frames(as_array(x)))
 
 
@@ -198,7 +192,7 @@ class PromptEncoder:
         self.mask_input_size = low_res, low_res
 
     def __call__(self, points: Any = None, boxes: Any = None, masks: Any = None) -> tuple[InsideGraph, InsideGraph]:
-        """Return sparse and dense embeddings of B objects, to be given to ``sam.mask_decoder`` and nothing else.
+        """Return sparse and dense embeddings of B objects for ``sam.mask_decoder``.
 
         ``points`` are a pair of (B, N, 2) coordinates and (B, N) labels, ``boxes`` (B, 4) or (B, 1, 4), ``masks``
         (B, 1, 4h, 4w) logits. Points and boxes are kept within the model frame, as in `SamPredictor.predict`.
@@ -230,12 +224,8 @@ class MaskDecoder:
     ) -> tuple[TensorArray, TensorArray]:
         """Return (B, C, 4h, 4w) float32 logits and (B, C) predicted IoUs of B objects of one image.
 
-        Embeddings are (1, C, h, w), what ``sam.image_encoder`` gives; the other three come from ``sam.prompt_encoder``.
-
-        Raises
-        ------
-        InputError, PromptError
-            ``inside_graph`` for tensors of another origin, ``foreign_embedding`` for embeddings of another shape.
+        Embeddings are (1, C, h, w), what ``sam.image_encoder`` gives; the other three come from ``sam.prompt_encoder``,
+        and tensors of another origin are refused as ``inside_graph``.
         """
         prompts = getattr(sparse_prompt_embeddings, "__dict__", {}).get("prompts")
         given = (image_pe, sparse_prompt_embeddings, dense_prompt_embeddings)
@@ -310,30 +300,6 @@ class Sam:
     def eval(self) -> Self:
         """Return the model itself, which is never in training."""
         return self
-
-    def preprocess(self, x: Any) -> TensorArray:
-        """Return resized images (..., 3, h, w) of 0 to 255 as (..., 3, S, S) float32, normalised and padded."""
-        settings, pixels = self.predictor.manifest.preprocessing, as_array(x).astype(np.float32)
-        mean, std = (np.array(value, np.float32)[:, None, None] for value in (settings.pixel_mean, settings.pixel_std))
-        frames = np.zeros((*pixels.shape[:-2], settings.image_size, settings.image_size), np.float32)
-        frames[..., : pixels.shape[-2], : pixels.shape[-1]] = (pixels - mean) / std
-        return as_tensor_array(frames)
-
-    def postprocess_masks(self, masks: Any, input_size: tuple[int, ...], original_size: tuple[int, ...]) -> TensorArray:
-        """Return low-resolution logits (B, C, 4h, 4w) as (B, C, H, W) float32 logits of the original image.
-
-        Sizes are (height, width) of the resized image without padding, and of the original.
-        """
-        (height, width), (input_height, input_width), low_res = original_size, input_size, as_array(masks)
-        enlarged = np.empty((*low_res.shape[:2], height, width), np.float32)
-        for place in np.ndindex(low_res.shape[:2]):
-            enlarged[place] = upscale_mask(
-                low_res[place].astype(np.float32),
-                image_size=self.image_encoder.img_size,
-                input_size=(input_height, input_width),
-                original_size=(height, width),
-            )
-        return as_tensor_array(enlarged)
 
     def __call__(
         self, batched_input: Sequence[Mapping[str, Any]], multimask_output: bool

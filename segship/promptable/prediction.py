@@ -70,13 +70,7 @@ class ImageEmbedding:
     image_path: str | Path | None = field(default=None, repr=False)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
-        """Write the embedding to an ``.npz`` file, whose folder is made; ``image_side`` and ``image_path`` stay behind.
-
-        Raises
-        ------
-        OutputError
-            As `segship.files` says about the place.
-        """
+        """Write the embedding, without ``image_side`` and ``image_path``, to an ``.npz`` file; its folder is made."""
         stream = io.BytesIO()
         np.savez(
             stream,
@@ -92,12 +86,9 @@ class ImageEmbedding:
 
     @classmethod
     def load(cls, path: str | Path) -> Self:
-        """Read an embedding that `save` has written; only a predictor with the same encoder takes it.
+        """Read an embedding that `save` has written, or refuse the file as ``bad_embedding``.
 
-        Raises
-        ------
-        InputError
-            ``bad_embedding``, or when the file cannot be opened.
+        Only a predictor with the same encoder takes it.
 
         Examples
         --------
@@ -117,15 +108,12 @@ class ImageEmbedding:
                 if sum(entry.file_size for entry in file.zip.infolist()) > MAX_EMBEDDING_BYTES:
                     raise ValueError("too large")
                 (height, width), (input_height, input_width) = (
-                    file[name].tolist() for name in ("original_size", "input_size")
+                    file["original_size"].tolist(),
+                    file["input_size"].tolist(),
                 )
-                found = cls(
-                    np.asarray(file["image_embeddings"], np.float32),
-                    (int(height), int(width)),
-                    (int(input_height), int(input_width)),
-                    str(file["encoder_sha256"]),
-                    tuple(map(str, file["notes"].tolist())),
-                )
+                sizes = (int(height), int(width)), (int(input_height), int(input_width))
+                digest, notes = str(file["encoder_sha256"]), tuple(map(str, file["notes"].tolist()))
+                found = cls(np.asarray(file["image_embeddings"], np.float32), *sizes, digest, notes)
         except Exception as error:
             # numpy reads headers as Python, and raises almost anything for what is none.
             raise _bad_embedding(path) from error

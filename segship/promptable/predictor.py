@@ -231,14 +231,7 @@ class Predictor:
     ) -> MaskPrediction:
         """Encode an image and decode prompts in one call; `encode` and `decode` say what the parameters mean.
 
-        Give either ``prompts`` or the parts of one `Prompts`.
-
-        Raises
-        ------
-        ImageError, PromptError
-            As `encode` and `decode`; ``bad_prompt`` when there are both.
-        TypeError
-            When there is no such parameter.
+        Give either ``prompts`` or the parts of one `Prompts`; errors are theirs, and `TypeError` for other names.
 
         Examples
         --------
@@ -311,46 +304,25 @@ class Predictor:
         return self._select(embedding, self._prompt_tensors(embedding, resolved.objects), min_iou)
 
     def encode_frames(self, frames: FloatArray) -> FloatArray:
-        """Return the encoder's output (B, C, h, w) for (B, 3, S, S) float32, normalised and padded by the caller.
-
-        For code that prepares its images itself; `encode` does all of it.
-
-        Raises
-        ------
-        ImageError
-            ``bad_array_shape``.
-        """
-        size = self.image_size
-        if frames.ndim != 4 or frames.shape[1:] != (3, size, size):
-            message = f"the frames have the shape {frames.shape}; accepted is (B, 3, {size}, {size})"
-            raise ImageError(message, code="bad_array_shape")
-        frames = np.ascontiguousarray(frames, np.float32)
-        run = self._sessions["image_encoder"].run
+        """Return the encoder's output (B, C, h, w) for (B, 3, S, S) float32 that the caller normalised and padded."""
+        run, frames = self._sessions["image_encoder"].run, np.ascontiguousarray(frames, np.float32)
         # One by one: a batch may change the last bits.
-        outputs = [run({"image": frames[index : index + 1]})["image_embeddings"] for index in range(len(frames))]
-        geometry = self.manifest.geometry
-        none = np.zeros((0, geometry.embedding_channels, *[geometry.embedding_size] * 2), np.float32)
-        found = np.concatenate([none, *outputs])
+        found = np.concatenate([run({"image": frame[None]})["image_embeddings"] for frame in frames])
         self._require_finite(found, "image_embeddings")
         return found
 
     def mask_to_logits(self, masks: npt.ArrayLike) -> FloatArray:
         """Return binary masks of an image, (H, W) or (B, H, W), as (B, 1, 4h, 4w) float32 logits for ``mask_input``.
 
-        Each cell has the logit of the part of it that is set, at most 0.999 and at least 0.001.
-
-        Raises
-        ------
-        PromptError
-            ``bad_mask_input``.
+        Each cell has the logit of its part that is set, 0.001 to 0.999. Others are refused as ``bad_mask_input``.
 
         Examples
         --------
         >>> import segship
-        >>> predictor = segship.load("tiny")
-        >>> mask = predictor.predict(segship.demo_photograph(), points=[[365, 290]]).mask(0, 0)
-        >>> predictor.predict(segship.demo_photograph(), mask_input=predictor.mask_to_logits(mask)).masks.shape
-        (1, 3, 400, 600)
+        >>> mask = np.zeros((400, 600), bool)
+        >>> mask[100:200, 250:300] = True
+        >>> segship.load("tiny").mask_to_logits(mask).shape
+        (1, 1, 96, 96)
         """
         array = np.asarray(masks)
         if array.ndim not in (2, 3) or 0 in array.shape[-2:] or array.dtype.kind not in "buif":

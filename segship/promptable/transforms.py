@@ -204,11 +204,7 @@ _SUREST = 1e-3
 
 
 def masks_to_logits(masks: AnyArray, image_size: int, low_res_size: int) -> FloatArray:
-    """Return masks (B, H, W), set where they are above 0, as (B, 1, low_res_size, low_res_size) float32 logits.
-
-    The way back of `upscale_mask`: a cell has the logit of the part of it that is set; padding is as sure as can be
-    that it is not.
-    """
+    """Return masks (B, H, W), set where above 0, as (B, 1, 4h, 4w) float32 logits; the way back of `upscale_mask`."""
     height, width = resized_size((masks.shape[1], masks.shape[2]), image_size)
     frame = np.zeros((image_size, image_size), np.float32)
     logits = np.empty((len(masks), 1, low_res_size, low_res_size), np.float32)

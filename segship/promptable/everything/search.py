@@ -29,7 +29,7 @@ from segship.promptable.everything.filters import (
     partition_records,
 )
 from segship.promptable.everything.grids import Crop, coarse_to_fine, crop_boxes, layer_grids
-from segship.promptable.everything.options import AmgOptions, Thresholds, thresholds_for
+from segship.promptable.everything.options import AmgOptions, thresholds_for
 from segship.promptable.everything.records import MaskRecord, MaskRecords
 from segship.promptable.prediction import ImageEmbedding
 
@@ -139,8 +139,8 @@ class AmgResult:
         The file that the image was read from, if it was one.
     removed
         Masks that each of ``pred_iou_thresh``, ``stability_score_thresh`` and ``crop_edge`` has removed.
-    own_thresholds
-        What suits the model.
+    what_was_filtered
+        Words for a picture without a mask: what removed how many, and what suits the model; else nothing.
     """
 
     records: tuple[MaskRecord, ...] = field(repr=False)
@@ -151,20 +151,7 @@ class AmgResult:
     notes: tuple[str, ...] = ()
     image_path: str | Path | None = None
     removed: Mapping[str, int] = field(default_factory=dict)
-    own_thresholds: Thresholds = Thresholds()
-
-    @property
-    def what_was_filtered(self) -> str:
-        """Say, if there is no mask, what removed how many and what suits the model; else nothing."""
-        if ALL_FILTERED not in self.notes:
-            return ""
-        thresholds = asdict(self.own_thresholds)
-        counts = [
-            f"{name} ({getattr(self.cost, name):g}; {own:g} suits the model) removed {self.removed[name]:,}"
-            for name, own in thresholds.items()
-        ]
-        edge = f", edges of crops {self.removed['crop_edge']:,}" if self.removed["crop_edge"] else ""
-        return f"no mask is left of {MASKS_PER_POINT * self.points:,}: {', '.join(counts)}{edge}"
+    what_was_filtered: str = ""
 
 
 def generate(
@@ -212,9 +199,18 @@ def generate_loaded(
     records = _finish(records, options)
     if options.partition:
         records = partition_records(records, context.size_hw)
-    if not records and any(context.removed.values()):
-        notes += (ALL_FILTERED,)
-    return _result(context, records, notes)
+    words = "" if records else _what_was_filtered(context)
+    return AmgResult(
+        tuple(records),
+        context.size_hw,
+        coverage(records),
+        context.cost,
+        context.points,
+        (*notes, ALL_FILTERED) if words else notes,
+        source.path if isinstance(source, LoadedImage) else source.image_path,
+        context.removed,
+        words,
+    )
 
 
 def _read(
@@ -229,19 +225,15 @@ def _read(
     return image
 
 
-def _result(context: Context, records: Sequence[MaskRecord], notes: tuple[str, ...]) -> AmgResult:
-    source = context.source
-    return AmgResult(
-        tuple(records),
-        context.size_hw,
-        coverage(records),
-        context.cost,
-        context.points,
-        notes,
-        source.path if isinstance(source, LoadedImage) else source.image_path,
-        context.removed,
-        thresholds_for(context.predictor, AmgOptions()),
-    )
+def _what_was_filtered(context: Context) -> str:
+    own, cost, removed = asdict(thresholds_for(context.predictor, AmgOptions())), context.cost, context.removed
+    if not any(removed.values()):
+        return ""
+    counts = [
+        f"{name} ({getattr(cost, name):g}; {own[name]:g} suits the model) removed {removed[name]:,}" for name in own
+    ]
+    counts += [f"edges of crops {removed['crop_edge']:,}"] if removed["crop_edge"] else []
+    return f"no mask is left of {MASKS_PER_POINT * context.points:,}: {', '.join(counts)}"
 
 
 def generate_masks(
@@ -334,9 +326,8 @@ def _iterate(context: Context) -> Iterator[MaskRecord]:
             records = [together[index] for index in stay if index >= known]
         yielded += records
         yield from records
-    if not yielded and any(context.removed.values()):
-        found = _result(context, (), (ALL_FILTERED,))
-        warnings.warn(found.what_was_filtered, SegshipWarning, stacklevel=2)
+    if not yielded and (words := _what_was_filtered(context)):
+        warnings.warn(words, SegshipWarning, stacklevel=2)
 
 
 def _make_context(
