@@ -3,6 +3,7 @@
 
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -17,7 +18,7 @@ from segship.masks.rle import mask_to_runs
 from segship.masks.spans import masks_to_boxes
 from segship.promptable.everything.records import ImageRecords, MaskRecord
 from segship.semantic.class_map import ClassMap
-from segship.writers import WRITERS, label_instances, write_result
+from segship.writers import WRITERS, label_instances, merge_results, write_result
 from segship.writers.instances import count_labels, label_records
 
 SIZE = (60, 80)
@@ -201,3 +202,25 @@ def test_masks_on_pixels_without_a_class_are_objects(records, class_map):
     labelled = label_records(records, ClassMap(array, CITYSCAPES))
     assert labelled.categories[labelled.entries[4].category] == "object" and len(labelled.categories) == 20
     assert document_of("coco", labelled)["categories"][19] == {"id": 20, "name": "object", "supercategory": "stuff"}
+
+
+def test_data_set_of_labelled_images_has_things_and_stuff_as_the_files_of_each(labelled, records, tmp_path):
+    names = [labelled.categories[entry.category] for entry in labelled.entries]
+    plain = label_instances(replace(records, stem="b", name="b.jpg"), names[::-1])
+    with merge_results(tmp_path, ["coco", "panoptic", "yolo"]) as merged:
+        merged.add(labelled)
+        merged.add(replace(labelled, stem="c", name="c.jpg"))
+        merged.add(plain)
+    document = json.loads((tmp_path / "panoptic" / "panoptic.json").read_text())
+    alone = json.loads(WRITERS["masks"]["panoptic"].write(labelled)["a.panoptic/panoptic.json"])
+    assert document["categories"] == alone["categories"], "names of the other image are all among them"
+    for number in (0, 1):
+        segments = document["annotations"][number]["segments_info"]
+        assert segments == alone["annotations"][0]["segments_info"]
+        picture = tmp_path / "panoptic" / "panoptic" / document["annotations"][number]["file_name"]
+        assert picture.read_bytes() == WRITERS["masks"]["panoptic"].write(labelled)["a.panoptic/panoptic.png"]
+    coco = json.loads((tmp_path / "coco.json").read_text())
+    called = {category["id"]: category["name"] for category in coco["categories"]}
+    assert [called[one["category_id"]] for one in coco["annotations"]] == [*names, *names, *names[::-1]]
+    lines = (tmp_path / "yolo" / "labels" / "b.txt").read_text().splitlines()
+    assert [called[int(line.split()[0]) + 1] for line in lines] == names[::-1]
