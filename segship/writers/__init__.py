@@ -410,7 +410,7 @@ def _write_together(
     files = [Path(directory) / name for name in entries]
     taken = [path for path in files if os.path.lexists(path)]
     if taken and not overwrite:
-        message = f"{taken[0]} exists, and nothing was written; overwrite it (--overwrite), or choose another folder"
+        message = f"{taken[0]} exists, and nothing was written; give overwrite=True, or choose another folder"
         raise OutputError(message, code="output_exists")
     for path in taken:
         check_target(path, overwrite=overwrite, folder=not isinstance(entries[path.name], bytes))
