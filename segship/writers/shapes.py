@@ -68,7 +68,7 @@ class LabelMeWriter:
     ----------
     tolerance
         How far in pixels a polygon may leave the edge of its mask, to have corners that a person can drag: one
-        pixel leaves about a sixth of them. With 0 polygons are exact.
+        pixel leaves about a fifth of them. With 0 polygons are exact.
     shape
         ``auto`` as above; ``mask`` writes mask shapes alone, which LabelMe reads back without loss; ``polygon`` writes
         polygons alone, a hole joined to the outline around it by a line that is walked there and back.
