@@ -1,6 +1,7 @@
 # make demo   makes the environment and segments a photograph with the model inside the package
 # make test   makes the development environment and passes every test but the full-size ones, two files at a time
 # make check  looks at format, lint and types; make format mends the first two
+# make docs   runs every command that README.md and docs/ show, with tiny and small seeded models (some minutes)
 # make slow   the full-size proofs: vit_b against the reference, vit_t, vit_h past 2 GiB (about ten minutes)
 # make bench  the numbers of docs/measurements.md, written to benchmarks/results
 # make tiny   trains the model inside the package anew (about three hours on two cores); recipes/tiny/README.md
@@ -8,13 +9,16 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-.PHONY: demo test slow bench check format tiny clean
+.PHONY: demo test docs slow bench check format tiny clean
 
 demo: .stamps/core
 	$(BIN)/segship demo --out demo-output --overwrite
 
 test: .stamps/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile
+
+docs: .stamps/dev
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/test_docs.py
 
 slow: .stamps/dev
 	$(BIN)/python -m pytest -q -s -m slow

@@ -29,7 +29,7 @@ CORE_PACKAGES = {
     "cyclopts": "cyclopts",
     "rich": "rich",
 }
-"""What `pip install segship` brings: package -> the module that is imported."""
+"""What segship is installed with: package -> the module that is imported."""
 
 EMBEDDED_BUNDLE = Path(__file__).parent / "bundles" / "tiny"
 
@@ -168,7 +168,8 @@ def _backend(name: str) -> BackendStatus:
         return _tried(name)
     # A broken package may raise anything, and must not end the report.
     except Exception as error:
-        return BackendStatus(name, False, version, problem=_reason(error), command=f"{command} --force-reinstall")
+        again = f'pip install --force-reinstall "{row.distributions[0]}"'
+        return BackendStatus(name, False, version, problem=_reason(error), command=again)
 
 
 def _tried(name: str) -> BackendStatus:
@@ -207,7 +208,8 @@ def _cache() -> FolderStatus:
 
 
 def _embedded_bundle() -> FolderStatus:
-    reinstall = 'pip install --force-reinstall --no-deps "segship"'
+    # There is no segship on PyPI that could be had again.
+    reinstall = "pip install --force-reinstall --no-deps ."
     try:
         from segship.bundle import Bundle
 

@@ -20,6 +20,8 @@ HTTP. The message says what was wrong, the value found, what is accepted and wha
 
 from __future__ import annotations
 
+import re
+
 _LONGEST_SHOWN = 80
 
 
@@ -42,21 +44,44 @@ def shown(value: object) -> str:
     return text[: _LONGEST_SHOWN - len(more)] + more
 
 
+_WAY = re.compile("\x02([^\x03]*)\x03([^\x04]*)\x04")
+
+
+def way(python: str, command: str) -> str:
+    """Return a part of a message that names a way out: an argument in Python, an option on the command line.
+
+    Examples
+    --------
+    >>> error = OutputError(f"x.png exists; replace it with {way('overwrite=True', '--overwrite')}")
+    >>> str(error), error.on_command_line
+    ('x.png exists; replace it with overwrite=True', 'x.png exists; replace it with --overwrite')
+    """
+    return f"\x02{python}\x03{command}\x04"
+
+
 class SegshipError(Exception):
     """Root of the tree; never raised itself.
 
     Parameters
     ----------
     message
-        What was wrong, the value found, what is accepted, the next step.
+        What was wrong, the value found, what is accepted, the next step; `way` says it for both doors.
     code
         The stable reason, lower case with underscores, such as ``point_outside``.
+
+    Attributes
+    ----------
+    code
+        As above.
+    on_command_line
+        The message in the words of the command line; ``str`` gives those of Python.
     """
 
     default_code = "error"
 
     def __init__(self, message: str, *, code: str | None = None) -> None:
-        super().__init__(message)
+        super().__init__(_WAY.sub(r"\1", message))
+        self.on_command_line = _WAY.sub(r"\2", message)
         self.code = code if code is not None else self.default_code
 
 

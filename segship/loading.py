@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, TypeVar, Unpack, overload
 
 from segship.backends.session import RunOptions, RunSettings
 from segship.catalog import CHECKPOINT_SUFFIXES, SemanticName, find_model
-from segship.errors import BackendUnavailable, BundleError, InputError
+from segship.errors import BackendUnavailable, BundleError, InputError, way
 from segship.options import make_options
 from segship.promptable.predictor import Predictor
 from segship.semantic.predictor import SemanticPredictor
@@ -69,7 +69,7 @@ def load(model: str | Path = "tiny", **run: Unpack[RunSettings]) -> Predictor | 
 
 def load_promptable(model: str | Path = "tiny", **run: Unpack[RunSettings]) -> Predictor:
     """Make a predictor of a promptable model, as `load` does; a semantic one is refused as ``other_family``."""
-    advice = "takes no prompts; use `segship semantic`, or segship.load_semantic(...).segment(image)"
+    advice = "takes no prompts; use " + way("segship.load_semantic(...).segment(image)", "`segship semantic`")
     return _open_only(Predictor, model, make_options("load_promptable", RunOptions, run), advice)
 
 
@@ -81,7 +81,8 @@ def load_semantic(model: str | Path, **run: Unpack[RunSettings]) -> SemanticPred
     InputError
         ``other_family`` when it is a promptable model.
     """
-    advice = "knows no classes; give a semantic bundle, or use `segship segment` or `segship everything`"
+    others = way("segship.load(...).predict or segship.generate_masks", "`segship segment` or `segship everything`")
+    advice = f"knows no classes; give a semantic bundle, or use {others}"
     return _open_only(SemanticPredictor, model, make_options("load_semantic", RunOptions, run), advice)
 
 
@@ -131,7 +132,8 @@ def _open_checkpoint(path: Path, run: RunOptions) -> Predictor | SemanticPredict
     if run.backend not in (AUTO, *able):
         raise BackendUnavailable(
             f"{path} is a checkpoint and the backend {run.backend!r} runs bundles; export it first "
-            f"(`segship export {path} -o BUNDLE`), or use --backend {' or --backend '.join(able)}",
+            f"(`segship export {path} -o BUNDLE`), or use {way('backend=', '--backend ')}"
+            f"{' or '.join(able)}",
             code="not_a_bundle",
         )
     backend, reason = run.backend, "it was asked for"

@@ -24,7 +24,7 @@ from segship.bundle import Bundle
 from segship.bundle.evidence import EXACT, Check, Evidence
 from segship.bundle.manifest import MANIFEST_FILE, task_module
 from segship.catalog import EMBEDDED_MODELS, embedded_bundle, find_model
-from segship.errors import BackendUnavailable, InputError, SegshipError
+from segship.errors import BackendUnavailable, InputError, SegshipError, way
 from segship.files import real_path, write_directory, write_file
 from segship.options import check_types, check_whole
 
@@ -105,7 +105,8 @@ def tune_bundle(
     """
     path = find_model(model)
     if out is None and any(real_path(path) == real_path(embedded_bundle(name)) for name in EMBEDDED_MODELS):
-        message = f"{path} lies inside the package, whose files are not changed; write a copy: --out FOLDER"
+        copy = way("out=FOLDER", "--out FOLDER")
+        message = f"{path} lies inside the package, whose files are not changed; write a copy: {copy}"
         raise InputError(message, code="bundle_in_package")
     bundle = Bundle.read(path)
 

@@ -128,7 +128,7 @@ def test_broken_backend_is_a_line_and_not_a_traceback(bundle, no_torch, monkeypa
     (backend,) = report.backends
     assert not backend.available
     assert str(error) in backend.problem
-    assert backend.command == 'pip install "segship" --force-reinstall'
+    assert backend.command == 'pip install --force-reinstall "onnxruntime"'
     assert not report.healthy
 
 
@@ -173,7 +173,7 @@ def test_damaged_embedded_bundle_is_told(bundle, no_torch):
     (bundle.path / "mask_decoder.onnx").write_bytes(b"")
     report = doctor.examine()
     assert "mask_decoder.onnx" in report.embedded_bundle.problem
-    assert report.embedded_bundle.command == 'pip install --force-reinstall --no-deps "segship"'
+    assert report.embedded_bundle.command == "pip install --force-reinstall --no-deps ."
     assert not report.healthy
 
 

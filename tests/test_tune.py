@@ -98,7 +98,7 @@ def test_copy_to_a_place_that_is_taken_is_refused_before_anything_is_measured(bu
 
 
 def test_bundle_inside_the_package_is_not_changed():
-    with pytest.raises(InputError, match="inside the package, .* write a copy: --out FOLDER") as caught:
+    with pytest.raises(InputError, match="inside the package, .* write a copy: out=FOLDER") as caught:
         tune_bundle("tiny", QUICK)
     assert caught.value.code == "bundle_in_package"
 

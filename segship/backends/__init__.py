@@ -94,7 +94,8 @@ def load_backend(name: str) -> ModuleType:
         raise BackendUnavailable(message, code="backend_missing") from error
     except (ImportError, OSError) as error:
         # A shared library that is missing or built for another machine ends here.
-        message = f"backend {name!r} is installed but cannot be imported ({error}); run: {command} --force-reinstall"
+        command = f'pip install --force-reinstall "{row.distributions[0]}"'
+        message = f"backend {name!r} is installed but cannot be imported ({error}); run: {command}"
         raise BackendUnavailable(message, code="backend_broken") from error
 
 

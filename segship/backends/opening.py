@@ -12,7 +12,7 @@ import numpy as np
 
 from segship.backends import backends_of, load_backend
 from segship.backends.session import PROBE_SPEC, Graph, RunOptions, Session
-from segship.errors import BackendUnavailable, SegshipError
+from segship.errors import BackendUnavailable, SegshipError, way
 from segship.spec import GraphSpec
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ def open_session(graph: Graph | bytes | Path, spec: GraphSpec, run: RunOptions) 
         what = "this graph" if isinstance(graph.source, bytes) else str(graph.source)
         raise BackendUnavailable(
             f"the {run.backend} backend runs checkpoints, and {what} is none; give the path of a checkpoint, or use "
-            f"--backend {' or --backend '.join(backends_of())}",
+            f"{way('backend=', '--backend ')}{' or '.join(backends_of())}",
             code="not_a_checkpoint",
         )
     return _open(load_backend(run.backend), graph, spec, run)

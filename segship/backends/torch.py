@@ -20,7 +20,7 @@ from torch import nn
 
 from segship.backends.session import RunOptions, closed, refuse_options, thread_count
 from segship.backends.session import Session as BaseSession
-from segship.errors import BackendUnavailable
+from segship.errors import BackendUnavailable, way
 from segship.spec import GraphSpec, check_arrays
 
 PRECISIONS: dict[str, torch.dtype] = {"fp32": torch.float32, "bf16": torch.bfloat16}
@@ -142,9 +142,10 @@ def device_of(name: str) -> torch.device:
     if device.type == "cuda" and not torch.cuda.is_available():
         driver = "check the NVIDIA driver with nvidia-smi"
         build = "install a CUDA build of torch on a machine with an NVIDIA driver"
+        cpu = way("device='cpu'", "--device cpu")
         raise BackendUnavailable(
-            f"device {name!r} was asked for and torch {version()} sees no CUDA device; use --device cpu, or "
-            f"{driver if torch.version.cuda else build}",
+            f"device {name!r} was asked for and torch {version()} sees no CUDA device; "
+            f"use {cpu}, or {driver if torch.version.cuda else build}",
             code="device_unavailable",
         )
     if device.type not in ("cpu", "cuda"):

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from segship.backends.session import RunOptions
-from segship.errors import InputError
+from segship.errors import InputError, way
 from segship.options import check_types
 
 MOST = 1_000_000
@@ -110,7 +110,10 @@ class BenchmarkOptions:
         if not 0 < self.seconds < math.inf:
             raise _bad(f"seconds is {self.seconds}; it must be above 0 and finite")
         if self.outputs is not None and self.inputs is None:
-            raise _bad("outputs were asked for without inputs; say which files to run with --input FOLDER")
+            raise _bad(
+                "outputs were asked for without inputs; say which files to run: "
+                + way("inputs=FOLDER", "--input FOLDER")
+            )
 
 
 def _bad(message: str) -> InputError:

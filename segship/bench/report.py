@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from segship.errors import InputError
+from segship.errors import InputError, way
 from segship.machine import Machine
 
 
@@ -155,7 +155,10 @@ class BenchmarkReport:
         missing = [
             name
             for name, value in (
-                ("the name of the processor (give it with --machine-name)", self.machine.cpu),
+                (
+                    f"the name of the processor (give it with {way('machine_name=', '--machine-name')})",
+                    self.machine.cpu,
+                ),
                 ("the versions", self.versions),
                 ("what the backend runs on", self.runs_on),
                 ("the precision", self.precision),

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from pydantic import Field
 
-from segship.errors import ComparisonFailed
+from segship.errors import ComparisonFailed, way
 
 Text = Annotated[str, Field(max_length=4096)]
 Label = Annotated[str, Field(pattern=r"^[a-z0-9_]{1,64}$")]
@@ -162,7 +162,7 @@ def require_passed(rows: Sequence[Row]) -> None:
     if failed:
         raise ComparisonFailed(
             f"the graph differs from its model by more than the bar: {'; '.join(failed)}; nothing was written; "
-            "try another opset or --no-simplify, and report the figures if it stays"
+            f"try another opset or {way('simplify=False', '--no-simplify')}, and report the figures if it stays"
         )
 
 

@@ -12,7 +12,7 @@ from cyclopts import Parameter
 from segship.bench.benchmark import benchmark
 from segship.bench.options import BenchmarkOptions
 from segship.bench.report import BenchmarkReport, draw_chart
-from segship.cli.options import MODEL_GROUP, OUTPUT_GROUP, Fields, Force, Json, Option, command
+from segship.cli.options import GRAPHS_GROUP, MODEL_GROUP, OUTPUT_GROUP, Fields, Force, Json, Option, command, in_group
 from segship.cli.output import make_table, megabytes, plain, print_json, progress_console, results_console
 from segship.errors import InputError
 from segship.files import write_file
@@ -78,22 +78,26 @@ FIELDS = Fields(
     batch_sizes=_numbers("--batch"),
     repeats=Option(name=("--repeats", "--loop")),
     fresh=Option(negative="--no-fresh"),
-    shapes=Option(
-        name="--shape",
-        kind=tuple[str, ...],
-        default=(),
-        parse=lambda texts: tuple(parse_shapes(text) for text in texts),
-        metavar="SHAPES",
+    **in_group(
+        GRAPHS_GROUP,
+        "output_format",
+        shapes=Option(
+            name="--shape",
+            kind=tuple[str, ...],
+            default=(),
+            parse=lambda texts: tuple(parse_shapes(text) for text in texts),
+            metavar="SHAPES",
+        ),
+        sizes=Option(
+            name="--size",
+            kind=tuple[str, ...],
+            default=(),
+            parse=lambda texts: dict(parse_size(text) for text in texts),
+            metavar="AXIS=SIZES",
+        ),
+        inputs=Option(name="--input"),
+        outputs=Option(name="--output"),
     ),
-    sizes=Option(
-        name="--size",
-        kind=tuple[str, ...],
-        default=(),
-        parse=lambda texts: dict(parse_size(text) for text in texts),
-        metavar="AXIS=SIZES",
-    ),
-    inputs=Option(name="--input"),
-    outputs=Option(name="--output"),
 )
 
 
@@ -124,6 +128,7 @@ def bench(
     Examples
     --------
     segship bench tiny --stage decode --objects 1,8 --no-fresh
+    segship bench model.onnx --shape image:1,3,1024,1024 --repeats 10
     """
     report = benchmark(target, options, progress=lambda what: progress_console().print(plain(what), style="dim"))
     if plot is not None:

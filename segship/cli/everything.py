@@ -10,15 +10,22 @@ from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
+from cyclopts import Parameter
+
 from segship.backends.session import RunOptions
 from segship.cli.options import (
+    COST_GROUP,
+    FILTER_GROUP,
     INPUT_GROUP,
+    LABELS_GROUP,
+    SEARCH_GROUP,
     Fields,
     Images,
     Model,
     Option,
     Run,
     command,
+    in_group,
     job_fields,
     parse_words,
 )
@@ -96,26 +103,49 @@ def parse_bytes(text: str) -> int:
 
 AMG = Fields(
     make_amg,
-    point_grids=Option(
-        kind=Path | None,
-        parse=read_grids,
-        help="JSON file with a list of grids, one for each layer: [[[x, y], ...], ...], x and y from 0 to 1.",
-    ),
     output_mode=None,
-    deadline_seconds=Option(name="--deadline", metavar="SECONDS"),
-    memory_bytes=Option(name="--memory", parse=parse_bytes, metavar="SIZE"),
+    **in_group(
+        SEARCH_GROUP,
+        "crop_n_layers",
+        "crop_overlap_ratio",
+        "crop_n_points_downscale_factor",
+        "mode",
+        points_per_side=Option(help="Points along one side of the grid that is asked."),
+        point_grids=Option(
+            kind=Path | None,
+            parse=read_grids,
+            help="JSON file with a list of grids instead, one for each layer: [[[x, y], ...], ...], from 0 to 1.",
+        ),
+    ),
+    **in_group(
+        FILTER_GROUP,
+        "pred_iou_thresh",
+        "stability_score_thresh",
+        "stability_score_offset",
+        "box_nms_thresh",
+        "crop_nms_thresh",
+        "nms",
+        "min_mask_region_area",
+        "partition",
+    ),
+    **in_group(
+        COST_GROUP,
+        "points_per_batch",
+        deadline_seconds=Option(name="--deadline", metavar="SECONDS"),
+        memory_bytes=Option(name="--memory", parse=parse_bytes, metavar="SIZE"),
+    ),
 )
 REDUCE = Option(group=INPUT_GROUP)
-THINGS = Option(parse=parse_words, metavar="NAMES")
+THINGS = Option(parse=parse_words, metavar="NAMES", group=LABELS_GROUP)
 
 
 @command
 def everything(
     *images: Images,
     options: Annotated[EverythingOptions, job_fields("masks", amg=AMG, reduce=REDUCE, things=THINGS)],
-    labels: str | None = None,
-    label_backend: str | None = None,
-    dry_run: bool = False,
+    labels: Annotated[str | None, Parameter(group=LABELS_GROUP)] = None,
+    label_backend: Annotated[str | None, Parameter(group=LABELS_GROUP)] = None,
+    dry_run: Annotated[bool, Parameter(group=COST_GROUP)] = False,
     merge: Merge = False,
     model: Model = "tiny",
     runtime: Run,
@@ -139,6 +169,8 @@ def everything(
 
     Examples
     --------
+    segship everything photo.jpg
+    segship everything photos --recursive --skip-existing -o masks
     segship everything photo.jpg --points-per-side 16 --format coco,overlay
     """
     for option, given in (("--things", options.things), ("--label-backend", label_backend)):

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from segship.bundle.evidence import Row, describe_figures
 from segship.catalog import KNOWN_CHECKPOINTS, bundle_folder
-from segship.cli.options import OVERWRITE, Fields, Json, Option, command
+from segship.cli.options import OVERWRITE, PROMPTABLE_GROUP, SEMANTIC_GROUP, Fields, Json, Option, command, in_group
 from segship.cli.output import make_table, plain, print_json, progress_console, results_console
 from segship.errors import BackendUnavailable, ExportError
 from segship.files import make_directory, tidy_directory
@@ -66,13 +66,20 @@ def parse_batch(text: str) -> int | None:
 
 FIELDS = Fields(
     make_options,
-    simplify=Option(negative="--no-simplify"),
-    size=Option(parse=parse_size, metavar="HEIGHT,WIDTH"),
-    batch=Option(parse=parse_batch, metavar="NUMBER"),
-    scale=Option(
-        parse=lambda text: ScaleLimits(*parse_pair("--scale", "LONG,SHORT such as 2048,1024", text)),
-        metavar="LONG,SHORT",
+    **in_group(PROMPTABLE_GROUP, "single_mask", "image_size", "clean_masks", "target"),
+    **in_group(
+        SEMANTIC_GROUP,
+        "output",
+        "classes",
+        "semantic_window",
+        size=Option(parse=parse_size, metavar="HEIGHT,WIDTH"),
+        batch=Option(parse=parse_batch, metavar="NUMBER"),
+        scale=Option(
+            parse=lambda text: ScaleLimits(*parse_pair("--scale", "LONG,SHORT such as 2048,1024", text)),
+            metavar="LONG,SHORT",
+        ),
     ),
+    simplify=Option(negative="--no-simplify"),
     measure=Option(negative="--no-measure"),
     force=OVERWRITE,
     bar=None,
@@ -104,6 +111,8 @@ def export(
     Examples
     --------
     segship export vit_b -o sam_vit_b
+    segship export mine.pth --contract official --single-mask -o decoder
+    segship export streets.pth --size 1024,2048 -o streets
     """
     source, folder = _checkpoint_file(checkpoint), out or _default_bundle(checkpoint)
     for line in tidy_directory(folder.parent):

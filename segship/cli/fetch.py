@@ -43,6 +43,7 @@ def fetch(
     Examples
     --------
     segship fetch vit_b
+    segship fetch semask_s_cityscapes --from downloaded.pth
     """
     document = (_take_by_hand if known_checkpoint(name).by_hand else _fetch)(name, from_file, mirror, out)
     checked = document.get("checked") or f"sha256 {document['sha256'][:12]} checked"

@@ -66,16 +66,26 @@ class Help(DefaultFormatter):
         table.add_column(overflow="fold")
         names, descriptions = NameRenderer(max_width=console.width * 2 // 5), DescriptionRenderer()
         for entry in panel.entries:
-            # Other names are for those who know them from elsewhere.
-            entry = entry.copy(positive_names=entry.positive_names[:1])
+            # Other names are for those who know them from elsewhere, and nothing given is no default worth a word.
+            default = None if entry.default in ("False", "()", "None") else entry.default
+            entry = entry.copy(positive_names=entry.positive_names[:1], default=default)
             table.add_row(names(entry), descriptions(entry))
         console.print(f"[bold]{panel.title}[/]")
         console.print(DefaultStyled(Padding(table, (0, 0, 1, 2))))
 
 
+_END = """\
+Exit codes: 0 done, 2 not understood, 3 input cannot be used, 4 something is missing here, 5 not exported, 6 not
+written, 130 interrupted. Documentation: docs/ of the repository, from docs/use.md and docs/ship.md on."""
+_ENVIRONMENT = """\
+Environment: SEGSHIP_CACHE is the folder of fetched checkpoints and of bundles that have a name (else segship in
+XDG_CACHE_HOME, or in the system's own cache folder); SEGSHIP_MIRROR is a base address to fetch from; NO_COLOR switches
+colors off."""
+
 app = App(
     name="segship",
     help="Ship Segment Anything to any machine: from a published checkpoint to verified, fast, servable masks.",
+    help_epilogue=f"{_ENVIRONMENT}\n\n{_END}",
     version=segship.__version__,
     default_parameter=Parameter(negative=()),
     group_parameters=Group("Options", sort_key=-1),
@@ -115,6 +125,10 @@ for place, (panel, lines) in enumerate(COMMANDS.items()):
         function = command.replace("-", "_")
         app.command(f"segship.cli.{function}:{function}", group=group, help=line, sort_key=list(lines).index(command))
 
+app.register_install_completion_command(
+    help="Install completion for this shell: bash, zsh, fish or powershell.", group="Options", help_flags=["--help"]
+)
+
 
 def find_command(name: str) -> App:
     """Return a command with the whole of its help: its docstring, and the examples in it last."""
@@ -122,7 +136,9 @@ def find_command(name: str) -> App:
     # Not the line of the list.
     found.help = None
     _, _, examples = (inspect.getdoc(found.default_command) or "").partition("Examples\n--------\n")
-    found.help_epilogue = f"Example: `{examples}`"
+    lines = examples.strip().splitlines()
+    code_lines = "\n".join(f"    {line.strip()}" for line in lines)
+    found.help_epilogue = f"{_END}\n\nExample{'s' * (len(lines) > 1)}:\n\n{code_lines}"
     return found
 
 
@@ -171,7 +187,7 @@ def _run(arguments: Sequence[str] | None) -> int:
         errors_console().print(f"see: {' '.join(['segship', asked]).strip()} --help", highlight=False)
         return code
     except SegshipError as error:
-        return _fail(str(error), error.code, exit_code(error), tokens)
+        return _fail(error.on_command_line, error.code, exit_code(error), tokens)
     except OSError as error:
         if _is_of_output(error):
             raise

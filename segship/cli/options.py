@@ -11,7 +11,7 @@ import functools
 import inspect
 import re
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, is_dataclass
+from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
@@ -22,6 +22,14 @@ from segship.cli.output import be_quiet
 from segship.writers import WRITERS, check_formats
 from segship.writers.instances import Kind
 
+SEARCH_GROUP = Group("Where to look", sort_key=-0.9)
+FILTER_GROUP = Group("Which masks stay", sort_key=-0.8)
+COST_GROUP = Group("What it may cost", sort_key=-0.7)
+LABELS_GROUP = Group("Names for masks", sort_key=-0.6)
+VIEWS_GROUP = Group("Views of a picture", sort_key=-0.5)
+PROMPTABLE_GROUP = Group("Promptable models alone", sort_key=-0.4)
+SEMANTIC_GROUP = Group("Semantic models alone", sort_key=-0.3)
+GRAPHS_GROUP = Group("Single graphs", sort_key=-0.2)
 INPUT_GROUP = Group("Input", sort_key=0)
 MODEL_GROUP = Group("Model", sort_key=1)
 OUTPUT_GROUP = Group("Output", sort_key=2)
@@ -224,6 +232,11 @@ def parse_words(text: str) -> tuple[str, ...]:
 
 OVERWRITE = Option(name=("--overwrite", "--force"), group=OUTPUT_GROUP)
 """Both names are accepted, and help shows the first."""
+
+
+def in_group(group: Group, *names: str, **fields: Option) -> dict[str, Option | Fields | None]:
+    """Return fields with the panel that they stand in: some that differ in nothing else, and others."""
+    return {name: replace(fields.get(name, Option()), group=group) for name in (*names, *fields)}
 
 
 def job_fields(kind: Kind, **fields: Option | Fields | None) -> Fields:

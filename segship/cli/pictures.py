@@ -224,7 +224,7 @@ class Outcome(Generic[Done]):
         """Return what a line of JSON says of it; the path is as it was given."""
         path = "-" if self.picture.name == STANDARD_INPUT else self.picture.name
         if self.error is not None:
-            return {"path": path, "error": {"code": self.error.code, "message": str(self.error)}}
+            return {"path": path, "error": {"code": self.error.code, "message": self.error.on_command_line}}
         return {"path": path, **({"skipped": True} if self.done is None else self.done.to_dict())}
 
 
@@ -295,7 +295,7 @@ def _name_picture(error: SegshipError, name: str) -> SegshipError:
     """Return the error with the name of its picture, where its message does not say it."""
     if not isinstance(error, ImageError | PromptError) or name in str(error):
         return error
-    return type(error)(f"{name}: {error}", code=error.code)
+    return type(error)(f"{name}: {error.on_command_line}", code=error.code)
 
 
 def _with_progress(pictures: Sequence[Picture], description: str) -> Iterable[Picture]:
@@ -338,9 +338,9 @@ class Report:
         if self.batch.jsonl:
             print_json_line(outcome.to_dict())
         if error is not None:
-            self.failed.append({"image": name, "code": error.code, "message": str(error)})
+            self.failed.append({"image": name, "code": error.code, "message": error.on_command_line})
             self.exit_code = self.exit_code or exit_code(error)
-            print_error(name, error.code, str(error))
+            print_error(name, error.code, error.on_command_line)
         elif outcome.done is None:
             self.skipped.append(name)
         else:

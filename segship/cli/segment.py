@@ -82,6 +82,8 @@ def segment(
     Examples
     --------
     segship segment photo.jpg --point 500,375 --point 600,400,0
+    segship segment photo.jpg --box 425,600,700,875 --format coco,png -o masks
+    segship segment photos --prompts prompts.json --recursive --skip-existing
     """
     options, merged = split_merged(options, batch, merge=merge)
     pictures = settle_pictures(images, batch, options, Result)

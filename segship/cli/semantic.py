@@ -10,7 +10,7 @@ from typing import Annotated, Any, TypeVar
 
 from cyclopts import Parameter
 
-from segship.cli.options import MODEL_GROUP, Fields, Images, Option, Run, command, job_fields
+from segship.cli.options import MODEL_GROUP, VIEWS_GROUP, Fields, Images, Option, Run, command, in_group, job_fields
 from segship.cli.output import make_table, results_console
 from segship.cli.pictures import (
     Batch,
@@ -66,10 +66,15 @@ def parse_pair(option: str, text: str) -> tuple[int, ...]:
 
 SEMANTIC = Fields(
     make_options,
-    window=Option(parse=partial(parse_pair, "--window"), metavar="HEIGHT,WIDTH"),
-    stride=Option(parse=partial(parse_pair, "--stride"), metavar="ROWS,COLUMNS"),
-    ratios=Option(parse=partial(parse_numbers, "--ratios", float), metavar="NUMBERS"),
+    VIEWS_GROUP,
     probability=None,
+    **in_group(
+        VIEWS_GROUP,
+        "flip",
+        window=Option(parse=partial(parse_pair, "--window"), metavar="HEIGHT,WIDTH"),
+        stride=Option(parse=partial(parse_pair, "--stride"), metavar="ROWS,COLUMNS"),
+        ratios=Option(parse=partial(parse_numbers, "--ratios", float), metavar="NUMBERS"),
+    ),
 )
 
 
@@ -91,6 +96,7 @@ def semantic(
     Examples
     --------
     segship semantic street.png --model semask_s_cityscapes
+    segship semantic leftImg8bit/val --recursive --model streets -o maps
     """
     pictures = settle_pictures(images, batch, options, ClassMapResult)
     predictor = load_semantic(model, **asdict(runtime))

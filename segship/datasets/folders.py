@@ -29,7 +29,7 @@ from segship.datasets.known import (
     label_ids_to_train_ids,
     polygons_to_train_ids,
 )
-from segship.errors import InputError
+from segship.errors import InputError, way
 from segship.files import read_bytes, real_path, walk_folder
 from segship.images.file_bytes import picture_end
 
@@ -175,7 +175,7 @@ def _missing(folder: Path, above: Path, wanted: str) -> InputError:
     if there:
         instead = f"splits there are {', '.join(there[:_NAMES_SHOWN])}"
     else:
-        instead = f"--data names the folder that holds {wanted}"
+        instead = f"{way('the root is', '--data names')} the folder that holds {wanted}"
     return InputError(f"there is no folder {folder}; {instead}", code="missing_folder")
 
 

@@ -14,7 +14,7 @@ from functools import partial
 from pathlib import Path
 
 from segship.datasets.folders import DATA_SETS, TRUTH_FILES, FailedSample, Sample, encode_label_image, read_truth
-from segship.errors import InputError
+from segship.errors import InputError, way
 from segship.files import write_file
 from segship.machine import count_workers, in_order
 from segship.options import check_types
@@ -89,7 +89,9 @@ def _splits(root: Path, options: TrainIdsOptions) -> tuple[str, ...]:
     folder = root / "gtFine"
     splits = options.splits or tuple(sorted(path.name for path in folder.glob("*/")))
     if not splits:
-        message = f"there is no split in {folder}; --data names the folder that holds gtFine/SPLIT"
+        message = (
+            f"there is no split in {folder}; {way('the root is', '--data names')} the folder that holds gtFine/SPLIT"
+        )
         raise InputError(message, code="missing_folder")
     return splits
 

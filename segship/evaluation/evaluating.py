@@ -13,7 +13,7 @@ from segship.backends.session import RunOptions
 from segship.bundle.manifest import MANIFEST_FILE
 from segship.catalog import find_model
 from segship.datasets.folders import DATA_SETS, Sample, Truth, find_samples
-from segship.errors import InputError, OutputError
+from segship.errors import InputError, OutputError, way
 from segship.evaluation.report import Evaluation
 from segship.evaluation.scoring import Progress, StateFile, digest_of_samples, score_samples
 from segship.evaluation.sources import Ids, ModelSource, RawType, Source, WrittenMaps, WrittenSource, find_written_maps
@@ -114,7 +114,10 @@ def evaluate(
     samples = whole[: options.limit]
     result = _result_file(data_set, options)
     if result is not None and os.path.exists(result) and not options.overwrite:
-        message = f"{result} exists; overwrite it (--overwrite), or choose another --out"
+        replace_it = way(
+            "replace it with overwrite=True, or choose another out", "use --overwrite, or choose another --out"
+        )
+        message = f"{result} exists; {replace_it}"
         raise OutputError(message, code="output_exists")
     source, identity = _open_source(data_set, samples, options)
     identity = {

@@ -20,7 +20,7 @@ import numpy as np
 
 from segship.arrays import IntArray
 from segship.datasets.folders import DATA_SETS, FailedSample, Sample
-from segship.errors import InputError
+from segship.errors import InputError, way
 from segship.evaluation.report import ConfusionMatrix, Evaluation
 from segship.evaluation.sources import Outcome, Source
 from segship.files import read_bytes, write_file
@@ -33,6 +33,7 @@ SECONDS_BETWEEN_SAVES = 5.0
 # How many failures a message lists.
 _SHOWN = 5
 _FORMAT = "segship evaluation state 1"
+_FRESH = way("fresh=True", "--fresh")
 _MAX_STATE_BYTES = 64 * 2**20
 
 
@@ -69,7 +70,7 @@ class StateFile:
                 int(document["done"]), counts, tuple(FailedSample(**entry) for entry in document["failed"])
             )
         except (ValueError, KeyError, TypeError, OverflowError, RecursionError) as error:
-            message = f"{self.path} is no state of an evaluation ({error!r}); start anew with --fresh, or remove it"
+            message = f"{self.path} is no state of an evaluation ({error!r}); start anew with {_FRESH}, or remove it"
             raise InputError(message, code="bad_state") from error
         self._check(identity)
         return snapshot
@@ -81,7 +82,7 @@ class StateFile:
             differences = "; ".join(f"{name} was {identity.get(name)}, now {self.identity.get(name)}" for name in other)
             message = (
                 f"{self.path} holds the counts of another run: {differences}; repeat that run to finish it, "
-                "start anew with --fresh, or choose another --out"
+                f"start anew with {_FRESH}, or choose another {way('out', '--out')}"
             )
             raise InputError(message, code="state_of_another_run")
 
@@ -184,7 +185,7 @@ def _begin(classes: int, samples: int, state: StateFile | None) -> Snapshot:
     # Refuses counts of another shape.
     ConfusionMatrix(classes, kept.counts)
     if not len(kept.failed) <= kept.done <= samples:
-        message = f"the state says {kept.done} of {samples} samples are done; start anew with --fresh"
+        message = f"the state says {kept.done} of {samples} samples are done; start anew with {_FRESH}"
         raise InputError(message, code="bad_state")
     return kept
 

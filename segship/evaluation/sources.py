@@ -24,7 +24,7 @@ import numpy as np
 from segship.arrays import AnyArray, IntArray, Pixels, Size
 from segship.datasets.classes import IGNORED
 from segship.datasets.folders import DATA_SETS, FailedSample, Sample, read_label_image, read_truth
-from segship.errors import InputError
+from segship.errors import InputError, way
 from segship.evaluation.report import ConfusionMatrix
 from segship.files import read_bytes, real_path
 from segship.images import read_image
@@ -33,6 +33,7 @@ from segship.machine import in_order
 Ids = Literal["train", "label"]
 RawType = Literal["auto", "int64", "int32", "uint8", "float32"]
 
+_IDS = way("ids=", "--ids ")
 SUFFIXES = (".png", ".npy", ".bin")
 MAX_MAP_BYTES = 512 * 2**20
 
@@ -80,7 +81,10 @@ def find_written_maps(written: WrittenMaps, samples: Sequence[Sample]) -> FoundM
     passed over. Refuses ``missing_folder``, ``ambiguous_stems`` when two samples have one stem, and ``no_predictions``.
     """
     if not os.path.isdir(written.folder):
-        raise InputError(f"there is no folder {written.folder}; --predictions names one", code="missing_folder")
+        raise InputError(
+            f"there is no folder {written.folder}; {way('predictions', '--predictions')} names one",
+            code="missing_folder",
+        )
     found: dict[str, list[Path]] = {sample.stem: [] for sample in samples}
     if len(found) < len(samples):
         message = f"{len(samples) - len(found)} samples share their stem with another, so files cannot be told apart"
@@ -130,7 +134,7 @@ def _nothing_found(written: WrittenMaps, samples: Sequence[Sample], strangers: i
     other = "label" if written.ids == "train" else "train"
     message = (
         f"{written.folder} holds no class map of the {len(samples)} samples ({strangers} files of other names); wanted "
-        f"are files such as {samples[0].stem}.png, {samples[0].stem}_0.bin or .npy, or with --ids {other} those whose "
+        f"are files such as {samples[0].stem}.png, {samples[0].stem}_0.bin or .npy, or with {_IDS}{other} those whose "
         f"names tell {other} ids"
     )
     return InputError(message, code="no_predictions")
@@ -228,7 +232,8 @@ def _to_classes(path: Path, values: Pixels, ids: Ids, data_set: str) -> Pixels:
     if known.size and known.max() > largest:
         other = "train" if ids == "label" else "label"
         raise _bad(
-            path, f"holds {known.max()}; {ids} ids are 0 to {largest} and {IGNORED}, perhaps --ids {other} is meant"
+            path,
+            f"holds {known.max()}; {ids} ids are 0 to {largest} and {IGNORED}, perhaps {_IDS}{other} is meant",
         )
     return numbering.labels_to_classes(values) if ids == "label" else values
 

@@ -16,7 +16,7 @@ from urllib.parse import SplitResult, quote, urlsplit
 from urllib.request import url2pathname
 
 from segship.catalog import KNOWN_CHECKPOINTS, KnownCheckpoint
-from segship.errors import FetchError, SegshipError
+from segship.errors import FetchError, SegshipError, way
 from segship.fetch.download import Download, Progress, exclusive_lock
 from segship.fetch.download import download as download_file
 from segship.files import (
@@ -162,8 +162,8 @@ def _obtain(
         download_file(Download(url, part, target, known.bytes, known.sha256, timeout, by_hand), progress)
     else:
         message = (
-            f"{url} cannot be fetched from; a mirror ({MIRROR_VARIABLE} or --mirror) is a base address that begins "
-            "with https://, http:// or file://"
+            f"{url} cannot be fetched from; a mirror ({MIRROR_VARIABLE} or {way('mirror=', '--mirror')}) is a base "
+            "address that begins with https://, http:// or file://"
         )
         raise FetchError(message, code="bad_mirror")
 

@@ -14,7 +14,7 @@ import stat
 from collections.abc import Collection, Iterator
 from pathlib import Path
 
-from segship.errors import ImageError
+from segship.errors import ImageError, way
 
 # First bytes of each format that can be read.
 _SIGNATURES = {
@@ -85,7 +85,8 @@ def check_byte_count(count: int, limit: int) -> None:
     """Refuse more encoded bytes than the limit."""
     if count > limit:
         raise ImageError(
-            f"the image file has {count:,} bytes; at most {limit:,} are read; raise ImageLimits.bytes to accept it",
+            f"the image file has {count:,} bytes; at most {limit:,} are read; "
+            f"{way('raise ImageLimits.bytes to accept it', 'save it smaller, or give its pixels in Python')}",
             code="too_many_bytes",
         )
 

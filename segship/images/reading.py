@@ -22,7 +22,7 @@ from PIL import (
 )
 
 from segship.arrays import AnyArray, Pixels
-from segship.errors import ImageError
+from segship.errors import ImageError, way
 from segship.images.file_bytes import (
     FORMATS,
     check_byte_count,
@@ -394,7 +394,7 @@ def _check_size(height: int, width: int, limits: ImageLimits) -> None:
     if height * width > limits.pixels:
         raise ImageError(
             f"{found}, {height * width:,} in all; at most {limits.pixels:,} are read; "
-            "scale it down, or raise ImageLimits.pixels",
+            f"scale it down, or raise {way('ImageLimits.pixels', '--max-pixels')}",
             code="too_many_pixels",
         )
     if max(height, width) > limits.side:

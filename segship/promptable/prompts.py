@@ -25,7 +25,7 @@ import numpy as np
 import numpy.typing as npt
 
 from segship.arrays import AnyArray, FloatArray, IntArray, Points, Size
-from segship.errors import PromptError
+from segship.errors import PromptError, way
 from segship.promptable.transforms import to_model_frame
 from segship.spec import (
     LABEL_BACKGROUND,
@@ -153,6 +153,9 @@ def read_mask_input(mask_input: npt.ArrayLike | None) -> FloatArray | None:
     if array.ndim not in (2, 3, 4) or not has_pixels or (array.ndim == 3 and array.shape[0] != 1) or shape[1] != 1:
         raise PromptError(f"mask_input has the shape {array.shape}; accepted is {accepted}", code="bad_mask_input")
     return _as_float32(array.reshape(shape), "mask_input")
+
+
+_CLIP = way("outside='clip'", "--clip")
 
 
 @dataclass(frozen=True, slots=True)
@@ -333,8 +336,8 @@ def resolve_prompts(
     counts = [part.object_count for part in given]
     if any(not part._parts() for part in given):
         raise PromptError(
-            "there are no prompts; give points, boxes or a mask_input for every object; "
-            "to segment everything, use generate_masks or `segship everything`",
+            f"there are no prompts; give {way('points, boxes or a mask_input for every object', '--point or --box')}; "
+            f"to segment everything, use {way('segship.generate_masks', '`segship everything`')}",
             code="no_prompts",
         )
     if limits is not None and limits.objects is not None and sum(counts) > limits.objects:
@@ -392,7 +395,7 @@ def _resolve_points(
         x, y = points[is_outside][0]
         raise PromptError(
             f"object {index} has a point at x={x:g}, y={y:g}, outside the image; "
-            f"accepted are x from 0 to {width} and y from 0 to {height}",
+            f"accepted are x from 0 to {width} and y from 0 to {height}, or {_CLIP}, which moves it to the edge",
             code="point_outside",
         )
     notes["point_clipped"] = None

@@ -182,7 +182,7 @@ class SemanticPredictor:
         if options.window is not None and frame is not None and options.window != frame:
             message = (
                 f"window is {options.window}, and the graph takes {frame[0]},{frame[1]} only; give that size, or a "
-                "bundle that was exported without --size"
+                "bundle that was exported for any size"
             )
             raise InputError(message, code="bad_window")
 
@@ -353,7 +353,7 @@ class SemanticPredictor:
                 message = (
                     f"ratio {ratio:g} makes an image of {scaled[0]} x {scaled[1]} (height x width), and the graph "
                     f"takes {frame[0]} x {frame[1]} only; use windows of that size, or a bundle that was exported "
-                    "without --size"
+                    "for any size"
                 )
                 raise InputError(message, code="ratio_too_large")
 

@@ -21,7 +21,7 @@ from segship.bundle import Bundle, write_bundle
 from segship.bundle.evidence import EXACT, Check, Evidence, Row, require_passed
 from segship.bundle.folder import refuse_stranger
 from segship.bundle.manifest import task_module
-from segship.errors import ExportError, OutputError
+from segship.errors import ExportError, OutputError, way
 from segship.files import check_target
 from segship.ship.graph.lower import lower_opset
 from segship.ship.graph.simplify import simplify_graph
@@ -240,6 +240,7 @@ def refuse_taken(output: Path, *, force: bool) -> None:
     """Refuse a folder that is there already, before minutes of work are spent on it."""
     if os.path.lexists(output) and not force:
         raise OutputError(
-            f"{output} exists; choose another folder, or replace a bundle with --force", code="output_exists"
+            f"{output} exists; choose another folder, or replace a bundle with {way('force=True', '--overwrite')}",
+            code="output_exists",
         )
     check_target(output, overwrite=force, folder=True)

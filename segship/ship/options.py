@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Literal
 
 from segship.bundle.evidence import Bar
-from segship.errors import ExportError
+from segship.errors import ExportError, way
 from segship.options import check_types
 from segship.semantic.manifest import SemanticWindow
 from segship.semantic.preprocessing import ScaleLimits
@@ -104,7 +104,8 @@ class ExportOptions:
             raise ExportError(message, code="bad_opset")
         if self.contract == "ascend" and (self.output == "logits" or self.classes or self.scale):
             raise _bad_option(
-                "--output logits, --classes and --scale belong to bundles; the Ascend guide's graph gives the classes' "
+                way("output='logits', classes and scale", "--output logits, --classes and --scale")
+                + " belong to bundles; the Ascend guide's graph gives the classes' "
                 "numbers and holds neither names nor a scale"
             )
         if self.image_size is not None and not 1 <= self.image_size <= LARGEST_SIDE:
@@ -124,8 +125,8 @@ class ExportOptions:
             raise ExportError(message, code="bad_size")
         if self.batch is not None and self.batch != 1 and (self.contract == "segship" or self.batch < 1):
             message = (
-                f"a batch of {self.batch} cannot be exported; a bundle's is 1 or dynamic, --contract ascend has any "
-                "fixed number"
+                f"a batch of {self.batch} cannot be exported; a bundle's is 1 or {way('None', 'dynamic')}, "
+                f"{way('contract=', '--contract ')}ascend has any fixed number"
             )
             raise ExportError(message, code="bad_batch")
 
@@ -143,7 +144,7 @@ class ExportOptions:
         """
         other = "promptable" if task == "semantic" else "semantic"
         given = [
-            f"--{option.name.replace('_', '-')}"
+            way(option.name, f"--{option.name.replace('_', '-')}")
             for option in fields(self)
             if option.metadata.get("task") == other and getattr(self, option.name) is not None
         ]
@@ -153,13 +154,14 @@ class ExportOptions:
             raise ExportError(message, code="other_family")
         if self.single_mask and self.contract == "segship":
             raise _bad_option(
-                "--single-mask belongs to the contracts official, ascend and samexporter; a segship bundle always "
+                way("single_mask", "--single-mask")
+                + " belongs to the contracts official, ascend and samexporter; a segship bundle always "
                 "holds all four masks and chooses when it runs (multimask_output)"
             )
         if self.contract not in contracts:
             message = (
-                f"{source} is a {task} model, and --contract {self.contract} belongs to {other} ones; accepted are "
-                f"{' and '.join(contracts)}"
+                f"{source} is a {task} model, and {way('contract ', '--contract ')}{self.contract} belongs to {other} "
+                f"ones; accepted are {' and '.join(contracts)}"
             )
             raise ExportError(message, code="other_family")
 

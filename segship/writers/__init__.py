@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 
 from segship.arrays import Pixels, Size
-from segship.errors import InputError, OutputError
+from segship.errors import InputError, OutputError, way
 from segship.files import check_target, is_possible_path, make_directory, write_together
 from segship.images import ImageSource, read_image
 from segship.promptable.everything.records import ImageRecords, MaskRecords
@@ -410,7 +410,8 @@ def _write_together(
     files = [Path(directory) / name for name in entries]
     taken = [path for path in files if os.path.lexists(path)]
     if taken and not overwrite:
-        message = f"{taken[0]} exists, and nothing was written; give overwrite=True, or choose another folder"
+        replace_it = way("overwrite=True", "--overwrite")
+        message = f"{taken[0]} exists, and nothing was written; give {replace_it}, or choose another folder"
         raise OutputError(message, code="output_exists")
     for path in taken:
         check_target(path, overwrite=overwrite, folder=not isinstance(entries[path.name], bytes))

@@ -73,7 +73,7 @@ def test_what_cannot_be_had_is_refused(options, words):
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
 def test_absent_cuda_is_an_error_and_no_silent_fall_back():
-    with pytest.raises(BackendUnavailable, match="sees no CUDA device; use --device cpu"):
+    with pytest.raises(BackendUnavailable, match="sees no CUDA device; use device='cpu'"):
         open_encoder(device="cuda")
 
 

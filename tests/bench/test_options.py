@@ -28,5 +28,5 @@ def test_numbers_out_of_range_are_refused(options):
 
 
 def test_outputs_need_inputs(tmp_path):
-    with pytest.raises(InputError, match=r"--input FOLDER"):
+    with pytest.raises(InputError, match=r"inputs=FOLDER"):
         BenchmarkOptions(outputs=tmp_path)

@@ -53,6 +53,42 @@ def test_every_help_ends_with_an_example_that_is_understood(run, command):
     app.parse_args(tokens, exit_on_error=False, print_error=False)
 
 
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_help_has_examples_exit_codes_and_no_default_that_says_nothing(run, command):
+    out = run(command, "--help")[1]
+    assert "Exit codes: 0 done" in out and "docs/use.md" in out
+    assert not re.search(r"\[default: (False|None|\(\))\]", out)
+    examples = [line.strip() for line in out.partition("\nExample")[2].splitlines() if "segship" in line]
+    assert examples
+    for example in examples:
+        app.parse_args(shlex.split(example)[1:], exit_on_error=False, print_error=False)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_no_panel_of_a_help_is_longer_than_a_glance(command):
+    find_command(command)
+    panels = {}
+    for argument in app[command].assemble_argument_collection(default_parameter=app.default_parameter):
+        for group in argument.parameter.group or ("Options",):
+            panels.setdefault(str(getattr(group, "name", group)), []).append(argument.name)
+    assert max(map(len, panels.values())) <= 15, panels
+
+
+def test_one_name_of_an_option_is_shown_and_the_other_accepted(run, tmp_path):
+    assert "--force" not in run("segment", "--help")[1] and "--overwrite" in run("export", "--help")[1]
+    for option in ("--overwrite", "--force"):
+        assert run("demo", "-o", tmp_path, option)[0] == 0
+
+
+def test_the_list_tells_of_the_environment_and_of_completion(run, monkeypatch, tmp_path):
+    out = run("--help")[1]
+    assert all(word in out for word in ("SEGSHIP_CACHE", "SEGSHIP_MIRROR", "NO_COLOR", "Exit codes"))
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert run("--install-completion", "--shell", "bash")[0] == 0
+    (script,) = tmp_path.rglob("completions/segship")
+    assert all(word in script.read_text("utf-8") for word in ("everything", "--skip-existing"))
+
+
 def test_the_list_of_commands_imports_no_command():
     code = "import sys; from segship.cli import main; main(['--help']); print(*sys.modules, file=sys.stderr)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stderr.split()

@@ -52,7 +52,7 @@ def test_a_damaged_file_is_refused(tmp_path, change):
     state.save(SNAPSHOT)
     document = json.loads(state.path.read_text()) | change
     state.path.write_text(json.dumps(document))
-    with pytest.raises(InputError, match="--fresh") as caught:
+    with pytest.raises(InputError, match="fresh=True") as caught:
         state.load()
     assert caught.value.code == "bad_state"
 

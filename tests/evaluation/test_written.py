@@ -99,7 +99,7 @@ def test_folders_without_maps_are_refused(tmp_path):
     with pytest.raises(InputError, match="no folder"):
         find_written_maps(WrittenMaps(tmp_path / "none"), [SAMPLE])
     (tmp_path / f"{STEM}_labelIds.png").write_bytes(b"x")
-    with pytest.raises(InputError, match="--ids label") as caught:
+    with pytest.raises(InputError, match="ids=label") as caught:
         find_written_maps(WrittenMaps(tmp_path), [SAMPLE])
     assert caught.value.code == "no_predictions"
     twins = [Sample("a/x", None, None, "labelIds"), Sample("b/x", None, None, "labelIds")]
@@ -174,7 +174,7 @@ def test_a_header_that_asks_for_more_memory_than_there_is_is_refused_unread(tmp_
 
 
 def test_label_ids_past_the_last_are_refused(tmp_path):
-    with pytest.raises(InputError, match="label ids are 0 to 33 and 255, perhaps --ids train"):
+    with pytest.raises(InputError, match="label ids are 0 to 33 and 255, perhaps ids=train"):
         read(tmp_path / "a.png", encode_label_image(np.full((6, 10), 34, np.uint8)), ids="label")
 
 

@@ -85,7 +85,7 @@ def test_place_that_cannot_be_written_is_refused_before_the_checkpoint_is_read(t
 
 
 def test_folder_that_is_there_is_refused_unless_forced(tmp_path):
-    with pytest.raises(OutputError, match="exists; choose another folder, or replace a bundle with --force"):
+    with pytest.raises(OutputError, match="exists; choose another folder, or replace a bundle with force=True"):
         refuse_taken(tmp_path, force=False)
     refuse_taken(tmp_path, force=True)
     refuse_taken(tmp_path / "new", force=False)

@@ -64,12 +64,12 @@ def test_another_image_size_is_a_change(small_checkpoint):
 
 
 def test_options_of_the_other_task_are_refused(small_checkpoint, small_semask_checkpoint):
-    with pytest.raises(ExportError, match="is a promptable model; leave out --semantic-window") as caught:
+    with pytest.raises(ExportError, match="is a promptable model; leave out semantic_window") as caught:
         load_model(small_checkpoint, ExportOptions(semantic_window="all"))
     assert caught.value.code == "other_family"
-    with pytest.raises(ExportError, match="is a semantic model; leave out --image-size") as caught:
+    with pytest.raises(ExportError, match="is a semantic model; leave out image_size") as caught:
         load_model(small_semask_checkpoint, ExportOptions(image_size=96))
     assert caught.value.code == "other_family"
-    with pytest.raises(ExportError, match="is a semantic model, and --contract official belongs to prom") as caught:
+    with pytest.raises(ExportError, match="is a semantic model, and contract official belongs to prom") as caught:
         load_model(small_semask_checkpoint, ExportOptions(contract="official"))
     assert caught.value.code == "other_family"

@@ -19,7 +19,7 @@ def test_opset_out_of_range_is_refused_before_any_work(tmp_path, opset):
 
 
 def test_single_mask_belongs_to_the_other_contracts(small_checkpoint, tmp_path):
-    with pytest.raises(ExportError, match="--single-mask belongs to the contracts"):
+    with pytest.raises(ExportError, match="single_mask belongs to the contracts"):
         export_bundle(small_checkpoint, tmp_path / "bundle", ExportOptions(single_mask=True))
 
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from segship.errors import InputError
+from segship.errors import InputError, way
 from segship.promptable.everything.records import OUTPUT_MODES, OutputMode, bad_output_mode
 from segship.spec import Part
 
@@ -139,8 +139,10 @@ class AmgOptions:
         if (self.points_per_side is None) == (self.point_grids is None):
             found = "both are given" if self.point_grids is not None else "both are None"
             raise InputError(
-                f"points_per_side and point_grids: {found}; give exactly one of the two, points_per_side=None beside "
-                "point_grids",
+                f"points_per_side and point_grids: {found}; give exactly one of the two, "
+                + way(
+                    "points_per_side=None beside point_grids", "and leave out --points-per-side beside --point-grids"
+                ),
                 code="bad_amg_option",
             )
         if self.points_per_side is not None:

@@ -6,11 +6,13 @@ from __future__ import annotations
 import onnx
 from onnx import helper
 
-from segship.errors import ExportError
+from segship.errors import ExportError, way
 from segship.ship.graph.trace import strip_metadata
 from segship.ship.options import LARGEST_INLINE_BYTES
 
 SMALLEST_DETACHED_BYTES = 1_000_000
+
+_WITHOUT = way("simplify=False", "--no-simplify")
 
 
 def simplify_graph(model: onnx.ModelProto, *, largest_whole_bytes: int = LARGEST_INLINE_BYTES) -> onnx.ModelProto:
@@ -33,13 +35,11 @@ def simplify_graph(model: onnx.ModelProto, *, largest_whole_bytes: int = LARGEST
         slimmed = onnxslim.slim(model)
     except Exception as error:
         # Third-party graph surgery fails in many ways; the graph as traced is still there for `--no-simplify`.
-        raise ExportError(
-            f"onnxslim could not simplify the graph: {error}; export without it: --no-simplify"
-        ) from error
+        raise ExportError(f"onnxslim could not simplify the graph: {error}; export without it: {_WITHOUT}") from error
     if isinstance(slimmed, onnx.ModelProto):
         _attach_weights(slimmed, detached)
     if not isinstance(slimmed, onnx.ModelProto) or _interface(slimmed) != interface:
-        raise ExportError("onnxslim changed the inputs or outputs of the graph; export without it: --no-simplify")
+        raise ExportError(f"onnxslim changed the inputs or outputs of the graph; export without it: {_WITHOUT}")
     strip_metadata(slimmed)
     return slimmed
 

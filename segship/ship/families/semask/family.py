@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from segship.datasets.classes import MOST_CLASSES, OWN_CLASSES, ClassTable, read_class_file
 from segship.datasets.known import TABLES, table_of
-from segship.errors import CheckpointError
+from segship.errors import CheckpointError, way
 from segship.semantic.manifest import SemanticManifest
 from segship.semantic.preprocessing import SCALE_LIMITS, ScaleLimits, SemanticPreprocessing
 from segship.ship.families.semask.config import SemaskConfig
@@ -29,7 +29,7 @@ LARGE_SCALE = ScaleLimits(2560, 640)
 OWN_SCALE = SCALE_LIMITS["cityscapes"]
 """For classes of a user's own, unless told otherwise."""
 
-_GIVE_CLASSES = "give `segship export` a JSON list of names with --classes FILE"
+_GIVE_CLASSES = f"give the export a JSON list of names with {way('ExportOptions(classes=FILE)', '--classes FILE')}"
 
 IGNORED_PREFIXES = ("auxiliary_head.",)
 """Heads that mmsegmentation's configurations may add in training; they take no part in an answer."""

@@ -110,7 +110,7 @@ def test_other_tables_of_positions_are_refused(tmp_path):
 def test_a_promptable_checkpoint_is_refused_where_a_semantic_one_is_asked_for(tmp_path):
     path = save_sam(tmp_path / "sam.pth")
     with pytest.raises(
-        ExportError, match=r"sam.pth is a promptable model; leave out --output \(semantic models alone\)"
+        ExportError, match=r"sam.pth is a promptable model; leave out output \(semantic models alone\)"
     ) as caught:
         load_model(path, ExportOptions(output="logits"))
     assert caught.value.code == "other_family"
@@ -187,7 +187,7 @@ def test_the_order_of_the_names_is_the_files(tmp_path):
 )
 def test_names_that_do_not_fit_are_not_replaced_by_a_data_set(tmp_path, names, words):
     path = own(tmp_path, CLASSES=names)
-    with pytest.raises(CheckpointError, match=f"has 19 classes, and {words}.*--classes FILE") as caught:
+    with pytest.raises(CheckpointError, match=f"has 19 classes, and {words}.*classes=FILE") as caught:
         choose_table(load_model(path))
     assert caught.value.code == "class_count" and describe_checkpoint(path).class_names == "unknown"
     assert choose_table(load_model(path), CITYSCAPES) == CITYSCAPES
@@ -203,7 +203,7 @@ def test_a_data_set_is_assumed_only_without_names_and_that_is_said(tmp_path):
 
 
 def test_other_numbers_need_names(seven, tmp_path):
-    with pytest.raises(CheckpointError, match="has 7 classes, whose names are not known.*--classes FILE") as caught:
+    with pytest.raises(CheckpointError, match="has 7 classes, whose names are not known.*classes=FILE") as caught:
         choose_table(load_model(seven))
     assert caught.value.code == "class_count"
     names = ClassTable("own", tuple("abcdefg"), ((0, 0, 0),) * 7)
