@@ -61,7 +61,7 @@ def test_semantic_name_bundle_and_checkpoint_give_a_semantic_predictor(small_sem
 
 
 def test_a_semantic_model_takes_no_prompts(small_semantic_bundle):
-    with pytest.raises(InputError, match="takes no prompts; use `segship semantic`") as caught:
+    with pytest.raises(InputError, match=r"takes no prompts; use segship.load_semantic\(") as caught:
         load_promptable(small_semantic_bundle.path)
     assert caught.value.code == "other_family"
     assert load_promptable("tiny").manifest.architecture == "tiny"

@@ -131,6 +131,7 @@ AMG = Fields(
     **in_group(
         COST_GROUP,
         "points_per_batch",
+        "force_cost",
         deadline_seconds=Option(name="--deadline", metavar="SECONDS"),
         memory_bytes=Option(name="--memory", parse=parse_bytes, metavar="SIZE"),
     ),

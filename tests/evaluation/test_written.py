@@ -150,7 +150,7 @@ def test_label_ids_of_ade20k_are_its_annotations(tmp_path):
         ("a.bin", np.full(60, 300, np.int64).tobytes(), "from 300 to 300"),
         ("a.bin", np.full(60, 0.5, np.float32).tobytes(), "fractions"),
         ("a.bin", np.full(60, np.nan, np.float32).tobytes(), "from nan"),
-        ("a.bin", np.full(60, 26, np.uint8).tobytes(), "holds 26; train ids are 0 to 18 and 255, perhaps --ids label"),
+        ("a.bin", np.full(60, 26, np.uint8).tobytes(), "holds 26; train ids are 0 to 18 and 255, perhaps ids=label"),
         ("a.npy", npy(MAP.T), r"shape \(10, 6\)"),
         ("a.npy", npy(np.zeros((2, 6, 10), np.uint8)), r"shape \(2, 6, 10\)"),
         ("a.npy", npy(np.zeros((19, 6, 10), np.float32)), "number of the largest one"),

@@ -292,6 +292,6 @@ def test_bundle_of_class_maps_is_opened_and_equals_the_torch_model(small_semanti
 
 
 def test_a_promptable_model_is_refused_with_the_commands_that_fit():
-    with pytest.raises(InputError, match="segship everything") as caught:
+    with pytest.raises(InputError, match="segship.generate_masks") as caught:
         load_semantic("tiny", threads=1)
-    assert caught.value.code == "other_family"
+    assert caught.value.code == "other_family" and "`segship everything`" in caught.value.on_command_line
