@@ -167,6 +167,13 @@ def _drop_output() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
+def _is_interrupt(error: BaseException | None) -> bool:
+    """Tell whether an error comes of an interrupt: a runtime makes an ImportError of one that meets its import."""
+    while error is not None and not isinstance(error, KeyboardInterrupt):
+        error = error.__cause__ or error.__context__
+    return error is not None
+
+
 def _is_of_output(error: OSError) -> bool:
     """Tell whether an error of the system is of standard output, since those of files have a name or one of our own."""
     return error.filename is None and error.errno in _OUTPUT_ERRORS
@@ -187,6 +194,8 @@ def _run(arguments: Sequence[str] | None) -> int:
         errors_console().print(f"see: {' '.join(['segship', asked]).strip()} --help", highlight=False)
         return code
     except SegshipError as error:
+        if _is_interrupt(error):
+            return _fail("interrupted", "interrupted", EXIT_INTERRUPTED, tokens)
         return _fail(error.on_command_line, error.code, exit_code(error), tokens)
     except OSError as error:
         if _is_of_output(error):

@@ -32,7 +32,7 @@ def test_counts_of_another_run_are_refused_and_the_difference_named(tmp_path):
     StateFile(tmp_path / "run.state", {"model": "a", "split": "val"}).save(SNAPSHOT)
     with pytest.raises(InputError, match="model was a, now b; window was None, now 3") as caught:
         StateFile(tmp_path / "run.state", {"model": "b", "split": "val", "window": "3"}).load()
-    assert caught.value.code == "state_of_another_run" and "--fresh" in str(caught.value)
+    assert caught.value.code == "state_of_another_run" and "fresh=True" in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -28,9 +28,9 @@ def test_single_mask_belongs_to_the_other_contracts(small_checkpoint, tmp_path):
     [
         ({"opset": 13}, "opset 13 cannot be written; accepted are 14 to 24", "bad_opset"),
         ({"size": (16, 64)}, "a size of 16,64 .* sides of 32 to 8192", "bad_size"),
-        ({"batch": 4}, "a bundle's is 1 or dynamic", "bad_batch"),
+        ({"batch": 4}, "a bundle's is 1 or None", "bad_batch"),
         ({"batch": 0, "contract": "ascend"}, "a batch of 0 cannot be exported", "bad_batch"),
-        ({"output": "logits", "contract": "ascend"}, "--output logits, --classes and --scale belong to", "bad_option"),
+        ({"output": "logits", "contract": "ascend"}, "output='logits', classes and scale belong to", "bad_option"),
         ({"scale": ScaleLimits(640, 480), "contract": "ascend"}, "holds neither names nor a scale", "bad_option"),
     ],
 )
