@@ -49,7 +49,7 @@ def prepared(tmp_path_factory, small_export, small_semantic_export, small_semant
     write_cityscapes(place / "cityscapes", {"train": 1, "val": 2}, size_hw=(64, 128))
     write_ade20k(place / "data" / "ade", {"val": 2}, size_hw=(64, 128))
     save_checkpoint(place / "small.pth")
-    for name in ("semask_small_fpn_cityscapes.pth", "semask_s.pth", "semask.pth"):
+    for name in ("semask_small_fpn_cityscapes.pth", "semask_s.pth", "semask.pth", "small_semask.pth"):
         save_semask(place / name)
     for name, bundle in (
         ("my_bundle", small_export[0]),
