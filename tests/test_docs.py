@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+import segship
 from recipes.streets.scenes import write_ade20k, write_cityscapes
 from segship.cli import main
 from segship.images.comparison import draw_scene
@@ -126,7 +127,7 @@ def test_python_of_the_recipes_runs(prepared, tmp_path, monkeypatch):
         exec(compile(block, "recipes.md", "exec"), names)
     assert names["mask"].shape == (1200, 1800) and names["mask"].dtype == np.bool_
     assert os.path.isfile("small_semask.pth") and os.path.isfile("out/a.coco.json")
-    expected = __import__("segship").load("sam_vit_b").predict("photo.jpg", points=[[300, 200]], multimask_output="best")
+    expected = segship.load("sam_vit_b").predict("photo.jpg", points=[[300, 200]], multimask_output="best")
     both = np.stack([names["mask"], expected.masks[0, 0]])
     assert both.all(0).sum() >= 0.9 * both.any(0).sum()
 
