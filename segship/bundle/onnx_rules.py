@@ -18,10 +18,10 @@ OWN_DOMAINS = frozenset({"", "ai.onnx"})
 CONTROL_FLOW = frozenset({"If", "Loop", "Scan", "SequenceMap"})
 _COMPUTE = frozenset({
     "Abs", "Add", "And", "BatchNormalization", "Cast", "Clip", "Concat", "Constant", "Conv", "Div", "Equal", "Erf",
-    "Exp", "Flatten", "Floor", "Gather", "Gelu", "Gemm", "Greater", "GreaterOrEqual", "Identity", "LayerNormalization",
-    "Less", "LessOrEqual", "MatMul", "Max", "Min", "Mod", "Mul", "Neg", "Not", "Or", "Pad", "Pow", "Reciprocal",
-    "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Relu", "Reshape", "Shape", "Sigmoid", "Slice", "Softmax",
-    "Split", "Sqrt", "Squeeze", "Sub", "Transpose", "Unsqueeze", "Where",
+    "Exp", "Flatten", "Floor", "Gather", "GatherND", "Gelu", "Gemm", "Greater", "GreaterOrEqual", "Identity",
+    "LayerNormalization", "Less", "LessOrEqual", "MatMul", "Max", "Min", "Mod", "Mul", "Neg", "Not", "Or", "Pad", "Pow",
+    "Reciprocal", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Relu", "Reshape", "Shape", "Sigmoid", "Slice",
+    "Softmax", "Split", "Sqrt", "Squeeze", "Sub", "Transpose", "Unsqueeze", "Where",
 })  # fmt: skip
 """What any graph may hold: numbers in, numbers out, of sizes that follow from those of the inputs."""
 _DECODE = _COMPUTE | {"ConvTranspose", "Cos", "Expand", "Sin"}
@@ -29,7 +29,7 @@ OPERATORS: dict[str, frozenset[str]] = {
     "image_encoder": _COMPUTE,
     "image_side": _COMPUTE,
     "mask_decoder": _DECODE,
-    "selective_decoder": _DECODE | {"GatherND", "NonZero"},
+    "selective_decoder": _DECODE | {"NonZero"},
     "semantic": _COMPUTE | {"ArgMax", "Range", "Resize"},
 }
 """Kind of graph -> the operators that a bundle's may hold: those that our exports write, and their like."""
