@@ -59,6 +59,17 @@ def way(python: str, command: str) -> str:
     return f"\x02{python}\x03{command}\x04"
 
 
+def option(name: str, command: str | None = None) -> str:
+    """Return the name of an option for both doors: a field in Python, with dashes on the command line.
+
+    Examples
+    --------
+    >>> InputError(f"{option('points_per_side')} is 0").on_command_line
+    '--points-per-side is 0'
+    """
+    return way(name, command or f"--{name.replace('_', '-')}")
+
+
 class SegshipError(Exception):
     """Root of the tree; never raised itself.
 

@@ -16,7 +16,7 @@ from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from segship.errors import InputError, SegshipError, shown
+from segship.errors import InputError, SegshipError, option, shown
 
 Options = TypeVar("Options")
 
@@ -51,7 +51,7 @@ def check_types(options: object, error: type[SegshipError] = InputError) -> None
         if isinstance(value, str) and Path in (hint, *get_args(hint)) and str not in get_args(hint):
             object.__setattr__(options, name, Path(value))
         elif not _fits(value, hint):
-            raise error(f"{name} is {_quoted(value)}; accepted is {_accepted(hint)}", code="bad_option")
+            raise error(f"{option(name)} is {_quoted(value)}; accepted is {_accepted(hint)}", code="bad_option")
 
 
 def check_whole(options: object, least: int, most: int, *names: str) -> None:
@@ -59,7 +59,7 @@ def check_whole(options: object, least: int, most: int, *names: str) -> None:
     for name in names:
         value = getattr(options, name)
         if value is not None and not least <= value <= most:
-            message = f"{name} is {_quoted(value)}; accepted is a whole number from {least} to {most}"
+            message = f"{option(name)} is {_quoted(value)}; accepted is a whole number from {least} to {most}"
             raise InputError(message, code="bad_option")
 
 

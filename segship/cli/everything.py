@@ -189,7 +189,7 @@ def everything(
             try:
                 check_cost(cost, options.amg)
             except InputError as error:
-                refused = str(error)
+                refused = error.on_command_line
             return _ImageCost(name, cost, refused)
 
         report = Report(pictures, batch, {**describe_run(predictor, model), "dry_run": True})

@@ -69,7 +69,7 @@ def test_thresholds_that_leave_nothing_are_told(run, run_json, photo, tmp_path):
 def test_a_huge_grid_is_not_begun_unless_forced(run_json, photo, model, tmp_path):
     arguments = ["everything", photo, "--points-per-side", "65", "-o", tmp_path / "out"]
     code, document = run_json(*arguments)
-    assert (code, document["error"]["code"]) == (3, "over_cost") and "force_cost" in document["error"]["message"]
+    assert (code, document["error"]["code"]) == (3, "over_cost") and "--force-cost" in document["error"]["message"]
     arguments = [
         "everything",
         photo,
@@ -128,9 +128,9 @@ def test_grids_come_from_a_file(run_json, photo, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--points-per-side", "0"], "points_per_side is 0"),
-        (["--pred-iou-thresh", "nan"], "pred_iou_thresh is nan"),
-        (["--crop-n-layers", "-1"], "crop_n_layers is -1"),
+        (["--points-per-side", "0"], "--points-per-side is 0"),
+        (["--pred-iou-thresh", "nan"], "--pred-iou-thresh is nan"),
+        (["--crop-n-layers", "-1"], "--crop-n-layers is -1"),
         (["--memory", "much"], "--memory is 'much'"),
         (["--memory", "1MB"], "needs at least"),
         (["--format", "jpg"], "no output format"),

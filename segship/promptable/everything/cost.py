@@ -11,11 +11,11 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from segship.arrays import Size
-from segship.errors import InputError
+from segship.errors import InputError, option
 from segship.machine import describe_machine
 from segship.promptable.decoder import bytes_per_object, image_side_bytes
 from segship.promptable.everything.grids import crop_boxes, layer_grids
-from segship.promptable.everything.options import AmgOptions, thresholds_for
+from segship.promptable.everything.options import COMMAND_NAMES, AmgOptions, thresholds_for
 
 if TYPE_CHECKING:
     from segship.promptable.predictor import Predictor
@@ -132,12 +132,14 @@ def check_cost(cost: AmgCost, options: AmgOptions) -> None:
         found = f"the grid has {most:,} points a crop, {cost.points:,} in all; at most {MOST_POINTS:,} a crop"
         raise _over_cost(found, "give fewer points")
     if options.crop_n_layers > MOST_CROP_LAYERS:
-        found = f"crop_n_layers is {options.crop_n_layers}, {cost.crops:,} crops; at most {MOST_CROP_LAYERS} layers"
+        found = f"{option('crop_n_layers')} is {options.crop_n_layers}, {cost.crops:,} crops"
+        found += f"; at most {MOST_CROP_LAYERS} layers"
         raise _over_cost(found, "give fewer layers")
     memory = describe_machine().memory_bytes if cost.peak_bytes > _LITTLE_MEMORY else None
     if memory is not None and cost.peak_bytes > _MOST_PART_OF_MEMORY * memory:
         found = f"about {cost.peak_bytes:,} bytes of memory of the machine's {memory:,} are needed; at most half"
-        raise _over_cost(found, "give memory_bytes, fewer points, or a smaller image")
+        memory_bytes = option("memory_bytes", COMMAND_NAMES["memory_bytes"])
+        raise _over_cost(found, f"give {memory_bytes}, fewer points, or a smaller image")
 
 
 def check_speed(cost: AmgCost, encode_seconds: float, seconds_per_point: float) -> None:
@@ -145,11 +147,13 @@ def check_speed(cost: AmgCost, encode_seconds: float, seconds_per_point: float) 
     seconds = cost.crops * encode_seconds + cost.points * seconds_per_point
     if seconds > MOST_SECONDS:
         found = f"at the speed of the first points this takes about {seconds / 60:,.0f} minutes; at most"
-        raise _over_cost(f"{found} {MOST_SECONDS / 60:.0f}", "give fewer points or crops, or deadline_seconds")
+        deadline = option("deadline_seconds", COMMAND_NAMES["deadline_seconds"])
+        raise _over_cost(f"{found} {MOST_SECONDS / 60:.0f}", f"give fewer points or crops, or {deadline}")
 
 
 def _over_cost(found: str, advice: str) -> InputError:
-    return InputError(f"{found} are begun unasked; {advice}, or force_cost to begin all the same", code="over_cost")
+    message = f"{found} are begun unasked; {advice}, or {option('force_cost')} to begin all the same"
+    return InputError(message, code="over_cost")
 
 
 def _portions(predictor: Predictor, size_hw: Size, options: AmgOptions, most_points: int) -> tuple[int, int, int]:

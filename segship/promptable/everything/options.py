@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Literal, get_args
 import numpy as np
 import numpy.typing as npt
 
-from segship.errors import InputError, way
+from segship.errors import InputError, option, way
 from segship.promptable.everything.records import OUTPUT_MODES, OutputMode, bad_output_mode
 from segship.spec import Part
 
@@ -139,7 +139,7 @@ class AmgOptions:
         if (self.points_per_side is None) == (self.point_grids is None):
             found = "both are given" if self.point_grids is not None else "both are None"
             raise InputError(
-                f"points_per_side and point_grids: {found}; give exactly one of the two, "
+                f"{option('points_per_side')} and {option('point_grids')}: {found}; give exactly one of the two, "
                 + way(
                     "points_per_side=None beside point_grids", "and leave out --points-per-side beside --point-grids"
                 ),
@@ -210,6 +210,10 @@ def thresholds_for(predictor: Predictor, options: AmgOptions) -> Thresholds:
     )
 
 
+COMMAND_NAMES = {"memory_bytes": "--memory", "deadline_seconds": "--deadline"}
+"""Fields that the command line takes in units of its own."""
+
+
 def _check_whole(name: str, value: object, least: int, most: int) -> None:
     if isinstance(value, bool) or not isinstance(value, Integral) or not least <= int(value) <= most:
         raise _bad(name, value, f"a whole number from {least} to {most}")
@@ -230,4 +234,5 @@ def _check_choice(name: str, value: object, accepted: Sequence[str]) -> None:
 
 def _bad(name: str, found: object, accepted: str) -> InputError:
     shown = found if isinstance(found, str) and " " in found else repr(found)
-    return InputError(f"{name} is {shown}; accepted is {accepted}", code="bad_amg_option")
+    said = option(name, COMMAND_NAMES.get(name)) if name.isidentifier() else name
+    return InputError(f"{said} is {shown}; accepted is {accepted}", code="bad_amg_option")
