@@ -151,8 +151,9 @@ def _find_ade20k(root: Path, split: str, truth: Truth) -> list[Sample]:
         message = f"truth is {truth!r}; ade20k has annotations alone, so leave it at auto"
         raise InputError(message, code="bad_option")
     base = root / ADE20K_FOLDER if os.path.isdir(root / ADE20K_FOLDER) else root
-    folder = _ADE20K_SPLITS.get(split, split)
-    folders = [base / "images" / folder, base / "annotations" / folder]
+    folders = [base / "images" / split, base / "annotations" / split]
+    if not any(path.is_dir() for path in folders):
+        folders = [path.with_name(_ADE20K_SPLITS.get(split, split)) for path in folders]
     if not any(os.path.isdir(path) for path in folders):
         raise _missing(folders[1], base / "annotations", "images/SPLIT and annotations/SPLIT")
     images = {name.removesuffix(".jpg"): path for name, path in _files(folders[0], ".jpg")}

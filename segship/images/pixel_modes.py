@@ -44,8 +44,10 @@ _PERCENTILES = (0.5, 99.5)
 _NARROW = 128
 """Fewer of the 256 gray values between the darkest and the brightest pixel are a range mostly unused."""
 
-_TIFF_PHOTOMETRIC_TAG = 262
+_TIFF_BITS_TAG, _TIFF_PHOTOMETRIC_TAG, _TIFF_PLANES_TAG, _TIFF_SAMPLE_FORMAT_TAG = 258, 262, 284, 339
 _TIFF_MIN_IS_WHITE = 0
+_TIFF_APART = 2
+_TIFF_UNSIGNED, _TIFF_SIGNED = 1, 2
 
 _EXIF_PREFIX = b"Exif\x00\x00"
 _EXIF_ORIENTATION_TAG = 0x0112
@@ -84,6 +86,28 @@ def rgb_pixels(image: Image.Image, background: Color, depth: Depth = "type-range
     )
 
 
+def check_samples(image: Image.Image) -> None:
+    """Refuse a TIFF, opened and not loaded yet, whose numbers Pillow would take for others without a word."""
+    bits = _tag(image, _TIFF_BITS_TAG)
+    if _tag(image, _TIFF_SAMPLE_FORMAT_TAG) == _TIFF_SIGNED and bits == 8:
+        raise unsupported_samples("signed 8-bit numbers")
+    if _tag(image, _TIFF_PLANES_TAG) == _TIFF_APART and bits is not None and bits > 8:
+        raise unsupported_samples(f"{bits}-bit channels in planes of their own")
+
+
+def unsupported_samples(what: str) -> ImageError:
+    """Return the refusal of a TIFF that is whole and holds what is not read."""
+    message = f"the TIFF holds {what}; save it with 8 or 16 bits a channel, channels together, or as 32-bit float gray"
+    return ImageError(message, code="unsupported_mode")
+
+
+def _tag(image: Image.Image, number: int) -> int | None:
+    """Return a number in a TIFF's tags; the first of several."""
+    value = getattr(image, "tag_v2", {}).get(number)
+    value = value[0] if isinstance(value, tuple) and value else value
+    return value if isinstance(value, int) else None
+
+
 def _composite(rgba: Image.Image, background: Color) -> tuple[Pixels, bool]:
     alpha = rgba.getchannel("A")
     if alpha.getextrema() == (255, 255):
@@ -95,12 +119,15 @@ def _composite(rgba: Image.Image, background: Color) -> tuple[Pixels, bool]:
 
 def _wide_to_rgb(image: Image.Image, background: Color, depth: Depth) -> tuple[Pixels, tuple[str, ...]]:
     # Pillow turns "0 is white" round for 8-bit TIFF files but not for wider ones.
-    if getattr(image, "tag_v2", {}).get(_TIFF_PHOTOMETRIC_TAG) == _TIFF_MIN_IS_WHITE:
+    if _tag(image, _TIFF_PHOTOMETRIC_TAG) == _TIFF_MIN_IS_WHITE:
         raise ImageError(
             f"the image is a TIFF of mode {image.mode} in which 0 means white; save it with 0 as black",
             code="unsupported_mode",
         )
     values = np.asarray(image)
+    if values.dtype == np.int32 and _tag(image, _TIFF_SAMPLE_FORMAT_TAG) in (None, _TIFF_UNSIGNED):
+        # Pillow knows no unsigned numbers of 32 bits; a picture that is no TIFF has none of its tags.
+        values = values.view(np.uint32) if _tag(image, _TIFF_BITS_TAG) == 32 else values
     gray, notes = to_eight_bits(values, depth)
     pixels: Pixels = np.repeat(gray[:, :, None], 3, axis=2)
     key = image.info.get("transparency")

@@ -38,6 +38,7 @@ from segship.images.pixel_modes import (
     DEPTHS,
     Depth,
     ask_for_lower_bytes,
+    check_samples,
     exif_orientation,
     is_sixteen_bit_color,
     join_bytes,
@@ -45,6 +46,7 @@ from segship.images.pixel_modes import (
     rgb_pixels,
     to_eight_bits,
     turn_upright,
+    unsupported_samples,
 )
 from segship.options import check_types, check_whole
 
@@ -274,6 +276,7 @@ def _read_bytes(data: bytes, how: _Reading) -> tuple[LoadedImage, bool]:
     _check_size(opened.size[1], opened.size[0], how.limits)
     if end is None:
         raise truncated()
+    check_samples(opened)
     if opened.info.get("progressive"):
         check_jpeg_scans(data, opened.size[0] * opened.size[1])
     notes = ("trailing_data",) if end < len(data) else ()
@@ -370,6 +373,10 @@ def _decoded(step: Callable[[], Result]) -> Result:
             "or raise PIL.Image.MAX_IMAGE_PIXELS",
             code="too_many_pixels",
         ) from None
+    except SyntaxError as error:
+        if "unknown pixel mode" in str(error):
+            raise unsupported_samples("a kind of number, or of channels, that is not read") from None
+        raise _corrupt() from None
     except OSError as error:
         if "truncated" in str(error):
             raise truncated() from None

@@ -196,7 +196,8 @@ def _split(order: IntArray, is_outer: bool, corners: _Corners) -> list[tuple[boo
 def _simplify(ring: Ring, tolerance: float) -> Ring:
     if tolerance == 0:
         return ring
-    kept = cv2.approxPolyDP(ring.astype(np.int32), tolerance, closed=True).reshape(-1, 2).astype(np.float64)
+    # OpenCV refuses absurd tolerances; none beyond the largest picture means more.
+    kept = cv2.approxPolyDP(ring.astype(np.int32), min(tolerance, 1e6), closed=True).reshape(-1, 2).astype(np.float64)
     return kept if _area(kept) * _area(ring) > 0 else ring
 
 

@@ -15,6 +15,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
+from segship.errors import option
 from segship.masks.polygons import join_rings
 from segship.masks.rle import read_number
 from segship.options import check_types
@@ -53,7 +54,7 @@ class Outlines:
     def __post_init__(self) -> None:
         check_types(self)
         if self.tolerance is not None:
-            read_number(self.tolerance, "tolerance")
+            read_number(self.tolerance, option("tolerance"))
 
 
 @dataclass(frozen=True, slots=True)

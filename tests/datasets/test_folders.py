@@ -63,6 +63,12 @@ def test_ade20k_is_found_with_and_without_its_outer_folder(tmp_path, base, split
     assert second.image is None
 
 
+def test_ade20k_in_a_folder_of_the_name_that_was_asked_for(tmp_path):
+    touch(tmp_path, "images/val/ADE_val_1.jpg", "annotations/val/ADE_val_1.png")
+    (sample,) = find_samples("ade20k", tmp_path, "val")
+    assert sample.truth == tmp_path / "annotations/val/ADE_val_1.png"
+
+
 def test_folders_may_be_links(tmp_path):
     touch(tmp_path / "elsewhere", *city_files())
     (tmp_path / "data").mkdir()

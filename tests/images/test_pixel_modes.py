@@ -213,6 +213,56 @@ def test_float_pictures_of_any_range_are_spread_on_request(depth: str, dtype: ty
     assert (read_image(gray / 255).pixels == replicated(gray)).all()
 
 
+def plain_tiff(array: np.ndarray, order: str = "<", planes: int = 1) -> bytes:
+    """An uncompressed TIFF of one strip, or of one a plane, with the sample format that the array has."""
+    height, width, channels = array.shape
+    formats = {"u": 1, "i": 2, "f": 3}
+    data = (array.transpose(2, 0, 1) if planes == 2 else array).astype(array.dtype.newbyteorder(order)).tobytes()
+    strips = channels if planes == 2 else 1
+    entries = [
+        (256, 3, [width]), (257, 3, [height]), (258, 3, [8 * array.itemsize] * channels), (259, 3, [1]),
+        (262, 3, [2 if channels > 2 else 1]), (273, 4, [8 + index * (len(data) // strips) for index in range(strips)]),
+        (277, 3, [channels]), (278, 3, [height]), (279, 4, [len(data) // strips] * strips), (284, 3, [planes]),
+        (339, 3, [formats[array.dtype.kind]] * channels),
+    ]  # fmt: skip
+    start = 8 + len(data) + len(data) % 2
+    place = start + 2 + 12 * len(entries) + 4
+    directory, extra = struct.pack(order + "H", len(entries)), b""
+    for tag, kind, values in entries:
+        packed = struct.pack(order + ("H" if kind == 3 else "I") * len(values), *values)
+        if len(packed) > 4:
+            packed, extra = struct.pack(order + "I", place + len(extra)), extra + packed
+        directory += struct.pack(order + "HHI", tag, kind, len(values)) + packed.ljust(4, b"\0")
+    head = (b"II*\0" if order == "<" else b"MM\0*") + struct.pack(order + "I", start)
+    return head + data.ljust(start - 8, b"\0") + directory + bytes(4) + extra
+
+
+@pytest.mark.parametrize("order", "<>")
+@pytest.mark.parametrize("depth", DEPTHS)
+def test_numbers_that_are_read_as_others_are_refused(order: str, depth: str) -> None:
+    colors = np.arange(24, dtype=np.uint16).reshape(2, 4, 3) * 2000
+    assert read_image(plain_tiff(colors, order), depth="min-max").pixels.max() == 255
+    refused = [
+        plain_tiff(colors, order, planes=2),
+        plain_tiff(np.array([[[-5], [5]]], np.int8), order),
+        plain_tiff(np.zeros((2, 3, 1), np.float64), order),
+        plain_tiff(np.zeros((2, 3, 3), np.float32), order),
+        plain_tiff(np.zeros((2, 3, 1), np.float16), order),
+    ]
+    for data in refused:
+        assert "the TIFF holds" in refusal(data, "unsupported_mode", depth=depth)
+    planes = plain_tiff(colors.astype(np.uint8), order, planes=2)
+    assert (read_image(planes, depth=depth).pixels == colors.astype(np.uint8)).all()
+
+
+def test_unsigned_numbers_of_32_bits_stay_unsigned() -> None:
+    values = np.repeat(np.array([1000, 3_000_000_000], np.uint32), 6).reshape(4, 3, 1)
+    assert read_image(plain_tiff(values), depth="min-max").pixels[:, 0, 0].tolist() == [0, 0, 255, 255]
+    assert "3000000000" in refusal(plain_tiff(values), "value_range")
+    signed = plain_tiff(np.array([[[-1000], [1000]]], np.int32))
+    assert read_image(signed, depth="min-max").pixels[0, :, 0].tolist() == [0, 255]
+
+
 def test_eight_bits_and_flat_pictures_need_no_depth() -> None:
     picture = Image.fromarray(GRAY[:4])
     assert (read_image(picture, depth="min-max").pixels == replicated(GRAY[:4])).all()

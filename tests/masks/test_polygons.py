@@ -214,3 +214,10 @@ def test_bad_rings_are_refused(ring: np.ndarray, message: str) -> None:
 def test_bad_tolerance_is_refused(tolerance: float) -> None:
     with pytest.raises(InputError, match="tolerance is "):
         mask_to_polygons(np.ones((2, 2), bool), tolerance=tolerance)
+
+
+def test_absurd_tolerances_are_as_large_ones():
+    mask = np.zeros((40, 50), bool)
+    mask[5:30, 10:40] = True
+    (absurd,), (large,) = (mask_to_polygons(mask, tolerance=tolerance) for tolerance in (1e308, 1e6))
+    assert np.array_equal(absurd.outer, large.outer)
