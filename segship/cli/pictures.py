@@ -7,9 +7,12 @@ is not refused at its end. `each_picture` does the work and `report_outcomes` te
 
 from __future__ import annotations
 
+import functools
 import glob
+import itertools
 import os
 import re
+from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -39,12 +42,14 @@ from segship.promptable.predictor import Predictor
 from segship.semantic.predictor import NOTES, SemanticPredictor
 from segship.writers import WRITERS, ClassMapResult, Source, output_paths
 from segship.writers.merged import MERGED, check_merged, is_data_set, merge_results
-from segship.writers.names import output_places
+from segship.writers.names import compared, output_places, safe_stem
 
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 # The pictures among the files that we write.
 _ENDINGS = [writer.extension for writers in WRITERS.values() for writer in writers.values() if "." in writer.extension]
-_WRITTEN = re.compile(rf".*\.({'|'.join(map(re.escape, _ENDINGS))}|(object\d+\.)?mask\d+\.png)")
+_WRITTEN = re.compile(rf"(.+?)\.({'|'.join(map(re.escape, _ENDINGS))}|(object\d+\.)?mask\d+\.png)", re.DOTALL)
+# The folders of pictures among them.
+_WRITTEN_FOLDER = re.compile(r"(.+)\.(masks|panoptic)", re.DOTALL)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -102,13 +107,17 @@ def find_pictures(words: Sequence[str], batch: BatchOptions) -> list[Picture]:
     """Return the pictures that the words mean, in their order, and where their files go.
 
     A folder stands for the pictures right in it, by name, or in all folders below it; a pattern such as ``day*/*.png``
-    that is no file for those it fits. Hidden files are left out unless they are named, and so is what is in the folder
-    for the files. Any other word stays as it is, and is refused when it is read. No word at all, and a folder or
-    pattern without a picture, are refused as ``no_images``.
+    that is no file for those it fits. Hidden files are left out unless they are named, and so is what segship has
+    written: see `_drop_written`. Any other word stays as it is, and is refused when it is read. A file is taken once.
+    No word at all, and a folder or pattern without a picture, are refused as ``no_images``.
     """
     if not words:
         raise InputError("no image was given; name one or more files, or - for standard input", code="no_images")
-    found = [picture for word in words for picture in _meant_by(word, batch)]
+    once: dict[str, tuple[str, PurePath]] = {}
+    for word in _without_expanded(words):
+        for picture in _meant_by(word, batch):
+            once.setdefault(os.path.abspath(picture[0]), picture)
+    found = list(once.values())
     places = output_places(found)
     return [Picture(name, batch.out / place.parent, place.name) for (name, _), place in zip(found, places, strict=True)]
 
@@ -121,31 +130,81 @@ def _meant_by(word: str, batch: BatchOptions) -> list[tuple[str, PurePath]]:
         return [(word, PurePath("-"))]
     if os.path.isfile(word) or not glob.has_magic(word):
         return [(word, PurePath(PurePath(word).name))]
-    found = sorted(name for name in glob.glob(word, recursive=True) if _is_picture(Path(name)))
+    root = Path(*itertools.takewhile(lambda part: not glob.has_magic(part), PurePath(word).parts))
+    fitting = {Path(name): name for name in sorted(glob.glob(word, recursive=True)) if _is_picture(Path(name))}
+    found = _drop_written(root, list(fitting), batch.out)
     if not found:
-        raise InputError(f"no picture fits {word!r}; check the pattern", code="no_images")
-    return [(name, PurePath(PurePath(name).name)) for name in found]
+        but = " but files that segship wrote; name them one by one" if fitting else "; check the pattern"
+        raise InputError(f"no picture fits {word!r}{but}", code="no_images")
+    return [(fitting[path], PurePath(path.name)) for path in found]
 
 
 def _in_folder(folder: Path, batch: BatchOptions) -> list[Path]:
-    here, out = Path(os.path.realpath(folder)), Path(os.path.realpath(batch.out))
-    data_sets = [folder / name for name in MERGED.values() if is_data_set(folder / name)]
-    # What a run before this one has left: in the folder itself, or in one below it.
-    found = [
-        path
-        for path in walk_folder(folder, deep=batch.recursive)
-        if _is_picture(path)
-        and not (here == out and _WRITTEN.fullmatch(path.name))
-        and not (here != out and here in out.parents and out in Path(os.path.realpath(path)).parents)
-        and not (here == out and any(made in path.parents for made in data_sets))
-    ]
+    there = [path for path in walk_folder(folder, deep=batch.recursive) if _is_picture(path)]
+    found = _drop_written(folder, there, batch.out)
     if not found:
+        but = " but files that segship wrote" if there else ""
         deeper = "" if batch.recursive else "; --recursive reads the folders in it too"
         message = (
-            f"{folder} holds no picture ({', '.join(PICTURE_SUFFIXES)}){deeper}; name its files, or another folder"
+            f"{folder} holds no picture ({', '.join(PICTURE_SUFFIXES)}){but}{deeper}; "
+            "name its files, or another folder"
         )
         raise InputError(message, code="no_images")
     return found
+
+
+def _drop_written(root: Path, pictures: Sequence[Path], out: Path) -> list[Path]:
+    """Return pictures found below a root without those that segship wrote, in this folder for files or in another.
+
+    Those are what lies in a folder for files below the root, or in a data set; and, where the root is that folder or
+    beside a picture of that stem, or where one was found, names such as ``STEM.overlay.jpg`` and ``STEM.masks/0.png``.
+    """
+    here, out = Path(os.path.realpath(root)), Path(os.path.realpath(out))
+    is_ours = functools.cache(is_data_set)
+    beside = functools.cache(lambda folder: _stems(path for path in walk_folder(folder) if _is_picture(path)))
+    stems: set[str] = set()
+
+    def is_written(path: Path) -> bool:
+        if here != out and here in out.parents and out in Path(os.path.realpath(path)).parents:
+            return True
+        folders = [root / folder for folder in path.relative_to(root).parents][:-1]
+        if any(map(is_ours, folders)):
+            return True
+        for entry, names in ((path, _WRITTEN), *((folder, _WRITTEN_FOLDER) for folder in folders)):
+            if match := names.fullmatch(entry.name):
+                stems.update(() if stems else _stems(pictures))
+                if (here == out and entry == path) or compared(match[1]) in stems | beside(entry.parent):
+                    return True
+        return False
+
+    return [path for path in pictures if not is_written(path)]
+
+
+def _without_expanded(words: Sequence[str]) -> list[str]:
+    """Return the words without files that segship wrote and that stand beside their own picture, and tell of these.
+
+    A shell makes such words of a pattern; a written file that is named without its picture is meant.
+    """
+    folders: dict[str, list[str]] = defaultdict(list)
+    for word in words:
+        folders[os.path.dirname(word)].append(word)
+    stems = {folder: _stems(map(Path, inside)) for folder, inside in folders.items()}
+    written = [
+        word
+        for word in words
+        if (match := _WRITTEN.fullmatch(os.path.basename(word))) and compared(match[1]) in stems[os.path.dirname(word)]
+    ]
+    if written:
+        more = f" and {len(written) - 1} more" if len(written) > 1 else ""
+        message = f"left out, since segship wrote it: {plain(written[0])}{more}; named without its picture it is taken"
+        progress_console().print(message)
+    return [word for word in words if word not in written]
+
+
+def _stems(pictures: Iterable[Path]) -> frozenset[str]:
+    """Return the stems that files written of pictures may have."""
+    names = ((path.name, f"{path.name}.x") for path in pictures if path.suffix.lower() in PICTURE_SUFFIXES)
+    return frozenset(compared(safe_stem(name)) for both in names for name in both)
 
 
 def _is_picture(path: Path) -> bool:

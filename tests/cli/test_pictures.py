@@ -87,6 +87,48 @@ def test_what_a_run_has_left_is_no_picture_of_the_next(album):
     assert names([str(album)], out=album) == [str(album / name) for name in found[:3]]
 
 
+# What runs have left beside a.jpg and day1/c.jpeg, in folders of formats, in a folder for files, and in a data set.
+WRITTEN = (
+    "a.overlay.jpg",
+    "a.overlay.overlay.jpg",
+    "a.object0.mask2.png",
+    "a.jpg.classes.png",
+    "a.masks/0.png",
+    "a.panoptic/panoptic.png",
+    "day1/c.mask0.png",
+    "masks/a.overlay.jpg",
+    "masks/day1/c.instances.png",
+    "dataset/yolo/images/a.jpg",
+)
+
+
+@pytest.mark.parametrize("word", ["{}", "{}/**/*.*g"])
+@pytest.mark.parametrize("out", [".", "masks", "elsewhere"])
+def test_what_was_written_is_no_picture_of_a_folder_or_a_pattern_wherever_files_go(album, word, out):
+    mine = ["[odd].png", "a.jpg", "b.PNG", "day1/c.jpeg", "day2/d.png", "nobody.overlay.jpg", "x.masks/0.png"]
+    for name in (*WRITTEN, *mine[-2:]):
+        (album / name).parent.mkdir(exist_ok=True, parents=True)
+        (album / name).write_bytes(b"x")
+    (album / "dataset/yolo/data.yaml").write_bytes(b"# made by segship\n")
+    found = names([word.format(album)], recursive=True, out=album / out)
+    # In the folder for files an ending is enough.
+    expected = [str(album / name) for name in mine if out != "." or name != "nobody.overlay.jpg"]
+    assert sorted(found) == sorted(name for name in expected if "**" not in word or not name.endswith(".PNG"))
+    with pytest.raises(InputError, match="no picture fits .* but files that segship wrote"):
+        names([f"{album}/a.o*"])
+
+
+def test_a_written_file_is_taken_when_it_is_named_and_not_when_a_shell_names_it_beside_its_picture(album, capsys):
+    written = [str(album / "a.overlay.jpg"), str(album / "a.object0.mask0.png")]
+    for name in written:
+        (album / name).write_bytes(b"x")
+    assert names(written, out=album) == written
+    assert names([str(album / "day2"), written[0]], out=album) == [str(album / "day2/d.png"), written[0]]
+    assert capsys.readouterr().err == ""
+    assert names([str(album / "a.jpg"), *written]) == [str(album / "a.jpg")]
+    assert f"left out, since segship wrote it: {written[0]} and 1 more" in capsys.readouterr().err
+
+
 def test_the_place_of_files_does_not_depend_on_the_other_pictures(album):
     for name in ("day2/c.png", "day2/c.gif"):
         (album / name).write_bytes(b"x")
@@ -96,7 +138,13 @@ def test_the_place_of_files_does_not_depend_on_the_other_pictures(album):
     twins = [str(album / word) for word in ("day1/c.jpeg", "day2/c.png")]
     assert places(twins) == ["day1/c", "day2/c"] and places(twins[::-1]) == ["day2/c", "day1/c"]
     assert places([str(album)], recursive=True)[3:] == ["day1/c", "day2/c.gif", "day2/c.png", "day2/d"]
-    assert places([twins[0], twins[0], "-"]) == ["c", "c-2", "image"]
+    assert places([twins[0], "-"]) == ["c", "image"]
+
+
+def test_a_file_is_taken_once_however_often_it_is_named(album):
+    words = [str(album), str(album / "a.jpg"), f"{album}/day1/../a.jpg", f"{album}/*.jpg", str(album / "day1/c.jpeg")]
+    assert places(words) == ["[odd]", "a", "b", "c"]
+    assert names(words[1:]) == [words[1], words[4]]
 
 
 def test_what_is_there_is_refused_before_any_work_or_left_out(album, tmp_path):
