@@ -75,14 +75,25 @@ class Help(DefaultFormatter):
 
 
 _END = """\
-Exit codes: 0 done, 2 not understood, 3 input cannot be used, 4 something is missing here, 5 not exported, 6 not
-written, 130 interrupted. Documentation: docs/ of the repository, from docs/use.md and docs/ship.md on."""
+Exit codes: 0 done, 1 a fault of segship itself, 2 not understood, 3 input cannot be used, 4 something is missing here,
+5 not exported, 6 not written, 130 interrupted, 141 nobody reads the output any more. Documentation: docs/ of the
+repository, from docs/use.md and docs/ship.md on."""
 _ENVIRONMENT = """\
 Environment: SEGSHIP_CACHE is the folder of fetched checkpoints and of bundles that have a name (else segship in
 XDG_CACHE_HOME, or in the system's own cache folder); SEGSHIP_MIRROR is a base address to fetch from; NO_COLOR switches
 colors off."""
 
-app = App(
+
+class _App(App):
+    """Completes files, where nothing else fits, in bash too: cyclopts leaves that out."""
+
+    def generate_completion(self, **how: Any) -> str:
+        """Return the script of a shell."""
+        script = super().generate_completion(**how)
+        return script.replace("\ncomplete -F ", "\ncomplete -o bashdefault -o default -o filenames -F ")
+
+
+app = _App(
     name="segship",
     help="Ship Segment Anything to any machine: from a published checkpoint to verified, fast, servable masks.",
     help_epilogue=f"{_ENVIRONMENT}\n\n{_END}",
@@ -126,7 +137,9 @@ for place, (panel, lines) in enumerate(COMMANDS.items()):
         app.command(f"segship.cli.{function}:{function}", group=group, help=line, sort_key=list(lines).index(command))
 
 app.register_install_completion_command(
-    help="Install completion for this shell: bash, zsh, fish or powershell.", group="Options", help_flags=["--help"]
+    help="Install completion for this shell, or for another: --shell bash, zsh, fish or powershell.",
+    group="Options",
+    help_flags=["--help"],
 )
 
 

@@ -77,8 +77,8 @@ def read_standard_input(limit: int) -> bytes:
 
 
 def print_error(subject: str, code: str, message: str) -> None:
-    """Tell on standard error of one of many that could not be used."""
-    line = f"[bold red]error[/] [dim]({code})[/] {plain(subject)}: {plain(message)}"
+    """Tell on standard error of one of many that could not be used; a message need not name it, and may."""
+    line = f"[bold red]error[/] [dim]({code})[/] {plain(subject)}: {plain(message.removeprefix(f'{subject}: '))}"
     errors_console().print(line, soft_wrap=True)
 
 

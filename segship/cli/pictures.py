@@ -38,12 +38,16 @@ from segship.errors import ImageError, InputError, OutputError, PromptError, Seg
 from segship.files import check_directory, tidy_directory, walk_folder
 from segship.images import ImageLimits
 from segship.jobs import JobOptions
+from segship.promptable.everything.search import NOTES as SEARCH_NOTES
 from segship.promptable.predictor import Predictor
-from segship.semantic.predictor import NOTES, SemanticPredictor
+from segship.promptable.prompts import NOTES as PROMPT_NOTES
+from segship.semantic.predictor import NOTES as SEMANTIC_NOTES
+from segship.semantic.predictor import SemanticPredictor
 from segship.writers import WRITERS, ClassMapResult, Source, output_paths
 from segship.writers.merged import MERGED, check_merged, is_data_set, merge_results
 from segship.writers.names import compared, output_places, safe_stem
 
+NOTES = {**SEMANTIC_NOTES, **PROMPT_NOTES, **SEARCH_NOTES}
 PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 # The pictures among the files that we write.
 _ENDINGS = [writer.extension for writers in WRITERS.values() for writer in writers.values() if "." in writer.extension]
@@ -146,8 +150,7 @@ def _in_folder(folder: Path, batch: BatchOptions) -> list[Path]:
         but = " but files that segship wrote" if there else ""
         deeper = "" if batch.recursive else "; --recursive reads the folders in it too"
         message = (
-            f"{folder} holds no picture ({', '.join(PICTURE_SUFFIXES)}){but}{deeper}; "
-            "name its files, or another folder"
+            f"{folder} holds no picture ({', '.join(PICTURE_SUFFIXES)}){but}{deeper}; name its files, or another folder"
         )
         raise InputError(message, code="no_images")
     return found
@@ -279,9 +282,14 @@ class Outcome(Generic[Done]):
     done: Done | None = None
     error: SegshipError | None = None
 
+    @property
+    def path(self) -> str:
+        """What JSON calls it: the path as it was given."""
+        return "-" if self.picture.name == STANDARD_INPUT else self.picture.name
+
     def to_dict(self) -> dict[str, Any]:
-        """Return what a line of JSON says of it; the path is as it was given."""
-        path = "-" if self.picture.name == STANDARD_INPUT else self.picture.name
+        """Return what a line of JSON says of it."""
+        path = self.path
         if self.error is not None:
             return {"path": path, "error": {"code": self.error.code, "message": self.error.on_command_line}}
         return {"path": path, **({"skipped": True} if self.done is None else self.done.to_dict())}
@@ -397,7 +405,8 @@ class Report:
         if self.batch.jsonl:
             print_json_line(outcome.to_dict())
         if error is not None:
-            self.failed.append({"image": name, "code": error.code, "message": error.on_command_line})
+            said = {"code": error.code, "message": error.on_command_line}
+            self.failed.append({"image": name, "path": outcome.path, **said})
             self.exit_code = self.exit_code or exit_code(error)
             print_error(name, error.code, error.on_command_line)
         elif outcome.done is None:
@@ -427,7 +436,9 @@ class Report:
                 results_console().print(f"  {plain(path)}")
             if self.total > 1 or self.skipped:
                 numbers = ", ".join(f"{number} {what}" for what, number in counts.items())
-                results_console().print(f"[bold]{numbers}[/]; files in {plain(str(self.batch.out))}")
+                has_files = told > len(self.failed) and "dry_run" not in self.run
+                where = f"; files in {plain(str(self.batch.out))}" if has_files else ""
+                results_console().print(f"[bold]{numbers}[/]{where}")
         if interrupted:
             print_failure("interrupted", message)
             return EXIT_INTERRUPTED

@@ -73,7 +73,7 @@ def segment(
     box
         Around an object, in the same pixels. May be given again.
     prompts
-        JSON file with points, labels, boxes, or a list of objects.
+        JSON file with points, labels, boxes; or with objects of their own: {"objects": [{"boxes": ...}, ...]}.
     mask_input
         .npz of an earlier run, whose best masks are refined.
     merge
@@ -106,7 +106,11 @@ def gather_prompts(
                 "--prompts was given together with --point, --box or --mask-input; put everything into the file",
                 code="prompts_given_twice",
             )
-        return parse_prompts_json(read_bytes(real_path(file), limit=PROMPTS_FILE.json_bytes + 1), PROMPTS_FILE)
+        text = read_bytes(real_path(file), limit=PROMPTS_FILE.json_bytes + 1)
+        try:
+            return parse_prompts_json(text, PROMPTS_FILE)
+        except PromptError as error:
+            raise PromptError(f"--prompts {file}: {error.on_command_line}", code=error.code) from error
     if points and len(boxes) > 1:
         raise PromptError(
             f"{len(points)} points and {len(boxes)} boxes were given, and points belong to one object; "

@@ -3,6 +3,7 @@
 
 import io
 import json
+import shutil
 from types import SimpleNamespace
 
 import numpy as np
@@ -84,6 +85,11 @@ def test_a_huge_grid_is_not_begun_unless_forced(run_json, photo, model, tmp_path
     ]
     assert run_json(*arguments)[0] == 3
     assert run_json(*arguments, "--force-cost")[0] == 0
+
+
+def test_a_dry_run_of_many_names_no_folder_for_files(run, photo, tmp_path):
+    shutil.copyfile(photo, tmp_path / "b.png")
+    assert run("everything", tmp_path, "--dry-run")[1].endswith("2 done, 0 skipped, 0 failed\n")
 
 
 def test_a_dry_run_names_the_cost_and_writes_nothing(run, run_json, photo, tmp_path):

@@ -5,6 +5,7 @@ import inspect
 import json
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -82,11 +83,26 @@ def test_one_name_of_an_option_is_shown_and_the_other_accepted(run, tmp_path):
 
 def test_the_list_tells_of_the_environment_and_of_completion(run, monkeypatch, tmp_path):
     out = run("--help")[1]
-    assert all(word in out for word in ("SEGSHIP_CACHE", "SEGSHIP_MIRROR", "NO_COLOR", "Exit codes"))
+    assert all(
+        word in out for word in ("SEGSHIP_CACHE", "SEGSHIP_MIRROR", "NO_COLOR", "Exit codes", " 1 a fault", "141")
+    )
     monkeypatch.setenv("HOME", str(tmp_path))
     assert run("--install-completion", "--shell", "bash")[0] == 0
     (script,) = tmp_path.rglob("completions/segship")
     assert all(word in script.read_text("utf-8") for word in ("everything", "--skip-existing"))
+    assert "--shell bash" in out
+
+
+@pytest.mark.skipif(shutil.which("bash") is None, reason="needs bash")
+def test_bash_completes_files_where_no_word_of_ours_fits(run, monkeypatch, tmp_path):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert run("--install-completion", "--shell", "bash")[0] == 0
+    (script,) = tmp_path.rglob("completions/segship")
+    lines = f"source '{script}'; COMP_WORDS=(segship segment pho); COMP_CWORD=2; _segship; echo ${{#COMPREPLY[@]}}"
+    done = subprocess.run(["bash", "-c", f"{lines}; complete -p segship"], capture_output=True, text=True, check=True)
+    # Nothing of ours fits, and then readline completes files.
+    assert done.stdout.splitlines()[0] == "0"
+    assert " -o default " in done.stdout and done.stdout.endswith("-F _segship segship\n")
 
 
 def test_the_list_of_commands_imports_no_command():

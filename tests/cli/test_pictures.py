@@ -4,6 +4,8 @@
 import contextlib
 import io
 import json
+import re
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -11,7 +13,7 @@ from pycocotools.coco import COCO
 
 from segship.cli import segment
 from segship.cli.output import STANDARD_INPUT
-from segship.cli.pictures import BatchOptions, find_pictures, settle_pictures
+from segship.cli.pictures import NOTES, BatchOptions, find_pictures, settle_pictures
 from segship.errors import InputError, OutputError
 from segship.images.comparison import draw_scene
 from segship.jobs import SegmentOptions
@@ -240,6 +242,29 @@ def test_an_error_of_one_picture_names_it_and_leaves_nothing(run, pictures, tmp_
     code, _, err = run("segment", pictures / "b.png", "--point", "1,1", "-o", tmp_path / "out")
     assert code == 3 and f"{pictures / 'b.png'}: the image is empty" in err.replace("\n", "")
     assert not (tmp_path / "out").exists()
+
+
+def test_an_error_of_many_names_its_picture_once_and_the_document_gives_its_path(run, run_json, pictures, tmp_path):
+    (pictures / "b.png").write_bytes(b"")
+    arguments = ["segment", pictures, "--point", "1,1", "-o", tmp_path / "out"]
+    _, out, err = run(*arguments)
+    assert err.count(str(pictures / "b.png")) == 1 and "the image is empty" in err
+    assert "1 done, 0 skipped, 1 failed; files in" in out
+    code, document = run_json(*arguments, "--overwrite")
+    (failed,) = document["failed"]
+    assert code == 3 and failed["path"] == failed["image"] == str(pictures / "b.png")
+    # Nothing was made.
+    (pictures / "a.png").write_bytes(b"")
+    assert run(*arguments, "--overwrite")[1].endswith("0 done, 0 skipped, 2 failed\n")
+
+
+def test_every_note_has_a_sentence(run, pictures, tmp_path):
+    page = (Path(__file__).parents[2] / "docs" / "conventions.md").read_text("utf-8")
+    (line,) = re.findall(r"notes, not refusals \|(.*)\|", page)
+    assert set(re.findall(r"`(\w+)`", line)) <= set(NOTES)
+    prompts = ("--point", "95,5,0", "--clip", "-o", tmp_path / "out")
+    out = run("segment", pictures / "a.png", *prompts)[1]
+    assert "note: point_clipped: a point outside" in out and "note: no_positive_prompt: an object has" in out
 
 
 def test_a_quiet_run_prints_errors_and_json_alone(run, pictures, tmp_path):

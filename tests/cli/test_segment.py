@@ -181,6 +181,14 @@ def test_checkpoint_runs_on_the_torch_backend(run_json, photo, small_checkpoint,
     assert abs(masks[0]["area"] - masks[1]["area"]) <= 2
 
 
+def test_errors_of_a_prompts_file_name_it_and_the_help_says_what_it_holds(run, run_json, photo, tmp_path):
+    (tmp_path / "p.json").write_text("[]")
+    code, document = run_json("segment", photo, "--prompts", tmp_path / "p.json")
+    assert (code, document["error"]["code"]) == (3, "bad_json")
+    assert document["error"]["message"].startswith(f"--prompts {tmp_path / 'p.json'}: the JSON document is a list")
+    assert '{"objects": [{"boxes": ...}, ...]}' in run("segment", "--help")[1]
+
+
 def test_prompts_given_twice_are_refused(tmp_path):
     with pytest.raises(PromptError, match="--prompts was given together with"):
         gather_prompts(["1,1"], [], tmp_path / "prompts.json", None)

@@ -114,6 +114,11 @@ def _is_open(whole: CropSearch, crop: Crop, grid: Points) -> bool:
 
 DEADLINE_REACHED = "deadline_reached"
 ALL_FILTERED = "all_filtered"
+NOTES = {
+    DEADLINE_REACHED: "there was no time for all points, and things may be missing",
+    ALL_FILTERED: "no mask has passed the filters; lower their thresholds",
+}
+"""What the notes of everything mode mean."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
