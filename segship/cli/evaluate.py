@@ -56,7 +56,8 @@ def evaluate(
     with progress_bar("scoring") as tick:
         evaluation = evaluate_data_set(data_set, data, options, progress=tick)
     if json:
-        print_json(evaluation.to_dict() | {"file": str(evaluation.file)})
+        failed = [failure.to_dict(command_line=True) for failure in evaluation.failed]
+        print_json(evaluation.to_dict() | {"failed": failed, "file": str(evaluation.file)})
     else:
         _print_evaluation(evaluation)
     return EXIT_BAD_INPUT if evaluation.failed else 0
@@ -86,6 +87,6 @@ def _figure(percent: float | None) -> str:
 def print_failures(failed: Sequence[FailedSample]) -> None:
     """Tell on standard error of the first files that could not be used."""
     for failure in failed[:_FAILURES_SHOWN]:
-        print_error(failure.name, failure.code, failure.message)
+        print_error(failure.name, failure.code, failure.on_command_line or failure.message)
     if len(failed) > _FAILURES_SHOWN:
         errors_console().print(f"and {len(failed) - _FAILURES_SHOWN} more; --json lists all")

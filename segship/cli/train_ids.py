@@ -37,7 +37,7 @@ def train_ids(
     with progress_bar("writing train ids") as tick:
         done = write_train_ids(data, options, progress=tick)
     if json:
-        print_json(asdict(done))
+        print_json(asdict(done) | {"failed": [failure.to_dict(command_line=True) for failure in done.failed]})
     else:
         results_console().print(f"{done.written} written, {done.kept} were there, {len(done.failed)} failed")
         print_failures(done.failed)

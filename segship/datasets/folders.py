@@ -29,7 +29,7 @@ from segship.datasets.known import (
     label_ids_to_train_ids,
     polygons_to_train_ids,
 )
-from segship.errors import InputError, way
+from segship.errors import InputError, SegshipError, way
 from segship.files import read_bytes, real_path, walk_folder
 from segship.images.file_bytes import picture_end
 
@@ -71,11 +71,31 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class FailedSample:
-    """A sample that cannot be used, and the code and message of the error that says why."""
+    """A sample that cannot be used, and the code and message of the error that says why.
+
+    ``on_command_line`` is the message in the words of the command line, where they differ.
+    """
 
     name: str
     code: str
     message: str
+    on_command_line: str = ""
+
+    @classmethod
+    def of(cls, name: str, error: SegshipError) -> FailedSample:
+        """Return the sample that an error tells of."""
+        message, command = str(error), error.on_command_line
+        return cls(name, error.code, message, "" if command == message else command)
+
+    @property
+    def both(self) -> str:
+        """The message for an error that is raised again, in the words of both doors."""
+        return way(self.message, self.on_command_line or self.message)
+
+    def to_dict(self, *, command_line: bool = False) -> dict[str, str]:
+        """Return name, code and message for `json.dumps`."""
+        message = self.on_command_line or self.message if command_line else self.message
+        return {"name": self.name, "code": self.code, "message": message}
 
 
 Finder = Callable[[Path, str, Truth], list[Sample]]

@@ -118,7 +118,7 @@ def _convert(sample: Sample, *, overwrite: bool) -> bool | FailedSample:
         assert sample.truth is not None
         write_file(_target(sample.truth, sample), encode_label_image(labels), overwrite=overwrite)
     except InputError as error:
-        return FailedSample(sample.name, error.code, str(error))
+        return FailedSample.of(sample.name, error)
     return True
 
 

@@ -13,7 +13,7 @@ from segship.backends.session import RunOptions
 from segship.bundle.manifest import MANIFEST_FILE
 from segship.catalog import find_model
 from segship.datasets.folders import DATA_SETS, Sample, Truth, find_samples
-from segship.errors import InputError, OutputError, way
+from segship.errors import InputError, OutputError, option, way
 from segship.evaluation.report import Evaluation
 from segship.evaluation.scoring import Progress, StateFile, digest_of_samples, score_samples
 from segship.evaluation.sources import Ids, ModelSource, RawType, Source, WrittenMaps, WrittenSource, find_written_maps
@@ -85,13 +85,18 @@ class EvaluateOptions:
         check_whole(self, 1, 100_000, "batch")
         if (self.bundle is None) == (self.predictions is None):
             given = "both were given" if self.bundle is not None else "neither was given"
-            raise _bad(f"{given}: name either a bundle, to run it, or a folder of predictions, to score what is there")
+            bundle, predictions = option("bundle"), option("predictions")
+            raise _bad(
+                f"{given}: name either a bundle to run, with {bundle}, or class maps to score, with {predictions}"
+            )
         if self.predictions is not None and (self.batch != 1 or self.semantic != SemanticOptions()):
-            raise _bad("batch, window, stride, ratios and flip belong to a bundle; leave them out with predictions")
+            views = ", ".join(map(option, ("batch", "window", "stride", "ratios")))
+            raise _bad(f"{views} and {option('flip')} belong to a bundle; leave them out with {option('predictions')}")
         if self.bundle is not None and (self.ids != "train" or self.raw_type != "auto"):
-            raise _bad("ids and raw_type belong to predictions; leave them out with a bundle")
+            ids, raw_type = option("ids"), option("raw_type")
+            raise _bad(f"{ids} and {raw_type} belong to predictions; leave them out with {option('bundle')}")
         if self.limit is not None and self.limit < 1:
-            raise _bad(f"limit is {self.limit}; accepted are 1 and more")
+            raise _bad(f"{option('limit')} is {self.limit}; accepted are 1 and more")
 
 
 def evaluate(

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -184,7 +184,7 @@ class Evaluation:
             "samples": self.samples,
             "scored": self.samples - len(self.failed),
             "complete": self.is_complete,
-            "failed": [asdict(failure) for failure in self.failed],
+            "failed": [failure.to_dict() for failure in self.failed],
             "resumed": self.resumed,
             "seconds": round(self.seconds, 1),
         }

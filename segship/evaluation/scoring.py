@@ -194,7 +194,7 @@ def _raise_first(outcomes: Generator[Outcome]) -> Generator[Outcome]:
     with closing(outcomes):
         for outcome in outcomes:
             if isinstance(outcome, FailedSample):
-                raise InputError(outcome.message, code=outcome.code)
+                raise InputError(outcome.both, code=outcome.code)
             yield outcome
 
 
@@ -229,4 +229,4 @@ def _refuse_incomplete(samples: Sequence[Sample]) -> None:
 
 def _list(failed: Sequence[FailedSample]) -> str:
     more = f"; and {len(failed) - _SHOWN} more" if len(failed) > _SHOWN else ""
-    return "; ".join(failure.message for failure in failed[:_SHOWN]) + more
+    return "; ".join(failure.both for failure in failed[:_SHOWN]) + more

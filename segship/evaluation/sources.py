@@ -320,7 +320,7 @@ class ModelSource:
         try:
             return self.segment(pair.pixels)
         except InputError as error:
-            return FailedSample(pair.name, error.code, str(error))
+            return FailedSample.of(pair.name, error)
 
 
 @dataclass(frozen=True, slots=True)
@@ -352,12 +352,13 @@ def _read_pair(sample: Sample) -> _Pair | FailedSample:
         try:
             pixels = read_image(sample.image).pixels
         except InputError as error:
-            raise InputError(f"{sample.image}: {error}", code=error.code) from error
+            message = f"{sample.image}: {way(str(error), error.on_command_line)}"
+            raise InputError(message, code=error.code) from error
         if pixels.shape[:2] != truth.shape:
             message = f"{sample.image} is {pixels.shape[:2]} pixels high and wide, and its truth {truth.shape}"
             raise InputError(message, code="sizes_differ")
     except InputError as error:
-        return FailedSample(sample.name, error.code, str(error))
+        return FailedSample.of(sample.name, error)
     return _Pair(sample.name, pixels, truth)
 
 
@@ -368,7 +369,7 @@ def _score_written(item: tuple[Sample, Sequence[Path]], written: WrittenMaps, da
         size_hw = (truth.shape[0], truth.shape[1])
         prediction = read_written_map(files, sample, size_hw, written, data_set)
     except InputError as error:
-        return FailedSample(sample.name, error.code, str(error))
+        return FailedSample.of(sample.name, error)
     return _count(sample.name, prediction, truth, len(DATA_SETS[data_set].table.classes))
 
 

@@ -81,6 +81,26 @@ def test_what_makes_no_sense_is_refused(run_json, cities, tmp_path, more, code, 
     assert (answer, document["error"]["code"]) == (code, error)
 
 
+def test_messages_are_in_the_words_of_the_command_line(run, run_json, cities, tmp_path):
+    _, document = run_json("evaluate", "cityscapes", "--data", cities)
+    assert "neither was given: name either a bundle to run, with --bundle, or " in document["error"]["message"]
+    assert document["error"]["message"].endswith("to score, with --predictions")
+    _, document = run_json(*arguments(cities, tmp_path, "--batch", "2"))
+    assert "--batch, --window, --stride, --ratios and --flip belong to a bundle" in document["error"]["message"]
+    # A file of the data set's own numbers, for which there is --ids.
+    (tmp_path / "maps").mkdir()
+    for number, path in enumerate(sorted((cities / "leftImg8bit").rglob("*.png"))):
+        Image.fromarray(np.full(SIZE, 0 if number else 33, np.uint8)).save(tmp_path / "maps" / path.name)
+    more = ["--predictions", tmp_path / "maps"]
+    code, document = run_json(*arguments(cities, tmp_path)[:-2], *more)
+    (failed,) = document["failed"]
+    assert code == 3 and set(failed) == {"name", "code", "message"} and "--ids label" in failed["message"]
+    err = run(*arguments(cities, tmp_path)[:-2], *more, "--overwrite", "--fresh")[2]
+    assert "--ids label" in err and "ids=label" not in err
+    code, document = run_json(*arguments(cities, tmp_path)[:-2], *more, "--overwrite", "--fresh", "--strict")
+    assert code == 3 and "--ids label" in document["error"]["message"]
+
+
 def test_a_result_is_not_overwritten_unasked(run_json, cities, tmp_path):
     assert run_json(*arguments(cities, tmp_path))[0] == 0
     code, document = run_json(*arguments(cities, tmp_path))
