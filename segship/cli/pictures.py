@@ -165,7 +165,7 @@ def _drop_written(root: Path, pictures: Sequence[Path], out: Path) -> list[Path]
     here, out = Path(os.path.realpath(root)), Path(os.path.realpath(out))
     is_ours = functools.cache(is_data_set)
     beside = functools.cache(lambda folder: _stems(path for path in walk_folder(folder) if _is_picture(path)))
-    stems: set[str] = set()
+    all_stems = functools.cache(lambda: _stems(pictures))
 
     def is_written(path: Path) -> bool:
         if here != out and here in out.parents and out in Path(os.path.realpath(path)).parents:
@@ -175,8 +175,8 @@ def _drop_written(root: Path, pictures: Sequence[Path], out: Path) -> list[Path]
             return True
         for entry, names in ((path, _WRITTEN), *((folder, _WRITTEN_FOLDER) for folder in folders)):
             if match := names.fullmatch(entry.name):
-                stems.update(() if stems else _stems(pictures))
-                if (here == out and entry == path) or compared(match[1]) in stems | beside(entry.parent):
+                stem = compared(match[1])
+                if (here == out and entry == path) or stem in all_stems() or stem in beside(entry.parent):
                     return True
         return False
 
