@@ -18,6 +18,6 @@ at that part of its size, as was asked.
 """
 
 from segship.images.pixel_modes import Depth
-from segship.images.reading import NOTES, ImageLimits, ImageSource, LoadedImage, read_image
+from segship.images.reading import NOTES, FileAsRead, ImageLimits, ImageSource, LoadedImage, read_image
 
-__all__ = ["NOTES", "Depth", "ImageLimits", "ImageSource", "LoadedImage", "read_image"]
+__all__ = ["NOTES", "Depth", "FileAsRead", "ImageLimits", "ImageSource", "LoadedImage", "read_image"]

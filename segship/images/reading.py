@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import io
+import os
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,7 @@ from segship.images.pixel_modes import (
 from segship.options import check_types, check_whole
 
 Result = TypeVar("Result")
+_UNBOUNDED = 1 << 40
 
 
 class _JpegWithoutResolution(JpegImagePlugin.JpegImageFile):
@@ -96,7 +98,7 @@ class ImageLimits:
 
     def __post_init__(self) -> None:
         check_types(self)
-        check_whole(self, 1, 1 << 40, "bytes", "pixels", "side", "aspect_ratio")
+        check_whole(self, 1, _UNBOUNDED, "bytes", "pixels", "side", "aspect_ratio")
 
 
 NOTES = {
@@ -117,11 +119,11 @@ class LoadedImage:
 
     Pixels are (H, W, 3) uint8 RGB, contiguous; or the same as an RGB picture of Pillow's that nobody else changes.
     ``notes`` are what was done that a user may want to know; see the package's list. ``path`` is the file it was read
-    from, if it was one.
+    from, if it was one: a `FileAsRead` where options said how.
     """
 
     def __init__(
-        self, pixels: Pixels | Image.Image, notes: tuple[str, ...] = (), path: str | Path | None = None
+        self, pixels: Pixels | Image.Image, notes: tuple[str, ...] = (), path: str | Path | FileAsRead | None = None
     ) -> None:
         self.notes = notes
         self.path = path
@@ -151,10 +153,47 @@ class LoadedImage:
         """Return the same image with other notes."""
         return LoadedImage(self._held, notes, self.path)
 
+    def __repr__(self) -> str:
+        path = "" if self.path is None else f", path={os.fspath(self.path)!r}"
+        return f"LoadedImage(size_hw={self.size_hw}, notes={self.notes}{path})"
 
-ImageSource = str | Path | bytes | bytearray | memoryview | BinaryIO | Image.Image | AnyArray | LoadedImage
+
+class _Reading(NamedTuple):
+    """What `read_image` was asked for."""
+
+    limits: ImageLimits = ImageLimits()
+    background: tuple[int, int, int] = (0, 0, 0)
+    formats: Collection[str] = FORMATS
+    reduce: int = 1
+    depth: Depth = "type-range"
+
+
+@dataclass(frozen=True, slots=True)
+class FileAsRead:
+    """A path, as `os.fspath` takes it, of a file that was read otherwise than by default, and is read so again."""
+
+    path: str | Path
+    how: _Reading
+
+    def __fspath__(self) -> str:
+        return str(self.path)
+
+
+def _file_read_so(path: str | Path, how: _Reading) -> str | Path | FileAsRead:
+    """Return what gives the same picture when it is read again; stricter limits and fewer formats do not matter."""
+    usual = _Reading()
+    wider = any(getattr(how.limits, name) > getattr(usual.limits, name) for name in ImageLimits.__slots__)
+    return FileAsRead(path, how) if wider or how._replace(limits=usual.limits, formats=FORMATS) != usual else path
+
+
+ImageSource = str | Path | bytes | bytearray | memoryview | BinaryIO | Image.Image | AnyArray | LoadedImage | FileAsRead
 """A path, the bytes of a file, a file open for reading bytes, a Pillow image, an array (H, W, 3) RGB or (H, W) gray, or
 what was read."""
+
+
+def default_limits(source: object) -> ImageLimits:
+    """Return the limits of an image for which none were given; what was read already was judged then, and has none."""
+    return ImageLimits(*[_UNBOUNDED] * 4) if isinstance(source, LoadedImage) else ImageLimits()
 
 
 def read_image(
@@ -173,7 +212,7 @@ def read_image(
     source
         Path of a file, its bytes, a file open for reading bytes, which is read from where it stands, a Pillow image,
         or an array: (H, W, 3) RGB or (H, W) gray of dtype uint8, uint16 or float; uint8 RGB is taken as it is and not
-        copied. What was read already comes back as it is, if it is within the limits.
+        copied. What was read already comes back as it is; it was judged then, and is again only by ``limits``.
     limits
         The largest image to read; the defaults of `ImageLimits` when None.
     background
@@ -204,32 +243,26 @@ def read_image(
         raise ImageError(message, code="bad_reduction")
     if depth not in DEPTHS:
         raise ImageError(f"depth is {depth!r}; accepted are {', '.join(DEPTHS)}", code="bad_depth")
-    how = _Reading(limits or ImageLimits(), background, formats, reduce, depth)
+    how = _Reading(limits or default_limits(source), background, formats, reduce, depth)
+    if isinstance(source, FileAsRead):
+        source, how = source.path, source.how
     # A JPEG file comes back reduced as it was decoded; whatever does not is reduced here.
     loaded, was_reduced = _read(source, how)
-    if reduce == 1:
+    if how.reduce == 1:
         return loaded
-    notes = (*loaded.notes, f"reduced_{reduce}")
+    notes = (*loaded.notes, f"reduced_{how.reduce}")
     if was_reduced:
         return loaded.with_notes(notes)
-    return LoadedImage(np.asarray(Image.fromarray(loaded.pixels).reduce(reduce)), notes, loaded.path)
-
-
-class _Reading(NamedTuple):
-    """What `read_image` was asked for."""
-
-    limits: ImageLimits
-    background: tuple[int, int, int]
-    formats: Collection[str]
-    reduce: int
-    depth: Depth
+    # The file of what was read already would come back in its own size.
+    path = None if isinstance(source, LoadedImage) else loaded.path
+    return LoadedImage(np.asarray(Image.fromarray(loaded.pixels).reduce(how.reduce)), notes, path)
 
 
 def _read(source: ImageSource, how: _Reading) -> tuple[LoadedImage, bool]:
     """Return the image, and whether it is reduced already."""
     if isinstance(source, str | Path):
         loaded, was_reduced = _read_bytes(read_file(source, how.limits.bytes), how)
-        return LoadedImage(loaded.picture, loaded.notes, source), was_reduced
+        return LoadedImage(loaded.picture, loaded.notes, _file_read_so(source, how)), was_reduced
     if isinstance(source, bytes | bytearray | memoryview):
         check_byte_count(memoryview(source).nbytes, how.limits.bytes)
         return _read_bytes(bytes(source), how)

@@ -15,7 +15,7 @@ import numpy as np
 from segship.arrays import BoolArray, FloatArray, IntArray
 from segship.errors import InputError, PromptError
 from segship.files import make_directory, read_bytes, write_file
-from segship.images import ImageSource
+from segship.images import FileAsRead, ImageSource
 from segship.masks.cleanup import MaskCleanUp, box_window, clean_low_res, clear_outside_box
 from segship.masks.lazy import ArrayMasks, LazyMasks
 from segship.masks.rle import Rle, Runs, compress_runs
@@ -67,7 +67,7 @@ class ImageEmbedding:
     encoder_sha256: str
     notes: tuple[str, ...] = ()
     image_side: Mapping[str, FloatArray] | None = field(default=None, repr=False)
-    image_path: str | Path | None = field(default=None, repr=False)
+    image_path: str | Path | FileAsRead | None = field(default=None, repr=False)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the embedding, without ``image_side`` and ``image_path``, to an ``.npz`` file; its folder is made."""
@@ -158,7 +158,7 @@ class MaskPrediction:
     original_size: tuple[int, int]
     objects: tuple[ObjectPrompt, ...] = ()
     notes: tuple[str, ...] = ()
-    image_path: str | Path | None = None
+    image_path: str | Path | FileAsRead | None = None
 
     def save(
         self,

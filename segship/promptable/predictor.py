@@ -17,6 +17,7 @@ import numpy.typing as npt
 from segship.arrays import AnyArray, FloatArray, Points
 from segship.errors import BackendUnavailable, ImageError, PromptError
 from segship.images import ImageLimits, ImageSource, LoadedImage, read_image
+from segship.images.reading import default_limits
 from segship.masks.cleanup import MaskCleanUp
 from segship.masks.upscaling import LogitsPatch, Upscaler, upscaler
 from segship.promptable.decoder import Decoded, Decoder, SelectedMasks, bytes_per_object, objects_per_call
@@ -151,11 +152,11 @@ class Predictor:
         if isinstance(image, ImageEmbedding):
             message = "this is an embedding, which is encoded already; give it to decode, which takes the prompts"
             raise ImageError(message, code="unsupported_source")
-        return self.encode_loaded(read_image(image, limits=self.image_limits(limits)))
+        return self.encode_loaded(read_image(image, limits=self.image_limits(limits, image)))
 
-    def image_limits(self, limits: ImageLimits | None = None) -> ImageLimits:
-        """Return limits, or the default ones, with the aspect ratio that this model takes: twice its image size."""
-        limits = limits or ImageLimits()
+    def image_limits(self, limits: ImageLimits | None = None, image: object = None) -> ImageLimits:
+        """Return limits, or those of the image, with the aspect ratio that this model takes: twice its image size."""
+        limits = limits or default_limits(image)
         return replace(limits, aspect_ratio=min(limits.aspect_ratio, 2 * self.image_size))
 
     def decode(

@@ -12,7 +12,7 @@ import numpy as np
 from segship.arrays import BoolArray, Color, FloatArray, Pixels
 from segship.datasets.classes import IGNORED, ClassTable
 from segship.errors import InputError
-from segship.images import ImageSource
+from segship.images import FileAsRead, ImageSource
 
 # In what a notebook shows.
 _CLASSES_SHOWN = 5
@@ -40,7 +40,7 @@ class ClassMap:
     table: ClassTable
     notes: tuple[str, ...] = ()
     probability: FloatArray | None = None
-    image_path: str | Path | None = None
+    image_path: str | Path | FileAsRead | None = None
 
     def save(
         self,

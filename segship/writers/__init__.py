@@ -27,7 +27,7 @@ import numpy as np
 from segship.arrays import Pixels, Size
 from segship.errors import InputError, OutputError, way
 from segship.files import check_target, is_possible_path, make_directory, write_together
-from segship.images import ImageSource, read_image
+from segship.images import FileAsRead, ImageSource, read_image
 from segship.promptable.everything.records import ImageRecords, MaskRecords
 from segship.semantic.class_map import ClassMap
 from segship.writers.documents import (
@@ -271,7 +271,7 @@ def save(
     pixels: Pixels = np.broadcast_to(np.uint8(0), (*size, 3))
     if name == "overlay":
         pixels = _read_for_overlay(source, size)
-    image_name = str(source) if isinstance(source, str | Path) else stem
+    image_name = os.fspath(source) if isinstance(source, str | Path | FileAsRead) else stem
     result: Source | ClassMapResult
     if isinstance(found, ClassMap):
         result = ClassMapResult(stem, image_name, pixels, found)

@@ -368,3 +368,14 @@ def test_arrays_of_other_axes_are_told_what_to_do(shape, advice):
     with pytest.raises(ImageError, match=advice) as caught:
         read_image(np.zeros(shape, np.uint8))
     assert caught.value.code == "bad_array_shape"
+
+
+def test_what_was_read_was_judged_then(tmp_path: Path) -> None:
+    loaded = read_image(np.zeros((100, 30_100, 3), np.uint8), limits=ImageLimits(side=40_000))
+    assert read_image(loaded) is loaded and repr(loaded) == "LoadedImage(size_hw=(100, 30100), notes=())"
+    # Limits that are given hold for it too, a model's own among them.
+    with pytest.raises(ImageError, match="longer side may be at most 300 times"):
+        read_image(loaded, limits=ImageLimits(side=40_000, aspect_ratio=300))
+    Image.new("RGB", (9, 7)).save(tmp_path / "small.png")
+    whole = read_image(tmp_path / "small.png")
+    assert whole.path == tmp_path / "small.png" and read_image(whole, reduce=2).path is None

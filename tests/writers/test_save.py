@@ -6,8 +6,10 @@ from __future__ import annotations
 import io
 import json
 import pickle
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -125,6 +127,42 @@ def test_models_say_where_their_image_came_from(tmp_path: Path) -> None:
     assert pickle.loads(pickle.dumps(records)).image_path == path
     assert predictor.predict(path.read_bytes(), prompts).image_path is None
     assert predictor.predict(io.BytesIO(path.read_bytes()).getvalue(), prompts).save(tmp_path / "bytes.npz")
+
+
+def scan(folder: Path) -> Path:
+    Image.fromarray(np.linspace(1000, 5000, 40 * 60).astype(np.uint16).reshape(40, 60)).save(folder / "scan.png")
+    return folder / "scan.png"
+
+
+def wide(folder: Path) -> Path:
+    Image.new("RGB", (30_100, 100), "teal").save(folder / "wide.png")
+    return folder / "wide.png"
+
+
+@pytest.mark.parametrize(
+    ("make", "how"),
+    [
+        (scan, {"depth": "min-max"}),
+        (scan, {"reduce": 2}),
+        (wide, {"limits": segship.ImageLimits(side=40_000)}),
+    ],
+)
+def test_overlay_is_drawn_on_the_picture_as_it_was_read(
+    make: Callable[[Path], Path], how: dict[str, Any], tmp_path: Path
+) -> None:
+    path = make(tmp_path)
+    loaded, predictor = segship.read_image(path, **how), segship.load("tiny")
+    options = segship.AmgOptions(points_per_side=2, pred_iou_thresh=0.0, stability_score_thresh=0.0)
+    for name, found in (
+        ("one", predictor.predict(loaded, points=[[10, 10]])),
+        ("all", segship.generate_masks(predictor, loaded, options)),
+    ):
+        (again,) = found.save(tmp_path / f"{name}.jpg")
+        (given,) = found.save(tmp_path / f"{name}_given.jpg", image=loaded)
+        assert again.read_bytes() == given.read_bytes()
+        (document,) = found.save(tmp_path / f"{name}.json")
+        assert json.loads(document.read_text())["image"]["file_name"] == path.name
+        assert pickle.loads(pickle.dumps(found.image_path)) == found.image_path != path
 
 
 def test_write_result_is_public() -> None:

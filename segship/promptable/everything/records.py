@@ -15,7 +15,7 @@ from typing import Any, Literal, get_args
 
 from segship.arrays import BoolArray, IntArray, Pixels, Size
 from segship.errors import InputError
-from segship.images import ImageSource
+from segship.images import FileAsRead, ImageSource
 from segship.masks.rle import Rle, compress_runs, runs_to_mask
 
 OutputMode = Literal["binary_mask", "uncompressed_rle", "coco_rle"]
@@ -117,7 +117,7 @@ class MaskRecords(list[MaskRecord]):
         records: Iterable[MaskRecord],
         size: Size,
         notes: tuple[str, ...] = (),
-        image_path: str | Path | None = None,
+        image_path: str | Path | FileAsRead | None = None,
     ) -> None:
         super().__init__(records)
         self.size, self.notes, self.image_path = size, notes, image_path

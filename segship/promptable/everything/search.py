@@ -18,7 +18,7 @@ import numpy as np
 
 from segship.arrays import Points, Size
 from segship.errors import InputError, SegshipWarning
-from segship.images import ImageLimits, ImageSource, LoadedImage, read_image
+from segship.images import FileAsRead, ImageLimits, ImageSource, LoadedImage, read_image
 from segship.promptable.everything.cost import MASKS_PER_POINT, AmgCost, check_cost, estimate_cost
 from segship.promptable.everything.crops import Context, CropSearch, Progress
 from segship.promptable.everything.filters import (
@@ -154,7 +154,7 @@ class AmgResult:
     cost: AmgCost
     points: int
     notes: tuple[str, ...] = ()
-    image_path: str | Path | None = None
+    image_path: str | Path | FileAsRead | None = None
     removed: Mapping[str, int] = field(default_factory=dict)
     what_was_filtered: str = ""
 
@@ -222,7 +222,7 @@ def _read(
     predictor: Predictor, image: ImageSource | ImageEmbedding, options: AmgOptions, limits: ImageLimits | None
 ) -> LoadedImage | ImageEmbedding:
     if not isinstance(image, ImageEmbedding):
-        return read_image(image, limits=predictor.image_limits(limits))
+        return read_image(image, limits=predictor.image_limits(limits, image))
     predictor.check_embedding(image)
     if options.crop_n_layers:
         message = f"crop_n_layers is {options.crop_n_layers}, and an embedding has no crops; give the image, or 0"
