@@ -34,7 +34,7 @@ from segship.writers import (
     prediction_document,
     write_result,
 )
-from segship.writers.instances import count_labels, label_records
+from segship.writers.instances import check_reduced, count_labels, label_records
 from segship.writers.names import safe_file_name
 
 Options = TypeVar("Options", bound="JobOptions")
@@ -95,7 +95,8 @@ class EverythingOptions(JobOptions):
     amg
         What to look for, and how.
     reduce
-        2, 4 or 8 reads images at that part of their size, and masks are of that size.
+        2, 4 or 8 reads images at that part of their size, and masks are of that size; not for coco, labelme and
+        panoptic, which name the whole file.
     things
         With labels: the classes that can be counted; those of the data set when left out.
     """
@@ -104,6 +105,10 @@ class EverythingOptions(JobOptions):
     reduce: int = 1
     things: tuple[str, ...] | None = None
     formats: tuple[str, ...] = ("overlay", "sa1b")
+
+    def __post_init__(self) -> None:
+        JobOptions.__post_init__(self)
+        check_reduced(self.formats, () if self.reduce == 1 else (f"reduced_{self.reduce}",))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

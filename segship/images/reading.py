@@ -186,7 +186,8 @@ def _file_read_so(path: str | Path, how: _Reading) -> str | Path | FileAsRead:
     return FileAsRead(path, how) if wider or how._replace(limits=usual.limits, formats=FORMATS) != usual else path
 
 
-ImageSource = str | Path | bytes | bytearray | memoryview | BinaryIO | Image.Image | AnyArray | LoadedImage | FileAsRead
+_Source = str | Path | bytes | bytearray | memoryview | BinaryIO | Image.Image | AnyArray | LoadedImage
+ImageSource = _Source | FileAsRead
 """A path, the bytes of a file, a file open for reading bytes, a Pillow image, an array (H, W, 3) RGB or (H, W) gray, or
 what was read."""
 
@@ -245,7 +246,7 @@ def read_image(
         raise ImageError(f"depth is {depth!r}; accepted are {', '.join(DEPTHS)}", code="bad_depth")
     how = _Reading(limits or default_limits(source), background, formats, reduce, depth)
     if isinstance(source, FileAsRead):
-        source, how = source.path, source.how
+        how, source = source.how, source.path
     # A JPEG file comes back reduced as it was decoded; whatever does not is reduced here.
     loaded, was_reduced = _read(source, how)
     if how.reduce == 1:
@@ -258,7 +259,7 @@ def read_image(
     return LoadedImage(np.asarray(Image.fromarray(loaded.pixels).reduce(how.reduce)), notes, path)
 
 
-def _read(source: ImageSource, how: _Reading) -> tuple[LoadedImage, bool]:
+def _read(source: _Source, how: _Reading) -> tuple[LoadedImage, bool]:
     """Return the image, and whether it is reduced already."""
     if isinstance(source, str | Path):
         loaded, was_reduced = _read_bytes(read_file(source, how.limits.bytes), how)

@@ -45,6 +45,7 @@ from segship.writers.instances import (
     Result,
     Source,
     as_instances,
+    check_reduced,
     kind_of,
     label_instances,
 )
@@ -216,14 +217,17 @@ def encode_result(
         ``unknown_format``, ``cannot_write`` for a stem that cannot name files, or what a format cannot hold:
         ``too_many_masks``, ``cannot_encode``, ``no_label_ids``.
     InputError
-        ``bad_source``: there is no such result.
+        ``bad_source``: there is no such result; ``bad_option``: the image was read reduced, and the format names it.
     BackendUnavailable
         ``pyarrow_missing``.
     """
     kind = kind_of(result)
     check_stem(result.stem)
     encoded: dict[str, bytes] = {}
-    for name in check_formats(formats, kind):
+    wanted = check_formats(formats, kind)
+    if not isinstance(result, ClassMapResult):
+        check_reduced(wanted, (*result.notes, *(result.prediction.notes if isinstance(result, Result) else ())))
+    for name in wanted:
         writer = _with_outlines(WRITERS[kind][name], outlines or Outlines())
         if image_path is not None and isinstance(writer, LabelMeWriter):
             writer = replace(writer, image_path=image_path)

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from segship.arrays import BoolArray, FloatArray, Pixels
 from segship.datasets.known import thing_classes
-from segship.errors import InputError
+from segship.errors import InputError, way
 from segship.masks.panoptic import PanopticOptions
 from segship.masks.polygons import Polygon, mask_to_polygons
 from segship.masks.rle import Rle, Runs, compress_runs, runs_to_area, runs_to_box, runs_to_crop, runs_to_mask
@@ -218,6 +218,17 @@ def kind_of(result: Source | ClassMapResult) -> Kind:
 def _bad_source(found: object) -> InputError:
     accepted = "Result, ImageRecords, Instances and ClassMapResult"
     return InputError(f"{type(found).__name__} cannot be written; accepted are {accepted}", code="bad_source")
+
+
+def check_reduced(formats: Collection[str], notes: Collection[str]) -> None:
+    """Refuse formats with places in pixels of the file that they name, if it was read smaller than it is."""
+    wrong = [name for name in formats if name in ("coco", "labelme", "panoptic")]
+    if wrong and any(note.startswith("reduced_") for note in notes):
+        message = (
+            f"the image was read at a part of its size, and {', '.join(wrong)} would place masks on the whole file; "
+            f"read it without {way('reduce', '--reduce')}, or make the file smaller first"
+        )
+        raise InputError(message, code="bad_option")
 
 
 def as_instances(source: Source, *, best_only: bool = False) -> Instances:

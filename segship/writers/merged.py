@@ -21,7 +21,7 @@ from typing import Any
 from segship.errors import InputError, OutputError
 from segship.files import check_target, explained, make_directory, partial_folder, write_together
 from segship.writers.documents import coco_categories, coco_document, encode_json
-from segship.writers.instances import Instances, Source, as_instances
+from segship.writers.instances import Instances, Source, as_instances, check_reduced
 from segship.writers.names import check_stem, compared, free_stem, safe_file_name
 from segship.writers.pictures import PANOPTIC_DOCUMENT, PANOPTIC_PICTURE, PanopticWriter, encode_jpeg
 from segship.writers.shapes import Outlines, YoloWriter
@@ -49,7 +49,7 @@ class MergedWriter:
     def __init__(self, staging: Path, files: Mapping[str, Path], root: Path | None, outlines: Outlines) -> None:
         self.images = 0
         self.files = tuple(files.values())
-        self._place = staging.parent
+        self._formats, self._place = tuple(files), staging.parent
         self._root = root
         self._names: set[str] = set()
         self._stems: set[str] = set()
@@ -67,11 +67,12 @@ class MergedWriter:
         Raises
         ------
         InputError
-            ``bad_source``, or ``same_image``: another image has this name.
+            ``bad_source``, ``bad_option`` for a reduced image, or ``same_image``: another image has this name.
         OutputError
             ``cannot_encode``, ``too_many_masks``; ``cannot_write`` or ``disk_full``, and then nothing can be finished.
         """
         instances = as_instances(source)
+        check_reduced(self._formats, instances.notes)
         name = self._file_name(source.name)
         if name in self._names:
             message = f"another image of the data set is called {name!r}; give a root above both, or name them apart"

@@ -166,6 +166,14 @@ def test_a_reduced_image_gives_masks_of_its_size(run_json, photo, tmp_path):
     assert (image["image"]["width"], image["image"]["height"]) == (90, 60) and image["notes"] == ["reduced_2"]
 
 
+@pytest.mark.parametrize(("formats", "more"), [("labelme,overlay", ()), ("coco", ()), ("coco,panoptic", ["--merge"])])
+def test_a_reduced_image_is_not_written_beside_the_name_of_the_whole(run_json, photo, tmp_path, formats, more):
+    out = tmp_path / "out"
+    code, document = run_json("everything", photo, *LOW, "--reduce", "2", "--format", formats, *more, "-o", out)
+    assert code == 3 and document["error"]["code"] == "bad_option" and not out.exists()
+    assert "read it without --reduce, or make the file smaller" in document["error"]["message"]
+
+
 def test_one_bad_image_does_not_stop_the_others(run_json, photo, tmp_path):
     code, document = run_json("everything", tmp_path / "none.png", photo, *LOW, "-o", tmp_path / "out")
     assert code == 3

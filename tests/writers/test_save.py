@@ -165,6 +165,23 @@ def test_overlay_is_drawn_on_the_picture_as_it_was_read(
         assert pickle.loads(pickle.dumps(found.image_path)) == found.image_path != path
 
 
+def test_reduced_image_is_not_written_beside_the_name_of_the_whole(tmp_path: Path) -> None:
+    path = scan(tmp_path)
+    predictor, loaded = segship.load("tiny"), segship.read_image(path, reduce=2)
+    found = predictor.predict(loaded, points=[[10, 10]])
+    for format in ("coco", "labelme", "panoptic"):
+        with pytest.raises(InputError, match=f"{format} would place .* whole file; read it without reduce") as caught:
+            found.save(tmp_path / "x", format=format)
+        assert caught.value.code == "bad_option"
+    with (
+        pytest.raises(InputError, match="coco would place"),
+        segship.writers.merge_results(tmp_path, ["coco"]) as merged,
+    ):
+        merged.add(Result("scan", "scan.png", loaded.pixels, found, found.objects))
+    assert found.save(tmp_path / "x.txt")
+    assert predictor.predict(path, points=[[10, 10]]).save(tmp_path / "x.coco.json")
+
+
 def test_write_result_is_public() -> None:
     assert segship.write_result is segship.writers.write_result
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
