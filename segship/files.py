@@ -256,6 +256,17 @@ def _put_in_place(directory: _Directory, temporary: str, target: Path, *, overwr
         directory.rename(temporary, target.name)
 
 
+_ENDINGS = set(".jpg .jpeg .png .webp .tif .tiff .bmp .gif .json .npz .txt .csv .parquet".split())
+
+
+def check_ending(path: str | os.PathLike[str], accepted: Collection[str], what: str) -> None:
+    """Refuse the ending of another format as ``unknown_format``; ``what`` is written and has the accepted endings."""
+    ending = os.path.splitext(path)[1].lower()
+    if ending in _ENDINGS and ending not in accepted:
+        message = f"{os.fspath(path)!r} ends with {ending}, and {what} is written; give {' or '.join(accepted)}"
+        raise OutputError(message, code="unknown_format")
+
+
 def write_file(path: str | os.PathLike[str], data: bytes | Iterable[bytes], *, overwrite: bool = False) -> None:
     """Write bytes, or pieces of them, to a file that appears whole or not at all."""
     with atomic_file(path, overwrite=overwrite) as stream:

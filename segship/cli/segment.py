@@ -28,7 +28,7 @@ from segship.cli.pictures import (
 )
 from segship.errors import PromptError
 from segship.files import read_bytes, real_path
-from segship.jobs import FinishedImage, SegmentOptions, answer_prompts, run_job
+from segship.jobs import FinishedImage, JobImage, SegmentOptions, answer_prompts, run_job
 from segship.loading import load_promptable
 from segship.promptable.prediction import MaskPrediction
 from segship.promptable.prompt_text import parse_box, parse_point, parse_prompts_json
@@ -75,7 +75,7 @@ def segment(
     prompts
         JSON file with points, labels, boxes; or with objects of their own: {"objects": [{"boxes": ...}, ...]}.
     mask_input
-        .npz of an earlier run, whose best masks are refined.
+        .npz of an earlier run on the same image, whose best masks are refined.
     merge
         One data set of all images for the formats coco, panoptic and yolo, instead of files of each.
 
@@ -90,7 +90,14 @@ def segment(
     given = gather_prompts(point or [], box or [], prompts, mask_input)
     predictor = load_promptable(model, **asdict(runtime))
     options = replace(options, limits=predictor.image_limits(options.limits))
-    job = partial(run_job, partial(answer_prompts, predictor, given), options=options)
+
+    def answer(image: JobImage, options: SegmentOptions) -> Result:
+        if mask_input is not None:
+            # What it holds was read above; this is whether it is this image's.
+            read_mask_input(mask_input, image.loaded.size_hw)
+        return answer_prompts(predictor, given, image, options)
+
+    job = partial(run_job, answer, options=options)
     report = Report(pictures, batch, describe_run(predictor, model))
     outcomes = each_merged(report, pictures, merged, options, job, description="segmenting")
     return report_outcomes(report, outcomes, print_image)

@@ -14,7 +14,7 @@ import numpy as np
 
 from segship.arrays import BoolArray, FloatArray, IntArray
 from segship.errors import InputError, PromptError
-from segship.files import make_directory, read_bytes, write_file
+from segship.files import check_ending, make_directory, read_bytes, write_file
 from segship.images import FileAsRead, ImageSource
 from segship.masks.cleanup import MaskCleanUp, box_window, clean_low_res, clear_outside_box
 from segship.masks.lazy import ArrayMasks, LazyMasks
@@ -71,6 +71,7 @@ class ImageEmbedding:
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the embedding, without ``image_side`` and ``image_path``, to an ``.npz`` file; its folder is made."""
+        check_ending(path, [".npz"], "an npz file")
         stream = io.BytesIO()
         np.savez(
             stream,
@@ -176,8 +177,8 @@ class MaskPrediction:
             ``x.jpg`` is the overlay, ``x.json`` the document, ``x.npz`` all arrays, ``x.txt`` YOLO, ``x.parquet`` a
             table; the whole endings of docs/files.md say more, such as ``x.coco.json``. Its folder is made.
         format
-            A key of ``WRITERS["masks"]`` of `segship.writers`, whatever the name says; ``png`` writes a file a mask
-            and puts the masks' numbers into the names.
+            A key of ``WRITERS["masks"]`` of `segship.writers`, where the name does not say it; another kind of file's ending
+            is refused. ``png`` writes a file a mask and puts the masks' numbers into the names.
         image
             What the masks belong to: only an overlay needs it, and only if it was not read from a file, which is read
             again.

@@ -26,7 +26,7 @@ import numpy as np
 
 from segship.arrays import Pixels, Size
 from segship.errors import InputError, OutputError, way
-from segship.files import check_target, is_possible_path, make_directory, write_together
+from segship.files import check_ending, check_target, is_possible_path, make_directory, write_together
 from segship.images import FileAsRead, ImageSource, read_image
 from segship.promptable.everything.records import ImageRecords, MaskRecords
 from segship.semantic.class_map import ClassMap
@@ -304,6 +304,8 @@ def _format_of(name: str, kind: Kind, wanted: str | None) -> tuple[str, str]:
     """Return the format that a name means, and the stem in the name."""
     if wanted is not None:
         check_formats([wanted], kind)
+        own = os.path.splitext(f"x.{WRITERS[kind][wanted].extension}")[1]
+        check_ending(name, [".jpg", ".jpeg"] if own == ".jpg" else [own], f"the format {wanted}")
     # The files of "png" have the number of their mask before their ending.
     for known, writer in WRITERS[kind].items():
         if known != "png" and name.endswith(f".{writer.extension}") and wanted in (None, known):

@@ -19,7 +19,7 @@ from typing import IO, Any
 
 import numpy as np
 
-from segship.arrays import FloatArray
+from segship.arrays import FloatArray, Size
 from segship.errors import BackendUnavailable, PromptError
 from segship.files import open_regular, real_path
 from segship.writers.instances import Instances, Result, Source, as_instances
@@ -29,7 +29,9 @@ from segship.writers.names import safe_file_name, storable_text
 MAX_ARRAY_BYTES = 256 * 1024 * 1024
 _READ_BYTES = 1024 * 1024
 # Not numpy's own reader of headers: that parses Python, and fails in many ways on what is none.
-_HEADER = re.compile(rb"\{'descr': '([<>]f[248])', 'fortran_order': (True|False), 'shape': \(([0-9, ]{0,99})\), \} *\n")
+_HEADER = re.compile(
+    rb"\{'descr': '([<>][fi][248])', 'fortran_order': (True|False), 'shape': \(([0-9, ]{0,99})\), \} *\n"
+)
 # All that zipfile and numpy raise for bytes that are not what they should be.
 _DAMAGED = (KeyError, ValueError, OSError, EOFError, RuntimeError, struct.error, zipfile.BadZipFile, zlib.error)
 
@@ -93,24 +95,27 @@ def _instance_arrays(instances: Instances) -> dict[str, Any]:
     }
 
 
-def read_mask_input(path: str | os.PathLike[str]) -> FloatArray:
+def read_mask_input(path: str | os.PathLike[str], size: Size | None = None) -> FloatArray:
     """Return of every object in a file of the npz format the low-resolution mask with the highest predicted IoU.
 
     They are (objects, 1, 4h, 4w) float32 logits, to refine. The file is a ``.prediction.npz``, or any npz with
-    ``low_res_masks`` and ``iou_predictions`` of the same kind.
+    ``low_res_masks`` and ``iou_predictions`` of the same kind. ``size`` is (height, width) of the image to refine them
+    on: a file whose ``original_size`` is another belongs to another image.
 
     Raises
     ------
     InputError
         The file cannot be opened.
     PromptError
-        ``bad_mask_input``: it holds no such arrays, or others than it should.
+        ``bad_mask_input``: it holds no such arrays, others than it should, or those of an image of another size.
     """
     try:
         # A link that the user names is followed.
         with open_regular(real_path(path)) as stream, zipfile.ZipFile(stream) as archive:
             scores = _read_array(archive, "iou_predictions")
             low_res = _read_array(archive, "low_res_masks")
+            has_size = size is not None and "original_size.npy" in archive.namelist()
+            made_for = _read_array(archive, "original_size").ravel().tolist() if has_size else None
     except _DAMAGED as error:
         raise _bad_mask_input(path, "it is not a whole npz file with low_res_masks and iou_predictions") from error
     # Of no objects there may be none.
@@ -118,6 +123,9 @@ def read_mask_input(path: str | os.PathLike[str]) -> FloatArray:
     if not has_masks or scores.shape != low_res.shape[:2]:
         found = f"low_res_masks has the shape {low_res.shape} and iou_predictions {scores.shape}"
         raise _bad_mask_input(path, f"{found}; accepted are (objects, masks, h, w) and (objects, masks)")
+    if size is not None and made_for is not None and made_for != [*size]:
+        found = f"{' x '.join(f'{side:g}' for side in made_for)} (height x width)"
+        raise _bad_mask_input(path, f"it is of another image, of {found}, and this one is {size[0]} x {size[1]}")
     best: FloatArray = low_res[np.arange(len(low_res)), scores.argmax(axis=1)][:, None]
     return best
 
@@ -147,14 +155,14 @@ def _read_array(archive: zipfile.ZipFile, name: str) -> FloatArray:
 
 
 def _read_header(stream: IO[bytes]) -> tuple[str, bool, tuple[int, ...]]:
-    """Read the header that numpy writes for an array of floats: dtype, whether column-major, shape."""
+    """Read the header that numpy writes for an array of numbers: dtype, whether column-major, shape."""
     start = stream.read(10)
-    # Version 1: two bytes of length. numpy writes another only for headers that no array of floats has.
+    # Version 1: two bytes of length. numpy writes another only for headers that no such array has.
     if len(start) < 10 or start[:8] != b"\x93NUMPY\x01\x00":
         raise ValueError("not an array of numpy's format, version 1")
     header = _HEADER.fullmatch(stream.read(int.from_bytes(start[8:], "little")))
     if header is None:
-        raise ValueError("not an array of floats")
+        raise ValueError("not an array of numbers")
     dtype, order, shape = (part.decode("ascii") for part in header.groups())
     return dtype, order == "True", tuple(int(side) for side in shape.split(",") if side.strip())
 

@@ -102,6 +102,14 @@ def test_earlier_prediction_is_refined(run_json, photo, model, tmp_path):
     code, document = run_json("segment", photo, *arguments, "-o", tmp_path / "second")
     assert code == 0
     assert document["images"][0]["objects"][0]["prompts"]["mask_input"] is True
+    with Image.open(photo) as picture:
+        picture.rotate(90, expand=True).save(tmp_path / "other.png")
+    code, document = run_json("segment", tmp_path / "other.png", *arguments, "-o", tmp_path / "third")
+    assert (
+        code == 3
+        and document["error"]["code"] == "bad_mask_input"
+        and "of another image" in document["error"]["message"]
+    )
 
 
 def test_standard_input_is_an_image(run_json, photo, model, tmp_path, monkeypatch):

@@ -206,6 +206,8 @@ def test_an_embedding_is_kept_on_disk_for_its_encoder_alone(predictor, embedding
 
 
 def test_a_file_that_is_no_embedding_is_refused(embedding, tmp_path):
+    with pytest.raises(OutputError, match="ends with .jpg, and an npz file is written; give .npz"):
+        embedding.save(tmp_path / "scene.jpg")
     path = embedding.save(tmp_path / "scene.npz")
     data, rng, outcomes = path.read_bytes(), np.random.default_rng(0), set()
     for case in range(200):

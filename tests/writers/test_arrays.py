@@ -53,6 +53,18 @@ def test_mask_input_is_read_from_what_numpy_compressed_and_through_a_link(result
     assert np.array_equal(read_mask_input(link)[0, 0], prediction.low_res_masks[0, 1])
 
 
+def test_mask_input_of_another_image_is_refused_where_both_sizes_are_known(npz: Path, tmp_path: Path) -> None:
+    assert np.array_equal(read_mask_input(npz, (37, 53)), read_mask_input(npz))
+    with pytest.raises(
+        PromptError, match="of another image, of 37 x 53 .height x width., and this one is 53 x 37"
+    ) as caught:
+        read_mask_input(npz, (53, 37))
+    assert caught.value.code == "bad_mask_input"
+    with np.load(npz) as file:
+        np.savez(tmp_path / "less.npz", **{name: file[name] for name in ("low_res_masks", "iou_predictions")})
+    assert np.array_equal(read_mask_input(tmp_path / "less.npz", (53, 37)), read_mask_input(npz))
+
+
 def test_missing_file_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="no file .*none.npz"):
         read_mask_input(tmp_path / "none.npz")

@@ -182,6 +182,25 @@ def test_reduced_image_is_not_written_beside_the_name_of_the_whole(tmp_path: Pat
     assert predictor.predict(path, points=[[10, 10]]).save(tmp_path / "x.coco.json")
 
 
+@pytest.mark.parametrize(
+    ("name", "format"),
+    [("x.png", "overlay"), ("x.TIFF", "overlay"), ("x.jpg", "png"), ("x.txt", "coco"), ("x.json", "folder")],
+)
+def test_ending_of_another_format_is_refused(name: str, format: str, everything: MaskRecords, tmp_path: Path) -> None:
+    before = sorted(tmp_path.iterdir())
+    with pytest.raises(OutputError, match=f"ends with .*, and the format {format} is written; give ") as caught:
+        everything.save(tmp_path / name, format=format)
+    assert caught.value.code == "unknown_format" and sorted(tmp_path.iterdir()) == before
+
+
+def test_slice_of_records_saves_itself(everything: MaskRecords, tmp_path: Path) -> None:
+    some = everything[1:3]
+    assert isinstance(some, MaskRecords) and list(some) == list(everything)[1:3] and some[0] is everything[1]
+    assert (some.size, some.notes, some.image_path) == (everything.size, everything.notes, everything.image_path)
+    assert len(some.save(tmp_path / "x.png", format="png")) == 2 and some.save(tmp_path / "x.jpg")
+    assert everything[:0].save(tmp_path / "none.json")
+
+
 def test_write_result_is_public() -> None:
     assert segship.write_result is segship.writers.write_result
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):

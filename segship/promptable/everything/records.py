@@ -11,7 +11,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Any, Literal, SupportsIndex, get_args, overload
 
 from segship.arrays import BoolArray, IntArray, Pixels, Size
 from segship.errors import InputError
@@ -107,7 +107,7 @@ class MaskRecord:
 
 
 class MaskRecords(list[MaskRecord]):
-    """All records of one image, a list that can be saved.
+    """All records of one image, or a slice of them: a list that can be saved.
 
     ``size``, ``notes`` and ``image_path`` are those of `segship.promptable.everything.search.AmgResult`.
     """
@@ -121,6 +121,17 @@ class MaskRecords(list[MaskRecord]):
     ) -> None:
         super().__init__(records)
         self.size, self.notes, self.image_path = size, notes, image_path
+
+    @overload
+    def __getitem__(self, index: SupportsIndex, /) -> MaskRecord: ...
+
+    @overload
+    def __getitem__(self, index: slice, /) -> MaskRecords: ...
+
+    def __getitem__(self, index: SupportsIndex | slice, /) -> MaskRecord | MaskRecords:
+        if isinstance(index, slice):
+            return MaskRecords(super().__getitem__(index), self.size, self.notes, self.image_path)
+        return super().__getitem__(index)
 
     def __repr__(self) -> str:
         return f"MaskRecords({len(self)} masks, size={self.size}, notes={self.notes})"
