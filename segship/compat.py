@@ -278,6 +278,9 @@ class Sam:
         self.prompt_encoder = PromptEncoder(self.predictor.manifest.geometry)
         self.mask_decoder = MaskDecoder(self)
 
+    def __repr__(self) -> str:
+        return f"Sam({self.predictor!r})"
+
     def to(self, device: Any) -> Self:
         """Load the model on a device: ``cpu``, ``cuda``, ``cuda:1``, or a ``torch.device``.
 
@@ -394,6 +397,9 @@ class SamPredictor:
         self.model = sam_model if isinstance(sam_model, Sam) else Sam(sam_model)
         self.transform = ResizeLongestSide(self.model.image_encoder.img_size)
         self.reset_image()
+
+    def __repr__(self) -> str:
+        return f"SamPredictor({self.model!r}, {f'image of {self.original_size}' if self.is_image_set else 'no image'})"
 
     @property
     def device(self) -> str:
@@ -637,6 +643,9 @@ class SamAutomaticMaskGenerator:
         # Refused here, where they were written, and before a model is loaded.
         self._options()
         self.predictor = SamPredictor(model)
+
+    def __repr__(self) -> str:
+        return f"SamAutomaticMaskGenerator({self.predictor.model!r}, points_per_side={self.points_per_side})"
 
     def generate(self, image: Any) -> list[dict[str, Any]]:
         """Return a record for every mask of an image (H, W, 3) uint8 RGB; no mask at all is an empty list.

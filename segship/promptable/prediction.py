@@ -177,8 +177,8 @@ class MaskPrediction:
             ``x.jpg`` is the overlay, ``x.json`` the document, ``x.npz`` all arrays, ``x.txt`` YOLO, ``x.parquet`` a
             table; the whole endings of docs/files.md say more, such as ``x.coco.json``. Its folder is made.
         format
-            A key of ``WRITERS["masks"]`` of `segship.writers`, where the name does not say it; another kind of file's ending
-            is refused. ``png`` writes a file a mask and puts the masks' numbers into the names.
+            A key of ``WRITERS["masks"]`` of `segship.writers`, where the name does not say it; another
+            format's ending is refused. ``png`` writes a file a mask and puts the masks' numbers into the names.
         image
             What the masks belong to: only an overlay needs it, and only if it was not read from a file, which is read
             again.

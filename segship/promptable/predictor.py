@@ -162,13 +162,14 @@ class Predictor:
     def decode(
         self,
         embedding: ImageEmbedding,
-        prompts: Prompts | Sequence[Prompts],
+        prompts: Prompts | Sequence[Prompts] | None = None,
         *,
         multimask_output: MaskChoice = True,
         return_logits: bool = False,
         clean_up: bool = True,
         outside: Literal["error", "clip"] = "error",
         limits: PromptLimits | None = None,
+        **unknown: Never,
     ) -> MaskPrediction:
         """Predict masks for any number of objects of one encoded image.
 
@@ -197,6 +198,8 @@ class Predictor:
         ------
         PromptError
             When prompts are malformed, or the embedding is another encoder's.
+        TypeError, ImageError
+            For ``points=`` and its like, which `Prompts` takes; for an image in place of its embedding.
 
         Examples
         --------
@@ -207,6 +210,9 @@ class Predictor:
         >>> prediction.masks.shape, prediction.masks.dtype
         ((1, 3, 400, 600), dtype('bool'))
         """
+        if unknown or prompts is None:
+            given = f"there is no parameter {next(iter(unknown))!r}" if unknown else "there are no prompts"
+            raise TypeError(f"{given}; give what is asked as one: decode(embedding, Prompts(points=...))")
         check_choice(multimask_output)
         resolved = self._resolve(embedding, prompts, limits, outside)
         self._check_memory(embedding, resolved, limits, count_masks(multimask_output), return_logits)
@@ -363,6 +369,10 @@ class Predictor:
 
     def check_embedding(self, embedding: ImageEmbedding) -> None:
         """Refuse an embedding of another encoder as ``foreign_embedding``, and one of another shape."""
+        if not isinstance(embedding, ImageEmbedding):
+            found = f"this is a {type(embedding).__name__} and no embedding"
+            message = f"{found}; give the image to encode first, or to predict in place of decode"
+            raise ImageError(message, code="unsupported_source")
         geometry, found = self.manifest.geometry, embedding.image_embeddings.shape
         if found != (shape := (1, geometry.embedding_channels, geometry.embedding_size, geometry.embedding_size)):
             raise PromptError(

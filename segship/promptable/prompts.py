@@ -338,6 +338,10 @@ def resolve_prompts(
         ``no_prompts``, ``too_many_objects``, ``too_many_points``, ``point_outside``, ``empty_box`` or ``box_outside``.
     """
     given = [prompts] if isinstance(prompts, Prompts) else list(prompts)
+    for part in given:
+        if not isinstance(part, Prompts):
+            message = f"the prompts hold a {type(part).__name__}; accepted are Prompts(points=...), or a list of those"
+            raise TypeError(message)
     counts = [part.object_count for part in given]
     if any(not part._parts() for part in given):
         raise PromptError(

@@ -33,8 +33,12 @@ def test_state_is_that_of_the_image(sam, predictor):
     assert predictor.original_size == (120, 180) and predictor.input_size == (85, 128)
     assert predictor.features.shape == (1, 32, 8, 8)
     assert np.shares_memory(predictor.get_image_embedding(), predictor.features)
+    shown = repr(sam)
+    assert shown.startswith("Sam(Predictor('") and repr(predictor) == f"SamPredictor({shown}, image of (120, 180))"
+    generator = compat.SamAutomaticMaskGenerator(sam, points_per_side=4)
+    assert repr(generator) == f"SamAutomaticMaskGenerator({shown}, points_per_side=4)"
     predictor.reset_image()
-    assert not predictor.is_image_set
+    assert not predictor.is_image_set and repr(predictor) == f"SamPredictor({shown}, no image)"
     assert predictor.features is predictor.original_size is predictor.input_size is None
 
 

@@ -541,3 +541,20 @@ def test_decode_low_res_is_what_decode_chooses_from(predictor, embedding):
     np.testing.assert_array_equal(prediction.low_res_masks, low_res[:, 1:])
     np.testing.assert_array_equal(prediction.iou_predictions, ious[:, 1:])
     np.testing.assert_array_equal(prediction.masks[1, 2], predictor.upscale(low_res[1, 3], embedding) > 0)
+
+
+def test_decode_says_what_it_takes(predictor, embedding):
+    asked = Prompts(points=[[50, 40]])
+    with pytest.raises(TypeError, match=r"no parameter 'points'; give .* decode.embedding, Prompts.points=...."):
+        predictor.decode(embedding, points=[[50, 40]])
+    with pytest.raises(TypeError, match="there are no prompts; give"):
+        predictor.decode(embedding)
+    for wrong in ([[50, 40]], {"points": [[50, 40]]}, "points"):
+        with pytest.raises(TypeError, match="the prompts hold a .*; accepted are Prompts"):
+            predictor.decode(embedding, wrong)
+    for method in (predictor.decode, predictor.decode_low_res, predictor.decode_passing):
+        with pytest.raises(
+            ImageError, match="this is a str and no embedding; give the image to encode first"
+        ) as caught:
+            method("photo.jpg", asked)
+        assert caught.value.code == "unsupported_source"

@@ -12,7 +12,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Never
 
 import numpy as np
 
@@ -218,6 +218,14 @@ def generate_loaded(
     )
 
 
+def _given(options: AmgOptions | None, unknown: Mapping[str, object]) -> AmgOptions:
+    if unknown or not isinstance(options, AmgOptions | None):
+        name = next(iter(unknown), "points_per_side")
+        found = f"there is no parameter {name!r}" if unknown else f"options is a {type(options).__name__}"
+        raise TypeError(f"{found}; give options as one: AmgOptions({name}=...)")
+    return options or AmgOptions()
+
+
 def _read(
     predictor: Predictor, image: ImageSource | ImageEmbedding, options: AmgOptions, limits: ImageLimits | None
 ) -> LoadedImage | ImageEmbedding:
@@ -247,6 +255,7 @@ def generate_masks(
     options: AmgOptions | None = None,
     *,
     limits: ImageLimits | None = None,
+    **unknown: Never,
 ) -> MaskRecords:
     """Find everything in a picture.
 
@@ -272,7 +281,7 @@ def generate_masks(
     >>> all(record.mask.shape == (400, 600) for record in records)
     True
     """
-    found = generate(predictor, image, options, limits=limits)
+    found = generate(predictor, image, _given(options, unknown), limits=limits)
     if found.what_was_filtered:
         warnings.warn(found.what_was_filtered, SegshipWarning, stacklevel=2)
     return MaskRecords(found.records, found.size, found.notes, found.image_path)
@@ -285,6 +294,7 @@ def iter_masks(
     *,
     limits: ImageLimits | None = None,
     progress: Progress | None = None,
+    **unknown: Never,
 ) -> Iterator[MaskRecord]:
     """Find everything in a picture and yield each mask as soon as its crop is done.
 
@@ -308,7 +318,7 @@ def iter_masks(
     >>> next(segship.iter_masks(predictor, segship.demo_photograph(), options)).size
     (400, 600)
     """
-    options = options or AmgOptions()
+    options = _given(options, unknown)
     for name in ("partition", "deadline_seconds"):
         if getattr(options, name):
             message = f"{name} is {getattr(options, name)!r}, and needs the whole image at once; use generate_masks"

@@ -174,3 +174,12 @@ def test_a_real_model_answers_as_the_reference_does():
     for ours, theirs in zip(records, expected, strict=True):
         assert np.count_nonzero(ours.mask ^ theirs["segmentation"]) <= 0.001 * ours.mask.size
         assert ours.predicted_iou == pytest.approx(theirs["predicted_iou"], abs=1e-3)
+
+
+@pytest.mark.parametrize("find", [segship.generate_masks, segship.iter_masks])
+def test_options_are_given_as_one(find):
+    picture = np.zeros((20, 30, 3), np.uint8)
+    with pytest.raises(TypeError, match="no parameter 'mode'; give options as one: AmgOptions.mode=...."):
+        find(segship.load("tiny"), picture, mode="reference")
+    with pytest.raises(TypeError, match="options is a dict; give options as one: AmgOptions.points_per_side="):
+        find(segship.load("tiny"), picture, {"points_per_side": 8})
