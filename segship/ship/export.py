@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -18,6 +18,7 @@ import onnx
 from torch import nn
 
 from segship.bundle import Bundle, write_bundle
+from segship.bundle.artifacts import Option
 from segship.bundle.evidence import EXACT, Check, Evidence, Row, require_passed
 from segship.bundle.folder import refuse_stranger
 from segship.bundle.manifest import task_module
@@ -27,7 +28,7 @@ from segship.ship.graph.lower import lower_opset
 from segship.ship.graph.simplify import simplify_graph
 from segship.ship.graph.store import halve_exact_weights, save_graph
 from segship.ship.graph.trace import LOWEST_TRACED_OPSET, trace_graph
-from segship.ship.loading import load_model
+from segship.ship.loading import LoadedModel, load_model
 from segship.ship.options import ExportOptions
 from segship.ship.verify import open_graph, torch_sessions
 from segship.spec import GraphSpec
@@ -126,22 +127,38 @@ def export_bundle(
         begin.total = 59 + (len(parts) + 4) * (len(steps) - 1) + MEASURE_WEIGHT * len(rivals)
         rows = take_steps(steps, make, compare, report)
         manifest = replace(manifest, evidence=Evidence(dict(bar), tuple(rows)))
-        chosen = {name: {"opset": options.graph_opset(model.task), "simplify": options.simplify} for name in parts}
-        for name, variant in family.variants(options).items():
-            chosen[name] |= {"target": variant, "variant": variant}
+        chosen = _artifact_options(model, options, parts)
         bundle = write_bundle(output, manifest, files, options=chosen, force=options.force)
-    if not options.measure:
-        return bundle
+    return _measure(bundle, Known(cases, expected, found), begin) if options.measure else bundle
+
+
+def _artifact_options(
+    model: LoadedModel, options: ExportOptions, graphs: Iterable[str]
+) -> dict[str, dict[str, Option]]:
+    """Return what decided the bytes of each graph."""
+    chosen: dict[str, dict[str, Option]] = {
+        name: {"opset": options.graph_opset(model.task), "simplify": options.simplify} for name in graphs
+    }
+    for name, variant in model.verbs.variants(options).items():
+        chosen[name] |= {"target": variant, "variant": variant}
+    return chosen
+
+
+def _measure(bundle: Bundle, known: Known, begin: Begin) -> Bundle:
+    """Measure the backends on one image, as steps are compared: what a backend changes it changes in every image.
+
+    `segship tune` takes all images, and more time.
+    """
     begin("measuring the backends", MEASURE_WEIGHT)
 
     def measured(check: Check) -> None:
         begin(f"measuring the backends: {check.backend} {check.precision} done", MEASURE_WEIGHT)
 
-    # Of one image, as after each step: what a backend changes it changes in every image. A second round follows, so one
-    # timed run behind a first is enough here. `segship tune` takes all images, and more time.
-    some = replace(cases, images=cases.images[:CASES_OF_A_STEP])
-    known = Known(some, expected[:CASES_OF_A_STEP], found[:CASES_OF_A_STEP])
-    return tune_bundle(bundle.path, TuneOptions(repeats=1), measured, known=known)
+    images = known.cases.images[:CASES_OF_A_STEP]
+    few = (answers[:CASES_OF_A_STEP] for answers in (known.expected, known.found))
+    # A second round follows, so one timed run behind a first is enough here.
+    options = TuneOptions(repeats=1)
+    return tune_bundle(bundle.path, options, measured, known=Known(replace(known.cases, images=images), *few))
 
 
 MEASURE_WEIGHT = 14
