@@ -10,8 +10,8 @@ import fcntl
 import gc
 import hashlib
 from contextlib import contextmanager
-from pathlib import Path
 
+import onnx_ir
 import torch
 
 LARGEST = 1 << 20
@@ -19,13 +19,10 @@ LARGEST = 1 << 20
 
 
 class TracedGraph:
-    """What torch's exporter gives back, as far as it is used: something that can be saved."""
+    """What torch's exporter gives back, as far as it is used: a model."""
 
-    def __init__(self, content):
-        self.content = content
-
-    def save(self, path):
-        Path(path).write_bytes(self.content)
+    def __init__(self, path):
+        self.model = onnx_ir.load(path)
 
 
 def remembering(export, folder):
@@ -39,7 +36,7 @@ def remembering(export, folder):
             if not path.exists():
                 with no_collection():
                     export(module, examples, **options).save(str(path))
-        return TracedGraph(path.read_bytes())
+        return TracedGraph(path)
 
     return export_or_read
 

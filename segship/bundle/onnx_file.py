@@ -306,9 +306,9 @@ def _text(*numbers: int) -> dict[int, int]:
 
 
 # Names of the fields stand in onnx/onnx.proto; only those that are used are named again below.
-_MODEL = Message("ModelProto", {1: VARINT, 5: VARINT, **_text(2, 3, 4, 6, 7)}, _text(8, 14, 20, 25, 26))
+MODEL = Message("ModelProto", {1: VARINT, 5: VARINT, **_text(2, 3, 4, 6, 7)}, _text(8, 14, 20, 25, 26))
 _OPSET = Message("OperatorSetIdProto", {1: BYTES, 2: VARINT}, {})
-_GRAPH = Message("GraphProto", _text(2, 10), _text(1, 5, 11, 12, 13, 14, 15, 16))
+GRAPH = Message("GraphProto", _text(2, 10), _text(1, 5, 11, 12, 13, 14, 15, 16))
 _NODE = Message("NodeProto", _text(3, 4, 6, 7, 8), _text(1, 2, 5, 9, 10))
 _ATTRIBUTE = Message(
     "AttributeProto",
@@ -376,7 +376,7 @@ class _ModelReader:
     def model(self, end: int) -> OnnxGraph:
         values: dict[int, tuple[int, int]] = {}
         opsets: list[tuple[str, int]] = []
-        for number, _, first, last in self.wire.fields(_MODEL, 0, end):
+        for number, _, first, last in self.wire.fields(MODEL, 0, end):
             if number == 8:
                 opsets.append(self._opset(first, last))
             elif number in _MODEL_ODDITIES:
@@ -418,7 +418,7 @@ class _ModelReader:
         return domain, version
 
     def _graph(self, start: int, end: int) -> None:
-        for number, _, first, last in self.wire.fields(_GRAPH, start, end):
+        for number, _, first, last in self.wire.fields(GRAPH, start, end):
             if number == 1:
                 self._node(first, last)
             elif number == 5:

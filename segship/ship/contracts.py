@@ -39,11 +39,11 @@ from segship.masks.scores import mask_iou
 from segship.promptable.task import prompt_tensors
 from segship.promptable.transforms import Preprocessing, prepare_image, resize_image, resized_size, upscale_mask
 from segship.semantic.preprocessing import ScaleLimits, SemanticPreprocessing
-from segship.ship.export import Begin, GraphChange, Progress, Report, graph_steps, refuse_taken, take_steps
+from segship.ship.export import Begin, GraphChange, Progress, Report, graph_steps, refuse_taken, save_graph, take_steps
 from segship.ship.families.sam.family import PROMPT_RULES
 from segship.ship.families.sam.model import ImageEncoderGraph, Sam, decode_prompts
 from segship.ship.families.semask.model import SemanticGraph
-from segship.ship.graph.store import save_graph
+from segship.ship.graph.cut import NOTHING
 from segship.ship.loading import LoadedModel, load_model, tool_versions
 from segship.ship.options import ExportOptions
 from segship.ship.verify import open_graph, torch_sessions
@@ -84,18 +84,19 @@ class OneObjectDecoder(nn.Module):
 class PixelEncoder(nn.Module):
     """Raw RGB pixels (H, W, 3) float32 in 0..255, already resized, to the embedding: samexporter's encoder."""
 
-    mean: Tensor
-    std: Tensor
+    # The exporter names results of its own "mean".
+    pixel_mean: Tensor
+    pixel_std: Tensor
 
     def __init__(self, sam: Sam) -> None:
         super().__init__()
         self.sam = sam
-        self.register_buffer("mean", torch.tensor(sam.config.pixel_mean), persistent=False)
-        self.register_buffer("std", torch.tensor(sam.config.pixel_std), persistent=False)
+        self.register_buffer("pixel_mean", torch.tensor(sam.config.pixel_mean), persistent=False)
+        self.register_buffer("pixel_std", torch.tensor(sam.config.pixel_std), persistent=False)
 
     def forward(self, input_image: Tensor) -> Tensor:
         side = self.sam.config.image_size
-        normalised = ((input_image - self.mean) / self.std).permute(2, 0, 1)
+        normalised = ((input_image - self.pixel_mean) / self.pixel_std).permute(2, 0, 1)
         height, width = input_image.shape[0], input_image.shape[1]
         padded = F.pad(normalised, (0, side - width, 0, side - height))
         out: Tensor = self.sam.image_encoder(padded.unsqueeze(0))
@@ -357,9 +358,13 @@ def _export_graph(
         finish=graph.finish,
     )
 
+    cut = NOTHING
+
     def make(step: str, change: GraphChange) -> None:
+        nonlocal cut
         begin(f"{graph.file}: {step}", 25 / len(steps))
-        save_graph(change(graph.module, graph.traced, path), path, largest_bytes=options.largest_inline_bytes)
+        cut = change(graph.module, graph.traced, cut)
+        save_graph(cut, graph.module, graph.spec, path, options)
 
     def compare(step: str, count: int | None) -> Sequence[Row]:
         begin(f"{graph.file}: comparing what was {step}", 25 / len(steps))

@@ -6,6 +6,7 @@ Nothing here knows a family or a task: their modules `family` and `task` have th
 
 from __future__ import annotations
 
+import copy
 import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -24,10 +25,11 @@ from segship.bundle.folder import refuse_stranger
 from segship.bundle.manifest import task_module
 from segship.errors import ExportError, OutputError, way
 from segship.files import check_target
+from segship.ship.graph.cut import NOTHING, CutGraph, cut_graph
+from segship.ship.graph.fill import fill_graph
 from segship.ship.graph.lower import lower_opset
 from segship.ship.graph.simplify import simplify_graph
-from segship.ship.graph.store import halve_exact_weights, save_graph
-from segship.ship.graph.trace import LOWEST_TRACED_OPSET, trace_graph
+from segship.ship.graph.trace import LOWEST_TRACED_OPSET, tensors_of, trace_graph
 from segship.ship.loading import LoadedModel, load_model
 from segship.ship.options import ExportOptions
 from segship.ship.verify import open_graph, torch_sessions
@@ -39,8 +41,8 @@ Report = Callable[[str, Sequence[Row]], None]
 Progress = Callable[[str, float], None]
 """Called before every part with its name and the share of the whole export, 0 to 1, that is done; parts are weighted by
 the time that they take of a vit_b on a CPU."""
-GraphChange = Callable[[nn.Module, GraphSpec, Path], onnx.ModelProto]
-"""Makes the next graph of a module from its contract and from the file of the last one."""
+GraphChange = Callable[[nn.Module, GraphSpec, CutGraph], CutGraph]
+"""Makes the next graph of a module from its contract and from the last one."""
 TRACED = "traced"
 CASES_OF_A_STEP = 1
 
@@ -98,12 +100,14 @@ def export_bundle(
     parts = family.graphs(model, options)
     with tempfile.TemporaryDirectory(prefix="segship-export-") as folder:
         files = {name: Path(folder) / f"{name}.onnx" for name in parts}
+        cut = dict.fromkeys(parts, NOTHING)
         found: Any = None
 
         def make(step: str, change: GraphChange) -> None:
             for name, (module, spec) in parts.items():
                 begin(f"{name}: {step}", 32 / len(parts) if step == TRACED else 1)
-                save_graph(change(module, spec, files[name]), files[name], largest_bytes=options.largest_inline_bytes)
+                cut[name] = change(module, spec, cut[name])
+                save_graph(cut[name], module, spec, files[name], options)
 
         def compare(step: str, count: int | None) -> Sequence[Row]:
             nonlocal found
@@ -190,25 +194,28 @@ def graph_steps(
     ``largest_sizes`` are those of `trace_graph`; ``finish`` adds nodes written by hand behind tracing.
     """
 
-    def trace(module: nn.Module, spec: GraphSpec, _: Path) -> onnx.ModelProto:
-        model = trace_graph(module, spec, opset=opset, largest_sizes=largest_sizes)
-        return model if finish is None else finish(model)
+    def trace(module: nn.Module, spec: GraphSpec, _: CutGraph) -> CutGraph:
+        graph = cut_graph(trace_graph(module, spec, opset=opset, largest_sizes=largest_sizes), spec)
+        return graph if finish is None else replace(graph, body=finish(graph.body))
+
+    def to_body(change: Callable[[onnx.ModelProto], onnx.ModelProto]) -> GraphChange:
+        return lambda _module, _spec, graph: replace(graph, body=change(copy.deepcopy(graph.body)))
 
     steps: list[tuple[str, GraphChange]] = [(TRACED, trace)]
     if options.simplify:
-        steps.append(("simplified", lambda _module, _spec, path: simplify_graph(onnx.load(str(path)))))
+        steps.append(("simplified", to_body(simplify_graph)))
     if opset < LOWEST_TRACED_OPSET:
-        lowered = f"lowered to opset {opset}"
-        steps.append((lowered, lambda _module, _spec, path: lower_opset(onnx.load(str(path)), opset)))
+        steps.append((f"lowered to opset {opset}", to_body(lambda body: lower_opset(body, opset))))
     if half_weights:
-        steps.append(("exact weights as fp16", lambda _module, _spec, path: _halved(path)))
+        steps.append(("exact weights as fp16", lambda _module, _spec, graph: replace(graph, halves=True)))
     return steps
 
 
-def _halved(path: Path) -> onnx.ModelProto:
-    model = onnx.load(str(path))
-    halve_exact_weights(model)
-    return model
+def save_graph(graph: CutGraph, module: nn.Module, spec: GraphSpec, path: Path, options: ExportOptions) -> None:
+    """Write a graph with the weights of the module that it was traced from."""
+    weights = {name: tensor.detach().numpy() for name, tensor in tensors_of(module).items()}
+    largest = options.largest_inline_bytes
+    fill_graph(graph.template(), spec, weights, path, halves=graph.halves, largest_inline_bytes=largest)
 
 
 def take_steps(

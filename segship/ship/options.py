@@ -12,6 +12,7 @@ from segship.errors import ExportError, way
 from segship.options import check_types
 from segship.semantic.manifest import SemanticWindow
 from segship.semantic.preprocessing import ScaleLimits
+from segship.ship.graph.fill import LARGEST_INLINE_BYTES
 from segship.spec import SemanticOutput
 
 Contract = Literal["segship", "official", "ascend", "samexporter"]
@@ -22,8 +23,6 @@ DEFAULT_OPSETS: dict[str, dict[Contract, int]] = {
 }
 """By task; what the readers of each contract were written against."""
 LOWEST_OPSET, HIGHEST_OPSET = 14, 24
-# Protobuf stops at 2 GiB; some room is left for the nodes.
-LARGEST_INLINE_BYTES = 1_900_000_000
 SMALLEST_SIDE, LARGEST_SIDE = 32, 8192
 
 _PROMPTABLE = {"task": "promptable"}

@@ -40,7 +40,7 @@ class EncoderVariant:
     flat_tokens
         What works on single tokens sees (B, tokens, C) instead of (B, rows, columns, C).
     fold_batch_norms
-        Batch norms become part of their convolutions, for an engine that does not do this by itself.
+        Batch norms become part of their convolutions; in a graph once, when its weights are put in.
     fused_attention
         SAM's ViT: attention is torch's own fused kernel, with the relative terms as its mask.
     heads_outermost
@@ -75,6 +75,7 @@ VARIANTS: Mapping[str, EncoderVariant] = {
         project_padding=False,
         separate_projections=True,
         flat_tokens=True,
+        fold_batch_norms=True,
     ),
     "openvino": EncoderVariant(
         "openvino",
@@ -83,6 +84,7 @@ VARIANTS: Mapping[str, EncoderVariant] = {
         project_padding=False,
         separate_projections=True,
         flat_tokens=True,
+        fold_batch_norms=True,
         heads_outermost=True,
     ),
     "torch": EncoderVariant(

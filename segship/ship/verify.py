@@ -15,7 +15,6 @@ from segship.arrays import AnyArray
 from segship.backends import onnxruntime, torch
 from segship.backends.session import Session
 from segship.errors import ExportError
-from segship.ship.graph.store import save_graph
 from segship.spec import GraphSpec, TensorSpec
 
 
@@ -30,7 +29,7 @@ class _WithLogits(Session):
     def __init__(self, path: Path, spec: GraphSpec) -> None:
         twin, twin_spec = add_logits(onnx.load(str(path)), spec)
         beside = path.with_name(f"{path.stem}_logits.onnx")
-        save_graph(twin, beside)
+        beside.write_bytes(twin.SerializeToString())
         self._classes = onnxruntime.Session(path, spec)
         self._logits = onnxruntime.Session(beside, twin_spec)
         self.spec, self.description = spec, self._classes.description

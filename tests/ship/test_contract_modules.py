@@ -16,9 +16,8 @@ from segship.ship.contracts import (
     pixel_encoder_spec,
 )
 from segship.ship.graph.lower import lower_opset
-from segship.ship.graph.trace import trace_graph
 from tests.oracle import SMALL_VIT, build_reference, reference
-from tests.ship.graph.running import random_inputs, relative_difference, run_proto
+from tests.ship.graph.running import random_inputs, relative_difference, run_proto, traced_graph
 from tests.ship.graph.test_trace import assert_contract, interface
 
 SIZES_HW = [(128, 128), (75, 128), (300, 211), (33, 57)]
@@ -82,7 +81,7 @@ def test_official_decoder_equals_the_reference_wrapper(official_protos, referenc
 def test_pixel_encoder_normalises_and_pads_inside(sam):
     spec = pixel_encoder_spec(SMALL_VIT.geometry)
     sizes = dict.fromkeys(("image_height", "image_width"), SMALL_VIT.image_size)
-    model = trace_graph(PixelEncoder(sam), spec, opset=18, largest_sizes=sizes)
+    model = traced_graph(PixelEncoder(sam), spec, largest_sizes=sizes)
     assert_contract(model, spec)
     for height, width in ((128, 128), (70, 128), (128, 3)):
         pixels = np.random.default_rng(0).integers(0, 256, (height, width, 3)).astype(np.float32)

@@ -29,11 +29,11 @@ from segship.ship.families.semask import family
 from segship.ship.families.semask.config import SEMASK_ARCHITECTURES
 from segship.ship.families.semask.family import with_batch
 from segship.ship.families.semask.model import SemanticGraph
-from segship.ship.graph.trace import trace_graph
 from segship.ship.loading import LoadedModel, load_model
 from segship.ship.options import ExportOptions
 from segship.ship.verify import add_logits, open_graph, torch_sessions
 from segship.spec import semantic_spec
+from tests.ship.graph.running import scale_weight, traced_graph
 from tests.small_semask import ODD_SIZE_HW, SIZE_HW, save_checkpoint, seeded_semask, small_semask
 
 
@@ -159,10 +159,7 @@ def test_wrong_graph_is_caught_by_the_comparison(small_semask_checkpoint, tmp_pa
     def spoil(model):
         """Change one weight of the head by a tenth: many classes stay, and the logits tell."""
         spoiled = simplify(model)
-        weights = next(tensor for tensor in spoiled.graph.initializer if tuple(tensor.dims) == (19, 16, 1, 1))
-        values = np.frombuffer(weights.raw_data, np.float32).copy()
-        values[0] *= 1.1
-        weights.raw_data = values.tobytes()
+        scale_weight(spoiled, "model.decode_head.conv_seg.weight", row=0)
         return spoiled
 
     monkeypatch.setattr(export, "simplify_graph", spoil)
@@ -255,7 +252,7 @@ def test_one_bundle_takes_every_size(tmp_path, small_semask_checkpoint, window):
 def test_full_sizes_equal_the_model(tmp_path, name, size, monkeypatch):
     model, batch = seeded_semask(SEMASK_ARCHITECTURES[name]), None if size == (512, 1024) else 1
     spec = with_batch(semantic_spec(19, "class_map", size), batch)
-    graph = trace_graph(SemanticGraph(model), spec, opset=18)
+    graph = traced_graph(SemanticGraph(model), spec)
     path = tmp_path / "semantic.onnx"
     onnx.save(graph, str(path))
     require_passed(compare_with_model("traced", path, spec, model, size, batch))

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a torch module to an ONNX graph with the names and sizes of its contract, and nothing of this machine in it.
+"""From a torch module to an ONNX graph with the names and sizes of its contract, and no weight in it.
+
+What a graph of known sizes computes is known without its weights, so they are inputs here. Nothing that is done to the
+graph afterwards can depend on their values; `segship.ship.graph.cut` parts what is made of them alone from the rest,
+and `segship.ship.graph.fill` puts the weights of a checkpoint in.
 
 GELU is written the way ONNX Runtime recognises it, so that it runs as one kernel instead of five. Below opset 20 the
 exporter spells it x * (0.5 * (1 + erf(x / sqrt 2))). ONNX Runtime's fusion knows
@@ -11,15 +15,15 @@ first or last. OpenVINO fuses both.
 from __future__ import annotations
 
 import logging
-import tempfile
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 
 import onnx
+import onnx_ir
 import torch
 from onnx import helper, numpy_helper
+from onnxscript import optimizer
 from torch import Tensor, nn
 from torch.export import Dim
 
@@ -94,10 +98,10 @@ EXAMPLE_SIZES: Mapping[str, int] = {
 def trace_graph(
     module: nn.Module, spec: GraphSpec, *, opset: int, largest_sizes: Mapping[str, int] | None = None
 ) -> onnx.ModelProto:
-    """Trace a module into an ONNX model of opset 18 or more.
+    """Trace a module into an ONNX model of opset 18 or more, whose inputs are those of ``spec`` and then its weights.
 
     The module takes the inputs of ``spec`` in order and returns its outputs in order; a named size becomes a dynamic
-    axis, and ``largest_sizes`` are upper bounds of those that have one.
+    axis, and ``largest_sizes`` are upper bounds of those that have one. Weights have the names of `tensors_of`.
 
     Raises
     ------
@@ -117,6 +121,8 @@ def trace_graph(
                 module.eval(),
                 examples,
                 dynamo=True,
+                # Its own optimiser would fold weights that it can see; below it sees none.
+                optimize=False,
                 opset_version=max(opset, LOWEST_TRACED_OPSET),
                 input_names=[tensor.name for tensor in spec.inputs],
                 output_names=[tensor.name for tensor in spec.outputs],
@@ -127,7 +133,7 @@ def trace_graph(
         # The exporter raises many kinds of error; whichever it was, no graph exists and its words say why.
         raise ExportError(f"torch could not trace the graph {spec.name!r} at opset {opset}: {error}") from error
     assert program is not None
-    model = _to_proto(program)
+    model = _without_weights(program.model, tensors_of(module))
     strip_metadata(model)
     regroup_gelu(model)
     _set_output_shapes(model, spec)
@@ -154,12 +160,25 @@ def _example_input(tensor: TensorSpec, largest_sizes: Mapping[str, int]) -> Tens
     return torch.zeros(sizes, dtype=getattr(torch, tensor.dtype))
 
 
-def _to_proto(program: torch.onnx.ONNXProgram) -> onnx.ModelProto:
-    # Through a file, so that models beyond protobuf's 2 GiB take the same way as the others.
-    with tempfile.TemporaryDirectory(prefix="segship-trace-") as folder:
-        path = Path(folder) / "graph.onnx"
-        program.save(str(path))
-        return onnx.load(str(path))
+def tensors_of(module: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters and buffers of a module by name: what the weights of its graph are called."""
+    return {
+        **dict(module.named_parameters(remove_duplicate=False)),
+        **dict(module.named_buffers(remove_duplicate=False)),
+    }
+
+
+def _without_weights(model: onnx_ir.Model, weights: Mapping[str, Tensor]) -> onnx.ModelProto:
+    """Make weights inputs, and fold what is left of constants and shapes."""
+    graph = model.graph
+    for name, value in list(graph.initializers.items()):
+        if name in weights:
+            del graph.initializers[name]
+            value.const_value = None
+            graph.inputs.append(value)
+    optimizer.optimize(model)
+    proto: onnx.ModelProto = onnx_ir.to_proto(model)
+    return proto
 
 
 def _set_output_shapes(model: onnx.ModelProto, spec: GraphSpec) -> None:

@@ -1,10 +1,45 @@
 # SPDX-License-Identifier: Apache-2.0
 """Run a graph that is still in memory, and make inputs for a contract."""
 
-import numpy as np
-import onnxruntime
+import tempfile
+from pathlib import Path
 
-from segship.ship.graph.trace import EXAMPLE_SIZES
+import numpy as np
+import onnx
+import onnxruntime
+from onnx import helper, numpy_helper
+
+from segship.ship.graph.cut import cut_graph
+from segship.ship.graph.fill import fill_graph
+from segship.ship.graph.trace import EXAMPLE_SIZES, tensors_of, trace_graph
+
+
+def traced_graph(module, spec, **options):
+    """Return the graph of a module with its weights, as an export that stops after tracing has it."""
+    return filled(cut_graph(trace_graph(module, spec, opset=18, **options), spec), module, spec)
+
+
+def filled(cut, module, spec, *, change=lambda array: array, **options):
+    """Return a cut graph with the weights of a module, changed."""
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "graph.onnx"
+        tensors = {name: change(tensor.detach().numpy()) for name, tensor in tensors_of(module).items()}
+        fill_graph(cut.template(), spec, tensors, path, **options)
+        onnx.checker.check_model(path, full_check=True)
+        return onnx.load(path)
+
+
+def scale_weight(body, name, row=slice(None)):
+    """Multiply some rows of a weight of a graph's body by 1.1, in place."""
+    weight = next(value for value in body.graph.input if value.name == name)
+    factors = np.ones([dim.dim_value for dim in weight.type.tensor_type.shape.dim], np.float32)
+    factors[row] = 1.1
+    for node in body.graph.node:
+        for index, given in enumerate(node.input):
+            if given == name:
+                node.input[index] = "scaled"
+    body.graph.initializer.append(numpy_helper.from_array(factors, "factors"))
+    body.graph.node.insert(0, helper.make_node("Mul", [name, "factors"], ["scaled"]))
 
 
 def run_proto(model, inputs):

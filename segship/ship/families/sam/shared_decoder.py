@@ -218,6 +218,27 @@ class _Decoded(NamedTuple):
     view: _View
 
 
+def image_code(sam: Sam) -> Tensor:
+    """Return the positions of the cells, (C, T)."""
+    return sam.prompt_encoder.dense_positions().flatten(2)[0]
+
+
+def position_codes(sam: Sam) -> tuple[Tensor, Tensor, Tensor]:
+    """Return the positions of the cells as keys of the second block and of the last attention, and as queries.
+
+    Each is (1, heads, d, T); the queries have one row more.
+    """
+    first, second = _blocks(sam)
+    code, heads = image_code(sam), first.self_attn.num_heads
+    keys = second.cross_attn_token_to_image.k_proj.weight @ code
+    last = sam.mask_decoder.transformer.final_attn_token_to_image.k_proj.weight @ code
+    queries = project(second.cross_attn_image_to_token.q_proj, code + first.norm4.bias[:, None])
+    rows = split_heads(queries.unsqueeze(0), heads)
+    # Multiplied by the bias of an empty place, the row of ones masks it out.
+    rows = torch.cat([rows, torch.ones_like(rows[:, :, :1])], dim=2)
+    return split_heads(keys.unsqueeze(0), heads), split_heads(last.unsqueeze(0), heads), rows
+
+
 class ImageSideGraph(nn.Module):
     """The graph ``image_side`` of segship.spec: image embeddings (1, C, h, w) to what all prompts share."""
 
@@ -226,7 +247,7 @@ class ImageSideGraph(nn.Module):
     def __init__(self, sam: Sam) -> None:
         super().__init__()
         self.sam = sam
-        self.register_buffer("image_code", sam.prompt_encoder.dense_positions().flatten(2)[0], persistent=False)
+        self.register_buffer("image_code", image_code(sam), persistent=False)
 
     def forward(self, image_embeddings: Tensor) -> tuple[Tensor, ...]:
         final = self.sam.mask_decoder.transformer.final_attn_token_to_image
@@ -234,7 +255,9 @@ class ImageSideGraph(nn.Module):
         inward, outward = first.cross_attn_token_to_image, first.cross_attn_image_to_token
         later_inward, later_outward = second.cross_attn_token_to_image, second.cross_attn_image_to_token
         image = image_embeddings.flatten(2)[0] + self.sam.prompt_encoder.no_mask_embed.weight.reshape(-1, 1)
-        placed = image + self.image_code
+        # A graph that is traced makes its codes of weights, so that it has no others.
+        code = image_code(self.sam) if torch.compiler.is_exporting() else self.image_code
+        placed = image + code
         centred = centre(image, 0)
         scaled = centred * first.norm4.weight[:, None]
         again = centre(scaled, 0)
@@ -269,20 +292,10 @@ class _Decoder(nn.Module):
     def __init__(self, sam: Sam) -> None:
         super().__init__()
         self.sam = sam
-        first, second = _blocks(sam)
-        code = sam.prompt_encoder.dense_positions().flatten(2)[0]
-        final = sam.mask_decoder.transformer.final_attn_token_to_image
-        heads = first.self_attn.num_heads
         with torch.no_grad():
-            keys = second.cross_attn_token_to_image.k_proj.weight @ code
-            queries = project(second.cross_attn_image_to_token.q_proj, code + first.norm4.bias[:, None])
-            last = final.k_proj.weight @ code
-            self.register_buffer("key_code", split_heads(keys.unsqueeze(0), heads), persistent=False)
-            self.register_buffer("final_key_code", split_heads(last.unsqueeze(0), heads), persistent=False)
-            rows = split_heads(queries.unsqueeze(0), heads)
-            # Multiplied by the bias of an empty place, the row of ones masks it out.
-            rows = torch.cat([rows, torch.ones_like(rows[:, :, :1])], dim=2)
-            self.register_buffer("query_code", rows, persistent=False)
+            codes = position_codes(sam)
+        for name, code in zip(("key_code", "final_key_code", "query_code"), codes, strict=True):
+            self.register_buffer(name, code, persistent=False)
 
     def _decode(
         self,
@@ -298,12 +311,15 @@ class _Decoder(nn.Module):
         first, second = _blocks(self.sam)
         start = self._tokens(point_coords, point_labels)
         tokens, values, view = _first_block(first, start, first_side, whole)
-        codes = (self.key_code, self.query_code)
+        # As in `ImageSideGraph`.
+        made = position_codes(self.sam) if torch.compiler.is_exporting() else None
+        keys, final_keys, queries = made or (self.key_code, self.final_key_code, self.query_code)
+        codes = (keys, queries)
         tokens, view = _second_block(second, start, tokens, values, view, second_side, codes, first.norm4.bias, whole)
         weight = second.norm4.weight
         view = _View(tuple(Added(part.mixed, part.rows * weight) for part in view.added), view.scale)
         attention = decoder.transformer.final_attn_token_to_image
-        shared = (*last_side, self.final_key_code)
+        shared = (*last_side, final_keys)
         read = _read_image(attention, tokens + start.code, shared, view, second.norm4.bias, whole)
         tokens = decoder.transformer.norm_final_attn(tokens + read)
         kernels = [mlp(tokens[:, 1 + index]) for index, mlp in enumerate(decoder.output_hypernetworks_mlps)]

@@ -13,9 +13,9 @@ from segship.ship.families.semask.config import SEMASK_ARCHITECTURES, published_
 from segship.ship.families.semask.model import FpnHead, SemanticGraph, SemanticLayer, build_semask
 from segship.ship.families.semask.swin import PatchMerging, SwinBlock, shift_mask, window_counts
 from segship.ship.graph import trace
-from segship.ship.graph.trace import trace_graph
 from segship.spec import GraphSpec, TensorSpec
 from tests.oracle import seeded_weights
+from tests.ship.graph.running import traced_graph
 
 SMALL = replace(
     SEMASK_ARCHITECTURES["semask_t"], architecture="custom", embed_dim=12, depths=(2, 1, 1, 2), num_heads=(1, 2, 2, 4),
@@ -217,7 +217,7 @@ def test_one_traced_graph_takes_every_size_and_batch(semantic_window, monkeypatc
         (TensorSpec("image", "float32", ("batch", 3, "height", "width")),),
         (TensorSpec("logits", "float32", ("batch", 7, "height", "width")),),
     )
-    graph = trace_graph(SemanticGraph(model, "logits"), spec, opset=18)
+    graph = traced_graph(SemanticGraph(model, "logits"), spec)
     session = onnxruntime.InferenceSession(graph.SerializeToString(), providers=["CPUExecutionProvider"])
     for size in [(1, 3, 64, 96), (3, 3, 61, 90), (1, 3, 33, 150), (1, 3, 160, 160)]:
         image = torch.randn(*size)

@@ -1,0 +1,254 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Put the weights of a checkpoint into a graph that has none. Needs neither torch nor onnx.
+
+A `Template` is what `segship.ship.graph.cut` makes of a traced module: the ``body`` is the graph, whose weights are
+inputs; ``prepare`` makes those of them that are no tensors of the checkpoint. It runs in ONNX Runtime, some outputs at
+a time, and every weight goes to the file as soon as it is there, so that no second copy of all of them ever exists.
+
+A checkpoint that was saved in half precision becomes float32 when it is read, and would be written at twice its size.
+Such weights can go back to float16 in the file, where that holds them exactly, each followed by a Cast that runtimes
+fold away when they load the graph. No value changes, so there is nothing to lose; the arithmetic stays float32.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from math import prod
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+
+from segship.arrays import AnyArray
+from segship.bundle.artifacts import weights_file
+from segship.bundle.onnx_file import BYTES, GRAPH, MODEL, ONNX_DTYPES, VARINT, WireReader, read_graph
+from segship.errors import CheckpointError
+from segship.spec import GraphSpec, TensorSpec
+
+LARGEST_INLINE_BYTES = 1_900_000_000
+"""Protobuf stops at 2 GiB; some room is left for the nodes."""
+SMALLEST_HALVED_ELEMENTS = 256
+SMALLEST_EXTERNAL_BYTES = 1024
+_BYTES_AT_A_TIME = 64 << 20
+_MOST_FIELDS = 10_000_000
+_CODES = {name: code for code, (name, _) in ONNX_DTYPES.items()}
+# Fields of onnx/onnx.proto that are written here; the reader has the rest.
+_MODEL_GRAPH, _NODE, _INITIALIZER, _INPUT, _VALUE_INFO = 7, 1, 5, 11, 13
+_LENGTH_BYTES = 5
+
+
+@dataclass(frozen=True, slots=True)
+class Template:
+    """A graph without weights: two ONNX files.
+
+    Attributes
+    ----------
+    prepare
+        Tensors of the checkpoint to weights that have to be made of them.
+    body
+        The graph of a contract, and its weights as further inputs: outputs of ``prepare`` and tensors of the
+        checkpoint, by their names.
+    """
+
+    prepare: bytes
+    body: bytes
+
+
+def fill_graph(
+    template: Template,
+    spec: GraphSpec,
+    tensors: Mapping[str, AnyArray],
+    path: Path,
+    *,
+    halves: bool = False,
+    largest_inline_bytes: int = LARGEST_INLINE_BYTES,
+) -> None:
+    """Write the graph of a template with weights: ``path``, and ``path`` + ``.data`` beside it if they are too large.
+
+    Parameters
+    ----------
+    spec
+        The contract of the graph; what else the body takes are weights.
+    tensors
+        The checkpoint's tensors by name, weights in float32; more than are needed do no harm.
+    halves
+        Store weights as float16 where it holds them exactly.
+
+    Raises
+    ------
+    CheckpointError
+        ``state_mismatch`` when a tensor is missing.
+    """
+    own = {tensor.name for tensor in spec.inputs}
+    weights = [tensor for tensor in read_graph(template.body).inputs if tensor.name not in own]
+    large = sum(_bytes_of(tensor) for tensor in weights) > largest_inline_bytes
+    beside = path.with_name(weights_file(path.name))
+    beside.unlink(missing_ok=True)
+    with ExitStack() as stack:
+        graph = stack.enter_context(path.open("wb"))
+        data = stack.enter_context(beside.open("wb")) if large else None
+        writer = _GraphWriter(graph, data, beside.name, halves)
+        fields = _fields(MODEL, template.body)
+        body = next(content for number, content in fields if number == _MODEL_GRAPH)
+        for number, content in fields:
+            if number != _MODEL_GRAPH:
+                graph.write(_field(number, content))
+        # Its length is known at the end, so it is written with all the bytes that such a number can take.
+        graph.write(_tag(_MODEL_GRAPH, BYTES) + bytes(_LENGTH_BYTES))
+        start = graph.tell()
+        for name, array in _made(template.prepare, weights, tensors):
+            writer.write(name, array)
+        # Casts come before the nodes that read them; the order of other fields means nothing.
+        graph.write(b"".join(writer.casts))
+        given = {tensor.name for tensor in weights}
+        for number, content in _fields(GRAPH, bytes(body)):
+            if number != _VALUE_INFO and not (number == _INPUT and _name_of(bytes(content)) in given):
+                graph.write(_field(number, content))
+        length = graph.tell() - start
+        graph.seek(start - _LENGTH_BYTES)
+        graph.write(_wide_varint(length))
+
+
+def _made(prepare: bytes, weights: list[TensorSpec], tensors: Mapping[str, AnyArray]) -> Iterator[tuple[str, AnyArray]]:
+    """Yield every weight by name: tensors as they are, then what ``prepare`` makes, some at a time."""
+    graph = read_graph(prepare)
+    made = {tensor.name for tensor in graph.outputs}
+    needed = {tensor.name for tensor in graph.inputs} | {tensor.name for tensor in weights if tensor.name not in made}
+    if missing := sorted(needed - tensors.keys()):
+        message = f"{len(missing)} tensors are missing, among them {', '.join(missing[:5])}; give a whole checkpoint"
+        raise CheckpointError(message, code="state_mismatch")
+    for tensor in weights:
+        if tensor.name not in made:
+            yield tensor.name, tensors[tensor.name]
+    if not made:
+        return
+    session, run_options = _open_prepare(prepare)
+    feeds = {tensor.name: np.ascontiguousarray(tensors[tensor.name]) for tensor in graph.inputs}
+    for names in _portions([tensor for tensor in weights if tensor.name in made]):
+        yield from zip(names, session.run(names, feeds, run_options), strict=True)
+
+
+def _open_prepare(prepare: bytes) -> tuple[Any, Any]:
+    """Return a session that frees what it made, and options with which a run makes only what is asked for."""
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 3
+    options.enable_cpu_mem_arena = False
+    # Each node runs once, so looking for a faster way takes longer than the way.
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
+    run_options = onnxruntime.RunOptions()
+    run_options.only_execute_path_to_fetches = True
+    return onnxruntime.InferenceSession(prepare, options, providers=["CPUExecutionProvider"]), run_options
+
+
+def _portions(weights: list[TensorSpec]) -> Iterator[list[str]]:
+    names: list[str] = []
+    size = 0
+    for tensor in weights:
+        names.append(tensor.name)
+        size += _bytes_of(tensor)
+        if size >= _BYTES_AT_A_TIME:
+            yield names
+            names, size = [], 0
+    if names:
+        yield names
+
+
+def _bytes_of(tensor: TensorSpec) -> int:
+    """Return the bytes of a tensor; a size with a name, such as the number of classes, counts as 1."""
+    return 4 * prod(size if isinstance(size, int) else 1 for size in tensor.shape)
+
+
+@dataclass(slots=True)
+class _GraphWriter:
+    """Writes initializers into the bytes of a GraphProto, large ones beside it where there is such a file."""
+
+    graph: BinaryIO
+    data: BinaryIO | None
+    location: str
+    halves: bool
+    casts: list[bytes] = field(default_factory=list)
+
+    def write(self, name: str, array: AnyArray) -> None:
+        """Write one weight; as float16 with a Cast behind it where that is exact and wanted."""
+        array = np.ascontiguousarray(array).reshape(array.shape)
+        half = self._half(array)
+        if half is not None:
+            self.casts.append(_field(_NODE, _cast_node(f"{name}.half", name)))
+            name, array = f"{name}.half", half
+        header = b"".join(_tag(1, VARINT) + _varint(size) for size in array.shape)
+        header += _tag(2, VARINT) + _varint(_CODES[array.dtype.name]) + _field(8, name.encode())
+        if self.data is not None and array.nbytes >= SMALLEST_EXTERNAL_BYTES:
+            entries = {"location": self.location, "offset": str(self.data.tell()), "length": str(array.nbytes)}
+            header += b"".join(
+                _field(13, _field(1, key.encode()) + _field(2, value.encode())) for key, value in entries.items()
+            )
+            header += _tag(14, VARINT) + _varint(1)
+            self.data.write(_bytes_in(array))
+            self.graph.write(_field(_INITIALIZER, header))
+            return
+        header += _tag(9, BYTES) + _varint(array.nbytes)
+        self.graph.write(_tag(_INITIALIZER, BYTES) + _varint(len(header) + array.nbytes) + header)
+        self.graph.write(_bytes_in(array))
+
+    def _half(self, array: AnyArray) -> AnyArray | None:
+        if not self.halves or array.dtype != np.float32 or array.size < SMALLEST_HALVED_ELEMENTS:
+            return None
+        with np.errstate(over="ignore"):
+            half = array.astype(np.float16)
+        return half if np.array_equal(half.astype(np.float32), array) else None
+
+
+def _bytes_in(array: AnyArray) -> memoryview:
+    """Return the bytes of an array, without a copy; ONNX's are little-endian, as are those of all machines here."""
+    return array.reshape(-1).view(np.uint8).data
+
+
+def _cast_node(source: str, result: str) -> bytes:
+    to_float = _field(1, b"to") + _tag(3, VARINT) + _varint(_CODES["float32"]) + _tag(20, VARINT) + _varint(2)
+    return _field(1, source.encode()) + _field(2, result.encode()) + _field(4, b"Cast") + _field(5, to_float)
+
+
+def _fields(message: Any, data: bytes) -> list[tuple[int, bytes | int]]:
+    """Return the fields of a message in their order: number, and its bytes, or the number itself of a varint."""
+    reader = WireReader(data, _MOST_FIELDS)
+    return [
+        (number, first if wire == VARINT else data[first:last])
+        for number, wire, first, last in reader.fields(message, 0, len(data))
+    ]
+
+
+def _name_of(value_info: bytes) -> str:
+    """Return the name in a ValueInfoProto, which is its first field."""
+    start = 2
+    return value_info[start : start + value_info[1]].decode()
+
+
+def _field(number: int, content: bytes | int) -> bytes:
+    if isinstance(content, int):
+        return _tag(number, VARINT) + _varint(content)
+    return _tag(number, BYTES) + _varint(len(content)) + content
+
+
+def _tag(number: int, wire: int) -> bytes:
+    return _varint(number << 3 | wire)
+
+
+def _varint(value: int) -> bytes:
+    """Return an unsigned number in protobuf's form: 7 bits a byte, the highest bit set on all but the last."""
+    encoded = bytearray()
+    while value > 0x7F:
+        encoded.append(value & 0x7F | 0x80)
+        value >>= 7
+    encoded.append(value)
+    return bytes(encoded)
+
+
+def _wide_varint(value: int) -> bytes:
+    """Return a number with leading zeros, in as many bytes as were left for it."""
+    return bytes(
+        value >> 7 * index & 0x7F | (0x80 if index < _LENGTH_BYTES - 1 else 0) for index in range(_LENGTH_BYTES)
+    )
