@@ -12,6 +12,7 @@ import importlib.util
 import sys
 import types
 import warnings
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -136,6 +137,11 @@ def build_reference(config: SamConfig) -> Any:
         pixel_mean=list(config.pixel_mean),
         pixel_std=list(config.pixel_std),
     ).eval()
+
+
+def as_arrays(state: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
+    """Return the memory of tensors as arrays, which our own reader and loader speak of."""
+    return {name: tensor.detach().numpy() for name, tensor in state.items()}
 
 
 def seeded_weights(module: torch.nn.Module, seed: int = 0, scale: float = 0.05) -> dict[str, torch.Tensor]:

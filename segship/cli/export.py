@@ -24,7 +24,7 @@ from segship.semantic.preprocessing import ScaleLimits
 from segship.ship.options import ExportOptions
 
 _TELLING = 0.1
-EXPORT_PACKAGES = ("torch", "onnx", "onnxscript", "onnxslim", "safetensors")
+EXPORT_PACKAGES = ("torch", "onnx", "onnxscript", "onnxslim")
 DYNAMIC = "dynamic"
 
 

@@ -44,9 +44,10 @@ from segship.ship.families.sam.family import PROMPT_RULES
 from segship.ship.families.sam.model import ImageEncoderGraph, Sam, decode_prompts
 from segship.ship.families.semask.model import SemanticGraph
 from segship.ship.graph.cut import NOTHING
-from segship.ship.loading import LoadedModel, load_model, tool_versions
+from segship.ship.loading import LoadedModel, load_model
 from segship.ship.options import ExportOptions
 from segship.ship.verify import open_graph, torch_sessions
+from segship.ship.weights import tool_versions
 from segship.spec import LABEL_EMPTY, MASK_TOKENS, GraphSpec, SamGeometry, TensorSpec
 
 Arrays = dict[str, NDArray[Any]]
@@ -430,7 +431,7 @@ def semantic_contract(model: LoadedModel, options: ExportOptions, stem: str) -> 
     # The scale of pictures plays no part where the size is given.
     preprocessing = SemanticPreprocessing(ScaleLimits(*size), config.pixel_mean, config.pixel_std, frame=size)
     cases = task.make_cases(preprocessing, batch)
-    expected = task.answer(cases, torch_sessions(model.verbs.reference(model)))
+    expected = task.answer(cases, torch_sessions(model.networks.reference(model)))
 
     def compare(step: str, session: Session, count: int | None) -> list[Row]:
         some = replace(cases, images=cases.images[:count])
@@ -509,7 +510,7 @@ def _decoder_cases(model: LoadedModel, encoder_cases: Sequence[Arrays]) -> list[
     """Return the prompt mixes that one-object decoders can take: one object, no empty places."""
     config = model.config
     low_res_size = config.geometry.low_res_size
-    encoder = torch_sessions(model.verbs.reference(model))["image_encoder"]
+    encoder = torch_sessions(model.networks.reference(model))["image_encoder"]
     cases: list[Arrays] = []
     for pixels, case in zip(comparison_images(), encoder_cases, strict=True):
         embeddings = encoder.run({"image": case["image"]})["image_embeddings"]

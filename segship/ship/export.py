@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """From a checkpoint to a checked bundle: the steps, a comparison after each, a folder whole or not at all.
 
-Nothing here knows a family or a task: their modules `family` and `task` have the verbs. Needs torch and onnx.
+Nothing here knows a family or a task: their modules `family`, `graphs` and `task` have the verbs. Needs torch and onnx.
 """
 
 from __future__ import annotations
@@ -89,15 +89,15 @@ def export_bundle(
     begin = Begin(progress)
     begin("reading the checkpoint", 1)
     model = load_model(checkpoint_path, options)
-    family, task = model.verbs, task_module(model.task)
+    family, networks, task = model.verbs, model.networks, task_module(model.task)
     bar = options.bar or task.bar(EXACT)
     manifest = family.manifest(model, options)
-    cases = task.cases(replace(manifest, graphs=tuple(spec for _, spec in family.graphs(model, options).values())))
+    cases = task.cases(replace(manifest, graphs=tuple(family.specs(model, options).values())))
     # The modules compute by the way that they were last asked for: the reference has answered before the graphs are
     # made.
     begin("asking the model for its answers", 16)
-    expected = task.answer(cases, torch_sessions(family.reference(model)))
-    parts = family.graphs(model, options)
+    expected = task.answer(cases, torch_sessions(networks.reference(model)))
+    parts = networks.graphs(model, options)
     with tempfile.TemporaryDirectory(prefix="segship-export-") as folder:
         files = {name: Path(folder) / f"{name}.onnx" for name in parts}
         cut = dict.fromkeys(parts, NOTHING)

@@ -1,52 +1,44 @@
 # SPDX-License-Identifier: Apache-2.0
-"""From a checkpoint of any family to a torch model, and to what all manifests say of one. Needs torch."""
+"""From the weights of a checkpoint to a torch model. Needs torch."""
 
 from __future__ import annotations
 
+import re
+from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 
-import segship
+from segship.arrays import AnyArray
 from segship.backends import torch as runtime
 from segship.backends.session import RunOptions, Session
-from segship.bundle.manifest import CheckpointFile, Manifest
-from segship.errors import CheckpointError, shown
-from segship.ship.checkpoints.reading import Checkpoint, load_state, read_checkpoint
-from segship.ship.families import family_module, recognise
+from segship.bundle.manifest import Manifest
+from segship.errors import BackendUnavailable, CheckpointError
+from segship.ship.checkpoints.reading import listed
+from segship.ship.families import graphs_module
 from segship.ship.options import ExportOptions
+from segship.ship.weights import Weights, naming_unusable, read_weights
 
-TOOLS = ("torch", "onnx", "onnxscript", "onnxslim", "onnxruntime", "numpy")
+COUNTER = ".num_batches_tracked"
+TORCH_FLOOR = (2, 10)
+"""What the extras ask for; nothing older is tested."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class LoadedModel:
-    """A checkpoint as a torch module that is ready to be exported or run."""
+class LoadedModel(Weights):
+    """The weights of a checkpoint as a torch module that is ready to be exported or run."""
 
-    family: str
-    """The name of the family's folder."""
-    checkpoint: Checkpoint
-    config: Any
-    """Its sizes, in the family's class."""
     module: Any
-    changes: tuple[str, ...]
-    """What was changed on the way, in words."""
 
     @property
-    def verbs(self) -> ModuleType:
-        """The module `family` of its family."""
-        return family_module(self.family)
-
-    @property
-    def task(self) -> str:
-        """The task that the model answers."""
-        return str(self.verbs.TASK)
+    def networks(self) -> ModuleType:
+        """The module `graphs` of its family."""
+        return graphs_module(self.family)
 
 
 def load_model(path: Path, options: ExportOptions | None = None) -> LoadedModel:
@@ -60,32 +52,70 @@ def load_model(path: Path, options: ExportOptions | None = None) -> LoadedModel:
         When the file cannot be read safely, is of no known family, or its tensors do not fit.
     ExportError
         ``other_family`` when options belong to models of the other task.
+    BackendUnavailable
+        ``torch_too_old``.
     """
-    options = options or ExportOptions()
-    checkpoint = read_checkpoint(path)
-    try:
-        return _build(path, checkpoint, options)
-    except CheckpointError as error:
-        if not checkpoint.unusable:
-            raise
-        kinds = ", ".join(f"{shown(name)} ({kind})" for name, kind in list(checkpoint.unusable.items())[:10])
-        message = (
-            f"{error}; {len(checkpoint.unusable)} tensors of the file cannot become weights: {kinds}; save them as "
-            "plain floating-point tensors (dequantize(), to_dense()) first"
-        )
-        raise CheckpointError(message, code=error.code) from error
-
-
-def _build(path: Path, checkpoint: Checkpoint, options: ExportOptions) -> LoadedModel:
-    shapes = {name: tuple(tensor.shape) for name, tensor in checkpoint.state_dict.items()}
-    name, config = recognise(shapes)
-    family = family_module(name)
-    options.check_task(family.TASK, path)
-    config, state, changes = family.prepare(path, config, checkpoint.state_dict, options)
+    _refuse_old_torch()
+    weights = read_weights(path, options)
     with torch.device("meta"):
-        module: nn.Module = family.build(config)
-    load_state(module, state)
-    return LoadedModel(name, checkpoint, config, module.eval(), (*checkpoint.notes, *changes))
+        module: nn.Module = graphs_module(weights.family).build(weights.config)
+    with naming_unusable(weights.checkpoint):
+        load_state(module, weights.state)
+    return LoadedModel(
+        weights.family, weights.checkpoint, weights.config, weights.state, weights.changes, module.eval()
+    )
+
+
+def _refuse_old_torch() -> None:
+    version = str(torch.__version__)
+    found = re.match(r"(\d+)\.(\d+)", version)
+    if found is None or (int(found[1]), int(found[2])) < TORCH_FLOOR:
+        floor = ".".join(map(str, TORCH_FLOOR))
+        message = f'torch {version} is too old, and {floor} or newer is needed; pip install --upgrade "segship[export]"'
+        raise BackendUnavailable(message, code="torch_too_old")
+
+
+def load_state(module: nn.Module, state: Mapping[str, AnyArray]) -> None:
+    """Load arrays into a module, which may have been made on the ``meta`` device.
+
+    They are copied into a module that has memory; a module on ``meta`` takes their memory itself, so that large
+    weights exist once. Integer buffers are taken as they are; counters of batches that are missing become 0.
+
+    Raises
+    ------
+    CheckpointError
+        When a key is missing, unexpected, or of another shape or kind of number; the message lists the first ten of
+        each. The module is unchanged then.
+    """
+    expected = module.state_dict()
+    # Counters of training steps, which many tools leave out: no answer depends on them.
+    counters = [name for name in expected if name.endswith(COUNTER) and name not in state]
+    state = {**state, **{name: np.zeros((), np.int64) for name in counters}}
+    missing = [name for name in expected if name not in state]
+    unexpected = [name for name in state if name not in expected]
+    misfits = [
+        f"{name} {_shown(state[name])} instead of {_shown(tensor)}"
+        for name, tensor in expected.items()
+        if name in state and not _fits(state[name], tensor)
+    ]
+    found = {"missing": missing, "unexpected": unexpected, "of another shape": misfits}
+    if parts := [listed(kind, names) for kind, names in found.items() if names]:
+        message = (
+            f"the checkpoint does not fit the model: {'; '.join(parts)}; it is incomplete, "
+            "of a variant that is not supported, or of another architecture; give a checkpoint with exactly these keys"
+        )
+        raise CheckpointError(message, code="state_mismatch")
+    on_meta = any(tensor.is_meta for tensor in expected.values())
+    tensors = {name: torch.from_numpy(array) for name, array in state.items()}
+    module.load_state_dict(tensors, strict=True, assign=on_meta)
+
+
+def _fits(array: AnyArray, expected: torch.Tensor) -> bool:
+    return array.shape == tuple(expected.shape) and (array.dtype.kind == "f") == expected.is_floating_point()
+
+
+def _shown(values: AnyArray | torch.Tensor) -> str:
+    return f"{tuple(values.shape)} {str(values.dtype).removeprefix('torch.')}"
 
 
 class OpenedCheckpoint(NamedTuple):
@@ -116,38 +146,8 @@ def open_checkpoint(path: Path, run: RunOptions) -> OpenedCheckpoint:
     runtime.check_precision(run.precision, device)
     model, on_gpu = load_model(path), device.type == "cuda"
     wanted = ExportOptions(target="torch-cuda" if on_gpu else "torch", output="logits")
-    parts = model.verbs.graphs(model, wanted, known_sizes=on_gpu)
+    parts = model.networks.graphs(model, wanted, known_sizes=on_gpu)
     sessions: dict[str, Session] = {
         name: runtime.Session(runtime.compile(module, spec, run), spec, run) for name, (module, spec) in parts.items()
     }
     return OpenedCheckpoint(model.verbs.manifest(model, wanted), sessions, model.checkpoint.sha256)
-
-
-def manifest_fields(model: LoadedModel, options: ExportOptions) -> dict[str, Any]:
-    """Return the fields that every manifest has of a model; graphs and artifacts come with the bundle."""
-    checkpoint, known = model.checkpoint, model.checkpoint.known
-    return {
-        "family": model.family,
-        "architecture": model.config.architecture,
-        "checkpoint": CheckpointFile(
-            name=checkpoint.path.name,
-            bytes=checkpoint.bytes,
-            sha256=checkpoint.sha256,
-            licence=known.licence if known else options.licence or "unknown",
-            known=known is not None,
-        ),
-        "changes": model.changes,
-        "tools": tool_versions(),
-        "created": datetime.now(UTC).isoformat(timespec="seconds"),
-    }
-
-
-def tool_versions() -> dict[str, str]:
-    """Return the versions of everything that shapes a graph."""
-    versions = {"segship": segship.__version__}
-    for name in TOOLS:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return versions

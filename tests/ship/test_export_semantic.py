@@ -25,7 +25,7 @@ from segship.ship import export, verify
 from segship.ship.contracts import export_contract
 from segship.ship.export import export_bundle
 from segship.ship.families import IMAGENET_MEAN, IMAGENET_STD
-from segship.ship.families.semask import family
+from segship.ship.families.semask import family, graphs
 from segship.ship.families.semask.config import SEMASK_ARCHITECTURES
 from segship.ship.families.semask.family import with_batch
 from segship.ship.families.semask.model import SemanticGraph
@@ -57,8 +57,8 @@ def tensors(size_hw):
 
 def reference_answers(cases, module):
     """What the model answers to every picture by itself."""
-    loaded = LoadedModel("semask", None, module.config, module, ())
-    return answer(cases, torch_sessions(family.reference(loaded)))
+    loaded = LoadedModel("semask", None, module.config, {}, (), module)
+    return answer(cases, torch_sessions(graphs.reference(loaded)))
 
 
 def compare_with_model(step, path, spec, module, frame, batch=None):

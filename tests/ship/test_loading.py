@@ -4,9 +4,11 @@
 import pytest
 import torch
 
-from segship.errors import CheckpointError, ExportError
+from segship.errors import BackendUnavailable, CheckpointError, ExportError
+from segship.ship.families import family_module, graphs_module
 from segship.ship.loading import load_model
 from segship.ship.options import ExportOptions
+from segship.ship.weights import Weights
 from tests.oracle import SMALL_VIT
 from tests.small_models import save_checkpoint
 
@@ -73,3 +75,17 @@ def test_options_of_the_other_task_are_refused(small_checkpoint, small_semask_ch
     with pytest.raises(ExportError, match="is a semantic model, and contract official belongs to prom") as caught:
         load_model(small_semask_checkpoint, ExportOptions(contract="official"))
     assert caught.value.code == "other_family"
+
+
+@pytest.mark.parametrize("version", ["2.9.1", "2.9.1+cpu", "1.13.1", "unknown"])
+def test_an_old_torch_is_refused(small_checkpoint, monkeypatch, version):
+    monkeypatch.setattr(torch, "__version__", version)
+    with pytest.raises(BackendUnavailable, match=r"2.10 or newer is needed; pip install") as refusal:
+        load_model(small_checkpoint)
+    assert refusal.value.code == "torch_too_old" and version in str(refusal.value)
+
+
+def test_a_model_is_its_weights_and_has_their_memory(small_checkpoint):
+    model = load_model(small_checkpoint)
+    assert isinstance(model, Weights) and model.verbs is family_module("sam") and model.networks is graphs_module("sam")
+    assert all(tensor.data_ptr() == model.state[name].ctypes.data for name, tensor in model.module.state_dict().items())

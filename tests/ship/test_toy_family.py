@@ -28,17 +28,42 @@ def recognise(shapes):
 def describe(config):
     return {"task": "promptable", "architecture": config.architecture, "image_size": 32}
 """
-FAMILY = '''
-import torch
-from torch import nn
+FAMILY = """
 from segship.promptable.manifest import PromptableManifest
 from segship.promptable.prompts import PromptRules
 from segship.promptable.transforms import Preprocessing
 from segship.ship.families import IMAGENET_MEAN, IMAGENET_STD
-from segship.ship.loading import manifest_fields
+from segship.ship.weights import manifest_fields
 from segship.spec import SamGeometry, image_encoder_spec, mask_decoder_spec
 
 TASK = "promptable"
+
+def prepare(path, config, state, options):
+    return config, state, ()
+
+def geometry(weights):
+    return SamGeometry(32, weights.config.channels, 2)
+
+def specs(weights, options, *, known_sizes=False):
+    return {spec.name: spec for spec in (make(geometry(weights)) for make in (image_encoder_spec, mask_decoder_spec))}
+
+def largest_sizes(weights):
+    return {"objects": 64, "points": 64}
+
+def variants(options):
+    return {}
+
+def manifest(weights, options):
+    return PromptableManifest(
+        **manifest_fields(weights, options), geometry=geometry(weights),
+        preprocessing=Preprocessing(32, IMAGENET_MEAN, IMAGENET_STD), prompt_rules=PromptRules("without_box"),
+    )
+"""
+GRAPHS = '''
+import torch
+from torch import nn
+from segship.ship.families.toy.family import specs
+from segship.ship.options import ExportOptions
 
 class Toy(nn.Module):
     def __init__(self, config):
@@ -58,34 +83,14 @@ class Decoder(nn.Module):
         masks = (votes * 1000 + shown) * torch.ones(1, 4, 1, 1)
         return votes[:, :, 0, 0] * 0 + torch.tensor([[0.9, 0.8, 0.7, 0.6]]), masks
 
-def prepare(path, config, state, options):
-    return config, state, ()
-
 build = Toy
 
-def geometry(model):
-    return SamGeometry(32, model.config.channels, 2)
-
 def reference(model):
-    return {
-        "image_encoder": (model.module, image_encoder_spec(geometry(model))),
-        "mask_decoder": (Decoder(), mask_decoder_spec(geometry(model))),
-    }
+    return graphs(model, ExportOptions())
 
 def graphs(model, options, *, known_sizes=False):
-    return reference(model)
-
-def largest_sizes(model):
-    return {"objects": 64, "points": 64}
-
-def variants(options):
-    return {}
-
-def manifest(model, options):
-    return PromptableManifest(
-        **manifest_fields(model, options), geometry=geometry(model),
-        preprocessing=Preprocessing(32, IMAGENET_MEAN, IMAGENET_STD), prompt_rules=PromptRules("without_box"),
-    )
+    modules = {"image_encoder": model.module, "mask_decoder": Decoder()}
+    return {name: (modules[name], spec) for name, spec in specs(model, options).items()}
 '''
 
 
@@ -94,7 +99,8 @@ def toy_checkpoint(tmp_path, monkeypatch):
     """A checkpoint of a family whose folder lies outside the package."""
     folder = tmp_path / "families" / "toy"
     folder.mkdir(parents=True)
-    for name, text in (("__init__", '"""A toy."""\n'), ("recognise", RECOGNISE), ("family", FAMILY)):
+    files = {"__init__": '"""A toy."""\n', "recognise": RECOGNISE, "family": FAMILY, "graphs": GRAPHS}
+    for name, text in files.items():
         (folder / f"{name}.py").write_text(text)
     monkeypatch.setattr(families, "__path__", [*families.__path__, str(tmp_path / "families")])
     state = {"toy.weight": torch.randn(4, 3, 16, 16), "toy.bias": torch.zeros(4)}

@@ -1,5 +1,2 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Published and fine-tuned weight files: surveyed without running them, read safely, loaded strictly.
-
-Importing this loads no torch; only `reading.read_checkpoint` and `reading.load_state` do, when they are called.
-"""
+"""Published and fine-tuned weight files: surveyed without running them, read safely as numpy arrays. No torch."""

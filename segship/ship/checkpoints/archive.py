@@ -69,7 +69,7 @@ class StoredTensor(TensorInfo):
     Attributes
     ----------
     storage
-        Key of the storage, the name of a member under ``data/`` in the file.
+        Key of the storage: the name of a member under ``data/``, or the number of a safetensors file's tensor.
     storage_elements
         Elements of the storage, as the file claims.
     """
@@ -118,8 +118,10 @@ _DTYPES = {
 }
 
 
-def read_safetensors_header(stream: BinaryIO, size: int) -> dict[str, TensorInfo]:
-    """Return dtype and shape of every tensor of a safetensors file of ``size`` bytes.
+def read_safetensors_header(stream: BinaryIO, size: int) -> tuple[dict[str, StoredTensor], dict[str, tuple[int, int]]]:
+    """Return every tensor of a safetensors file of ``size`` bytes, and the first byte and bytes of every storage.
+
+    Each tensor has a storage of its own, called by its number.
 
     Raises
     ------
@@ -135,12 +137,15 @@ def read_safetensors_header(stream: BinaryIO, size: int) -> dict[str, TensorInfo
     if len(header) > MAX_TENSORS:
         _bad(f"it has {len(header)} tensors, and at most {MAX_TENSORS} are read")
     spans: list[tuple[int, int, str]] = []
-    tensors: dict[str, TensorInfo] = {}
+    tensors: dict[str, StoredTensor] = {}
     for name, entry in header.items():
-        tensors[name], begin, end = _tensor(name, entry)
+        info, begin, end = _tensor(name, entry)
+        strides = tuple(prod(info.shape[axis + 1 :]) for axis in range(len(info.shape)))
+        tensors[name] = StoredTensor(info.dtype, info.shape, strides, 0, str(len(spans)), info.elements)
         spans.append((begin, end, name))
-    _check_spans(spans, size - _LENGTH_BYTES - length)
-    return tensors
+    data = _LENGTH_BYTES + length
+    _check_spans(spans, size - data)
+    return tensors, {str(number): (data + begin, end - begin) for number, (begin, end, _) in enumerate(spans)}
 
 
 def _bad(what: str) -> NoReturn:
@@ -250,10 +255,14 @@ class Archive:
 
     members: dict[str, Member]
 
-    def storage_bytes(self, key: str) -> int | None:
-        """Return the bytes of a tensor storage, or None if there is none of that key."""
-        member = self.members.get(f"data/{key}")
-        return None if member is None else member.bytes
+    @property
+    def storages(self) -> dict[str, tuple[int, int]]:
+        """First byte and bytes of every tensor storage, by its key."""
+        return {
+            name.removeprefix("data/"): (member.start, member.bytes)
+            for name, member in self.members.items()
+            if name.startswith("data/")
+        }
 
 
 def read_archive(stream: BinaryIO, size: int) -> Archive:

@@ -291,7 +291,7 @@ class Survey:
     stamp
         Identity, size and time of the file, to notice that it was changed meanwhile.
     storages
-        Of a file of torch: where the bytes of each storage that a tensor has lie, and how many they are.
+        Where in the file the bytes of each storage that a tensor has begin, and how many they are.
     labels
         Names of classes that a training program wrote beside the weights, or None.
     """
@@ -398,26 +398,22 @@ def survey_file(path: str | os.PathLike[str]) -> Survey:
     with _named(given), _opened(given) as stream:
         size = os.fstat(stream.fileno()).st_size
         _refuse_other_kinds(kind, stream.read(512), size)
-        archive: Archive | None = None
         # The checks that a hostile file fails come before the digest, which takes as long as the file is large.
         if kind == "safetensors":
-            contents: object = read_safetensors_header(stream, size)
+            contents: object
+            contents, places = read_safetensors_header(stream, size)
             sha256 = _digest(stream)
         else:
             archive = read_archive(stream, size)
             contents, sha256 = _survey_archive(stream, size, archive)
+            places = archive.storages
         tensors, notes = unwrap_state_dict(contents, TensorInfo)
         stamp, labels = stamp_of(stream.fileno()), find_labels(contents)
         notes += labels.notes if labels is not None else ()
-        storages = {} if archive is None else _places(archive, tensors)
+        keys = {info.storage for info in tensors.values() if isinstance(info, StoredTensor)}
+        storages = {key: places[key] for key in keys}
         known = identify(sha256)
         return Survey(real_path(given), kind, size, sha256, known, tensors, notes, stamp, labels, storages)
-
-
-def _places(archive: Archive, tensors: Mapping[str, TensorInfo]) -> dict[str, tuple[int, int]]:
-    keys = {info.storage for info in tensors.values() if isinstance(info, StoredTensor)}
-    members = {key: archive.members[f"data/{key}"] for key in keys}
-    return {key: (member.start, member.bytes) for key, member in members.items()}
 
 
 def stamp_of(file: int | Path) -> tuple[int, ...]:
@@ -479,8 +475,9 @@ def _refuse_other_kinds(kind: Format, head: bytes, size: int) -> None:
 def _survey_archive(stream: BinaryIO, size: int, archive: Archive) -> tuple[object, str]:
     require_little_endian(stream, archive)
     scan = scan_pickle(read_pickle(stream, archive))
+    storages = archive.storages
     for tensor in scan.tensors:
-        _check_storage(tensor, archive.storage_bytes(tensor.storage))
+        _check_storage(tensor, storages.get(tensor.storage, (0, None))[1])
     logical = sum(tensor.bytes for tensor in scan.tensors)
     if logical > _MAX_SHARING * size:
         message = f"its tensors unfold to {logical} bytes, and the file has {size}; they share too much storage"

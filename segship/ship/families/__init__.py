@@ -1,11 +1,12 @@
 # SPDX-License-Identifier: Apache-2.0
 """How weights are laid out and become graphs: one folder a family, found because it is there.
 
-A folder holds two modules with the same verbs. ``recognise`` tells from shapes alone and without torch whether a state
-dict is the family's: ``recognise(shapes) -> config | None`` and ``describe(config) -> dict``. ``family`` builds and
-exports: ``TASK``, ``prepare(path, config, state, options)``, ``build(config)``, ``reference(model)``, ``graphs(model,
-options, known_sizes)``, ``largest_sizes(model)``, ``variants(options)`` and ``manifest(model, options)``;
-`segship.ship.loading` and `segship.ship.export` call them.
+A folder holds three modules with the same verbs, and only the last needs torch. ``recognise`` tells from shapes alone
+whether a state dict is the family's: ``recognise(shapes) -> config | None`` and ``describe(config) -> dict``.
+``family`` says what a model is: ``TASK``, ``prepare(path, config, state, options)`` on numpy arrays, ``specs(weights,
+options, known_sizes)``, ``largest_sizes(weights)``, ``variants(options)`` and ``manifest(weights, options)``.
+``graphs`` computes: ``build(config)``, ``reference(model)`` and ``graphs(model, options, known_sizes)``.
+`segship.ship.weights`, `segship.ship.loading` and `segship.ship.export` call them.
 """
 
 from __future__ import annotations
@@ -81,8 +82,13 @@ def recogniser(name: str) -> ModuleType:
 
 
 def family_module(name: str) -> ModuleType:
-    """Return the module ``family`` of a family, which needs torch."""
+    """Return the module ``family`` of a family, which needs no torch."""
     return import_module(f"{__name__}.{name}.family")
+
+
+def graphs_module(name: str) -> ModuleType:
+    """Return the module ``graphs`` of a family, which needs torch."""
+    return import_module(f"{__name__}.{name}.graphs")
 
 
 def unrecognised(what: str) -> CheckpointError:

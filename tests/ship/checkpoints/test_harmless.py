@@ -63,7 +63,7 @@ def save(path, value, protocol=2):
 @pytest.mark.parametrize("kind", HARMLESS)
 def test_what_carries_no_weights_is_left_out_and_the_tensors_load(tmp_path, kind, protocol):
     checkpoint = read_checkpoint(save(tmp_path / "model.pth", HARMLESS[kind], protocol))
-    assert torch.equal(checkpoint.state_dict["image_encoder.a"], WEIGHTS["image_encoder.a"])
+    assert np.array_equal(checkpoint.state_dict["image_encoder.a"], WEIGHTS["image_encoder.a"])
     (note,) = checkpoint.notes
     assert note.startswith("taken from 'state_dict'; left out 'epoch', 'more'")
 
@@ -117,7 +117,7 @@ def test_tensors_of_rare_dtypes_are_read_and_floats_become_float32(tmp_path, dty
     values = torch.tensor([[1.0, 2.0], [0.5, 4.0]]).to(dtype)
     torch.save({**WEIGHTS, "image_encoder.b": values}, tmp_path / "model.pth")
     checkpoint = read_checkpoint(tmp_path / "model.pth")
-    found = checkpoint.state_dict["image_encoder.b"]
+    found = torch.from_numpy(checkpoint.state_dict["image_encoder.b"])
     assert found.dtype == becomes and torch.equal(found, values.to(becomes))
     assert str(dtype).removeprefix("torch.") in checkpoint.stored_dtypes
 
@@ -127,7 +127,7 @@ def test_attributes_of_tensors_and_parameters_are_left_out(tmp_path):
     tensor.group = parameter.group = {"decay": False}
     torch.save({**WEIGHTS, "tensor": tensor, "parameter": parameter}, tmp_path / "model.pth")
     state = read_checkpoint(tmp_path / "model.pth").state_dict
-    assert torch.equal(state["tensor"], torch.arange(4.0)) and torch.equal(state["parameter"], torch.arange(3.0))
+    assert state["tensor"].tolist() == [0, 1, 2, 3] and state["parameter"].tolist() == [0, 1, 2]
 
 
 def strange():

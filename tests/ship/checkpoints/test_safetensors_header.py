@@ -9,7 +9,7 @@ import safetensors.torch
 import torch
 
 from segship.errors import CheckpointError
-from segship.ship.checkpoints.archive import MAX_HEADER_BYTES, TensorInfo, read_safetensors_header
+from segship.ship.checkpoints.archive import MAX_HEADER_BYTES, read_safetensors_header
 
 ENTRY = {"dtype": "F32", "shape": [2], "data_offsets": [0, 8]}
 
@@ -38,11 +38,16 @@ def test_what_the_library_writes_is_read():
         "flag": torch.ones(3, dtype=torch.bool),
         "empty": torch.ones(0, 5),
     }
-    found = read(safetensors.torch.save(tensors, metadata={"format": "pt"}))
-    assert found == {
-        name: TensorInfo(str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape))
+    data = safetensors.torch.save(tensors, metadata={"format": "pt"})
+    found, storages = read(data)
+    assert {name: (info.dtype, info.shape, info.strides, info.offset) for name, info in found.items()} == {
+        name: (str(tensor.dtype).removeprefix("torch."), tuple(tensor.shape), tensor.stride(), 0)
         for name, tensor in tensors.items()
-    }
+        if name != "empty"
+    } | {"empty": ("float32", (0, 5), (5, 1), 0)}
+    for name, tensor in tensors.items():
+        start, size = storages[found[name].storage]
+        assert data[start : start + size] == bytes(tensor.view(-1).view(torch.uint8).tolist())
 
 
 @pytest.mark.parametrize("length", [0, 1, MAX_HEADER_BYTES + 1, 2**31, 2**63, 2**64 - 1])

@@ -4,7 +4,7 @@
 import pytest
 
 from segship.errors import CheckpointError
-from segship.ship.families import families, family_module, recognise, recogniser
+from segship.ship.families import families, family_module, graphs_module, recognise, recogniser
 from tests.small_models import small_sam
 from tests.small_semask import SMALL_SEMASK, small_semask
 
@@ -30,8 +30,9 @@ def test_families_are_told_apart():
 
 @pytest.mark.parametrize("name", families())
 def test_every_family_has_the_verbs(name):
-    verbs = ("TASK", "prepare", "build", "reference", "graphs", "largest_sizes", "variants", "manifest")
+    verbs = ("TASK", "prepare", "specs", "largest_sizes", "variants", "manifest")
     assert all(hasattr(family_module(name), verb) for verb in verbs)
+    assert all(hasattr(graphs_module(name), verb) for verb in ("build", "reference", "graphs"))
     assert all(hasattr(recogniser(name), verb) for verb in ("recognise", "describe"))
 
 

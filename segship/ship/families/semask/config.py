@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Sizes of every architecture of the family; plain data, and the only place where they stand.
+"""Sizes of every architecture of the family, and what follows from them; the only place where they stand.
 
 Numbers of the published models follow the configuration files of SeMask-FPN.
 """
@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import numpy as np
+
+from segship.arrays import IntArray
 from segship.semantic.manifest import SemanticWindow
 from segship.ship.families import IMAGENET_MEAN, IMAGENET_STD
 
@@ -77,3 +80,11 @@ SEMASK_ARCHITECTURES: dict[str, SemaskConfig] = {
     "semask_b": SemaskConfig("semask_b", 128, (2, 2, 18, 2), (4, 8, 16, 32), 12),
     "semask_l": SemaskConfig("semask_l", 192, (2, 2, 18, 2), (6, 12, 24, 48), 12),
 }
+
+
+def relative_position_index(window_size: int) -> IntArray:
+    """Return (w * w, w * w) int64: the row of the bias table for each pair of places of a window."""
+    places = np.arange(window_size)
+    offsets = places[:, None] - places[None, :] + window_size - 1
+    rows = offsets[:, None, :, None] * (2 * window_size - 1)
+    return (rows + offsets[None, :, None, :]).reshape(window_size**2, window_size**2)

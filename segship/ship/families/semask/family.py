@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The verbs of the family semask: SeMask-FPN, from weights to graphs."""
+"""The verbs of the family semask: SeMask-FPN, from weights to what its graph is. No torch."""
 
 from __future__ import annotations
 
@@ -7,22 +7,21 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-from torch import Tensor, nn
+import numpy as np
 
+from segship.arrays import AnyArray
 from segship.datasets.classes import MOST_CLASSES, OWN_CLASSES, ClassTable, read_class_file
 from segship.datasets.known import TABLES, table_of
 from segship.errors import CheckpointError, way
 from segship.semantic.manifest import SemanticManifest
 from segship.semantic.preprocessing import SCALE_LIMITS, ScaleLimits, SemanticPreprocessing
-from segship.ship.families.semask.config import SemaskConfig
-from segship.ship.families.semask.model import SemanticGraph, build_semask
-from segship.ship.families.semask.swin import relative_position_index
-from segship.ship.loading import LoadedModel, manifest_fields
+from segship.ship.families.semask.config import SemaskConfig, relative_position_index
 from segship.ship.options import ExportOptions
-from segship.spec import GraphSpec, TensorSpec, semantic_spec
+from segship.ship.weights import Weights, manifest_fields
+from segship.spec import GraphSpec, SemanticOutput, TensorSpec, semantic_spec
 
 TASK = "semantic"
+DEFAULT_OUTPUT: SemanticOutput = "class_map"
 
 LARGE_SCALE = ScaleLimits(2560, 640)
 """At which SeMask-L was tested on ADE20K and COCO-Stuff."""
@@ -35,9 +34,7 @@ IGNORED_PREFIXES = ("auxiliary_head.",)
 """Heads that mmsegmentation's configurations may add in training; they take no part in an answer."""
 INDEX_SUFFIX, TABLE_SUFFIX = ".relative_position_index", ".relative_position_bias_table"
 
-State = Mapping[str, torch.Tensor]
-Graphs = dict[str, tuple[nn.Module, GraphSpec]]
-build = build_semask
+State = Mapping[str, AnyArray]
 
 
 def prepare(
@@ -58,7 +55,7 @@ def prepare(
     config = replace(config, semantic_window=asked or config.semantic_window)
     reason = "as the published code has it for these sizes" if asked is None else "as asked for"
     changes = [f"semantic layers work in windows in {config.semantic_window} stages, {reason}"]
-    kept = {name: tensor for name, tensor in state.items() if not name.startswith(IGNORED_PREFIXES)}
+    kept = {name: array for name, array in state.items() if not name.startswith(IGNORED_PREFIXES)}
     if len(kept) < len(state):
         left_out = len(state) - len(kept)
         changes.append(f"left out {left_out} tensors of a head that is used in training alone (auxiliary_head)")
@@ -72,8 +69,8 @@ def prepare(
 def _check_indices(path: Path, state: State, window_size: int) -> None:
     """Refuse tables of positions that are not those of the window: they would load and mean something else."""
     expected = relative_position_index(window_size)
-    for name, tensor in state.items():
-        if name.endswith(INDEX_SUFFIX) and tensor.shape == expected.shape and not torch.equal(tensor, expected):
+    for name, array in state.items():
+        if name.endswith(INDEX_SUFFIX) and array.shape == expected.shape and not np.array_equal(array, expected):
             message = (
                 f"{path}: {name} does not number the places of a {window_size} x {window_size} window as Swin does; "
                 "the checkpoint is of a variant that is not supported"
@@ -81,28 +78,10 @@ def _check_indices(path: Path, state: State, window_size: int) -> None:
             raise CheckpointError(message, code="unsupported_architecture")
 
 
-class _PictureByPicture(nn.Module):
-    """Logits of each picture by itself, so that a comparison sees where pictures of one run meet."""
-
-    def __init__(self, graph: nn.Module) -> None:
-        super().__init__()
-        self.graph = graph
-
-    def forward(self, image: Tensor) -> Tensor:
-        return torch.cat([self.graph(picture[None]) for picture in image])
-
-
-def reference(model: LoadedModel) -> Graphs:
-    """Return the graph whose answers all others are held against: logits, picture by picture."""
-    graph = _PictureByPicture(SemanticGraph(model.module, "logits"))
-    return {"semantic": (graph, semantic_spec(model.config.classes, "logits"))}
-
-
-def graphs(model: LoadedModel, options: ExportOptions, *, known_sizes: bool = False) -> Graphs:
-    """Return the only graph with its contract; its sizes are known in any case."""
-    output = options.output or "class_map"
-    spec = with_batch(semantic_spec(model.config.classes, output, options.size), options.batch)
-    return {"semantic": (SemanticGraph(model.module, output), spec)}
+def specs(weights: Weights, options: ExportOptions, *, known_sizes: bool = False) -> dict[str, GraphSpec]:
+    """Return the contract of the only graph; its sizes are known in any case."""
+    spec = semantic_spec(weights.config.classes, options.output or DEFAULT_OUTPUT, options.size)
+    return {spec.name: with_batch(spec, options.batch)}
 
 
 def with_batch(spec: GraphSpec, batch: int | None) -> GraphSpec:
@@ -116,7 +95,7 @@ def with_batch(spec: GraphSpec, batch: int | None) -> GraphSpec:
     return GraphSpec(spec.name, tuple(map(fixed, spec.inputs)), tuple(map(fixed, spec.outputs)))
 
 
-def largest_sizes(model: LoadedModel) -> None:
+def largest_sizes(weights: Weights) -> None:
     """Return no bounds: tracing finds those of pictures by itself."""
 
 
@@ -125,7 +104,7 @@ def variants(options: ExportOptions) -> dict[str, str]:
     return {}
 
 
-def manifest(model: LoadedModel, options: ExportOptions) -> SemanticManifest:
+def manifest(weights: Weights, options: ExportOptions) -> SemanticManifest:
     """Return everything that a manifest says of a model but its graph.
 
     Raises
@@ -133,10 +112,10 @@ def manifest(model: LoadedModel, options: ExportOptions) -> SemanticManifest:
     CheckpointError, InputError
         When the classes' names are not known, not as many as the head has, or no file of names.
     """
-    config = model.config
-    table = choose_table(model, None if options.classes is None else read_class_file(options.classes))
+    config = weights.config
+    table = choose_table(weights, None if options.classes is None else read_class_file(options.classes))
     return SemanticManifest(
-        **manifest_fields(model, options),
+        **manifest_fields(weights, options),
         table=table,
         preprocessing=SemanticPreprocessing(
             options.scale or published_scale(config.architecture, table.name),
@@ -144,15 +123,15 @@ def manifest(model: LoadedModel, options: ExportOptions) -> SemanticManifest:
             config.pixel_std,
             frame=options.size,
         ),
-        output=options.output or "class_map",
+        output=options.output or DEFAULT_OUTPUT,
         semantic_classes=config.semantic_classes,
         semantic_window=config.semantic_window,
         window_size=config.window_size,
-        names_assumed=options.classes is None and model.checkpoint.labels is None,
+        names_assumed=options.classes is None and weights.checkpoint.labels is None,
     )
 
 
-def choose_table(model: LoadedModel, classes: ClassTable | None = None) -> ClassTable:
+def choose_table(weights: Weights, classes: ClassTable | None = None) -> ClassTable:
     """Choose the classes' names: the caller's, else the checkpoint's, else those of the data set with as many.
 
     See `segship.datasets.known.table_of`; a data set is assumed only where the checkpoint names no classes.
@@ -162,7 +141,7 @@ def choose_table(model: LoadedModel, classes: ClassTable | None = None) -> Class
     CheckpointError
         ``class_count`` when the number of names is not that of the head, or there are none.
     """
-    count, labels, path = model.config.classes, model.checkpoint.labels, model.checkpoint.path
+    count, labels, path = weights.config.classes, weights.checkpoint.labels, weights.checkpoint.path
     if classes is not None:
         if len(classes.classes) != count:
             message = (

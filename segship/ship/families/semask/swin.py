@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from segship.ship.families.semask.config import relative_position_index
+
 OTHER_REGION = -100.0
 """Added to the score of two places that are neighbours only because the grid was rolled; part of the trained maths."""
 
@@ -94,7 +96,7 @@ class WindowAttention(nn.Module):
         self.scale = (dim // num_heads) ** -0.5
         self.relative_position_bias_table = nn.Parameter(torch.zeros((2 * window_size - 1) ** 2, num_heads))
         # A buffer of the published files, so it is kept and loaded although it follows from the window's size.
-        self.register_buffer("relative_position_index", relative_position_index(window_size))
+        self.register_buffer("relative_position_index", torch.from_numpy(relative_position_index(window_size)))
         self.qkv = nn.Linear(dim, 3 * dim)
         self.proj = nn.Linear(dim, dim)
 
@@ -116,15 +118,6 @@ class WindowAttention(nn.Module):
         tokens = self.relative_position_index.shape[0]
         bias = self.relative_position_bias_table[self.relative_position_index.flatten()]
         return bias.view(tokens, tokens, self.num_heads).permute(2, 0, 1)
-
-
-def relative_position_index(window_size: int) -> Tensor:
-    """Return (w * w, w * w) int64: the row of the bias table for each pair of places of a window."""
-    places = torch.arange(window_size)
-    offsets = places[:, None] - places[None, :] + window_size - 1
-    rows = offsets[:, None, :, None] * (2 * window_size - 1)
-    index = rows + offsets[None, :, None, :]
-    return index.reshape(window_size**2, window_size**2)
 
 
 class SwinBlock(nn.Module):

@@ -14,7 +14,7 @@ from segship.ship.families.sam.family import prepare
 from segship.ship.families.sam.model import build_sam
 from segship.ship.families.sam.recognise import recognise
 from segship.ship.options import ExportOptions
-from tests.oracle import SMALL_VIT, seeded_weights
+from tests.oracle import SMALL_VIT, as_arrays, seeded_weights
 
 # Keys and elements of the published files, buffers left out.
 PUBLISHED = {"vit_b": (314, 93_735_472), "vit_l": (482, 312_342_832), "vit_h": (594, 641_090_608)}
@@ -134,7 +134,7 @@ def test_another_tiny_vit_is_recognised_and_told_its_image_size():
     config = replace(SAM_ARCHITECTURES["vit_t"], architecture="custom", encoder=SMALL_TINY_VIT, image_size=512)
     found = recognise(shapes_of(config))
     assert found.image_size == 1024
-    state = seeded_weights(build_sam(config))
+    state = as_arrays(seeded_weights(build_sam(config)))
     told, kept, changes = prepare(Path("model.pth"), found, state, ExportOptions(image_size=512))
     assert told == config
     # No table of TinyViT depends on the frame.

@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: Apache-2.0
+"""From a checkpoint of any family to the weights of a known model, and to what all manifests say of one. No torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import segship
+from segship.arrays import AnyArray
+from segship.bundle.manifest import CheckpointFile
+from segship.errors import CheckpointError, shown
+from segship.ship.checkpoints.reading import Checkpoint, read_checkpoint
+from segship.ship.families import family_module, recognise
+from segship.ship.options import ExportOptions
+
+TOOLS = ("torch", "onnx", "onnxscript", "onnxslim", "onnxruntime", "numpy")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Weights:
+    """The weights of a model whose family and sizes are known."""
+
+    family: str
+    """The name of the family's folder."""
+    checkpoint: Checkpoint
+    config: Any
+    """Its sizes, in the family's class."""
+    state: Mapping[str, AnyArray]
+    """Its tensors as the model has them; whether they are exactly those that it needs shows when they are used."""
+    changes: tuple[str, ...]
+    """What was changed on the way, in words."""
+
+    @property
+    def verbs(self) -> ModuleType:
+        """The module `family` of its family."""
+        return family_module(self.family)
+
+    @property
+    def task(self) -> str:
+        """The task that the model answers."""
+        return str(self.verbs.TASK)
+
+
+def read_weights(path: Path, options: ExportOptions | None = None) -> Weights:
+    """Read a checkpoint, recognise its family and sizes, and make its tensors those of the model.
+
+    Of the options those count that belong to the model: ``image_size``, ``semantic_window``.
+
+    Raises
+    ------
+    CheckpointError
+        When the file cannot be read safely, or is of no known family.
+    ExportError
+        ``other_family`` when options belong to models of the other task.
+    """
+    options = options or ExportOptions()
+    checkpoint = read_checkpoint(path)
+    with naming_unusable(checkpoint):
+        name, config = recognise({name: array.shape for name, array in checkpoint.state_dict.items()})
+        family = family_module(name)
+        options.check_task(family.TASK, path)
+        config, state, changes = family.prepare(path, config, checkpoint.state_dict, options)
+    return Weights(name, checkpoint, config, state, (*checkpoint.notes, *changes))
+
+
+@contextmanager
+def naming_unusable(checkpoint: Checkpoint) -> Iterator[None]:
+    """Let a refusal of a checkpoint name those of its tensors that cannot become weights, too."""
+    try:
+        yield
+    except CheckpointError as error:
+        if not checkpoint.unusable:
+            raise
+        kinds = ", ".join(f"{shown(name)} ({kind})" for name, kind in list(checkpoint.unusable.items())[:10])
+        message = (
+            f"{error}; {len(checkpoint.unusable)} tensors of the file cannot become weights: {kinds}; save them as "
+            "plain floating-point tensors (dequantize(), to_dense()) first"
+        )
+        raise CheckpointError(message, code=error.code) from error
+
+
+def manifest_fields(weights: Weights, options: ExportOptions) -> dict[str, Any]:
+    """Return the fields that every manifest has of a model; graphs and artifacts come with the bundle."""
+    checkpoint, known = weights.checkpoint, weights.checkpoint.known
+    return {
+        "family": weights.family,
+        "architecture": weights.config.architecture,
+        "checkpoint": CheckpointFile(
+            name=checkpoint.path.name,
+            bytes=checkpoint.bytes,
+            sha256=checkpoint.sha256,
+            licence=known.licence if known else options.licence or "unknown",
+            known=known is not None,
+        ),
+        "changes": weights.changes,
+        "tools": tool_versions(),
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def tool_versions() -> dict[str, str]:
+    """Return the versions of everything that shapes a graph."""
+    versions = {"segship": segship.__version__}
+    for name in TOOLS:
+        try:
+            versions[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return versions
