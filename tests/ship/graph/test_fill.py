@@ -102,9 +102,7 @@ def test_a_missing_tensor_is_named(decoder, tmp_path):
     module, spec, cut = decoder
     given = arrays(module)
     del given["sam.mask_decoder.iou_token.weight"]
-    with pytest.raises(
-        CheckpointError, match="1 tensors are missing, among them sam.mask_decoder.iou_token.weight"
-    ):
+    with pytest.raises(CheckpointError, match="1 tensors are missing, among them sam.mask_decoder.iou_token.weight"):
         fill_graph(cut.template(), spec, given, tmp_path / "mask_decoder.onnx")
 
 
