@@ -7,10 +7,10 @@ unpickler, and nothing but our own reader decides where a tensor lies.
 
 from __future__ import annotations
 
+import mmap
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from mmap import ACCESS_COPY, mmap
 from pathlib import Path
 
 import numpy as np
@@ -85,6 +85,7 @@ def read_checkpoint(path: str | Path) -> Checkpoint:
     if stamp_of(survey.path) != survey.stamp:
         raise _changed(survey)
     _require_finite(survey.path, state)
+    _let_go(data)
     notes = list(survey.notes)
     converted = Counter(info.dtype for info in stored.values() if _is_float(info) and info.dtype != "float32")
     notes.extend(f"{count} tensors converted from {dtype} to float32" for dtype, count in sorted(converted.items()))
@@ -103,13 +104,13 @@ def _changed(survey: Survey) -> CheckpointError:
     return CheckpointError(message, code="file_changed")
 
 
-def _open(survey: Survey) -> mmap | bytearray:
+def _open(survey: Survey) -> mmap.mmap | bytearray:
     """Return the bytes of the file, which may be written to without changing it."""
     with open_regular(survey.path) as stream:
         if stamp_of(stream.fileno()) != survey.stamp:
             raise _changed(survey)
         if survey.bytes > _MAPPED_BYTES:
-            return mmap(stream.fileno(), 0, access=ACCESS_COPY)
+            return mmap.mmap(stream.fileno(), 0, access=mmap.ACCESS_COPY)
         data = bytearray(survey.bytes)
         stream.readinto(data)  # type: ignore[attr-defined]
         return data
@@ -119,7 +120,7 @@ def _is_float(info: StoredTensor) -> bool:
     return "float" in info.dtype
 
 
-def _array(data: mmap | bytearray, survey: Survey, info: StoredTensor) -> AnyArray:
+def _array(data: mmap.mmap | bytearray, survey: Survey, info: StoredTensor) -> AnyArray:
     """Return a tensor, weights in float32: a view of the file's bytes where nothing of them must change."""
     array = _view(data, survey, info)
     if info.dtype == "bfloat16":
@@ -131,10 +132,19 @@ def _array(data: mmap | bytearray, survey: Survey, info: StoredTensor) -> AnyArr
         array = _float8_values(info.dtype)[array]
     # torch.save aligns storages and other writers need not. A number past float32 becomes infinite and is refused.
     with np.errstate(over="ignore"):
-        return np.require(array, np.float32 if _is_float(info) else None, ("C", "ALIGNED", "WRITEABLE"))
+        array = np.require(array, np.float32 if _is_float(info) else None, ("C", "ALIGNED", "WRITEABLE"))
+    if not isinstance(array.base, mmap.mmap):
+        _let_go(data)
+    return array
 
 
-def _view(data: mmap | bytearray, survey: Survey, info: StoredTensor) -> AnyArray:
+def _let_go(data: mmap.mmap | bytearray) -> None:
+    """Give back the pages of a mapped file, to which nothing was written yet; those that are used again come again."""
+    if isinstance(data, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+        data.madvise(mmap.MADV_DONTNEED)
+
+
+def _view(data: mmap.mmap | bytearray, survey: Survey, info: StoredTensor) -> AnyArray:
     dtype = np.dtype(_BITS.get(info.dtype, info.dtype))
     if info.elements:
         start, _ = survey.storages[info.storage]

@@ -281,3 +281,25 @@ def test_reading_loads_neither_torch_nor_safetensors(tmp_path):
         "    assert read_checkpoint(path).state_dict['weight'].tolist() == [1, 1]\n"
     )
     subprocess.run([sys.executable, "-c", code], cwd=ROOT, check=True)
+
+
+PEAK = """
+import sys
+from segship.ship.checkpoints.reading import read_checkpoint
+def of(key):
+    # Of the processes' table: the resource module counts what the process that started this one held.
+    return next(int(line.split()[1]) * 1024 for line in open("/proc/self/status") if line.startswith(key))
+before = of("VmHWM")
+state = read_checkpoint(sys.argv[1]).state_dict
+print(of("VmHWM") - before, of("VmRSS") - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="peaks are read from /proc")
+@pytest.mark.parametrize(("dtype", "peak", "held"), [(torch.float32, 1.1, 0.1), (torch.float16, 2.1, 2.1)])
+def test_a_large_file_takes_no_memory_but_what_is_converted(tmp_path, dtype, peak, held):
+    path = tmp_path / "model.pth"
+    torch.save({f"k{index}": torch.full((5_000_000,), 0.5, dtype=dtype) for index in range(32 // dtype.itemsize)}, path)
+    done = subprocess.run([sys.executable, "-c", PEAK, str(path)], cwd=ROOT, capture_output=True, check=True)
+    found = [int(number) / path.stat().st_size for number in done.stdout.split()]
+    assert found[0] < peak and found[1] < held, found
