@@ -168,6 +168,177 @@ _ROWS = (
 KNOWN_CHECKPOINTS: dict[str, KnownCheckpoint] = {known.name: known for known in _ROWS}
 
 
+@dataclass(frozen=True, slots=True)
+class GraphFile:
+    """One published ONNX file.
+
+    Attributes
+    ----------
+    file, url, sha256
+        Its published name, where it is served, and its digest.
+    bytes
+        Its size; 0 where nobody publishes it.
+    """
+
+    file: str
+    url: str
+    sha256: str
+    bytes: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class KnownGraphs:
+    """An encoder and a decoder that somebody published as ONNX.
+
+    Attributes
+    ----------
+    name
+        What `segship.load` and ``segship fetch`` take.
+    family, architecture
+        Of the model; families that are not run yet are there to be recognised.
+    contract
+        How they are driven, see `segship.promptable.foreign`; None where they are not run yet.
+    licence, source
+        SPDX name of the weights' licence, and the project that published the files.
+    """
+
+    name: str
+    family: str
+    architecture: str
+    contract: Literal["osam"] | None
+    encoder: GraphFile
+    decoder: GraphFile
+    licence: str
+    source: str
+
+    @property
+    def files(self) -> tuple[GraphFile, GraphFile]:
+        """The encoder and the decoder."""
+        return self.encoder, self.decoder
+
+    @property
+    def bytes(self) -> int | None:
+        """Of both files; None where nobody publishes it."""
+        sizes = [file.bytes for file in self.files]
+        return sum(sizes) if all(sizes) else None
+
+
+_OSAM = "https://github.com/wkentaro/osam"
+
+
+def _graphs(
+    name: str, family: str, architecture: str, at: str, encoder: tuple[str, str], decoder: tuple[str, str]
+) -> KnownGraphs:
+    files = [GraphFile(file, f"{at}/{file}", sha256) for file, sha256 in (encoder, decoder)]
+    contract: Literal["osam"] | None = "osam" if family == "SAM" else None
+    return KnownGraphs(name, family, architecture, contract, files[0], files[1], licence="Apache-2.0", source=_OSAM)
+
+
+def _quantized_sam(architecture: str, stem: str, encoder: str, decoder: str) -> KnownGraphs:
+    return _graphs(
+        f"osam_{architecture}_quantized",
+        "SAM",
+        architecture,
+        "https://github.com/wkentaro/labelme/releases/download/sam-20230416",
+        (f"{stem}.quantized.encoder.onnx", encoder),
+        (f"{stem}.quantized.decoder.onnx", decoder),
+    )
+
+
+def _efficient_sam(size: str, encoder: str, decoder: str) -> KnownGraphs:
+    stem = f"efficient_sam_{size}"
+    return _graphs(
+        f"osam_{stem}",
+        "EfficientSAM",
+        stem,
+        "https://github.com/labelmeai/efficient-sam/releases/download/onnx-models-20231225",
+        (f"{stem}_encoder.onnx", encoder),
+        (f"{stem}_decoder.onnx", decoder),
+    )
+
+
+def _sam2(size: str, encoder: str, decoder: str) -> KnownGraphs:
+    return _graphs(
+        f"osam_sam2.1_{size}",
+        "SAM 2",
+        f"sam2.1_{size}",
+        f"{_OSAM}/releases/download/sam2.1",
+        (f"sam2.1_{size}_preprocess.onnx", encoder),
+        (f"sam2.1_{size}.onnx", decoder),
+    )
+
+
+_GRAPH_ROWS = (
+    _quantized_sam(
+        "vit_b",
+        "sam_vit_b_01ec64",
+        "3346b9cc551c9902fbf3b203935e933592b22e042365f58321c17fc12641fd6a",
+        "edbcf1a0afaa55621fb0abe6b3db1516818b609ea9368f309746a3afc68f7613",
+    ),
+    _quantized_sam(
+        "vit_l",
+        "sam_vit_l_0b3195",
+        "f7158a4a1fe7f670ef47ea2f7f852685425c1ed6caa40f5df86cbe2b0502034f",
+        "552ebb23bf52c5e5b971ac710d1eb8dccfd88b36cc6aff881d1536d1662e6d7b",
+    ),
+    _quantized_sam(
+        "vit_h",
+        "sam_vit_h_4b8939",
+        "a5c745fd4279efc5e5436b412200e983dafc2249ce172af6cc0002a71bb5f485",
+        "020b385a45ffe51097e1acd10cd791075a86171153505f789a793bc382eef210",
+    ),
+    _efficient_sam(
+        "vitt",
+        "7a73ee65aa2c37237c89b4b18e73082f757ffb173899609c5d97a2bbd4ebb02d",
+        "e1afe46232c3bfa3470a6a81c7d3181836a94ea89528aff4e0f2d2c611989efd",
+    ),
+    _efficient_sam(
+        "vits",
+        "4cacbb23c6903b1acf87f1d77ed806b840800c5fcd4ac8f650cbffed474b8896",
+        "4727baf23dacfb51d4c16795b2ac382c403505556d0284e84c6ff3d4e8e36f22",
+    ),
+    _sam2(
+        "tiny",
+        "5557482c56565f6a6c8206874b1a11c392cef8a1766477bf035b919092f2b619",
+        "11a2c86fabbea9d0268213a9205c99a7f7e379caa0493bd13f5cca8ffaae6777",
+    ),
+    _sam2(
+        "small",
+        "06016c6dfb146ce10e4dadfdf49e88a05c8d1f97a6b7c57e150e60d2d46a72e7",
+        "153aaef5047a3b95285d90cbb39dad6c7b5821bfd944dbf56483f3f735936941",
+    ),
+    _sam2(
+        "base_plus",
+        "ce95c44082b4532c25ae01e11da3c9337dab7b04341455c09ae599dc9ae5c438",
+        "2ad091af889b20ad2035503b4355cd8924fcf0e29fa6536924c48dc220ecdc56",
+    ),
+    _sam2(
+        "large",
+        "ab676f957528918496990f242163fd6b41a7222ae255862e846d9ab35115c12e",
+        "a3ebc6b8e254bd4ca1346901b9472bc2fae9e827cfd67d67e162d0ae2b1ec9a0",
+    ),
+)
+KNOWN_GRAPHS: dict[str, KnownGraphs] = {known.name: known for known in _GRAPH_ROWS}
+"""Digests are those that osam 0.8.1 checks its downloads by."""
+
+
+def importable() -> dict[str, KnownGraphs]:
+    """Return the published pairs that are run here, by their names."""
+    return {name: known for name, known in KNOWN_GRAPHS.items() if known.contract is not None}
+
+
+def identify_graphs(encoder_sha256: str, decoder_sha256: str | None = None) -> KnownGraphs | None:
+    """Return the published pair of those digests, or None; without the decoder's, the pair of the encoder."""
+    return next(
+        (
+            known
+            for known in KNOWN_GRAPHS.values()
+            if known.encoder.sha256 == encoder_sha256 and decoder_sha256 in (None, known.decoder.sha256)
+        ),
+        None,
+    )
+
+
 def identify(sha256: str) -> KnownCheckpoint | None:
     """Return the published checkpoint of that digest, or None for any other file."""
     return next((known for known in KNOWN_CHECKPOINTS.values() if known.sha256 == sha256.lower()), None)
@@ -184,14 +355,14 @@ class ModelInfo:
     status
         ``get by hand`` is a file that is not here and that its publisher lets nobody but browsers download.
     bytes
-        Size of the bundle or checkpoint.
+        Size of the bundle or checkpoint; None where its publisher does not say it.
     location
         Where it lies on this machine, or the address it is fetched from.
     """
 
     name: str
     status: Literal["in the package", "bundle ready", "checkpoint fetched", "not fetched", "get by hand"]
-    bytes: int
+    bytes: int | None
     licence: str
     location: str
     published: str = ""
@@ -208,14 +379,17 @@ def find_model(model: str | Path) -> Path:
         return path
     if name in EMBEDDED_MODELS:
         return embedded_bundle(name)
-    if name not in KNOWN_CHECKPOINTS:
-        names = ", ".join((*EMBEDDED_MODELS, *KNOWN_CHECKPOINTS))
+    pairs = importable()
+    if name not in KNOWN_CHECKPOINTS and name not in pairs:
+        names = ", ".join((*EMBEDDED_MODELS, *KNOWN_CHECKPOINTS, *pairs))
         raise BundleError(f"no model {name!r}: it is no path here and no known name ({names})", code="unknown_model")
     bundle = bundle_folder(name)
     if bundle.is_dir():
         return bundle
     make = f"make one with `segship fetch {name}` and `segship export {name}` (it"
-    if KNOWN_CHECKPOINTS[name].by_hand:
+    if name in pairs:
+        make = f"make one with `segship fetch {name}` (it"
+    elif KNOWN_CHECKPOINTS[name].by_hand:
         make = (
             f"`segship fetch {name}` says how to get its checkpoint, and `segship export {name}` makes the bundle (it"
         )
@@ -239,6 +413,7 @@ def list_models() -> tuple[ModelInfo, ...]:
     return (
         *(ModelInfo(name, "in the package", _folder_bytes(path), "Apache-2.0", str(path)) for name, path in embedded),
         *map(_describe, KNOWN_CHECKPOINTS.values()),
+        *map(_describe_graphs, importable().values()),
     )
 
 
@@ -252,6 +427,13 @@ def _describe(known: KnownCheckpoint) -> ModelInfo:
         return ModelInfo(known.name, "checkpoint fetched", size, licence, str(checkpoint), published)
     status: Literal["get by hand", "not fetched"] = "get by hand" if known.by_hand else "not fetched"
     return ModelInfo(known.name, status, known.bytes, licence, known.url, published)
+
+
+def _describe_graphs(known: KnownGraphs) -> ModelInfo:
+    bundle = bundle_folder(known.name)
+    if bundle.is_dir():
+        return ModelInfo(known.name, "bundle ready", _folder_bytes(bundle), known.licence, str(bundle))
+    return ModelInfo(known.name, "not fetched", known.bytes, known.licence, known.encoder.url)
 
 
 def _folder_bytes(folder: Path) -> int:

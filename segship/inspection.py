@@ -13,7 +13,7 @@ from segship.bundle import Bundle
 from segship.bundle.folder import EXPORT_FILE, is_contract
 from segship.bundle.manifest import MAX_MANIFEST_BYTES
 from segship.bundle.onnx_file import read_graph
-from segship.catalog import CHECKPOINT_SUFFIXES, EMBEDDED_MODELS, KNOWN_CHECKPOINTS, find_model
+from segship.catalog import CHECKPOINT_SUFFIXES, EMBEDDED_MODELS, KNOWN_CHECKPOINTS, find_model, importable
 from segship.errors import BundleError, InputError
 from segship.files import read_bytes
 
@@ -57,7 +57,7 @@ def inspect(path: str | os.PathLike[str]) -> Inspection:
         When the file is damaged or unsafe; the message names it.
     """
     name = os.fspath(path)
-    known = name in (*EMBEDDED_MODELS, *KNOWN_CHECKPOINTS) and not os.path.exists(name)
+    known = name in (*EMBEDDED_MODELS, *KNOWN_CHECKPOINTS, *importable()) and not os.path.exists(name)
     target = find_model(name) if known else Path(name)
     if name and is_contract(target):
         return Inspection("contract", target, _describe_contract(target))

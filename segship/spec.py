@@ -38,6 +38,9 @@ LABEL_EMPTY = -2
 MASK_TOKENS = 4
 """Mask tokens of the SAM decoder: 0 answers clear prompts, 1 to 3 are the ambiguous set."""
 
+PLACES = "places"
+"""The axis that may have no entry at all: the tokens of an object that has a mask input and nothing else."""
+
 
 @dataclass(frozen=True, slots=True)
 class TensorSpec:
@@ -101,8 +104,8 @@ def image_encoder_spec(geometry: SamGeometry) -> GraphSpec:
     )
 
 
-def mask_decoder_spec(geometry: SamGeometry) -> GraphSpec:
-    """Return the contract of ``mask_decoder``: any number of objects, all of one image."""
+def mask_decoder_spec(geometry: SamGeometry, masks: int = MASK_TOKENS) -> GraphSpec:
+    """Return the contract of ``mask_decoder``: any number of objects, all of one image, each with so many masks."""
     channels, grid, low_res = geometry.embedding_channels, geometry.embedding_size, geometry.low_res_size
     return GraphSpec(
         name="mask_decoder",
@@ -114,8 +117,8 @@ def mask_decoder_spec(geometry: SamGeometry) -> GraphSpec:
             TensorSpec("has_mask_input", "float32", ("objects",)),
         ),
         outputs=(
-            TensorSpec("iou_predictions", "float32", ("objects", MASK_TOKENS)),
-            TensorSpec("low_res_masks", "float32", ("objects", MASK_TOKENS, low_res, low_res)),
+            TensorSpec("iou_predictions", "float32", ("objects", masks)),
+            TensorSpec("low_res_masks", "float32", ("objects", masks, low_res, low_res)),
         ),
     )
 
@@ -253,7 +256,7 @@ def _check_size(
         if found != wanted:
             raise _bad(graph, f"{tensor.name} has shape {array.shape}; expected {_shape(tensor.shape)}")
         return
-    if found < 1:
+    if found < 1 and wanted != PLACES:
         raise _bad(graph, f"{tensor.name} has shape {array.shape}; axis {wanted!r} needs at least 1")
     first, name = sizes.setdefault(wanted, (found, tensor.name))
     if found != first:

@@ -41,12 +41,18 @@ def open_session(graph: Graph | bytes | Path, spec: GraphSpec, run: RunOptions) 
 
 
 def open_sessions(bundle: Bundle, run: RunOptions) -> dict[str, Session]:
-    """Verify every graph of a bundle and load it: graph -> session; errors are those of `open_session`."""
-    return {spec.name: open_graph(bundle, spec, run) for spec in bundle.manifest.graphs}
+    """Verify every graph of a bundle and load it: graph -> session; errors are those of `open_session`.
+
+    Graphs in other people's contracts answer in ours.
+    """
+    return bundle.manifest.adapt({spec.name: open_graph(bundle, spec, run) for spec in bundle.manifest.graphs})
 
 
 def open_graph(bundle: Bundle, spec: GraphSpec, run: RunOptions) -> Session:
     """Verify one graph of a bundle and load it; errors are those of `open_session`."""
+    if bundle.manifest.exact_only and run.precision != "fp32":
+        message = f"precision {run.precision!r} was asked for, and graphs like these run in fp32 alone"
+        raise BackendUnavailable(f"{message}; ask for fp32", code="precision_unavailable")
     artifact = bundle.manifest.artifact(spec.name, run.precision)
     return open_session(
         Graph(bundle.path / artifact.file, artifact.digest, partial(bundle.verified, artifact)), spec, run

@@ -16,7 +16,7 @@ from segship.bundle.artifacts import Artifact, GraphName, Option, Weights, artif
 from segship.bundle.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest, parse_manifest
 from segship.bundle.onnx_file import OnnxGraph, read_graph
 from segship.bundle.onnx_rules import check_graph
-from segship.catalog import identify
+from segship.catalog import identify, identify_graphs
 from segship.errors import BundleError, InputError, OutputError
 from segship.files import (
     CHUNK_BYTES,
@@ -121,7 +121,8 @@ class Bundle:
             self._check_weights(weights)
         name, size = (weights.file, weights.bytes) if weights is not None else (None, 0)
         graph = read_graph(data)
-        check_graph(graph, kind=artifact.graph, file=artifact.file, sidecar=name, sidecar_bytes=size)
+        kind = self.manifest.graph_kind(artifact.graph)
+        check_graph(graph, kind=kind, file=artifact.file, sidecar=name, sidecar_bytes=size)
         check_interface(graph.inputs, graph.outputs, self.manifest.graph_spec(artifact.graph))
         return data if weights is None else self.path / artifact.file
 
@@ -296,7 +297,7 @@ def _check_artifacts(manifest: Manifest) -> None:
 def _check_origin(manifest: Manifest) -> None:
     """Let nothing call itself published whose digest is not."""
     origin = manifest.checkpoint
-    if origin.known and identify(origin.sha256) is None:
+    if origin.known and identify(origin.sha256) is None and identify_graphs(origin.sha256) is None:
         message = (
             f"{MANIFEST_FILE} calls {origin.name} a published checkpoint, and its SHA-256 {origin.sha256} is none of "
             f"theirs; {_MEND}"

@@ -108,6 +108,19 @@ class Manifest:
         """The graph whose digest ties what it makes to this bundle."""
         raise NotImplementedError
 
+    @property
+    def exact_only(self) -> bool:
+        """Whether the graphs must not be compiled for another precision than fp32."""
+        return False
+
+    def graph_kind(self, graph: str) -> str:
+        """Return which operators a graph may hold: a key of `segship.bundle.onnx_rules.OPERATORS`."""
+        return graph
+
+    def adapt(self, sessions: dict[str, Any]) -> dict[str, Any]:
+        """Return what the task runs, from the sessions of the artifacts by graph; those themselves but for foreign."""
+        return sessions
+
     def graph_spec(self, graph: str) -> GraphSpec:
         """Return the contract of one graph as this bundle has it."""
         return next(spec for spec in self.graphs if spec.name == graph)

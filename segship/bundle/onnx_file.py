@@ -174,6 +174,7 @@ _MAX_READ_RANK = 64
 SIZE_INPUTS: Mapping[str, tuple[int, ...]] = {
     "ConstantOfShape": (0,),
     "Expand": (1,),
+    "OneHot": (1,),
     "Pad": (1,),
     "Range": (0, 1),
     "Resize": (2, 3),

@@ -25,14 +25,25 @@ _COMPUTE = frozenset({
 })  # fmt: skip
 """What any graph may hold: numbers in, numbers out, of sizes that follow from those of the inputs."""
 _DECODE = _COMPUTE | {"ConvTranspose", "Cos", "Expand", "Sin"}
+_FOREIGN = _DECODE | {
+    "ArgMax", "Ceil", "ConstantOfShape", "ConvInteger", "DequantizeLinear", "DynamicQuantizeLinear", "Einsum",
+    "GatherElements", "GlobalAveragePool", "HardSigmoid", "HardSwish", "InstanceNormalization", "MatMulInteger",
+    "OneHot", "QLinearConv", "QLinearMatMul", "QuantizeLinear", "Range", "Resize", "Round", "ScatterND", "Sum", "Tanh",
+    "Tile",
+}  # fmt: skip
 OPERATORS: dict[str, frozenset[str]] = {
     "image_encoder": _COMPUTE,
     "image_side": _COMPUTE,
     "mask_decoder": _DECODE,
     "selective_decoder": _DECODE | {"NonZero"},
     "semantic": _COMPUTE | {"ArgMax", "Range", "Resize"},
+    "foreign image_encoder": _FOREIGN,
+    "foreign mask_decoder": _FOREIGN,
 }
-"""Kind of graph -> the operators that a bundle's may hold: those that our exports write, and their like."""
+"""Kind of graph -> the operators that a bundle's may hold: those that our exports write, and their like; in graphs that
+others wrote also what the exporters and quantizers that people use write for the same networks."""
+# ONNX Runtime writes every domain that it knows into the files that it saves, whether it is used or not.
+_WRITTEN_BY_OTHERS = frozenset({"foreign image_encoder", "foreign mask_decoder"})
 MAX_RANK = 8
 MAX_ELEMENTS = 2**30
 """Most elements of a tensor whose size stands in the file: 4 GiB of float32."""
@@ -74,7 +85,9 @@ def _check_operators(graph: OnnxGraph, kind: str, file: str) -> None:
         odd = ", ".join(map(shown, graph.oddities))
         message = f"{file} holds what no bundle needs: {odd}; export the graph again with segship"
         raise BundleError(message, code="onnx_content")
-    domains = {domain for domain, _ in graph.operators} | {domain for domain, _ in graph.opset_imports}
+    domains = {domain for domain, _ in graph.operators}
+    if kind not in _WRITTEN_BY_OTHERS:
+        domains |= {domain for domain, _ in graph.opset_imports}
     if foreign := sorted(domains - OWN_DOMAINS):
         names = sorted(operator_name(*operator) for operator in graph.operators if operator[0] in foreign)
         used = (

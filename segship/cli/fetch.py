@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from cyclopts import Parameter
 
+from segship.catalog import KNOWN_GRAPHS
 from segship.cli.options import Json, command
 from segship.cli.output import megabytes, plain, print_json, progress_bar, results_console
 from segship.errors import FetchError
@@ -27,12 +28,14 @@ def fetch(
     """Fetch a published checkpoint and check its SHA-256.
 
     An interrupted download goes on where it stopped. The semantic models (semask_...) can only be downloaded by a
-    browser: the command says where, and checks the file.
+    browser: the command says where, and checks the file. Of a published encoder and decoder (osam_...) it makes the
+    bundle as well.
 
     Parameters
     ----------
     name
-        vit_b, vit_l, vit_h or vit_t; or semask_s_cityscapes and its like, see `segship models`.
+        vit_b, vit_l, vit_h or vit_t; or semask_s_cityscapes or osam_vit_b_quantized and their like, see `segship
+        models`.
     from_file
         Take this file, fetched by hand, instead of downloading.
     mirror
@@ -45,7 +48,8 @@ def fetch(
     segship fetch vit_b
     segship fetch semask_s_cityscapes --from downloaded.pth
     """
-    document = (_take_by_hand if known_checkpoint(name).by_hand else _fetch)(name, from_file, mirror, out)
+    take = _import if name in KNOWN_GRAPHS else _take_by_hand if known_checkpoint(name).by_hand else _fetch
+    document = take(name, from_file, mirror, out)
     checked = document.get("checked") or f"sha256 {document['sha256'][:12]} checked"
     if json:
         print_json(document)
@@ -58,6 +62,24 @@ def _fetch(name: str, from_file: Path | None, mirror: str | None, out: Path | No
         path = fetch_checkpoint(name, destination=out, mirror=mirror, from_file=from_file, progress=tick)
     known = known_checkpoint(name)
     return {"name": name, "path": str(path), "bytes": known.bytes, "sha256": known.sha256}
+
+
+def _import(name: str, from_file: Path | None, mirror: str | None, out: Path | None) -> dict[str, Any]:
+    from segship.ship.importing import fetch_bundle
+
+    if from_file is not None:
+        message = f"{name} is two files; make a bundle of copies that you have with `segship import`"
+        raise FetchError(message, code="two_files")
+    with progress_bar(name, of_bytes=True) as tick:
+        bundle = fetch_bundle(name, destination=out, mirror=mirror, progress=tick)
+    artifacts = bundle.manifest.artifacts
+    return {
+        "name": name,
+        "path": str(bundle.path),
+        "bytes": sum(artifact.bytes for artifact in artifacts),
+        "sha256": artifacts[0].sha256,
+        "checked": "both SHA-256 checked, seen to answer as their contract says; not compared with a torch model",
+    }
 
 
 def _take_by_hand(name: str, from_file: Path | None, mirror: str | None, out: Path | None) -> dict[str, Any]:

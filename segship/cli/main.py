@@ -9,6 +9,7 @@ import os
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from keyword import iskeyword
 from typing import Any
 
 from cyclopts import App, CycloptsError, Group, Parameter
@@ -114,6 +115,7 @@ COMMANDS = {
     "Ship": {
         "fetch": "Fetch a published checkpoint and check its SHA-256.",
         "export": "Export a checkpoint to a checked bundle.",
+        "import": "Make a bundle of ONNX graphs that another program exported.",
         "tune": "Find the backend that is right and fastest on this machine.",
     },
     "Measure": {
@@ -133,8 +135,10 @@ imported only when it is asked for, so that none waits for what another needs.""
 for place, (panel, lines) in enumerate(COMMANDS.items()):
     group = Group(panel, sort_key=place)
     for command, line in lines.items():
-        function = command.replace("-", "_")
-        app.command(f"segship.cli.{function}:{function}", group=group, help=line, sort_key=list(lines).index(command))
+        # A keyword of Python is no name of a function.
+        function = command.replace("-", "_") + "_" * iskeyword(command)
+        source, place_in_panel = f"segship.cli.{function}:{function}", list(lines).index(command)
+        app.command(source, name=command, group=group, help=line, sort_key=place_in_panel)
 
 app.register_install_completion_command(
     help="Install completion for this shell, or for another: --shell bash, zsh, fish or powershell.",

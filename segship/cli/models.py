@@ -23,7 +23,11 @@ def models(*, json: Json = False) -> None:
         print_json({"models": [asdict(model) for model in found]})
         return
     rows = [
-        (model.name, model.status, megabytes(model.bytes), model.licence, model.published, model.location)
+        (model.name, model.status, _size(model.bytes), model.licence, model.published, model.location)
         for model in found
     ]
     results_console().print(make_table(("name", "status", ">size", "licence", "published", "location"), rows))
+
+
+def _size(count: int | None) -> str:
+    return "not published" if count is None else megabytes(count)

@@ -15,7 +15,7 @@ from pathlib import Path
 from urllib.parse import SplitResult, quote, urlsplit
 from urllib.request import url2pathname
 
-from segship.catalog import KNOWN_CHECKPOINTS, KnownCheckpoint
+from segship.catalog import KNOWN_CHECKPOINTS, GraphFile, KnownCheckpoint, KnownGraphs
 from segship.errors import FetchError, SegshipError, way
 from segship.fetch.download import Download, Progress, exclusive_lock
 from segship.fetch.download import download as download_file
@@ -79,6 +79,38 @@ def fetch_checkpoint(
     if known.by_hand:
         raise by_hand_error(known)
     target = checkpoint_path(name, destination)
+    take = f"run `segship fetch {name} --from FILE`, which checks it and puts it at {target}"
+    return _fetch(known, target, mirror, from_file, progress, timeout, take)
+
+
+def fetch_graphs(
+    known: KnownGraphs,
+    *,
+    destination: Path | None = None,
+    mirror: str | None = None,
+    progress: Progress | None = None,
+    timeout: float = DEFAULT_TIMEOUT,
+) -> tuple[Path, Path]:
+    """Put a published encoder and decoder on this machine and return their paths.
+
+    Parameters and errors are those of `fetch_checkpoint`; ``progress`` counts each file by itself.
+    """
+    folder = destination if destination is not None else checkpoint_folder()
+    take = f"put it into {folder} and run `segship fetch {known.name}` again, which checks it"
+    encoder, decoder = (_fetch(file, folder / file.file, mirror, None, progress, timeout, take) for file in known.files)
+    return encoder, decoder
+
+
+def _fetch(
+    known: KnownCheckpoint | GraphFile,
+    target: Path,
+    mirror: str | None,
+    from_file: Path | None,
+    progress: Progress | None,
+    timeout: float,
+    take: str,
+) -> Path:
+    """Put one file at its place unless it is there; ``take`` says what to do with one got by other means."""
     with _writable(target):
         os.makedirs(target.parent, exist_ok=True)
         if _is_there(known, target):
@@ -86,7 +118,7 @@ def fetch_checkpoint(
         with exclusive_lock(target.with_name(f".{known.file}.lock")):
             # Another process may have fetched it while this one waited.
             if not _is_there(known, target):
-                _obtain(known, target, mirror, from_file, progress or (lambda done, total: None), timeout)
+                _obtain(known, target, mirror, from_file, progress or (lambda done, total: None), timeout, take)
     return target
 
 
@@ -122,29 +154,30 @@ def _writable(target: Path) -> Iterator[None]:
         raise FetchError(message, code="cannot_write") from error
 
 
-def _is_there(known: KnownCheckpoint, target: Path) -> bool:
+def _is_there(known: KnownCheckpoint | GraphFile, target: Path) -> bool:
     """Tell whether the right file has its name already; a wrong one under that name is never replaced."""
     if not os.path.exists(target):
         return False
     # The name may be a link that the user made to a copy elsewhere; what counts is the content.
     real = real_path(target)
     size = real.stat().st_size
-    if size == known.bytes and sha256_of(real) == known.sha256:
+    if size == (known.bytes or size) and sha256_of(real) == known.sha256:
         return True
     message = (
         f"{target} is there and is not the published {known.file} "
-        f"({size} bytes, published are {known.bytes}, or its SHA-256 differs); move it away and fetch again"
+        f"({size} bytes, published are {known.bytes or 'none'}, or its SHA-256 differs); move it away and fetch again"
     )
     raise FetchError(message, code="file_differs")
 
 
 def _obtain(
-    known: KnownCheckpoint,
+    known: KnownCheckpoint | GraphFile,
     target: Path,
     mirror: str | None,
     from_file: Path | None,
     progress: Progress,
     timeout: float,
+    take: str,
 ) -> None:
     assert known.sha256 is not None
     base = mirror or os.environ.get(MIRROR_VARIABLE)
@@ -155,10 +188,7 @@ def _obtain(
         _adopt(known, Path(url2pathname(address.path)), target, progress)
     elif address and address.scheme in ("http", "https") and address.hostname:
         part = target.with_name(f"{known.file}.part")
-        by_hand = (
-            f"get {url} by other means and run `segship fetch {known.name} --from FILE`, which checks it and puts it "
-            f"at {target}"
-        )
+        by_hand = f"get {url} by other means and {take}"
         download_file(Download(url, part, target, known.bytes, known.sha256, timeout, by_hand), progress)
     else:
         message = (
@@ -177,7 +207,7 @@ def _address(url: str) -> SplitResult | None:
         return None
 
 
-def _adopt(known: KnownCheckpoint, source: Path, target: Path, progress: Progress) -> None:
+def _adopt(known: KnownCheckpoint | GraphFile, source: Path, target: Path, progress: Progress) -> None:
     """Copy a file of the user's to the target if it is the published one."""
     if not os.path.isfile(source):
         message = f"there is no file {source}; give the path of a copy of {known.file}"
@@ -186,14 +216,14 @@ def _adopt(known: KnownCheckpoint, source: Path, target: Path, progress: Progres
     digest, done = hashlib.sha256(), 0
     with open_regular(real_path(source)) as stream, atomic_file(target) as copy:
         size = os.fstat(stream.fileno()).st_size
-        if size != known.bytes:
+        if size != (known.bytes or size):
             message = f"{source} has {size} bytes and the published {known.file} has {known.bytes}; it is another file"
             raise FetchError(message, code="wrong_size")
         while piece := stream.read(CHUNK_BYTES):
             digest.update(piece)
             copy.write(piece)
             done += len(piece)
-            progress(done, known.bytes)
+            progress(done, size)
         if digest.hexdigest() != known.sha256:
             message = (
                 f"{source} has the SHA-256 {digest.hexdigest()} and the published {known.file} has {known.sha256}; "

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import http.client
+import io
 import os
 import re
 import shutil
@@ -20,7 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any, BinaryIO
 from urllib.error import HTTPError, URLError
@@ -97,6 +98,7 @@ Progress = Callable[[int, int], None]
 # A lost connection is taken up again this often within one call; the part stays for the next call in any case.
 ATTEMPTS = 3
 PAUSE_SECONDS = 0.5
+_HEADERS = {"User-Agent": "segship", "Accept-Encoding": "identity"}
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,18})-(\d{1,18})/(\d{1,18}|\*)")
 # A server that sends a byte now and then never times out. Below the least rate, over one timeout, a connection counts
 # as lost; what is slower than the other rate for the whole file, with an hour for the small ones, is given up.
@@ -107,7 +109,10 @@ SHORTEST_DEADLINE = 3600.0
 
 @dataclass(frozen=True, slots=True)
 class Download:
-    """What to fetch, where to, what it must be, and the sentence that says how to do without the network."""
+    """What to fetch, where to, what it must be, and the sentence that says how to do without the network.
+
+    ``bytes`` is 0 where no size is published; then the server says it, and the digest alone decides.
+    """
 
     url: str
     part: Path
@@ -173,6 +178,8 @@ def download(wanted: Download, progress: Progress) -> None:
         ``no_network``, ``bad_address``, ``bad_certificate``, ``http_error``, ``bad_redirect``, ``file_changed``,
         ``too_many_bytes``, ``connection_lost``, ``too_slow``, ``wrong_digest`` or ``disk_full``.
     """
+    if not wanted.bytes:
+        wanted = replace(wanted, bytes=_announced_bytes(wanted))
     with _open_part(wanted.part) as stream:
         transfer = _Transfer(wanted, stream, progress)
         _require_space(wanted, transfer.done)
@@ -188,6 +195,20 @@ def download(wanted: Download, progress: Progress) -> None:
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(wanted.part, wanted.target)
+
+
+def _announced_bytes(wanted: Download) -> int:
+    """Return how large the server says that a file is."""
+    transfer = _Transfer(wanted, io.BytesIO(), lambda done, total: None)
+    try:
+        with transfer.open(Request(wanted.url, headers=_HEADERS)) as response:
+            length = response.headers.get("Content-Length") or ""
+    except _Lost as lost:
+        message = f"the connection to {wanted.url} was lost: {lost}; run the same command again, or {wanted.by_hand}"
+        raise FetchError(message, code="connection_lost") from lost
+    if not re.fullmatch("[1-9][0-9]{0,10}", length, re.ASCII):
+        raise transfer.error("does not say how large the file is", "file_changed")
+    return int(length)
 
 
 def _open_part(part: Path) -> BinaryIO:
@@ -278,7 +299,7 @@ class _Transfer:
             raise FetchError(message, code="too_slow")
 
     def request(self) -> None:
-        headers = {"User-Agent": "segship", "Accept-Encoding": "identity"}
+        headers = dict(_HEADERS)
         if self.done:
             headers["Range"] = f"bytes={self.done}-"
             if self.etag:

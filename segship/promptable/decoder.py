@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
 Arrays = Mapping[str, AnyArray]
 Decoded = tuple[FloatArray, FloatArray]
-"""(N, 4) float32 predicted IoUs and (N, 4, 4h, 4w) float32 logits, the single-mask token first."""
+"""(N, 4) float32 predicted IoUs and (N, 4, 4h, 4w) float32 logits, the single-mask token first.
+
+(N, 1) and (N, 1, 4h, 4w) from decoders that give one mask."""
 
 # More objects a call gain nothing on a CPU and take more memory; with fewer the tokens' small matrices weigh more.
 MOST_OBJECTS_PER_CALL = 8
@@ -101,10 +103,13 @@ class Decoder:
         Graph -> session; ``mask_decoder``, and ``image_side`` with ``selective_decoder`` where the model has them.
     per_call
         Objects of one call, see `objects_per_call`.
+    masks
+        Masks of an object; only ``mask_decoder`` may give one instead of four.
     """
 
-    def __init__(self, sessions: Mapping[str, Session], per_call: int) -> None:
+    def __init__(self, sessions: Mapping[str, Session], per_call: int, masks: int = MASK_TOKENS) -> None:
         self.per_call = per_call
+        self.masks = masks
         self._sessions = sessions
 
     def image_side(self, image_embeddings: FloatArray) -> dict[str, AnyArray] | None:
@@ -113,11 +118,11 @@ class Decoder:
         return None if session is None else session.run({"image_embeddings": image_embeddings})
 
     def decode(self, image_embeddings: FloatArray, image_side: Arrays | None, prompts: Arrays) -> Decoded:
-        """Return all four masks of every object, in the order of the prompts."""
+        """Return all masks of every object, in the order of the prompts."""
         if not len(prompts["point_labels"]):
             # There is nothing to run: a graph's operators need not take tensors without a value.
             side_hw = tuple(4 * side for side in image_embeddings.shape[2:])
-            return np.zeros((0, MASK_TOKENS), np.float32), np.zeros((0, MASK_TOKENS, *side_hw), np.float32)
+            return np.zeros((0, self.masks), np.float32), np.zeros((0, self.masks, *side_hw), np.float32)
         shared = self._shares(prompts)
         parts: list[tuple[IntArray, FloatArray, FloatArray]] = []
         if shared.any():
@@ -166,7 +171,7 @@ class Decoder:
         Parameters
         ----------
         min_iou
-            (4,) float32, a threshold for each of an object's masks; infinity where none is wanted.
+            (4,) or (1,) float32, a threshold for each of an object's masks; infinity where none is wanted.
         size_hw
             Height and width of the part of the masks, in their pixels, that is wanted; the rest may be padding.
         """

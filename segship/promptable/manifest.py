@@ -4,14 +4,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from segship.bundle.manifest import Manifest
 from segship.masks.cleanup import MaskCleanUp
 from segship.promptable.everything.options import Thresholds
+from segship.promptable.foreign import ForeignGraphs, adapt_sessions
 from segship.promptable.prompts import PromptRules
 from segship.promptable.transforms import Preprocessing
 from segship.spec import (
+    MASK_TOKENS,
     GraphSpec,
     SamGeometry,
     image_encoder_spec,
@@ -37,6 +39,11 @@ class PromptableManifest(Manifest):
         How prompted masks are cleaned; None leaves them as the decoder gives them.
     amg_defaults
         Thresholds of everything mode that suit the scale of this model's scores; None are SAM's own.
+    decoder_masks
+        Masks that the decoder gives of an object: the single-mask token and the ambiguous three; or one, which it
+        chooses itself.
+    foreign
+        How the graphs are driven where they keep another program's contract; None where they keep ours.
     """
 
     task: Literal["promptable"] = "promptable"
@@ -45,6 +52,8 @@ class PromptableManifest(Manifest):
     prompt_rules: PromptRules
     mask_clean_up: MaskCleanUp | None = None
     amg_defaults: Thresholds | None = None
+    decoder_masks: Literal[4, 1] = 4
+    foreign: ForeignGraphs | None = None
 
     def __post_init__(self) -> None:
         sizes = self.geometry.image_size, self.preprocessing.image_size
@@ -54,16 +63,36 @@ class PromptableManifest(Manifest):
     @property
     def contracts(self) -> dict[str, GraphSpec]:
         """The contract of every graph that a bundle of this task may have."""
-        makers = (image_encoder_spec, mask_decoder_spec, image_side_spec, selective_decoder_spec)
-        return {spec.name: spec for spec in (make(self.geometry) for make in makers)}
+        if self.foreign is not None:
+            return {spec.name: spec for spec in self.foreign.specs(self.geometry, self.decoder_masks)}
+        decoder = mask_decoder_spec(self.geometry, self.decoder_masks)
+        makers = (image_encoder_spec, image_side_spec, selective_decoder_spec)
+        return {spec.name: spec for spec in (decoder, *(make(self.geometry) for make in makers))}
 
     @property
     def graph_sets(self) -> tuple[frozenset[str], ...]:
         """The graphs that are needed; and these with two more, which make it faster and change no mask."""
         needed = frozenset({"image_encoder", "mask_decoder"})
-        return (needed, needed | {"image_side", "selective_decoder"})
+        # The two that make it faster give four masks, and belong to our own decoder.
+        more = self.foreign is None and self.decoder_masks == MASK_TOKENS
+        return (needed, needed | {"image_side", "selective_decoder"}) if more else (needed,)
 
     @property
     def first_graph(self) -> str:
         """The encoder, whose digest ties embeddings to this bundle."""
         return "image_encoder"
+
+    @property
+    def exact_only(self) -> bool:
+        """The reference's one-mask decoder: OpenVINO 2026.4 crashes, process and all, as it compiles it for bfloat16."""
+        return self.foreign is not None and self.decoder_masks != MASK_TOKENS
+
+    def graph_kind(self, graph: str) -> str:
+        """Return which operators a graph may hold; those that others wrote may have more."""
+        return graph if self.foreign is None else f"foreign {graph}"
+
+    def adapt(self, sessions: dict[str, Any]) -> dict[str, Any]:
+        """Return sessions that keep our contracts."""
+        if self.foreign is None:
+            return sessions
+        return adapt_sessions(sessions, self.foreign, self.geometry, self.preprocessing, self.decoder_masks)

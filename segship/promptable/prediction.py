@@ -22,6 +22,7 @@ from segship.masks.rle import Rle, Runs, compress_runs
 from segship.masks.upscaling import LogitsPatch, Upscaler, crop_patch
 from segship.promptable.prompts import ObjectPrompt
 from segship.promptable.transforms import to_model_frame
+from segship.spec import MASK_TOKENS
 
 MaskChoice = bool | Literal["best", "auto"]
 """Which of the decoder's four masks come out.
@@ -29,6 +30,8 @@ MaskChoice = bool | Literal["best", "auto"]
 ``True``: the three of the ambiguous set. ``False``: the single-mask token. ``"best"``: of the ambiguous three the one
 with the highest predicted IoU. ``"auto"``: ``"best"`` for an object that is a single click, the single-mask token for
 any clearer object; the choice counts the points that the caller gave, never the padded length of a tensor.
+
+A decoder that gives one mask answers each of these with it.
 """
 
 AMBIGUOUS_MASKS = slice(1, 4)
@@ -268,9 +271,9 @@ def check_choice(choice: MaskChoice) -> None:
         )
 
 
-def count_masks(choice: MaskChoice) -> int:
-    """Return how many masks of an object come out."""
-    return AMBIGUOUS_MASKS.stop - AMBIGUOUS_MASKS.start if choice is True else 1
+def count_masks(choice: MaskChoice, masks: int = MASK_TOKENS) -> int:
+    """Return how many masks of an object come out of a decoder that gives so many."""
+    return len(range(masks)[AMBIGUOUS_MASKS]) if choice is True and masks > 1 else 1
 
 
 def choose_masks(
@@ -279,7 +282,9 @@ def choose_masks(
     objects: Sequence[ObjectPrompt],
     choice: MaskChoice,
 ) -> tuple[FloatArray, FloatArray]:
-    """Pick masks from all four tokens: (N, 4) and (N, 4, h, w) to (N, k) and (N, k, h, w)."""
+    """Pick masks from all that the decoder gives: (N, 4) and (N, 4, h, w) to (N, k) and (N, k, h, w)."""
+    if low_res.shape[1] == 1:
+        return ious, low_res
     if choice is True:
         return ious[:, AMBIGUOUS_MASKS], low_res[:, AMBIGUOUS_MASKS]
     if choice is False:

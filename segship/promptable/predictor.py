@@ -32,6 +32,7 @@ from segship.promptable.prediction import (
     make_masks,
 )
 from segship.promptable.prompts import (
+    ONE_MASK,
     ObjectPrompt,
     PromptLimits,
     Prompts,
@@ -92,7 +93,7 @@ class Predictor:
         self.precision = precision
         self.backend_reason = backend_reason
         self._sessions = dict(sessions)
-        self._decoder = Decoder(self._sessions, self.objects_per_call)
+        self._decoder = Decoder(self._sessions, self.objects_per_call, manifest.decoder_masks)
         self.encoder_sha256 = encoder_sha256
         self._threads = threads
         # Inputs of calls that have ended, for the next ones: as many as there ever were calls at once.
@@ -102,6 +103,11 @@ class Predictor:
     def image_size(self) -> int:
         """Side of the square model frame, in pixels."""
         return self.manifest.geometry.image_size
+
+    @property
+    def masks_per_point(self) -> int:
+        """How many masks everything mode gets at each point: the ambiguous three, or the one that the decoder gives."""
+        return count_masks(True, self.manifest.decoder_masks)
 
     @property
     def mask_clean_up(self) -> MaskCleanUp | None:
@@ -215,7 +221,8 @@ class Predictor:
             raise TypeError(f"{given}; give what is asked as one: decode(embedding, Prompts(points=...))")
         check_choice(multimask_output)
         resolved = self._resolve(embedding, prompts, limits, outside)
-        self._check_memory(embedding, resolved, limits, count_masks(multimask_output), return_logits)
+        masks = count_masks(multimask_output, self.manifest.decoder_masks)
+        self._check_memory(embedding, resolved, limits, masks, return_logits)
         return self.decode_resolved(
             embedding, resolved, multimask_output=multimask_output, return_logits=return_logits, clean_up=clean_up
         )
@@ -277,7 +284,8 @@ class Predictor:
         Returns
         -------
         tuple
-            (N, 4) float32 predicted IoUs and (N, 4, 4h, 4w) float32 logits, the single-mask token first.
+            (N, 4) float32 predicted IoUs and (N, 4, 4h, 4w) float32 logits, the single-mask token first; one of each
+            instead of four where the manifest's ``decoder_masks`` is 1.
         """
         resolved = self._resolve(embedding, prompts, limits)
         self._check_memory(embedding, resolved, limits, MASK_TOKENS)
@@ -440,7 +448,9 @@ class Predictor:
         clean_up: bool = True,
     ) -> MaskPrediction:
         """Decode prompts that `segship.promptable.prompts.resolve_prompts` gave, as `decode` does."""
-        kept, side = (len(resolved.objects), count_masks(multimask_output)), self.manifest.geometry.low_res_size
+        masks, side = self.manifest.decoder_masks, self.manifest.geometry.low_res_size
+        kept = len(resolved.objects), count_masks(multimask_output, masks)
+        own_notes = (ONE_MASK,) if multimask_output is True and masks == 1 else ()
         ious, low_res = np.empty(kept, np.float32), np.empty((*kept, side, side), np.float32)
         for begin in range(0, len(ious), _OBJECTS_OF_A_PORTION):
             rows = slice(begin, begin + _OBJECTS_OF_A_PORTION)
@@ -461,7 +471,7 @@ class Predictor:
             low_res_masks=low_res,
             original_size=embedding.original_size,
             objects=resolved.objects,
-            notes=(*embedding.notes, *resolved.notes),
+            notes=(*embedding.notes, *resolved.notes, *own_notes),
             image_path=embedding.image_path,
         )
 
@@ -502,8 +512,8 @@ class Predictor:
         return ious, low_res
 
     def _select(self, embedding: ImageEmbedding, tensors: Mapping[str, AnyArray], min_iou: float) -> SelectedMasks:
-        thresholds = np.full(MASK_TOKENS, np.inf, np.float32)
-        thresholds[AMBIGUOUS_MASKS] = min_iou
+        thresholds = np.full(self.manifest.decoder_masks, np.inf, np.float32)
+        thresholds[AMBIGUOUS_MASKS if len(thresholds) > 1 else slice(None)] = min_iou
         size_hw = self.upscaler(embedding).valid_cells
         found = self._decoder.select(
             embedding.image_embeddings, embedding.image_side, tensors, min_iou=thresholds, size_hw=size_hw

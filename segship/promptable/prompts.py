@@ -187,9 +187,11 @@ CHANGES = {
     "box_reversed": "the corners of a box were put in order, x0 < x1 and y0 < y1",
 }
 """Notes of prompts that were used otherwise than given, in words for the warnings of facades."""
+ONE_MASK = "one_mask_model"
 NOTES = {
     **CHANGES,
     "no_positive_prompt": "an object has background points alone; a foreground point or a box says what is meant",
+    ONE_MASK: "the model gives one mask of an object, which its graph chooses, so there are no three to choose from",
 }
 """What the notes of prompts mean."""
 # What others call them, or one of them.

@@ -20,8 +20,6 @@ from segship.promptable.everything.options import COMMAND_NAMES, AmgOptions, thr
 if TYPE_CHECKING:
     from segship.promptable.predictor import Predictor
 
-MASKS_PER_POINT = 3
-
 # Low-resolution logits that wait for the removal of duplicates; what is beyond becomes run lengths at once.
 _HELD_BYTES = 64 * 2**20
 _LEAST_HELD_BYTES = 2**20
@@ -57,7 +55,7 @@ class AmgCost:
     points
         Points that the decoder is asked at; fewer if there is a deadline.
     candidates
-        Masks that are looked at, three for each point.
+        Masks that are looked at, as a rule three for each point.
     points_per_call
         Points that the decoder takes at once.
     decoder_calls
@@ -113,7 +111,7 @@ def estimate_cost(predictor: Predictor, size_hw: Size, options: AmgOptions) -> A
     return AmgCost(
         crops=len(crops),
         points=sum(points_of_crops),
-        candidates=MASKS_PER_POINT * sum(points_of_crops),
+        candidates=predictor.masks_per_point * sum(points_of_crops),
         points_per_call=points_per_call,
         decoder_calls=sum(-(-count // points_per_call) for count in points_of_crops),
         peak_bytes=peak_bytes,
@@ -164,7 +162,7 @@ def _portions(predictor: Predictor, size_hw: Size, options: AmgOptions, most_poi
     per_point = bytes_per_object(geometry) + _LOW_RES_MASKS_PER_POINT * low_res
     height, width = size_hw
     points = min(options.points_per_batch, most_points, predictor.objects_per_call)
-    candidates = MASKS_PER_POINT * most_points
+    candidates = predictor.masks_per_point * most_points
     held = min(_HELD_BYTES, candidates * low_res)
     # As run lengths: what is not held as logits, and what is kept of the layers.
     encoded = candidates - held // low_res + _KEPT_MASKS * (1 + options.crop_n_layers)

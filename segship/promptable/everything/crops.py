@@ -30,7 +30,7 @@ from segship.masks.upscaling import (
     encode_logits,
 )
 from segship.promptable.decoder import SelectedMasks
-from segship.promptable.everything.cost import MASKS_PER_POINT, AmgCost, check_speed
+from segship.promptable.everything.cost import AmgCost, check_speed
 from segship.promptable.everything.filters import estimate_boxes, estimate_stability, near_crop_edge, stability
 from segship.promptable.everything.grids import Crop
 from segship.promptable.everything.options import AmgOptions
@@ -139,7 +139,8 @@ class CropSearch:
         for begin in range(0, len(points_xy), size):
             batch, began = points_xy[begin : begin + size], time.monotonic()
             found = self._predictor.select_at(self._embedding, batch, bound)
-            self._context.removed["pred_iou_thresh"] += MASKS_PER_POINT * len(batch) - len(found.objects)
+            asked = self._predictor.masks_per_point * len(batch)
+            self._context.removed["pred_iou_thresh"] += asked - len(found.objects)
             self._take(batch, found)
             self._context.count(len(batch), time.monotonic() - began)
 

@@ -19,7 +19,7 @@ import numpy as np
 from segship.arrays import Points, Size
 from segship.errors import InputError, SegshipWarning
 from segship.images import FileAsRead, ImageLimits, ImageSource, LoadedImage, read_image
-from segship.promptable.everything.cost import MASKS_PER_POINT, AmgCost, check_cost, estimate_cost
+from segship.promptable.everything.cost import AmgCost, check_cost, estimate_cost
 from segship.promptable.everything.crops import Context, CropSearch, Progress
 from segship.promptable.everything.filters import (
     clean_small_regions,
@@ -246,7 +246,7 @@ def _what_was_filtered(context: Context) -> str:
         f"{name} ({getattr(cost, name):g}; {own[name]:g} suits the model) removed {removed[name]:,}" for name in own
     ]
     counts += [f"edges of crops {removed['crop_edge']:,}"] if removed["crop_edge"] else []
-    return f"no mask is left of {MASKS_PER_POINT * context.points:,}: {', '.join(counts)}"
+    return f"no mask is left of {context.predictor.masks_per_point * context.points:,}: {', '.join(counts)}"
 
 
 def generate_masks(
