@@ -15,7 +15,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from importlib import import_module
 from types import ModuleType
@@ -79,6 +79,8 @@ class Manifest:
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
+    added: ClassVar[frozenset[str]] = frozenset()
+    """Fields that came later. A file says them only where they say something, so that an older segship reads it."""
 
     format_version: Literal[2] = 2
     task: Label
@@ -148,7 +150,9 @@ class Manifest:
 
     def to_json(self) -> bytes:
         """Return the bytes of ``manifest.json``: UTF-8, indented, keys in the order of the fields, the digest last."""
-        body = TypeAdapter(type(self)).dump_json(self, indent=2)
+        later = [field for field in fields(self) if field.name in self.added]
+        needless = {field.name for field in later if getattr(self, field.name) == field.default}
+        body = TypeAdapter(type(self)).dump_json(self, indent=2, exclude=needless)
         data = _with_digest(body, _NO_DIGEST)
         return _with_digest(body, hashlib.sha256(data).hexdigest())
 

@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from segship.bundle.manifest import Manifest
 from segship.masks.cleanup import MaskCleanUp
@@ -46,6 +46,8 @@ class PromptableManifest(Manifest):
         How the graphs are driven where they keep another program's contract; None where they keep ours.
     """
 
+    added: ClassVar[frozenset[str]] = frozenset({"decoder_masks", "foreign"})
+
     task: Literal["promptable"] = "promptable"
     geometry: SamGeometry
     preprocessing: Preprocessing
@@ -84,7 +86,7 @@ class PromptableManifest(Manifest):
 
     @property
     def exact_only(self) -> bool:
-        """The reference's one-mask decoder: OpenVINO 2026.4 crashes, process and all, as it compiles it for bfloat16."""
+        """True of one-mask decoders of others: OpenVINO 2026.4 ends the process as it compiles such for bfloat16."""
         return self.foreign is not None and self.decoder_masks != MASK_TOKENS
 
     def graph_kind(self, graph: str) -> str:

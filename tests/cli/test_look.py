@@ -1,11 +1,11 @@
 # SPDX-License-Identifier: Apache-2.0
 import segship
-from segship.catalog import KNOWN_CHECKPOINTS
+from segship.catalog import KNOWN_CHECKPOINTS, importable
 
 
 def test_models_lists_every_name(run, run_json):
     names = [entry["name"] for entry in run_json("models")[1]["models"]]
-    assert names == ["tiny", *KNOWN_CHECKPOINTS] and names[1:5] == ["vit_b", "vit_l", "vit_h", "vit_t"]
+    assert names == ["tiny", *KNOWN_CHECKPOINTS, *importable()] and names[1:5] == ["vit_b", "vit_l", "vit_h", "vit_t"]
     printed = run("models")[1]
     assert all(name in printed for name in names)
     assert "mIoU 77.13 / 79.14" in printed

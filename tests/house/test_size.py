@@ -6,8 +6,9 @@ import ast
 from tests.house.package import functions, sources
 
 MOST_MODULES = 170
-MOST_LINES = 32_400
-"""27,600 for what 0.4 did, 400 to make bundles without torch; the rest is what was wrong or missing in it when people
+MOST_LINES = 33_350
+"""27,600 for what 0.4 did, 400 to make bundles without torch, 900 to run graphs of other
+programs; the rest is what was wrong or missing in it when people
 used it."""
 LONGEST_TENTH = 20
 """Lines of code, without its docstring, that nine of ten functions stay below."""
