@@ -308,9 +308,9 @@ def _text(*numbers: int) -> dict[int, int]:
 
 # Names of the fields stand in onnx/onnx.proto; only those that are used are named again below.
 MODEL = Message("ModelProto", {1: VARINT, 5: VARINT, **_text(2, 3, 4, 6, 7)}, _text(8, 14, 20, 25, 26))
-_OPSET = Message("OperatorSetIdProto", {1: BYTES, 2: VARINT}, {})
+OPSET = Message("OperatorSetIdProto", {1: BYTES, 2: VARINT}, {})
 GRAPH = Message("GraphProto", _text(2, 10), _text(1, 5, 11, 12, 13, 14, 15, 16))
-_NODE = Message("NodeProto", _text(3, 4, 6, 7, 8), _text(1, 2, 5, 9, 10))
+NODE = Message("NodeProto", _text(3, 4, 6, 7, 8), _text(1, 2, 5, 9, 10))
 _ATTRIBUTE = Message(
     "AttributeProto",
     {2: FIXED32, 3: VARINT, 20: VARINT, **_text(1, 4, 5, 6, 13, 14, 21, 22)},
@@ -322,7 +322,7 @@ _TENSOR = Message(
     {1: VARINT, 4: FIXED32, 5: VARINT, 7: VARINT, 10: FIXED64, 11: VARINT, **_text(6, 13, 16)},
 )
 _ENTRY = Message("StringStringEntryProto", _text(1, 2), {})
-_VALUE_INFO = Message("ValueInfoProto", _text(1, 2, 3), _text(4))
+VALUE_INFO = Message("ValueInfoProto", _text(1, 2, 3), _text(4))
 _TYPE = Message("TypeProto", _text(1, 4, 5, 6, 7, 8, 9), {})
 _TENSOR_TYPE = Message("TypeProto.Tensor", {1: VARINT, 2: BYTES}, {})
 _SHAPE = Message("TensorShapeProto", {}, _text(1))
@@ -411,7 +411,7 @@ class _ModelReader:
 
     def _opset(self, start: int, end: int) -> tuple[str, int]:
         domain, version = "", 0
-        for number, _, first, last in self.wire.fields(_OPSET, start, end):
+        for number, _, first, last in self.wire.fields(OPSET, start, end):
             if number == 1:
                 domain = self.wire.text(first, last)
             else:
@@ -439,7 +439,7 @@ class _ModelReader:
         attributes: list[tuple[int, int]] = []
         inputs: list[tuple[int, int]] = []
         outputs: list[tuple[int, int]] = []
-        for number, _, first, last in self.wire.fields(_NODE, start, end):
+        for number, _, first, last in self.wire.fields(NODE, start, end):
             if number in (1, 2):
                 (inputs if number == 1 else outputs).append((first, last))
             elif number == 4:
@@ -529,7 +529,7 @@ class _ModelReader:
     def _value_info(self, start: int, end: int) -> TensorSpec:
         name, dtype = "", "?"
         shape: tuple[Dimension, ...] = ("...",)
-        for number, _, first, last in self.wire.fields(_VALUE_INFO, start, end):
+        for number, _, first, last in self.wire.fields(VALUE_INFO, start, end):
             if number == 1:
                 name = self.wire.text(first, last)
             elif number == 2:

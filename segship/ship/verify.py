@@ -7,14 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import onnx
-from onnx import TensorProto, helper
 from torch import nn
 
 from segship.arrays import AnyArray
 from segship.backends import onnxruntime, torch
 from segship.backends.session import Session
-from segship.errors import ExportError
+from segship.ship.graph.wire import add_logits
 from segship.spec import GraphSpec, TensorSpec
 
 
@@ -27,9 +25,11 @@ class _WithLogits(Session):
     """A graph that gives classes, and its twin that also tells the logits that they are taken from."""
 
     def __init__(self, path: Path, spec: GraphSpec) -> None:
-        twin, twin_spec = add_logits(onnx.load(str(path)), spec)
         beside = path.with_name(f"{path.stem}_logits.onnx")
-        beside.write_bytes(twin.SerializeToString())
+        add_logits(path, beside)
+        image = spec.inputs[0].shape
+        logits = TensorSpec("logits", "float32", (image[0], "classes", *image[2:]))
+        twin_spec = GraphSpec(spec.name, spec.inputs, (*spec.outputs, logits))
         self._classes = onnxruntime.Session(path, spec)
         self._logits = onnxruntime.Session(beside, twin_spec)
         self.spec, self.description = spec, self._classes.description
@@ -52,24 +52,3 @@ def open_graph(path: Path, spec: GraphSpec) -> Session:
     """
     gives_classes = len(spec.outputs) == 1 and np.dtype(spec.outputs[0].dtype).kind in "iu"
     return _WithLogits(path, spec) if gives_classes else onnxruntime.Session(path, spec)
-
-
-def add_logits(model: onnx.ModelProto, spec: GraphSpec) -> tuple[onnx.ModelProto, GraphSpec]:
-    """Return a graph that gives out, besides the classes, the logits that they are taken from, and its contract.
-
-    Raises
-    ------
-    ExportError
-        ``no_argmax`` when the graph gives classes and does not take them from logits.
-    """
-    nodes = [node for node in model.graph.node if node.op_type == "ArgMax"]
-    if len(nodes) != 1:
-        message = f"the graph takes classes by {len(nodes)} ArgMax nodes, and one is expected; report this"
-        raise ExportError(message, code="no_argmax")
-    twin = onnx.ModelProto()
-    twin.CopyFrom(model)
-    twin.graph.node.append(helper.make_node("Identity", [nodes[0].input[0]], ["logits"]))
-    twin.graph.output.append(helper.make_tensor_value_info("logits", TensorProto.FLOAT, [None] * 4))
-    image = spec.inputs[0].shape
-    logits = TensorSpec("logits", "float32", (image[0], "classes", *image[2:]))
-    return twin, GraphSpec(spec.name, spec.inputs, (*spec.outputs, logits))

@@ -23,8 +23,9 @@ import numpy as np
 
 from segship.arrays import AnyArray
 from segship.bundle.artifacts import weights_file
-from segship.bundle.onnx_file import BYTES, GRAPH, MODEL, ONNX_DTYPES, VARINT, WireReader, read_graph
+from segship.bundle.onnx_file import BYTES, GRAPH, MODEL, VALUE_INFO, read_graph
 from segship.errors import CheckpointError
+from segship.ship.graph import wire
 from segship.spec import GraphSpec, TensorSpec
 
 LARGEST_INLINE_BYTES = 1_900_000_000
@@ -32,10 +33,6 @@ LARGEST_INLINE_BYTES = 1_900_000_000
 SMALLEST_HALVED_ELEMENTS = 256
 SMALLEST_EXTERNAL_BYTES = 1024
 _BYTES_AT_A_TIME = 64 << 20
-_MOST_FIELDS = 10_000_000
-_CODES = {name: code for code, (name, _) in ONNX_DTYPES.items()}
-# Fields of onnx/onnx.proto that are written here; the reader has the rest.
-_MODEL_GRAPH, _NODE, _INITIALIZER, _INPUT, _VALUE_INFO = 7, 1, 5, 11, 13
 _LENGTH_BYTES = 5
 
 
@@ -90,22 +87,24 @@ def fill_graph(
         graph = stack.enter_context(path.open("wb"))
         data = stack.enter_context(beside.open("wb")) if large else None
         writer = _GraphWriter(graph, data, beside.name, halves)
-        fields = _fields(MODEL, template.body)
-        body = next(content for number, content in fields if number == _MODEL_GRAPH)
+        fields = wire.fields_of(MODEL, template.body)
+        body = next(content for number, content in fields if number == wire.MODEL_GRAPH)
         for number, content in fields:
-            if number != _MODEL_GRAPH:
-                graph.write(_field(number, content))
+            if number != wire.MODEL_GRAPH:
+                graph.write(wire.field(number, content))
         # Its length is known at the end, so it is written with all the bytes that such a number can take.
-        graph.write(_tag(_MODEL_GRAPH, BYTES) + bytes(_LENGTH_BYTES))
+        graph.write(wire.tag(wire.MODEL_GRAPH, BYTES) + bytes(_LENGTH_BYTES))
         start = graph.tell()
         for name, array in _made(template.prepare, weights, tensors):
             writer.write(name, array)
         # Casts come before the nodes that read them; the order of other fields means nothing.
         graph.write(b"".join(writer.casts))
         given = {tensor.name for tensor in weights}
-        for number, content in _fields(GRAPH, bytes(body)):
-            if number != _VALUE_INFO and not (number == _INPUT and _name_of(bytes(content)) in given):
-                graph.write(_field(number, content))
+        for number, content in wire.fields_of(GRAPH, bytes(body)):
+            if number != wire.GRAPH_VALUE_INFO and not (
+                number == wire.GRAPH_INPUT and wire.first_text(VALUE_INFO, content) in given
+            ):
+                graph.write(wire.field(number, content))
         length = graph.tell() - start
         graph.seek(start - _LENGTH_BYTES)
         graph.write(_wide_varint(length))
@@ -177,21 +176,22 @@ class _GraphWriter:
         array = np.ascontiguousarray(array).reshape(array.shape)
         half = self._half(array)
         if half is not None:
-            self.casts.append(_field(_NODE, _cast_node(f"{name}.half", name)))
+            self.casts.append(wire.cast_to_float(f"{name}.half", name))
             name, array = f"{name}.half", half
-        header = b"".join(_tag(1, VARINT) + _varint(size) for size in array.shape)
-        header += _tag(2, VARINT) + _varint(_CODES[array.dtype.name]) + _field(8, name.encode())
+        header = b"".join(wire.field(1, size) for size in array.shape)
+        header += wire.field(2, wire.ONNX_CODES[array.dtype.name]) + wire.field(8, name.encode())
         if self.data is not None and array.nbytes >= SMALLEST_EXTERNAL_BYTES:
             entries = {"location": self.location, "offset": str(self.data.tell()), "length": str(array.nbytes)}
             header += b"".join(
-                _field(13, _field(1, key.encode()) + _field(2, value.encode())) for key, value in entries.items()
+                wire.field(13, wire.field(1, key.encode()) + wire.field(2, value.encode()))
+                for key, value in entries.items()
             )
-            header += _tag(14, VARINT) + _varint(1)
+            header += wire.field(14, 1)
             self.data.write(_bytes_in(array))
-            self.graph.write(_field(_INITIALIZER, header))
+            self.graph.write(wire.field(wire.GRAPH_INITIALIZER, header))
             return
-        header += _tag(9, BYTES) + _varint(array.nbytes)
-        self.graph.write(_tag(_INITIALIZER, BYTES) + _varint(len(header) + array.nbytes) + header)
+        header += wire.tag(9, BYTES) + wire.varint(array.nbytes)
+        self.graph.write(wire.tag(wire.GRAPH_INITIALIZER, BYTES) + wire.varint(len(header) + array.nbytes) + header)
         self.graph.write(_bytes_in(array))
 
     def _half(self, array: AnyArray) -> AnyArray | None:
@@ -205,46 +205,6 @@ class _GraphWriter:
 def _bytes_in(array: AnyArray) -> memoryview:
     """Return the bytes of an array, without a copy; ONNX's are little-endian, as are those of all machines here."""
     return array.reshape(-1).view(np.uint8).data
-
-
-def _cast_node(source: str, result: str) -> bytes:
-    to_float = _field(1, b"to") + _tag(3, VARINT) + _varint(_CODES["float32"]) + _tag(20, VARINT) + _varint(2)
-    return _field(1, source.encode()) + _field(2, result.encode()) + _field(4, b"Cast") + _field(5, to_float)
-
-
-def _fields(message: Any, data: bytes) -> list[tuple[int, bytes | int]]:
-    """Return the fields of a message in their order: number, and its bytes, or the number itself of a varint."""
-    reader = WireReader(data, _MOST_FIELDS)
-    return [
-        (number, first if wire == VARINT else data[first:last])
-        for number, wire, first, last in reader.fields(message, 0, len(data))
-    ]
-
-
-def _name_of(value_info: bytes) -> str:
-    """Return the name in a ValueInfoProto, which is its first field."""
-    start = 2
-    return value_info[start : start + value_info[1]].decode()
-
-
-def _field(number: int, content: bytes | int) -> bytes:
-    if isinstance(content, int):
-        return _tag(number, VARINT) + _varint(content)
-    return _tag(number, BYTES) + _varint(len(content)) + content
-
-
-def _tag(number: int, wire: int) -> bytes:
-    return _varint(number << 3 | wire)
-
-
-def _varint(value: int) -> bytes:
-    """Return an unsigned number in protobuf's form: 7 bits a byte, the highest bit set on all but the last."""
-    encoded = bytearray()
-    while value > 0x7F:
-        encoded.append(value & 0x7F | 0x80)
-        value >>= 7
-    encoded.append(value)
-    return bytes(encoded)
 
 
 def _wide_varint(value: int) -> bytes:
