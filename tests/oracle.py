@@ -23,9 +23,6 @@ from PIL import Image
 from segship.ship.families.sam.config import SamConfig, VitConfig
 
 # Tensors of two or more axes that are looked up or added, not multiplied.
-TABLES = ("pos_embed", "_embed.weight", "tokens.weight", "iou_token.weight", "rel_pos_h", "rel_pos_w", "biases")
-TABLES += tuple(f"point_embeddings.{index}.weight" for index in range(4))
-
 # A vit of every mechanism (window padding, global blocks, both attention kinds) that runs in milliseconds.
 SMALL_VIT = SamConfig(
     "custom",
@@ -142,35 +139,6 @@ def build_reference(config: SamConfig) -> Any:
 def as_arrays(state: Mapping[str, torch.Tensor]) -> dict[str, np.ndarray]:
     """Return the memory of tensors as arrays, which our own reader and loader speak of."""
     return {name: tensor.detach().numpy() for name, tensor in state.items()}
-
-
-def seeded_weights(module: torch.nn.Module, seed: int = 0, scale: float = 0.05) -> dict[str, torch.Tensor]:
-    """Return a state dict for the module with every tensor random, biases and tables included.
-
-    The published initialisation leaves position tables and biases at zero, where a mistake in them would not show.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    state = {}
-    # Sorted, so that modules that hold the same tensors in another order get the same weights.
-    for name, tensor in sorted(module.state_dict().items()):
-        if not tensor.is_floating_point():
-            state[name] = tensor.clone()
-            continue
-        noise = torch.randn(tensor.shape, generator=generator)
-        if name.endswith("running_var"):
-            state[name] = 1.0 + 0.1 * noise.abs()
-        elif name.endswith("gaussian_matrix"):
-            state[name] = noise
-        elif tensor.ndim == 1 and name.endswith("weight"):
-            state[name] = 1.0 + scale * noise
-        elif tensor.ndim == 1:
-            state[name] = scale * noise
-        elif name.endswith(TABLES):
-            state[name] = 0.5 * noise
-        else:
-            # Unit gain, so that activations neither die out nor saturate the softmaxes.
-            state[name] = noise * tensor[0].numel() ** -0.5
-    return state
 
 
 def with_image_size(config: SamConfig, image_size: int) -> SamConfig:

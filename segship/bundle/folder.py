@@ -7,7 +7,7 @@ import hashlib
 import os
 import re
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn, Self, get_args
@@ -17,9 +17,10 @@ from segship.bundle.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest,
 from segship.bundle.onnx_file import OnnxGraph, read_graph
 from segship.bundle.onnx_rules import check_graph
 from segship.catalog import identify, identify_graphs
-from segship.errors import BundleError, InputError, OutputError
+from segship.errors import BundleError, InputError, OutputError, way
 from segship.files import (
     CHUNK_BYTES,
+    check_target,
     finish_publishing,
     open_regular,
     read_bytes,
@@ -161,6 +162,7 @@ def write_bundle(
     *,
     options: Mapping[str, Mapping[str, Option]] | None = None,
     force: bool = False,
+    move: bool = False,
 ) -> Bundle:
     """Write a bundle, check it, and only then let it appear under its name.
 
@@ -177,6 +179,8 @@ def write_bundle(
         Graph -> what decided its bytes, for its artifact; ``target`` among them is the artifact's own.
     force
         Replace a folder that is itself a bundle; another folder is never replaced.
+    move
+        Take the files from where they lie, instead of copies.
 
     Raises
     ------
@@ -191,10 +195,11 @@ def write_bundle(
     if force:
         refuse_stranger(target)
     finished: list[Bundle] = []
+    put = _move if move else _copy
 
     def fill(folder: Path) -> None:
         added = [
-            _add_graph(folder, manifest, name, Path(file), (options or {}).get(name, {}))
+            _add_graph(folder, manifest, name, Path(file), (options or {}).get(name, {}), put)
             for name, file in graph_files.items()
         ]
         specs, artifacts = zip(*added, strict=True)
@@ -207,14 +212,14 @@ def write_bundle(
 
 
 def _add_graph(
-    folder: Path, manifest: Manifest, name: str, source: Path, options: Mapping[str, Option]
+    folder: Path, manifest: Manifest, name: str, source: Path, options: Mapping[str, Option], put: Put
 ) -> tuple[GraphSpec, Artifact]:
-    """Copy a graph and the file of its weights into the bundle; return its contract and its artifact."""
+    """Put a graph and the file of its weights into the bundle; return its contract and its artifact."""
     file = artifact_file(name)
-    write_file(folder / file, _pieces(source))
+    put(source, folder / file)
     graph = read_graph(folder / file)
     spec = _as_free_as(graph, manifest.contracts[name])
-    weights = _add_weights(folder, graph, source, weights_file(file))
+    weights = _add_weights(folder, graph, source, weights_file(file), put)
     check_interface(graph.inputs, graph.outputs, spec)
     artifact = Artifact(
         graph=name,  # type: ignore[arg-type]  # The manifest's contracts have no other names.
@@ -231,7 +236,7 @@ def _add_graph(
     return spec, artifact
 
 
-def _add_weights(folder: Path, graph: OnnxGraph, source: Path, name: str) -> Weights | None:
+def _add_weights(folder: Path, graph: OnnxGraph, source: Path, name: str, put: Put) -> Weights | None:
     if not graph.external_locations:
         return None
     if graph.external_locations != (name,):
@@ -240,9 +245,24 @@ def _add_weights(folder: Path, graph: OnnxGraph, source: Path, name: str) -> Wei
             "alone, so save the graph with that location"
         )
         raise BundleError(message, code="external_data_location")
-    write_file(folder / name, _pieces(source.with_name(name)))
+    put(source.with_name(name), folder / name)
     path = folder / name
     return Weights(file=name, bytes=path.stat().st_size, sha256=sha256_of(path))
+
+
+Put = Callable[[Path, Path], None]
+
+
+def _copy(source: Path, target: Path) -> None:
+    write_file(target, _pieces(source))
+
+
+def _move(source: Path, target: Path) -> None:
+    try:
+        os.rename(source, target)
+    except OSError:
+        # On another file system.
+        _copy(source, target)
 
 
 def _pieces(path: Path) -> Iterator[bytes]:
@@ -383,3 +403,13 @@ def refuse_stranger(target: Path) -> None:
     if names and (MANIFEST_FILE not in names or foreign):
         message = f"{target} is not a bundle, so it is not replaced; choose another folder, or empty this one yourself"
         raise OutputError(message, code="not_a_bundle")
+
+
+def refuse_taken(output: Path, *, force: bool) -> None:
+    """Refuse a folder that is there already, before minutes of work are spent on it."""
+    if os.path.lexists(output) and not force:
+        raise OutputError(
+            f"{output} exists; choose another folder, or replace a bundle with {way('force=True', '--overwrite')}",
+            code="output_exists",
+        )
+    check_target(output, overwrite=force, folder=True)

@@ -49,6 +49,15 @@ class CheckpointFile:
     known: bool
 
 
+@dataclass(frozen=True, slots=True)
+class TemplateOrigin:
+    """The template that the graphs were filled from, without torch: its name and digest, and what that proves."""
+
+    name: Text
+    sha256: Sha256
+    proven: Text
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Manifest:
     """What manifests of all tasks say.
@@ -69,8 +78,10 @@ class Manifest:
         What was changed in them, in words.
     tools
         The versions of everything that shaped the graphs.
+    template
+        Where the graphs came from, if they were not traced from these weights.
     evidence
-        The graphs held against their model.
+        The graphs held against their model; where they are of a template, against each other.
     checks
         Backends held against the graphs and timed; `segship.tune` makes them, `segship.backends.choice` decides by
         them.
@@ -91,6 +102,7 @@ class Manifest:
     checkpoint: CheckpointFile
     changes: Annotated[tuple[Text, ...], Field(max_length=1000)] = ()
     tools: Annotated[dict[Name, Text], Field(max_length=100)]
+    template: TemplateOrigin | None = None
     evidence: Evidence | None = None
     checks: Annotated[tuple[Check, ...], Field(max_length=64)] = ()
     created: Annotated[str, Field(max_length=64)]

@@ -187,6 +187,30 @@ def compare(step: str, cases: Cases, expected: Answers, found: Answers, bar: Bar
     ]
 
 
+def agreement(step: str, cases: Cases, answers: Answers, bar: Bar) -> list[Row]:
+    """Return rows of how far the graphs of one model agree that answer the same question."""
+    return compare(step, cases, answers, answers, bar)
+
+
+def remember(answers: Answers) -> Arrays:
+    """Return what is kept of answers, to know them again: scores, and masks as bits."""
+    pairs = [pair for answer in answers for pair in answer.decoded["mask_decoder"]]
+    scores = np.concatenate([ious.ravel() for ious, _ in pairs])
+    return {"scores": scores, "masks": np.packbits(np.concatenate([(logits > 0).ravel() for _, logits in pairs]))}
+
+
+def compare_stored(step: str, answers: Answers, stored: Arrays, bar: Bar) -> list[Row]:
+    """Return rows of how far answers are those of which `remember` kept something."""
+    found = remember(answers)
+    if any(found[name].shape != stored[name].shape for name in found):
+        found = {name: np.zeros_like(array) for name, array in stored.items()}
+    masks = [np.unpackbits(arrays["masks"]).astype(bool) for arrays in (stored, found)]
+    return [
+        tensor_row(step, "mask_decoder", "iou_predictions", [(stored["scores"], found["scores"])], bar),
+        mask_row(step, "image_encoder, mask_decoder", [mask_iou(*masks)], bar),
+    ]
+
+
 def _decoder_pairs(graph: str, cases: Cases, expected: Answers, found: Answers) -> tuple[list[Any], list[Any]]:
     scores, logits = [], []
     for case, known, made in zip(cases.images, expected, found, strict=True):

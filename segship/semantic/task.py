@@ -101,6 +101,23 @@ def compare(step: str, cases: Cases, expected: Answers, found: Answers, bar: Bar
     return [*rows, class_map_row(step, "semantic", maps, bar)]
 
 
+def agreement(step: str, cases: Cases, answers: Answers, bar: Bar) -> list[Row]:
+    """Return rows of how far the class maps of a graph are those of its logits."""
+    return compare(step, cases, tuple({"logits": made["logits"]} for made in answers), answers, bar)
+
+
+def remember(answers: Answers) -> dict[str, AnyArray]:
+    """Return what is kept of answers, to know them again: every eighth row and column of the class maps."""
+    return {str(index): _class_maps(made)[:, ::8, ::8] for index, made in enumerate(answers)}
+
+
+def compare_stored(step: str, answers: Answers, stored: Mapping[str, AnyArray], bar: Bar) -> list[Row]:
+    """Return rows of how far answers are those of which `remember` kept something."""
+    found = remember(answers)
+    pairs = [(array, found[name]) for name, array in stored.items() if found[name].shape == array.shape]
+    return [class_map_row(step, "semantic", pairs, bar)]
+
+
 def _class_maps(answers: Mapping[str, AnyArray]) -> AnyArray:
     return answers["class_map"] if "class_map" in answers else np.asarray(answers["logits"].argmax(axis=1))
 

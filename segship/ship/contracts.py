@@ -30,7 +30,7 @@ from torch.nn import functional as F
 
 from segship.backends.session import Session
 from segship.bundle.evidence import EXACT, Bar, Row, mask_row, tensor_row
-from segship.bundle.folder import EXPORT_FILE, OPTIONAL_FILES
+from segship.bundle.folder import EXPORT_FILE, OPTIONAL_FILES, refuse_taken
 from segship.bundle.manifest import MANIFEST_FILE, task_module
 from segship.errors import OutputError
 from segship.files import sha256_of, write_directory, write_file
@@ -39,7 +39,7 @@ from segship.masks.scores import mask_iou
 from segship.promptable.task import prompt_tensors
 from segship.promptable.transforms import Preprocessing, prepare_image, resize_image, resized_size, upscale_mask
 from segship.semantic.preprocessing import ScaleLimits, SemanticPreprocessing
-from segship.ship.export import Begin, GraphChange, Progress, Report, graph_steps, refuse_taken, save_graph, take_steps
+from segship.ship.export import Begin, GraphChange, Progress, Report, graph_steps, save_graph, take_steps
 from segship.ship.families.sam.family import PROMPT_RULES
 from segship.ship.families.sam.model import ImageEncoderGraph, Sam, decode_prompts
 from segship.ship.families.semask.model import SemanticGraph

@@ -7,7 +7,6 @@ Nothing here knows a family or a task: their modules `family`, `graphs` and `tas
 from __future__ import annotations
 
 import copy
-import os
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -21,10 +20,9 @@ from torch import nn
 from segship.bundle import Bundle, write_bundle
 from segship.bundle.artifacts import Option
 from segship.bundle.evidence import EXACT, Check, Evidence, Row, require_passed
-from segship.bundle.folder import refuse_stranger
+from segship.bundle.folder import refuse_stranger, refuse_taken
 from segship.bundle.manifest import task_module
-from segship.errors import ExportError, OutputError, way
-from segship.files import check_target
+from segship.errors import ExportError
 from segship.ship.graph.cut import NOTHING, CutGraph, cut_graph
 from segship.ship.graph.fill import fill_graph
 from segship.ship.graph.lower import lower_opset
@@ -261,13 +259,3 @@ def _guilty(
         if not all(row.passed for row in compared):
             return step, compared
     return None
-
-
-def refuse_taken(output: Path, *, force: bool) -> None:
-    """Refuse a folder that is there already, before minutes of work are spent on it."""
-    if os.path.lexists(output) and not force:
-        raise OutputError(
-            f"{output} exists; choose another folder, or replace a bundle with {way('force=True', '--overwrite')}",
-            code="output_exists",
-        )
-    check_target(output, overwrite=force, folder=True)

@@ -10,7 +10,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -18,13 +17,11 @@ from segship.arrays import AnyArray
 from segship.backends import torch as runtime
 from segship.backends.session import RunOptions, Session
 from segship.bundle.manifest import Manifest
-from segship.errors import BackendUnavailable, CheckpointError
-from segship.ship.checkpoints.reading import listed
+from segship.errors import BackendUnavailable
 from segship.ship.families import graphs_module
 from segship.ship.options import ExportOptions
-from segship.ship.weights import Weights, naming_unusable, read_weights
+from segship.ship.weights import Weights, check_state, naming_unusable, read_weights
 
-COUNTER = ".num_batches_tracked"
 TORCH_FLOOR = (2, 10)
 """What the extras ask for; nothing older is tested."""
 
@@ -88,34 +85,10 @@ def load_state(module: nn.Module, state: Mapping[str, AnyArray]) -> None:
         each. The module is unchanged then.
     """
     expected = module.state_dict()
-    # Counters of training steps, which many tools leave out: no answer depends on them.
-    counters = [name for name in expected if name.endswith(COUNTER) and name not in state]
-    state = {**state, **{name: np.zeros((), np.int64) for name in counters}}
-    missing = [name for name in expected if name not in state]
-    unexpected = [name for name in state if name not in expected]
-    misfits = [
-        f"{name} {_shown(state[name])} instead of {_shown(tensor)}"
-        for name, tensor in expected.items()
-        if name in state and not _fits(state[name], tensor)
-    ]
-    found = {"missing": missing, "unexpected": unexpected, "of another shape": misfits}
-    if parts := [listed(kind, names) for kind, names in found.items() if names]:
-        message = (
-            f"the checkpoint does not fit the model: {'; '.join(parts)}; it is incomplete, "
-            "of a variant that is not supported, or of another architecture; give a checkpoint with exactly these keys"
-        )
-        raise CheckpointError(message, code="state_mismatch")
+    shapes = {name: (tensor.is_floating_point(), tuple(tensor.shape)) for name, tensor in expected.items()}
+    tensors = {name: torch.from_numpy(array) for name, array in check_state(shapes, state).items()}
     on_meta = any(tensor.is_meta for tensor in expected.values())
-    tensors = {name: torch.from_numpy(array) for name, array in state.items()}
     module.load_state_dict(tensors, strict=True, assign=on_meta)
-
-
-def _fits(array: AnyArray, expected: torch.Tensor) -> bool:
-    return array.shape == tuple(expected.shape) and (array.dtype.kind == "f") == expected.is_floating_point()
-
-
-def _shown(values: AnyArray | torch.Tensor) -> str:
-    return f"{tuple(values.shape)} {str(values.dtype).removeprefix('torch.')}"
 
 
 class OpenedCheckpoint(NamedTuple):

@@ -1,23 +1,38 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Graphs as sessions that a comparison runs: torch modules as they are, exported ones in ONNX Runtime."""
+"""Graphs as sessions that a comparison runs, and a bundle held against the torch model of its checkpoint."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import nn
 
 from segship.arrays import AnyArray
-from segship.backends import onnxruntime, torch
+from segship.backends import onnxruntime
 from segship.backends.session import Session
+from segship.bundle import Bundle
+from segship.bundle.artifacts import weights_file
+from segship.bundle.evidence import EXACT, Row
+from segship.bundle.manifest import Manifest, task_module
+from segship.errors import BundleError
+from segship.promptable.manifest import PromptableManifest
+from segship.semantic.manifest import SemanticManifest
 from segship.ship.graph.wire import add_logits
+from segship.ship.options import ExportOptions
 from segship.spec import GraphSpec, TensorSpec
+
+if TYPE_CHECKING:
+    from torch import nn
 
 
 def torch_sessions(parts: Mapping[str, tuple[nn.Module, GraphSpec]]) -> dict[str, Session]:
     """Return modules as sessions in float32 on the CPU, by graph."""
+    from segship.backends import torch
+
     return {name: torch.Session(module, spec) for name, (module, spec) in parts.items()}
 
 
@@ -52,3 +67,58 @@ def open_graph(path: Path, spec: GraphSpec) -> Session:
     """
     gives_classes = len(spec.outputs) == 1 and np.dtype(spec.outputs[0].dtype).kind in "iu"
     return _WithLogits(path, spec) if gives_classes else onnxruntime.Session(path, spec)
+
+
+def verify_bundle(path: Path, checkpoint_path: Path) -> list[Row]:
+    """Hold every graph of a bundle against the torch model of its checkpoint; needs torch.
+
+    Returns
+    -------
+    list of Row
+        As those of an export's last step; whether each passed stands in it.
+
+    Raises
+    ------
+    BundleError
+        ``other_checkpoint`` when the bundle was made of another one; whatever is wrong with the bundle.
+    CheckpointError
+        When the checkpoint cannot be used.
+    """
+    from segship.ship.loading import load_model
+
+    bundle = Bundle.read(path)
+    manifest = bundle.manifest
+    model = load_model(checkpoint_path, options_of(manifest))
+    if model.checkpoint.sha256 != manifest.checkpoint.sha256:
+        message = (
+            f"{path} was made of {manifest.checkpoint.name} with the SHA-256 {manifest.checkpoint.sha256}, and that of "
+            f"{checkpoint_path} is {model.checkpoint.sha256}; give the checkpoint that it was made of"
+        )
+        raise BundleError(message, code="other_checkpoint")
+    task = task_module(manifest.task)
+    cases = task.cases(manifest)
+    expected = task.answer(cases, torch_sessions(model.networks.reference(model)))
+    with ExitStack() as stack, TemporaryDirectory(prefix="segship-verify-") as folder:
+        files = {artifact.graph: _linked(bundle.path, artifact.file, Path(folder)) for artifact in manifest.artifacts}
+        sessions = {
+            graph: stack.enter_context(open_graph(file, manifest.graph_spec(graph))) for graph, file in files.items()
+        }
+        found = task.answer(cases, sessions, expected)
+    rows: list[Row] = task.compare("verified", cases, expected, found, task.bar(EXACT))
+    return rows
+
+
+def options_of(manifest: Manifest) -> ExportOptions:
+    """Return the options by which a checkpoint becomes the model that a manifest tells of."""
+    if isinstance(manifest, PromptableManifest):
+        return ExportOptions(image_size=manifest.geometry.image_size)
+    assert isinstance(manifest, SemanticManifest)
+    return ExportOptions(semantic_window=manifest.semantic_window)
+
+
+def _linked(folder: Path, name: str, other: Path) -> Path:
+    """Link a graph, and the file of its weights, into a folder where a twin may lie beside it."""
+    for file in (name, weights_file(name)):
+        if (folder / file).exists():
+            (other / file).symlink_to((folder / file).resolve())
+    return other / name

@@ -12,11 +12,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
 import segship
 from segship.arrays import AnyArray
 from segship.bundle.manifest import CheckpointFile
 from segship.errors import CheckpointError, shown
-from segship.ship.checkpoints.reading import Checkpoint, read_checkpoint
+from segship.ship.checkpoints.reading import Checkpoint, listed, read_checkpoint
 from segship.ship.families import family_module, recognise
 from segship.ship.options import ExportOptions
 
@@ -68,6 +70,42 @@ def read_weights(path: Path, options: ExportOptions | None = None) -> Weights:
         options.check_task(family.TASK, path)
         config, state, changes = family.prepare(path, config, checkpoint.state_dict, options)
     return Weights(name, checkpoint, config, state, (*checkpoint.notes, *changes))
+
+
+Expected = Mapping[str, tuple[bool, tuple[int, ...]]]
+"""Name of a tensor that a model has -> whether it holds floating-point numbers, and its shape."""
+COUNTER = ".num_batches_tracked"
+
+
+def check_state(expected: Expected, state: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
+    """Return the tensors of a model if they are exactly those that it has; counters of batches that are missing are 0.
+
+    Raises
+    ------
+    CheckpointError
+        ``state_mismatch`` when a key is missing, unexpected, or of another shape or kind of number; the message lists
+        the first ten of each.
+    """
+    # Counters of training steps, which many tools leave out: no answer depends on them.
+    counters = [name for name in expected if name.endswith(COUNTER) and name not in state]
+    state = {**state, **{name: np.zeros((), np.int64) for name in counters}}
+    misfits = [
+        f"{name} {state[name].shape} {state[name].dtype} instead of {shape} {'float32' if floating else 'int64'}"
+        for name, (floating, shape) in expected.items()
+        if name in state and (state[name].shape != shape or (state[name].dtype.kind == "f") != floating)
+    ]
+    found = {
+        "missing": [name for name in expected if name not in state],
+        "unexpected": [name for name in state if name not in expected],
+        "of another shape": misfits,
+    }
+    if parts := [listed(kind, names) for kind, names in found.items() if names]:
+        message = (
+            f"the checkpoint does not fit the model: {'; '.join(parts)}; it is incomplete, "
+            "of a variant that is not supported, or of another architecture; give a checkpoint with exactly these keys"
+        )
+        raise CheckpointError(message, code="state_mismatch")
+    return state
 
 
 @contextmanager

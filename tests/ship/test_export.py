@@ -13,7 +13,7 @@ from segship.promptable.prompts import Prompts
 from segship.promptable.task import EXACT_BAR
 from segship.ship import export
 from segship.ship.contracts import export_contract
-from segship.ship.export import export_bundle, refuse_taken, take_steps
+from segship.ship.export import export_bundle, take_steps
 from segship.ship.options import ExportOptions
 from tests.oracle import SMALL_VIT
 from tests.promptable.test_predictor import EXAMPLES, IMAGE, ask_oracle, reference_predictor
@@ -83,13 +83,6 @@ def test_place_that_cannot_be_written_is_refused_before_the_checkpoint_is_read(t
     for output, force in (("link", True), ("file", True), ("no/folder", False), ("x" * 5000, False)):
         with pytest.raises(OutputError):
             export_bundle(tmp_path / "not read.pth", tmp_path / output, ExportOptions(force=force))
-
-
-def test_folder_that_is_there_is_refused_unless_forced(tmp_path):
-    with pytest.raises(OutputError, match="exists; choose another folder, or replace a bundle with force=True"):
-        refuse_taken(tmp_path, force=False)
-    refuse_taken(tmp_path, force=True)
-    refuse_taken(tmp_path / "new", force=False)
 
 
 def test_bundle_says_what_it_is(small_export, small_checkpoint):

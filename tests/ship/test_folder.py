@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+from segship.bundle.folder import refuse_taken
 from segship.errors import OutputError
 from segship.ship.contracts import EXPORT_FILE, describe_files, files_of, refuse_stranger, write_folder
 
@@ -43,3 +44,10 @@ def test_folder_that_is_there_stays_unless_forced(graphs, tmp_path):
     refuse_stranger(output)
     write_folder(output, graphs, {"opset": 17}, force=True)
     assert json.loads((output / EXPORT_FILE).read_text()) == {"opset": 17}
+
+
+def test_folder_that_is_there_is_refused_unless_forced(tmp_path):
+    with pytest.raises(OutputError, match="exists; choose another folder, or replace a bundle with force=True"):
+        refuse_taken(tmp_path, force=False)
+    refuse_taken(tmp_path, force=True)
+    refuse_taken(tmp_path / "new", force=False)

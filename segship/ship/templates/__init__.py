@@ -16,6 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from segship.arrays import AnyArray
 from segship.bundle.manifest import TemplateOrigin
 from segship.ship.graph.fill import Template
 from segship.spec import Dimension
@@ -109,6 +112,20 @@ def template_bytes(template: ArchitectureTemplate) -> dict[str, bytes]:
     for graph, parts in template.graphs.items():
         members |= {f"{graph}.prepare.onnx": parts.prepare, f"{graph}.body.onnx": parts.body}
     return members
+
+
+def answers_file(sha256: str) -> Path:
+    """Return where what a published checkpoint answers is kept, by its digest."""
+    return FOLDER / "answers" / f"{sha256}.npz"
+
+
+def read_answers(sha256: str) -> dict[str, AnyArray] | None:
+    """Return what is kept of a checkpoint's answers, as its task's ``remember`` made it; None where nothing is."""
+    path = answers_file(sha256)
+    if not path.is_file():
+        return None
+    with np.load(path, allow_pickle=False) as archive:
+        return {name: archive[name] for name in archive.files}
 
 
 def write_template(template: ArchitectureTemplate, path: Path) -> None:

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from segship.backends.session import Session
 from segship.bundle import Bundle, write_bundle
@@ -20,7 +20,8 @@ from segship.files import partial_folder
 from segship.options import check_types
 from segship.semantic.manifest import SemanticWindow
 from segship.semantic.preprocessing import ScaleLimits
-from segship.ship.graph.fill import fill_graph, own_domain_only
+from segship.ship.graph.fill import fill_graph
+from segship.ship.graph.wire import own_domain_only
 from segship.ship.options import ExportOptions
 from segship.ship.templates import ArchitectureTemplate, read_answers, read_template, template_targets
 from segship.ship.verify import open_graph
@@ -52,7 +53,7 @@ class BundleOptions:
         Replace a bundle that is already there.
     """
 
-    target: Literal["onnxruntime", "openvino"] | None = None
+    target: str | None = None
     size: tuple[int, int] | None = None
     classes: Path | None = None
     scale: ScaleLimits | None = None
@@ -195,8 +196,8 @@ def self_check(manifest: Manifest, files: Mapping[str, Path]) -> list[Row]:
         rows += task.compare_stored(f"{SELF_CHECK} against stored answers", answers, stored, bar)
     if failed := [str(row) for row in rows if not row.passed]:
         message = (
-            f"with these weights the graphs do not agree with each other: {'; '.join(failed)}; nothing was written; the "
-            "weights are damaged or beyond float32, so give another checkpoint; `segship export` compares with torch"
+            f"with these weights the graphs do not agree with each other: {'; '.join(failed)}; nothing was written; "
+            "give another checkpoint, or compare with torch: `segship export`"
         )
         raise ExportError(message, code="self_check")
     # A graph that is held against itself shows that its answers are finite, and nothing that is worth keeping.

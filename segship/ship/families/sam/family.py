@@ -15,7 +15,7 @@ from segship.masks.cleanup import MaskCleanUp
 from segship.promptable.manifest import PromptableManifest
 from segship.promptable.prompts import PromptRules
 from segship.promptable.transforms import Preprocessing
-from segship.ship.families.sam.config import SamConfig, VitConfig
+from segship.ship.families.sam.config import SAM_ARCHITECTURES, SamConfig, VitConfig
 from segship.ship.options import ExportOptions
 from segship.ship.variants import EncoderVariant, find_variant
 from segship.ship.weights import Weights, manifest_fields
@@ -149,6 +149,20 @@ def largest_sizes(weights: Weights) -> dict[str, int]:
     """Return upper bounds of dynamic axes, for tracing."""
     side = weights.config.embedding_size
     return {"rows": side, "columns": side, **MOST_PROMPTS}
+
+
+FREE_SIZES: Mapping[int, str] = {}
+"""No size of these models is a checkpoint's own."""
+
+
+def template_configs() -> dict[str, SamConfig]:
+    """Return the models whose graphs are in the package as templates, by the names of these."""
+    return SAM_ARCHITECTURES
+
+
+def template_name(config: SamConfig) -> str | None:
+    """Return the name of the template of a model; None where it has sizes of its own."""
+    return config.architecture if config == SAM_ARCHITECTURES.get(config.architecture) else None
 
 
 def variants(options: ExportOptions) -> dict[str, str]:

@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, get_args
 
 import numpy as np
 
@@ -13,9 +14,9 @@ from segship.arrays import AnyArray
 from segship.datasets.classes import MOST_CLASSES, OWN_CLASSES, ClassTable, read_class_file
 from segship.datasets.known import TABLES, table_of
 from segship.errors import CheckpointError, way
-from segship.semantic.manifest import SemanticManifest
+from segship.semantic.manifest import SemanticManifest, SemanticWindow
 from segship.semantic.preprocessing import SCALE_LIMITS, ScaleLimits, SemanticPreprocessing
-from segship.ship.families.semask.config import SemaskConfig, relative_position_index
+from segship.ship.families.semask.config import SEMASK_ARCHITECTURES, SemaskConfig, relative_position_index
 from segship.ship.options import ExportOptions
 from segship.ship.weights import Weights, manifest_fields
 from segship.spec import GraphSpec, SemanticOutput, TensorSpec, semantic_spec
@@ -97,6 +98,30 @@ def with_batch(spec: GraphSpec, batch: int | None) -> GraphSpec:
 
 def largest_sizes(weights: Weights) -> None:
     """Return no bounds: tracing finds those of pictures by itself."""
+
+
+FREE_SIZES: Mapping[int, str] = {37: "classes", 41: "semantic_classes"}
+"""Sizes that a checkpoint chooses: what stands for them in a model that is traced, and which field of its
+configuration has them. They are sizes of nothing else."""
+
+
+def template_configs() -> dict[str, SemaskConfig]:
+    """Return the models whose graphs are in the package as templates, by the names of these."""
+    sizes: dict[str, Any] = {name: size for size, name in FREE_SIZES.items()}
+    return {
+        _template_name(name, window): replace(config, semantic_window=window, **sizes)
+        for name, config in SEMASK_ARCHITECTURES.items()
+        for window in get_args(SemanticWindow)
+    }
+
+
+def template_name(config: SemaskConfig) -> str | None:
+    """Return the name of the template of a model; None where it has sizes of its own besides the number of classes."""
+    return _template_name(config.architecture, config.semantic_window) if config.architecture != "custom" else None
+
+
+def _template_name(architecture: str, window: str) -> str:
+    return f"{architecture}.{window}"
 
 
 def variants(options: ExportOptions) -> dict[str, str]:

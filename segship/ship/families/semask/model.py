@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from segship.ship.families.layers import conv_with_norm
 from segship.ship.families.semask.config import SemaskConfig
 from segship.ship.families.semask.swin import (
     PatchEmbed,
@@ -25,6 +26,7 @@ from segship.ship.families.semask.swin import (
     shift_mask,
     window_counts,
 )
+from segship.ship.variants import PLAIN, EncoderVariant
 
 
 class ConvNormRelu(nn.Module):
@@ -32,12 +34,14 @@ class ConvNormRelu(nn.Module):
 
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__()
+        self.variant: EncoderVariant = PLAIN
         self.conv = nn.Conv2d(in_channels, out_channels, kernel_size=3, padding=1, bias=False)
         self.bn = nn.BatchNorm2d(out_channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        out: Tensor = self.bn(self.conv(x)).relu()
-        return out
+        folded = self.variant.fold_batch_norms and not self.training
+        out: Tensor = conv_with_norm(x, self.conv, self.bn) if folded else self.bn(self.conv(x))
+        return out.relu()
 
 
 def resize_bilinear(x: Tensor, size_hw: Sequence[int]) -> Tensor:
