@@ -21,6 +21,7 @@ import torch
 from PIL import Image
 
 from segship.ship.families.sam.config import SamConfig, VitConfig
+from segship.ship.templates.making import seeded_weights as seeded_weights
 
 # Tensors of two or more axes that are looked up or added, not multiplied.
 # A vit of every mechanism (window padding, global blocks, both attention kinds) that runs in milliseconds.
