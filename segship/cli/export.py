@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 from cyclopts import Parameter
 from rich.table import Table
@@ -22,6 +22,7 @@ from segship.errors import BackendUnavailable, ExportError
 from segship.files import make_directory, tidy_directory
 from segship.semantic.preprocessing import ScaleLimits
 from segship.ship.options import ExportOptions
+from segship.ship.templates.bundling import BundleOptions
 
 _TELLING = 0.1
 EXPORT_PACKAGES = ("torch", "onnx", "onnxscript", "onnxslim")
@@ -55,6 +56,11 @@ def parse_size(text: str) -> tuple[int, int] | None:
     return None if text == DYNAMIC else parse_pair("--size", "HEIGHT,WIDTH such as 1024,2048, or dynamic", text)
 
 
+def parse_scale(text: str) -> ScaleLimits:
+    """Return the most that the longer and the shorter side of a picture become."""
+    return ScaleLimits(*parse_pair("--scale", "LONG,SHORT such as 2048,1024", text))
+
+
 def parse_batch(text: str) -> int | None:
     """Return a number of pictures; nothing for an open one."""
     if text == DYNAMIC:
@@ -74,10 +80,7 @@ FIELDS = Fields(
         "semantic_window",
         size=Option(parse=parse_size, metavar="HEIGHT,WIDTH"),
         batch=Option(parse=parse_batch, metavar="NUMBER"),
-        scale=Option(
-            parse=lambda text: ScaleLimits(*parse_pair("--scale", "LONG,SHORT such as 2048,1024", text)),
-            metavar="LONG,SHORT",
-        ),
+        scale=Option(parse=parse_scale, metavar="LONG,SHORT"),
     ),
     simplify=Option(negative="--no-simplify"),
     measure=Option(negative="--no-measure"),
@@ -114,18 +117,15 @@ def export(
     segship export mine.pth --contract official --single-mask -o decoder
     segship export streets.pth --size 1024,2048 -o streets
     """
-    source, folder = _checkpoint_file(checkpoint), out or _default_bundle(checkpoint)
+    source, folder = checkpoint_file(checkpoint), out or default_bundle(checkpoint)
     for line in tidy_directory(folder.parent):
         progress_console().print(plain(line), soft_wrap=True)
-    _require_exporter()
+    require_exporter()
     # torch and onnx take seconds to import and are not installed everywhere.
     from segship.ship.contracts import export_contract
     from segship.ship.export import export_bundle
 
-    # A file that no digest tells has the licence of its name.
-    known = KNOWN_CHECKPOINTS.get(checkpoint)
-    if options.licence is None and known is not None and known.by_hand and source != Path(checkpoint):
-        options = replace(options, licence=known.licence)
+    options = with_licence_of(checkpoint, source, options)
     started = time.perf_counter()
     rows: list[Row] = []
 
@@ -141,11 +141,23 @@ def export(
     if json:
         print_json({"path": str(folder), "comparison": [asdict(row) for row in rows]})
         return
-    results_console().print(_comparison_table(rows))
+    results_console().print(comparison_table(rows))
     results_console().print(f"written to {plain(str(folder))} in {time.perf_counter() - started:.0f} s")
 
 
-def _checkpoint_file(checkpoint: str) -> Path:
+Options = TypeVar("Options", ExportOptions, BundleOptions)
+
+
+def with_licence_of(checkpoint: str, source: Path, options: Options) -> Options:
+    """Return options with the licence of a known name: its file may have no digest that tells it."""
+    known = KNOWN_CHECKPOINTS.get(checkpoint)
+    if options.licence is None and known is not None and known.by_hand and source != Path(checkpoint):
+        return replace(options, licence=known.licence)
+    return options
+
+
+def checkpoint_file(checkpoint: str) -> Path:
+    """Return the file that a path or a known name means."""
     if not _is_known(checkpoint):
         return Path(checkpoint)
     from segship.fetch import checkpoint_path
@@ -157,7 +169,8 @@ def _checkpoint_file(checkpoint: str) -> Path:
     return path
 
 
-def _default_bundle(checkpoint: str) -> Path:
+def default_bundle(checkpoint: str) -> Path:
+    """Return where the bundle of a known name goes if nobody says it."""
     if checkpoint not in KNOWN_CHECKPOINTS:
         raise ExportError("say where the bundle goes: -o BUNDLE", code="no_output")
     folder = bundle_folder(checkpoint)
@@ -169,14 +182,16 @@ def _is_known(checkpoint: str) -> bool:
     return checkpoint in KNOWN_CHECKPOINTS and not os.path.exists(checkpoint)
 
 
-def _require_exporter() -> None:
+def require_exporter() -> None:
+    """Refuse to begin without the packages of an export."""
     missing = [name for name in EXPORT_PACKAGES if find_spec(name) is None]
     if missing:
         message = f'exporting needs {", ".join(missing)}, not installed here; run: pip install "segship[export]"'
         raise BackendUnavailable(message, code="export_packages_missing")
 
 
-def _comparison_table(rows: Sequence[Row]) -> Table:
+def comparison_table(rows: Sequence[Row]) -> Table:
+    """Return rows for people."""
     cells = [
         (row.step, row.what, row.cases, describe_figures(row.figures), "passed" if row.passed else "FAILED")
         for row in rows

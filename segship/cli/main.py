@@ -114,8 +114,11 @@ COMMANDS = {
     },
     "Ship": {
         "fetch": "Fetch a published checkpoint and check its SHA-256.",
+        "bundle": "Make a bundle of a checkpoint in seconds, without torch.",
         "export": "Export a checkpoint to a checked bundle.",
         "import": "Make a bundle of ONNX graphs that another program exported.",
+        "verify": "Hold the graphs of a bundle against their torch model.",
+        "template": "Make the graphs of an architecture anew, as the package has them.",
         "tune": "Find the backend that is right and fastest on this machine.",
     },
     "Measure": {

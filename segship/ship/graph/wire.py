@@ -96,7 +96,8 @@ def add_logits(source: Path, twin: Path) -> None:
     ExportError
         ``no_argmax`` when the graph gives classes and does not take them from logits.
     """
-    float_tensor = field(1, field(1, ONNX_CODES["float32"]))
+    # Of four axes, whose sizes a reader finds by itself.
+    float_tensor = field(1, field(1, ONNX_CODES["float32"]) + field(2, 4 * field(1, b"")))
     with twin.open("wb") as stream:
         for number, content in fields_of(MODEL, source.read_bytes()):
             if number == MODEL_GRAPH:

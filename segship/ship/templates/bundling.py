@@ -43,8 +43,11 @@ class BundleOptions:
         Semantic models: (height, width) of the only pictures that the graph takes; any when left out.
     classes
         Semantic models: a JSON list of the classes' names, where they are none of a known data set's.
-    scale, semantic_window
-        Semantic models: as `segship.ship.options.ExportOptions` has them.
+    scale
+        Semantic models: the most that the longer and the shorter side of a picture become; what the model was
+        published with when left out.
+    semantic_window
+        Semantic models: stages whose semantic layer works in windows; the published rule when left out.
     clean_masks
         Promptable models: whether the bundle cleans masks; off for all but tiny when left out.
     licence

@@ -55,6 +55,11 @@ def template_names() -> tuple[str, ...]:
     return tuple(name for family in families() for name in family_module(family).template_configs())
 
 
+def template_targets_of(name: str) -> tuple[str, ...]:
+    """Return the targets that the templates of an architecture are written for; as `make_template` raises."""
+    return TARGETS[str(family_module(_find(name)[0]).TASK)]
+
+
 def make_template(name: str, target: str, progress: Progress | None = None) -> ArchitectureTemplate:
     """Trace the graphs of an architecture by seeded weights, and put them into the package.
 
