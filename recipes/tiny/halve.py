@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import load_file, save_file
 
-from segship.ship.graph.store import SMALLEST_HALVED_ELEMENTS
+from segship.ship.graph.fill import SMALLEST_HALVED_ELEMENTS
 
 
 def halve(source: Path, target: Path) -> None:

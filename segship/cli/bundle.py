@@ -41,8 +41,9 @@ def bundle(
 ) -> None:
     """Make a bundle of a checkpoint in seconds, without torch.
 
-    The architecture must be a known one, published or fine-tuned, of any number of classes. The graphs are those of `segship export`, filled with these weights, fine-tuned ones included. They are checked
-    against each other, not against the torch model; `segship verify` does that where torch is.
+    The architecture must be a known one, published or fine-tuned, with any number of classes. The graphs are those of
+    `segship export`, filled with these weights. They are checked against each other, not against the torch model;
+    `segship verify` does that where torch is.
 
     Parameters
     ----------
