@@ -30,7 +30,7 @@ from segship.files import real_path
 from segship.loading import open_model
 from segship.machine import describe_machine, usable_cores
 from segship.semantic.manifest import SemanticManifest
-from segship.spec import GraphSpec
+from segship.spec import PLACES, GraphSpec
 
 GRAPH_SUFFIX = ".onnx"
 GRAPH_STAGE = "graph"
@@ -125,7 +125,8 @@ def _measure_model(context: _Context) -> BenchmarkReport:
 def _bundle_graphs(bundle: Bundle, run: RunOptions, threads: int, context: _Context) -> Iterator[BenchmarkRow]:
     """Yield the pure loops of every graph of a bundle, at the sizes of its dynamic axes that were asked for."""
     options = context.options
-    asked = {"batch": options.batch_sizes, "objects": options.objects, "points": (options.points + 1,)}
+    points = (options.points + 1,)
+    asked = {"batch": options.batch_sizes, "objects": options.objects, "points": points, PLACES: points}
     if isinstance(bundle.manifest, SemanticManifest):
         long_side, short_side = astuple(bundle.manifest.preprocessing.scale)
         asked |= {"height": (short_side,), "width": (long_side,)}

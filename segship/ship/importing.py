@@ -172,7 +172,7 @@ def import_graphs(
     found = _recognise(names, graphs, options.contract or (known.contract if known else None))
     manifest = _make_manifest(files["image_encoder"], files["mask_decoder"], found, options, known)
     with _opened(files, manifest) as sessions:
-        manifest = _checked(manifest, sessions, tell)
+        manifest = _checked(manifest, names, sessions, tell)
     tell("writing the bundle")
     stated = {name: {"quantized": True} for name, graph in graphs.items() if _is_quantized(graph)}
     return write_bundle(output, manifest, files, options=stated, force=options.force)
@@ -448,14 +448,16 @@ def _opened(files: Mapping[str, Path], manifest: PromptableManifest) -> Iterator
         yield {name: stack.enter_context(open_session(path, specs[name], run)) for name, path in files.items()}
 
 
-def _checked(manifest: PromptableManifest, sessions: dict[str, Session], tell: Report) -> PromptableManifest:
+def _checked(
+    manifest: PromptableManifest, files: Mapping[str, str], sessions: dict[str, Session], tell: Report
+) -> PromptableManifest:
     """Run the graphs, and return the manifest with what only running them shows."""
-    assert manifest.foreign is not None
-    encoder_file = manifest.checkpoint.name
-    if manifest.foreign.padding == "inside":
+    foreign, encoder_file = manifest.foreign, files["image_encoder"]
+    assert foreign is not None
+    if foreign.padding == "inside":
         tell("finding how the encoder prepares images")
-        values = _values_taken(sessions["image_encoder"], manifest, encoder_file)
-        manifest = replace(manifest, foreign=replace(manifest.foreign, values=values))
+        foreign = replace(foreign, values=_values_taken(sessions["image_encoder"], manifest, encoder_file))
+        manifest = replace(manifest, foreign=foreign)
     adapted = manifest.adapt(sessions)
     tell("encoding two images")
     images = [prepare_image(pixels, manifest.preprocessing) for pixels in comparison_images()[1:]]
@@ -463,21 +465,26 @@ def _checked(manifest: PromptableManifest, sessions: dict[str, Session], tell: R
     geometry = manifest.geometry
     shape = (1, geometry.embedding_channels, geometry.embedding_size, geometry.embedding_size)
     for embedding in embeddings:
-        if embedding.shape != shape or not np.isfinite(embedding).all():
-            found = f"an embedding {embedding.shape}, {'finite' if np.isfinite(embedding).all() else 'not finite'}"
-            raise _unexpected(encoder_file, f"it gave {found}, where {shape}, finite, was expected")
+        _require(encoder_file, "the embedding", embedding, shape)
     if not _differ(*embeddings):
         raise _unexpected(encoder_file, "it gave the same embedding for two images")
     tell("asking the decoder")
-    decoder = _Questions(adapted["mask_decoder"], embeddings, geometry, manifest.decoder_masks)
+    decoder = _Questions(files["mask_decoder"], adapted["mask_decoder"], embeddings, manifest)
     decoder.check()
-    assert manifest.foreign is not None
-    return replace(manifest, foreign=replace(manifest.foreign, empty_prompts=decoder.takes_empty()))
+    return replace(manifest, foreign=replace(foreign, empty_prompts=decoder.takes_empty()))
 
 
 def _unexpected(what: str, found: str) -> BundleError:
     message = f"{what} does not answer as its contract says: {found}; nothing was written"
     return BundleError(message, code="unexpected_answer")
+
+
+def _require(file: str, name: str, array: AnyArray, shape: tuple[int, ...]) -> None:
+    """Refuse an answer of another shape, or with values that are not finite."""
+    finite = bool(np.isfinite(array).all())
+    if array.shape != shape or not finite:
+        found = f"{name} was {array.shape}, {'finite' if finite else 'not finite'}"
+        raise _unexpected(file, f"{found}, where {shape}, finite, was expected")
 
 
 def _differ(first: AnyArray, second: AnyArray, part: float = _NOTICEABLE) -> bool:
@@ -513,10 +520,14 @@ def _values_taken(encoder: Session, manifest: PromptableManifest, file: str) -> 
 class _Questions:
     """What a decoder is asked to see that it is one."""
 
-    def __init__(self, decoder: Session, embeddings: Sequence[FloatArray], geometry: SamGeometry, masks: int) -> None:
+    def __init__(
+        self, file: str, decoder: Session, embeddings: Sequence[FloatArray], manifest: PromptableManifest
+    ) -> None:
+        self._file = file
         self._decoder = decoder
         self._embeddings = embeddings
-        self._side, self._low_res, self._masks = geometry.image_size, geometry.low_res_size, masks
+        geometry, self._masks = manifest.geometry, manifest.decoder_masks
+        self._side, self._low_res = geometry.image_size, geometry.low_res_size
 
     def ask(
         self,
@@ -540,10 +551,7 @@ class _Questions:
         )
         wanted = {"iou_predictions": (1, self._masks), "low_res_masks": (1, self._masks, low_res, low_res)}
         for name, shape in wanted.items():
-            if answer[name].shape != shape or not np.isfinite(answer[name]).all():
-                finite = "finite" if np.isfinite(answer[name]).all() else "not finite"
-                found = f"{name} was {answer[name].shape}, {finite}, where {shape}, finite, was expected"
-                raise _unexpected("the decoder", found)
+            _require(self._file, name, answer[name], shape)
         return answer["low_res_masks"]
 
     def check(self) -> None:
@@ -561,13 +569,13 @@ class _Questions:
         }
         for what, pair in changed.items():
             if not _differ(*pair):
-                raise _unexpected("the decoder", f"its masks do not depend on {what}")
+                raise _unexpected(self._file, f"its masks do not depend on {what}")
         if _differ(click, self.ask([here], [1], mask=mask), _SAME):
-            raise _unexpected("the decoder", "a mask input changes its masks though has_mask_input is 0")
+            raise _unexpected(self._file, "a mask input changes its masks though has_mask_input is 0")
         # Between the other two, so that graphs that quantize by the range of a tensor see the same range.
         tokens = [self.ask([here, there, place], [1, 0, -1]) for place in ((0.35, 0.35), (0.4, 0.5))]
         if np.abs(tokens[0] - tokens[1]).max() > _LITTLE * np.abs(click - moved).max():
-            raise _unexpected("the decoder", "its masks depend on where a point with label -1, no point, is")
+            raise _unexpected(self._file, "its masks depend on where a point with label -1, no point, is")
 
     def takes_empty(self) -> bool:
         """Return whether an object may have a mask input and nothing else."""
