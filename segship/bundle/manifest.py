@@ -90,7 +90,7 @@ class Manifest:
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-    added: ClassVar[frozenset[str]] = frozenset()
+    added: ClassVar[frozenset[str]] = frozenset({"template"})
     """Fields that came later. A file says them only where they say something, so that an older segship reads it."""
 
     format_version: Literal[2] = 2

@@ -46,7 +46,7 @@ class PromptableManifest(Manifest):
         How the graphs are driven where they keep another program's contract; None where they keep ours.
     """
 
-    added: ClassVar[frozenset[str]] = frozenset({"decoder_masks", "foreign"})
+    added: ClassVar[frozenset[str]] = Manifest.added | {"decoder_masks", "foreign"}
 
     task: Literal["promptable"] = "promptable"
     geometry: SamGeometry
