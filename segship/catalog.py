@@ -386,15 +386,20 @@ def find_model(model: str | Path) -> Path:
     bundle = bundle_folder(name)
     if bundle.is_dir():
         return bundle
-    make = f"make one with `segship fetch {name}` and `segship export {name}` (it"
-    if name in pairs:
-        make = f"make one with `segship fetch {name}` (it"
-    elif KNOWN_CHECKPOINTS[name].by_hand:
-        make = (
-            f"`segship fetch {name}` says how to get its checkpoint, and `segship export {name}` makes the bundle (it"
-        )
-    message = f"there is no bundle of {name!r} on this machine yet; {make} will be written to {bundle})"
-    raise BundleError(message, code="no_bundle")
+    raise BundleError(f"there is no bundle of {name!r} on this machine yet; {_how_to_get(name)}", code="no_bundle")
+
+
+def _how_to_get(name: str) -> str:
+    """Return the one command after which a known name can be opened."""
+    known = KNOWN_CHECKPOINTS.get(name)
+    if known is None:
+        return f"get it with `segship fetch {name}`, without torch"
+    if (checkpoint_folder() / known.file).is_file():
+        return f"its checkpoint is; make the bundle with `segship bundle {name}`, without torch"
+    size = f"{known.bytes / 1e6:,.0f} MB, without torch"
+    if known.by_hand:
+        return f"`segship fetch {name}` says how to get its checkpoint, and makes the bundle (about {size})"
+    return f"get it with `segship fetch {name}` ({size})"
 
 
 def embedded_bundle(name: str) -> Path:

@@ -2,13 +2,19 @@
 """Things that are made once for all tests."""
 
 import os
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+from segship.ship import templates
 from segship.ship.export import export_bundle
+from segship.ship.families.sam.config import SAM_ARCHITECTURES
+from segship.ship.families.semask.config import SEMASK_ARCHITECTURES
 from segship.ship.options import ExportOptions
 from tests import small_semask
+from tests.oracle import SMALL_VIT
 from tests.small_models import save_checkpoint
 from tests.traces import share_traces
 
@@ -51,6 +57,16 @@ def small_export(small_checkpoint, tmp_path_factory):
         small_checkpoint, folder, ExportOptions(measure=False), lambda step, rows: reported.append((step, rows))
     )
     return bundle, reported
+
+
+@pytest.fixture
+def small_templates(monkeypatch):
+    """The small models as architectures of the package: ``custom`` with the template beside the tests of templates,
+    and the SeMask ``small``, in windows in all stages."""
+    monkeypatch.setattr(templates, "FOLDER", Path(__file__).parent / "ship" / "templates")
+    monkeypatch.setitem(SAM_ARCHITECTURES, "custom", SMALL_VIT)
+    small = replace(small_semask.SMALL_SEMASK, architecture="small")
+    monkeypatch.setitem(SEMASK_ARCHITECTURES, "small", small)
 
 
 @pytest.fixture(scope="session")

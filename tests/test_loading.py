@@ -14,6 +14,7 @@ import segship
 from segship.backends.session import RunOptions, RunSettings
 from segship.catalog import bundle_folder
 from segship.errors import BackendUnavailable, BundleError, InputError
+from segship.fetch import checkpoint_path
 from segship.loading import load_promptable, open_model
 
 
@@ -34,14 +35,23 @@ def test_known_name_means_its_bundle_in_the_cache(small_export):
     assert segship.load("vit_b").manifest == small_export[0].manifest
 
 
-def test_known_name_without_a_bundle_says_the_two_commands():
-    with pytest.raises(BundleError, match="`segship fetch vit_l` and `segship export vit_l`") as caught:
+def test_known_name_without_a_bundle_says_the_one_command():
+    with pytest.raises(BundleError, match=r"get it with `segship fetch vit_l` \(1,250 MB, without torch\)") as caught:
         segship.load("vit_l")
     assert caught.value.code == "no_bundle"
+    with pytest.raises(BundleError, match="get it with `segship fetch osam_vit_b_quantized`, without torch"):
+        segship.load("osam_vit_b_quantized")
 
 
-def test_semantic_name_without_a_bundle_says_the_two_commands():
-    with pytest.raises(BundleError, match="`segship fetch semask_l_ade20k` says how .*`segship export semask_l"):
+def test_name_whose_checkpoint_an_older_segship_fetched_says_how_it_becomes_a_bundle():
+    checkpoint_path("vit_t").parent.mkdir(parents=True)
+    checkpoint_path("vit_t").touch()
+    with pytest.raises(BundleError, match="its checkpoint is; make the bundle with `segship bundle vit_t`, without"):
+        segship.load("vit_t")
+
+
+def test_semantic_name_without_a_bundle_says_the_one_command():
+    with pytest.raises(BundleError, match="`segship fetch semask_l_ade20k` says how to get its checkpoint, and makes"):
         segship.load("semask_l_ade20k")
 
 

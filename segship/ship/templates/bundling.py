@@ -16,7 +16,7 @@ from segship.bundle.evidence import EXACT, Evidence, Row
 from segship.bundle.folder import refuse_stranger, refuse_taken
 from segship.bundle.manifest import Manifest, task_module
 from segship.errors import ExportError
-from segship.files import partial_folder
+from segship.files import explained, partial_folder
 from segship.options import check_types
 from segship.semantic.manifest import SemanticWindow
 from segship.semantic.preprocessing import ScaleLimits
@@ -115,7 +115,7 @@ def bundle_checkpoint(checkpoint_path: Path, output: Path, options: BundleOption
     check_state(_expected(template, weights.config), weights.state)
     manifest = weights.verbs.manifest(weights, options.for_export())
     manifest = replace(manifest, template=template.origin, tools={**manifest.tools, **template.tools})
-    with partial_folder(output.parent, output.name) as folder:
+    with explained(output), partial_folder(output.parent, output.name) as folder:
         files = _fill(template, weights, manifest, folder, options.size)
         rows = self_check(manifest, files)
         if rows:
