@@ -11,7 +11,8 @@ from pathlib import Path
 from segship.bundle import Bundle
 from segship.catalog import KNOWN_GRAPHS, bundle_folder
 from segship.errors import ExportError, FetchError, way
-from segship.fetch import Progress, exclusive_lock, fetch_checkpoint, known_checkpoint
+from segship.fetch import fetch_checkpoint, known_checkpoint
+from segship.fetch.download import Progress, exclusive_lock
 from segship.files import explained, make_directory, tidy_directory
 from segship.ship.by_hand import take_by_hand
 from segship.ship.importing import fetch_bundle
