@@ -25,7 +25,7 @@ def fetch(
     out: Annotated[Path | None, Parameter(name=("--out", "-o"))] = None,
     json: Json = False,
 ) -> None:
-    """Fetch a published model, check it, and make its bundle, without torch.
+    """Fetch a published model and make its bundle, without torch.
 
     An interrupted download goes on where it stopped, and a bundle that is there is kept. The semantic models
     (semask_...) can only be downloaded by a browser: the command says where, and checks the file.

@@ -113,7 +113,7 @@ COMMANDS = {
         "demo": "Segment a photograph inside the package from one click.",
     },
     "Ship": {
-        "fetch": "Fetch a published checkpoint and check its SHA-256.",
+        "fetch": "Fetch a published model and make its bundle, without torch.",
         "bundle": "Make a bundle of a checkpoint in seconds, without torch.",
         "export": "Export a checkpoint to a checked bundle.",
         "import": "Make a bundle of ONNX graphs that another program exported.",
