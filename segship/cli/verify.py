@@ -24,7 +24,8 @@ def verify(bundle: Path, /, *, torch: Annotated[Path, Parameter(name="--torch")]
     Parameters
     ----------
     bundle
-        A bundle that was made of the checkpoint, by `segship bundle`, `segship fetch` or `segship export`.
+        A bundle that was made of the checkpoint, by `segship bundle`, `segship fetch` or `segship export`; or graphs of
+        `segship import` that are believed to be.
     torch
         The checkpoint; it is run in torch, which must be installed.
 

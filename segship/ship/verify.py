@@ -23,7 +23,7 @@ from segship.promptable.manifest import PromptableManifest
 from segship.semantic.manifest import SemanticManifest
 from segship.ship.graph.wire import add_logits
 from segship.ship.options import ExportOptions
-from segship.spec import GraphSpec, TensorSpec
+from segship.spec import MASK_TOKENS, GraphSpec, TensorSpec
 
 if TYPE_CHECKING:
     from torch import nn
@@ -72,6 +72,8 @@ def open_graph(path: Path, spec: GraphSpec) -> Session:
 def verify_bundle(path: Path, checkpoint_path: Path) -> list[Row]:
     """Hold every graph of a bundle against the torch model of its checkpoint; needs torch.
 
+    Imported graphs do not say what they were made of, and are held against whatever is given.
+
     Returns
     -------
     list of Row
@@ -80,7 +82,8 @@ def verify_bundle(path: Path, checkpoint_path: Path) -> list[Row]:
     Raises
     ------
     BundleError
-        ``other_checkpoint`` when the bundle was made of another one; whatever is wrong with the bundle.
+        ``other_checkpoint`` when the bundle was made of another one; ``one_mask`` for a decoder that gives one mask,
+        where a model gives four; whatever is wrong with the bundle.
     CheckpointError
         When the checkpoint cannot be used.
     """
@@ -88,8 +91,12 @@ def verify_bundle(path: Path, checkpoint_path: Path) -> list[Row]:
 
     bundle = Bundle.read(path)
     manifest = bundle.manifest
+    is_foreign = isinstance(manifest, PromptableManifest) and manifest.foreign is not None
+    if isinstance(manifest, PromptableManifest) and manifest.decoder_masks != MASK_TOKENS:
+        message = f"the decoder of {path} gives one mask, and its model gives {MASK_TOKENS}, so they are not compared"
+        raise BundleError(f"{message}; import a decoder that gives all", code="one_mask")
     model = load_model(checkpoint_path, options_of(manifest))
-    if model.checkpoint.sha256 != manifest.checkpoint.sha256:
+    if model.checkpoint.sha256 != manifest.checkpoint.sha256 and not is_foreign:
         message = (
             f"{path} was made of {manifest.checkpoint.name} with the SHA-256 {manifest.checkpoint.sha256}, and that of "
             f"{checkpoint_path} is {model.checkpoint.sha256}; give the checkpoint that it was made of"
@@ -100,10 +107,10 @@ def verify_bundle(path: Path, checkpoint_path: Path) -> list[Row]:
     expected = task.answer(cases, torch_sessions(model.networks.reference(model)))
     with ExitStack() as stack, TemporaryDirectory(prefix="segship-verify-") as folder:
         files = {artifact.graph: _linked(bundle.path, artifact.file, Path(folder)) for artifact in manifest.artifacts}
-        sessions = {
+        sessions: dict[str, Session] = {
             graph: stack.enter_context(open_graph(file, manifest.graph_spec(graph))) for graph, file in files.items()
         }
-        found = task.answer(cases, sessions, expected)
+        found = task.answer(cases, manifest.adapt(sessions), expected)
     rows: list[Row] = task.compare("verified", cases, expected, found, task.bar(EXACT))
     return rows
 

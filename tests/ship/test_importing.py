@@ -32,6 +32,7 @@ from segship.promptable.task import prompt_mixes, prompt_tensors
 from segship.ship.contracts import SINGLE_MASK_POINTS, export_contract
 from segship.ship.importing import ImportOptions, fetch_bundle, import_graphs
 from segship.ship.options import ExportOptions
+from segship.ship.verify import verify_bundle
 from segship.tune import TuneOptions, tune_bundle
 from tests.oracle import SMALL_VIT, build_reference, reference
 from tests.small_models import small_predictor, small_sam
@@ -249,6 +250,18 @@ def test_the_one_mask_is_the_one_that_the_reference_would_choose(imported, ours)
             found = predictor.decode_low_res(embeddings[1], list(mixes[name]))[1]
             for row, index in enumerate(best):
                 assert mask_iou(logits[row, index] > 0, found[row, 0] > 0) >= 0.999, name
+
+
+def test_an_imported_bundle_is_held_against_a_checkpoint_where_torch_is(imported, small_checkpoint, tmp_path):
+    rows = verify_bundle(imported("x", "four").path, small_checkpoint)
+    assert {row.graph for row in rows} >= {"image_encoder", "mask_decoder"} and all(row.passed for row in rows)
+    state = small_sam().state_dict()
+    other = {name: tensor * 1.1 if tensor.is_floating_point() else tensor for name, tensor in state.items()}
+    torch.save(other, tmp_path / "other.pth")
+    assert not any(row.passed for row in verify_bundle(imported("x", "four").path, tmp_path / "other.pth"))
+    with pytest.raises(BundleError, match="gives one mask") as caught:
+        verify_bundle(imported("x", "one").path, small_checkpoint)
+    assert caught.value.code == "one_mask"
 
 
 def test_files_stay_byte_for_byte(imported, files):
