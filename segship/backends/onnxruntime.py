@@ -73,6 +73,8 @@ class Session(BaseSession):
         The contract; what the graph declares is checked against it.
     run
         ``device`` ``cpu``, ``cuda`` or ``cuda:N``; ``precision`` only ``fp32``.
+    once
+        For a run or two: weights are not laid out anew, which makes runs faster and takes their memory a second time.
 
     Raises
     ------
@@ -82,13 +84,21 @@ class Session(BaseSession):
         When ONNX Runtime does not load the graph, or its inputs and outputs are not those of ``spec``.
     """
 
-    def __init__(self, graph: bytes | str | os.PathLike[str], spec: GraphSpec, run: RunOptions | None = None) -> None:
+    def __init__(
+        self,
+        graph: bytes | str | os.PathLike[str],
+        spec: GraphSpec,
+        run: RunOptions | None = None,
+        *,
+        once: bool = False,
+    ) -> None:
         run = run or RunOptions()
         self.spec = spec
         threads = thread_count(run)
         refuse_options(run, "onnxruntime")
         provider, settings = _provider(run)
-        self._session: onnxruntime.InferenceSession | None = _load(graph, spec, threads, provider, settings)
+        choices = _choices(threads, once=once)
+        self._session: onnxruntime.InferenceSession | None = _load(graph, spec, choices, (provider, settings))
         used = self._session.get_providers()
         if provider not in used:
             raise _unavailable(run.device, f"ONNX Runtime could not start {provider} and uses {used}")
@@ -115,9 +125,7 @@ class Session(BaseSession):
         self._session = None
 
 
-def _load(
-    graph: bytes | str | os.PathLike[str], spec: GraphSpec, threads: int, provider: str, settings: dict[str, str]
-) -> onnxruntime.InferenceSession:
+def _choices(threads: int, *, once: bool) -> onnxruntime.SessionOptions:
     choices = onnxruntime.SessionOptions()
     choices.intra_op_num_threads = threads
     choices.inter_op_num_threads = 1
@@ -128,11 +136,19 @@ def _load(
     choices.use_deterministic_compute = True
     # Idle threads spin for a while after a run, and would take the cores from the next graph of the same model.
     choices.add_session_config_entry("session.force_spinning_stop", "1")
+    choices.add_session_config_entry("session.disable_prepacking", "1" if once else "0")
+    return choices
+
+
+def _load(
+    graph: bytes | str | os.PathLike[str],
+    spec: GraphSpec,
+    choices: onnxruntime.SessionOptions,
+    provider: tuple[str, dict[str, str]],
+) -> onnxruntime.InferenceSession:
     source = graph if isinstance(graph, bytes) else os.fspath(graph)
     try:
-        session = onnxruntime.InferenceSession(
-            source, sess_options=choices, providers=[(provider, settings)], enable_fallback=0
-        )
+        session = onnxruntime.InferenceSession(source, sess_options=choices, providers=[provider], enable_fallback=0)
     # The runtime's exceptions share no narrower base.
     except Exception as error:
         message = f"ONNX Runtime {version()} does not load graph {spec.name!r}: {first_line(error)}"

@@ -316,7 +316,7 @@ _ATTRIBUTE = Message(
     {2: FIXED32, 3: VARINT, 20: VARINT, **_text(1, 4, 5, 6, 13, 14, 21, 22)},
     {7: FIXED32, 8: VARINT, **_text(9, 10, 11, 15, 23)},
 )
-_TENSOR = Message(
+TENSOR = Message(
     "TensorProto",
     {2: VARINT, 14: VARINT, **_text(3, 8, 9, 12)},
     {1: VARINT, 4: FIXED32, 5: VARINT, 7: VARINT, 10: FIXED64, 11: VARINT, **_text(6, 13, 16)},
@@ -474,7 +474,7 @@ class _ModelReader:
         entries: list[tuple[str, str]] = []
         typed: list[tuple[int, int, int, int]] = []
         raw = (0, 0)
-        for number, wire, first, last in self.wire.fields(_TENSOR, start, end):
+        for number, wire, first, last in self.wire.fields(TENSOR, start, end):
             if number == 1:
                 shape += [signed(first)] if wire == VARINT else self.wire.packed_numbers(first, last, _MAX_READ_RANK)
                 if len(shape) > _MAX_READ_RANK:

@@ -8,7 +8,7 @@ check of an export, ``segship tune``, and whoever proves a bundle elsewhere. Nee
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -185,6 +185,13 @@ def compare(step: str, cases: Cases, expected: Answers, found: Answers, bar: Bar
         *rows,
         mask_row(step, ", ".join(("image_encoder", *found[0].decoded)), list(_mask_ious(cases, expected, found)), bar),
     ]
+
+
+def few(cases: Cases) -> Cases:
+    """Return so many cases that they show whether a model works at all: an image, one point, and a box with another."""
+    image = cases.images[0]
+    prompts = {name: image.prompts[name] for name in ("one click", "box and background click")}
+    return replace(cases, images=(replace(image, prompts=prompts),))
 
 
 def agreement(step: str, cases: Cases, answers: Answers, bar: Bar) -> list[Row]:

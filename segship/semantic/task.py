@@ -101,6 +101,11 @@ def compare(step: str, cases: Cases, expected: Answers, found: Answers, bar: Bar
     return [*rows, class_map_row(step, "semantic", maps, bar)]
 
 
+def few(cases: Cases) -> Cases:
+    """Return so many cases that they show whether a model works at all: a picture."""
+    return Cases(cases.images[:1])
+
+
 def agreement(step: str, cases: Cases, answers: Answers, bar: Bar) -> list[Row]:
     """Return rows of how far the class maps of a graph are those of its logits."""
     return compare(step, cases, tuple({"logits": made["logits"]} for made in answers), answers, bar)

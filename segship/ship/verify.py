@@ -40,13 +40,7 @@ class _WithLogits(Session):
     """A graph that gives classes, and its twin that also tells the logits that they are taken from."""
 
     def __init__(self, path: Path, spec: GraphSpec) -> None:
-        beside = path.with_name(f"{path.stem}_logits.onnx")
-        add_logits(path, beside)
-        image = spec.inputs[0].shape
-        logits = TensorSpec("logits", "float32", (image[0], "classes", *image[2:]))
-        twin_spec = GraphSpec(spec.name, spec.inputs, (*spec.outputs, logits))
-        self._classes = onnxruntime.Session(path, spec)
-        self._logits = onnxruntime.Session(beside, twin_spec)
+        self._classes, self._logits = onnxruntime.Session(path, spec), _open_twin(path, spec)
         self.spec, self.description = spec, self._classes.description
 
     def run(self, inputs: Mapping[str, AnyArray]) -> dict[str, AnyArray]:
@@ -60,13 +54,23 @@ class _WithLogits(Session):
         self._logits.close()
 
 
-def open_graph(path: Path, spec: GraphSpec) -> Session:
+def _open_twin(path: Path, spec: GraphSpec, *, once: bool = False) -> Session:
+    beside = path.with_name(f"{path.stem}_logits.onnx")
+    add_logits(path, beside)
+    image = spec.inputs[0].shape
+    logits = TensorSpec("logits", "float32", (image[0], "classes", *image[2:]))
+    return onnxruntime.Session(beside, GraphSpec(spec.name, spec.inputs, (*spec.outputs, logits)), once=once)
+
+
+def open_graph(path: Path, spec: GraphSpec, *, once: bool = False) -> Session:
     """Load an exported graph in ONNX Runtime, which every comparison of an export runs in.
 
-    Classes alone hide how close a graph is, so one that gives classes answers with their logits, too.
+    Classes alone hide how close a graph is, so one that gives classes answers with their logits, too. With ``once`` it
+    is for a run or two, and takes less memory.
     """
-    gives_classes = len(spec.outputs) == 1 and np.dtype(spec.outputs[0].dtype).kind in "iu"
-    return _WithLogits(path, spec) if gives_classes else onnxruntime.Session(path, spec)
+    if not (len(spec.outputs) == 1 and np.dtype(spec.outputs[0].dtype).kind in "iu"):
+        return onnxruntime.Session(path, spec, once=once)
+    return _open_twin(path, spec, once=True) if once else _WithLogits(path, spec)
 
 
 def verify_bundle(path: Path, checkpoint_path: Path) -> list[Row]:

@@ -271,7 +271,7 @@ def test_full_sizes_equal_the_model(tmp_path, name, size, monkeypatch):
 def test_every_comparison_runs_the_saved_graph_itself(small_semantic_bundle, monkeypatch, tmp_path):
     """The rows are of the file that is shipped, not only of its twin."""
     opened = []
-    spy = SimpleNamespace(Session=lambda path, *rest: opened.append(path.name) or Session(path, *rest))
+    spy = SimpleNamespace(Session=lambda path, *rest, **once: opened.append(path.name) or Session(path, *rest, **once))
     monkeypatch.setattr(verify, "onnxruntime", spy)
     graph = onnx.load(str(small_semantic_bundle.path / "semantic.onnx"))
     path = tmp_path / "semantic.onnx"

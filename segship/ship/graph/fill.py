@@ -17,7 +17,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import BinaryIO
 
 import numpy as np
 
@@ -121,16 +121,13 @@ def _made(prepare: bytes, weights: list[TensorSpec], tensors: Mapping[str, AnyAr
     for tensor in weights:
         if tensor.name not in made:
             yield tensor.name, tensors[tensor.name]
-    if not made:
-        return
-    session, run_options = _open_prepare(prepare)
-    feeds = {tensor.name: np.ascontiguousarray(tensors[tensor.name]) for tensor in graph.inputs}
-    for names in _portions([tensor for tensor in weights if tensor.name in made]):
-        yield from zip(names, session.run(names, feeds, run_options), strict=True)
+    portions = list(_portions([tensor for tensor in weights if tensor.name in made]))
+    for names, part in zip(portions, wire.parts_of(prepare, portions), strict=True):
+        yield from zip(names, _run_once(part, names, tensors), strict=True)
 
 
-def _open_prepare(prepare: bytes) -> tuple[Any, Any]:
-    """Return a session that frees what it made, and options with which a run makes only what is asked for."""
+def _run_once(model: bytes, names: list[str], tensors: Mapping[str, AnyArray]) -> list[AnyArray]:
+    """Run a graph of tensors of the checkpoint and return some of its outputs."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
@@ -138,9 +135,10 @@ def _open_prepare(prepare: bytes) -> tuple[Any, Any]:
     options.enable_cpu_mem_arena = False
     # Each node runs once, so looking for a faster way takes longer than the way.
     options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
-    run_options = onnxruntime.RunOptions()
-    run_options.only_execute_path_to_fetches = True
-    return onnxruntime.InferenceSession(prepare, options, providers=["CPUExecutionProvider"]), run_options
+    session = onnxruntime.InferenceSession(model, options, providers=["CPUExecutionProvider"])
+    feeds = {tensor.name: np.ascontiguousarray(tensors[tensor.name]) for tensor in session.get_inputs()}
+    found: list[AnyArray] = session.run(names, feeds)
+    return found
 
 
 def _portions(weights: list[TensorSpec]) -> Iterator[list[str]]:

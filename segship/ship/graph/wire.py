@@ -7,9 +7,22 @@ protobuf.dev/programming-guides/encoding; numbers of fields are those of onnx/on
 
 from __future__ import annotations
 
+from collections.abc import Collection, Iterable, Iterator
 from pathlib import Path
 
-from segship.bundle.onnx_file import BYTES, GRAPH, MODEL, NODE, ONNX_DTYPES, OPSET, VARINT, Message, WireReader
+from segship.bundle.onnx_file import (
+    BYTES,
+    GRAPH,
+    MODEL,
+    NODE,
+    ONNX_DTYPES,
+    OPSET,
+    TENSOR,
+    VALUE_INFO,
+    VARINT,
+    Message,
+    WireReader,
+)
 from segship.bundle.onnx_rules import OWN_DOMAINS
 from segship.errors import ExportError
 
@@ -84,6 +97,47 @@ def own_domain_only(model: bytes) -> bytes:
         for number, content in fields_of(MODEL, model)
         if number != MODEL_OPSET or first_text(OPSET, content) in OWN_DOMAINS
     )
+
+
+def parts_of(model: bytes, outputs: Iterable[Collection[str]]) -> Iterator[bytes]:
+    """Yield, for each of some sets of a graph's outputs, the model that makes these alone of the inputs they need."""
+    fields = fields_of(MODEL, model)
+    graph = fields_of(GRAPH, next(_bytes(content) for number, content in fields if number == MODEL_GRAPH))
+    # Of every field of the graph what it needs and what it gives, in names.
+    names = [_names_of(number, content) for number, content in graph]
+    for some in outputs:
+        wanted = set(some)
+        kept = []
+        for (number, content), (needed, given) in zip(reversed(graph), reversed(names), strict=True):
+            # Initializers, inputs and outputs stand behind the nodes, whose needs are not known there yet.
+            if number == GRAPH_NODE and not wanted.isdisjoint(given):
+                wanted.update(needed)
+                kept.append((number, content))
+        tensors = [
+            (number, content)
+            for (number, content), (_, given) in zip(graph, names, strict=True)
+            if (number in (GRAPH_INITIALIZER, GRAPH_INPUT) and not wanted.isdisjoint(given))
+            or (number == GRAPH_OUTPUT and not given.isdisjoint(some))
+        ]
+        part = b"".join(field(number, content) for number, content in (*reversed(kept), *tensors))
+        yield b"".join(
+            field(number, field(2, b"part") + part if number == MODEL_GRAPH else content) for number, content in fields
+        )
+
+
+def _names_of(number: int, content: Content) -> tuple[set[str], set[str]]:
+    """Return the names that a field of a graph needs, and those that it gives."""
+    if number == GRAPH_NODE:
+        parts = fields_of(NODE, _bytes(content))
+        needed, given = (
+            {_bytes(name).decode() for kind, name in parts if kind == wanted} for wanted in (NODE_INPUT, NODE_OUTPUT)
+        )
+        return needed, given
+    if number == GRAPH_INITIALIZER:
+        return set(), {next(_bytes(name).decode() for kind, name in fields_of(TENSOR, _bytes(content)) if kind == 8)}
+    if number in (GRAPH_INPUT, GRAPH_OUTPUT):
+        return set(), {first_text(VALUE_INFO, content)}
+    return set(), set()
 
 
 def add_logits(source: Path, twin: Path) -> None:

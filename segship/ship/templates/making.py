@@ -103,7 +103,7 @@ def store_answers(checkpoint_path: Path) -> Path:
         raise ExportError(message, code="not_published")
     task = task_module(model.task)
     cases = task.cases(model.verbs.manifest(model, ExportOptions()))
-    answers = task.answer(replace(cases, images=cases.images[:1]), torch_sessions(model.networks.reference(model)))
+    answers = task.answer(task.few(cases), torch_sessions(model.networks.reference(model)))
     path = answers_file(model.checkpoint.sha256)
     path.parent.mkdir(exist_ok=True)
     np.savez_compressed(path, **task.remember(answers))

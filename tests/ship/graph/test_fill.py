@@ -13,6 +13,7 @@ from segship.errors import CheckpointError
 from segship.ship.graph.cut import cut_graph
 from segship.ship.graph.fill import fill_graph
 from segship.ship.graph.trace import tensors_of, trace_graph
+from segship.ship.graph.wire import parts_of
 from segship.spec import image_encoder_spec
 from tests.oracle import SMALL_VIT
 from tests.ship.graph.running import filled, random_inputs, run_proto
@@ -121,3 +122,23 @@ def test_two_seeds_give_one_template(sam):
         cut_graph(trace_graph(ImageEncoderGraph(model), spec, opset=18), spec).template() for model in (sam, other)
     )
     assert first == second
+
+
+def test_parts_of_a_graph_make_what_the_whole_makes(decoder):
+    module, _, cut = decoder
+    prepare = cut.template().prepare
+    whole = onnx.ModelProto.FromString(prepare)
+    given = {name: array for name, array in arrays(module).items() if name in {v.name for v in whole.graph.input}}
+    expected = run_proto(whole, given)
+    names = list(expected)
+    assert len(names) > 20
+    found = {}
+    for some, part in zip((names[::2], names[1::2]), parts_of(prepare, (names[::2], names[1::2])), strict=True):
+        model = onnx.ModelProto.FromString(part)
+        onnx.checker.check_model(model)
+        assert [value.name for value in model.graph.output] == some
+        assert len(model.graph.node) < len(whole.graph.node)
+        needed = {value.name for value in model.graph.input}
+        assert needed < given.keys()
+        found |= run_proto(model, {name: given[name] for name in needed})
+    assert all(np.array_equal(expected[name], found[name]) for name in names)
