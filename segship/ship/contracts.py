@@ -352,6 +352,7 @@ def _export_graph(
 ) -> list[Row]:
     """Write one graph step by step, compare it after each, and return the rows."""
     steps = graph_steps(
+        model.module,
         options,
         options.graph_opset(model.task),
         half_weights=model.checkpoint.half_weights,
@@ -365,7 +366,7 @@ def _export_graph(
         nonlocal cut
         begin(f"{graph.file}: {step}", 25 / len(steps))
         cut = change(graph.module, graph.traced, cut)
-        save_graph(cut, graph.module, graph.spec, path, options)
+        save_graph(cut, model.module, graph.module, graph.spec, path, options)
 
     def compare(step: str, count: int | None) -> Sequence[Row]:
         begin(f"{graph.file}: comparing what was {step}", 25 / len(steps))

@@ -27,7 +27,7 @@ from segship.ship.graph.cut import NOTHING, CutGraph, cut_graph
 from segship.ship.graph.fill import fill_graph
 from segship.ship.graph.lower import lower_opset
 from segship.ship.graph.simplify import simplify_graph
-from segship.ship.graph.trace import LOWEST_TRACED_OPSET, tensors_of, trace_graph
+from segship.ship.graph.trace import LOWEST_TRACED_OPSET, names_in, tensors_of, trace_graph
 from segship.ship.loading import LoadedModel, load_model
 from segship.ship.options import ExportOptions
 from segship.ship.verify import open_graph, torch_sessions
@@ -105,7 +105,7 @@ def export_bundle(
             for name, (module, spec) in parts.items():
                 begin(f"{name}: {step}", 32 / len(parts) if step == TRACED else 1)
                 cut[name] = change(module, spec, cut[name])
-                save_graph(cut[name], module, spec, files[name], options)
+                save_graph(cut[name], model.module, module, spec, files[name], options)
 
         def compare(step: str, count: int | None) -> Sequence[Row]:
             nonlocal found
@@ -120,6 +120,7 @@ def export_bundle(
             return compared
 
         steps = graph_steps(
+            model.module,
             options,
             options.graph_opset(model.task),
             half_weights=model.checkpoint.half_weights,
@@ -179,6 +180,7 @@ class Begin:
 
 
 def graph_steps(
+    model: nn.Module,
     options: ExportOptions,
     opset: int,
     *,
@@ -188,12 +190,14 @@ def graph_steps(
 ) -> list[tuple[str, GraphChange]]:
     """Return the steps that make a graph, in order: the name of each, and what makes the next graph from the last.
 
+    Graphs are of modules that were made around ``model``, and call weights as its state dict does.
     With ``half_weights`` the checkpoint was saved in half precision, so its weights are stored so again;
     ``largest_sizes`` are those of `trace_graph`; ``finish`` adds nodes written by hand behind tracing.
     """
 
     def trace(module: nn.Module, spec: GraphSpec, _: CutGraph) -> CutGraph:
-        graph = cut_graph(trace_graph(module, spec, opset=opset, largest_sizes=largest_sizes), spec)
+        traced = trace_graph(module, spec, opset=opset, largest_sizes=largest_sizes)
+        graph = cut_graph(traced, spec, names_in(model, module))
         return graph if finish is None else replace(graph, body=finish(graph.body))
 
     def to_body(change: Callable[[onnx.ModelProto], onnx.ModelProto]) -> GraphChange:
@@ -209,9 +213,12 @@ def graph_steps(
     return steps
 
 
-def save_graph(graph: CutGraph, module: nn.Module, spec: GraphSpec, path: Path, options: ExportOptions) -> None:
-    """Write a graph with the weights of the module that it was traced from."""
-    weights = {name: tensor.detach().numpy() for name, tensor in tensors_of(module).items()}
+def save_graph(
+    graph: CutGraph, model: nn.Module, module: nn.Module, spec: GraphSpec, path: Path, options: ExportOptions
+) -> None:
+    """Write a graph with the weights of the module that it was traced from, which was made around the model."""
+    names = names_in(model, module)
+    weights = {names.get(name, name): tensor.detach().numpy() for name, tensor in tensors_of(module).items()}
     largest = options.largest_inline_bytes
     fill_graph(graph.template(), spec, weights, path, halves=graph.halves, largest_inline_bytes=largest)
 

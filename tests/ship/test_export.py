@@ -169,7 +169,7 @@ def test_wrong_graph_is_caught_by_the_comparison(small_checkpoint, tmp_path, mon
         spoiled = simplify(model)
         names = {value.name for value in spoiled.graph.input}
         if "mask_input" in names:
-            scale_weight(spoiled, "sam.mask_decoder.transformer.layers.0.norm1.weight")
+            scale_weight(spoiled, "mask_decoder.transformer.layers.0.norm1.weight")
         return spoiled
 
     monkeypatch.setattr(export, "simplify_graph", spoil)

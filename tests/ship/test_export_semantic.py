@@ -161,7 +161,7 @@ def test_wrong_graph_is_caught_by_the_comparison(small_semask_checkpoint, tmp_pa
     def spoil(model):
         """Change one weight of the head by a tenth: many classes stay, and the logits tell."""
         spoiled = simplify(model)
-        scale_weight(spoiled, "model.decode_head.conv_seg.weight", row=0)
+        scale_weight(spoiled, "decode_head.conv_seg.weight", row=0)
         return spoiled
 
     monkeypatch.setattr(export, "simplify_graph", spoil)

@@ -8,7 +8,7 @@ same in every run, so it is made once, when the weights are put in (`segship.shi
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import onnx
@@ -45,9 +45,13 @@ NOTHING = CutGraph(onnx.ModelProto(), onnx.ModelProto())
 """Before a graph is traced."""
 
 
-def cut_graph(model: onnx.ModelProto, spec: GraphSpec) -> CutGraph:
-    """Cut a graph of `segship.ship.graph.trace.trace_graph` between what its inputs reach and what they do not."""
+def cut_graph(model: onnx.ModelProto, spec: GraphSpec, names: Mapping[str, str] | None = None) -> CutGraph:
+    """Cut a graph of `segship.ship.graph.trace.trace_graph` between what its inputs reach and what they do not.
+
+    ``names`` are other names for weights.
+    """
     graph = model.graph
+    _rename_inputs(graph, names or {})
     named = {tensor.name for tensor in spec.inputs}
     weights = {value.name for value in graph.input} - named
     outputs = {value.name for value in graph.output}
@@ -65,6 +69,13 @@ def cut_graph(model: onnx.ModelProto, spec: GraphSpec) -> CutGraph:
         _model(model, making, [types[name] for name in sorted(needed & weights)], [types[name] for name in prepared]),
         _model(model, body, [*(types[tensor.name] for tensor in spec.inputs), *taken], list(graph.output)),
     )
+
+
+def _rename_inputs(graph: onnx.GraphProto, names: Mapping[str, str]) -> None:
+    for value in graph.input:
+        value.name = names.get(value.name, value.name)
+    for node in graph.node:
+        node.input[:] = [names.get(name, name) for name in node.input]
 
 
 def _reached(nodes: Iterable[onnx.NodeProto], start: set[str]) -> set[str]:

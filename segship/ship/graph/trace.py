@@ -168,6 +168,12 @@ def tensors_of(module: nn.Module) -> dict[str, Tensor]:
     }
 
 
+def names_in(model: nn.Module, module: nn.Module) -> dict[str, str]:
+    """Return what the state dict of a model calls the tensors of a module that was made around it."""
+    names = {id(tensor): name for name, tensor in model.state_dict(keep_vars=True).items()}
+    return {name: names[id(tensor)] for name, tensor in tensors_of(module).items() if id(tensor) in names}
+
+
 def _without_weights(model: onnx_ir.Model, weights: Mapping[str, Tensor]) -> onnx.ModelProto:
     """Make weights inputs, and fold what is left of constants and shapes."""
     graph = model.graph

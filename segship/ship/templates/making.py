@@ -22,7 +22,6 @@ from segship.errors import ExportError
 from segship.ship.export import Begin, Progress, graph_steps
 from segship.ship.families import families, family_module, graphs_module
 from segship.ship.graph.cut import NOTHING, CutGraph
-from segship.ship.graph.trace import tensors_of
 from segship.ship.loading import LoadedModel, load_model
 from segship.ship.options import ExportOptions
 from segship.ship.templates import ArchitectureTemplate, answers_file, template_file, write_template
@@ -66,8 +65,7 @@ def make_template(name: str, target: str, progress: Progress | None = None) -> A
     Raises
     ------
     ExportError
-        ``unknown_architecture`` when no architecture has this name; when a graph cannot be traced, or takes a tensor
-        that no checkpoint has.
+        ``unknown_architecture`` when no architecture has this name; when a graph cannot be traced.
     """
     family, config = _find(name)
     with tempfile.TemporaryDirectory(prefix="segship-template-") as folder:
@@ -136,14 +134,16 @@ def _trace(model: LoadedModel, name: str, target: str, begin: Begin) -> Architec
     options = ExportOptions(target=target) if model.task == "promptable" else ExportOptions()
     graphs: dict[str, CutGraph] = {}
     parts = model.networks.graphs(model, options)
-    steps = graph_steps(options, options.graph_opset(model.task), largest_sizes=model.verbs.largest_sizes(model))
+    steps = graph_steps(
+        model.module, options, options.graph_opset(model.task), largest_sizes=model.verbs.largest_sizes(model)
+    )
     begin.total = len(parts) * len(steps)
     for graph, (module, spec) in parts.items():
         cut = NOTHING
         for step, change in steps:
             begin(f"{graph}: {step}", 1)
             cut = change(module, spec, cut)
-        graphs[graph] = _plain(cut, _names(module, model.module), model.verbs.FREE_SIZES)
+        graphs[graph] = _plain(cut, model.verbs.FREE_SIZES)
     chosen: dict[str, dict[str, Any]] = {
         graph: {"opset": options.graph_opset(model.task), "simplify": True} for graph in parts
     }
@@ -160,19 +160,10 @@ def _trace(model: LoadedModel, name: str, target: str, begin: Begin) -> Architec
     )
 
 
-def _names(module: nn.Module, model: nn.Module) -> dict[str, str]:
-    """Return what the checkpoint calls each tensor of a graph's module."""
-    names = {id(tensor): name for name, tensor in model.state_dict(keep_vars=True).items()}
-    return {name: names[id(tensor)] for name, tensor in tensors_of(module).items() if id(tensor) in names}
-
-
-def _plain(cut: CutGraph, names: Mapping[str, str], free: Mapping[int, str]) -> CutGraph:
-    """Call weights as the checkpoint does, and leave sizes open that checkpoints choose."""
+def _plain(cut: CutGraph, free: Mapping[int, str]) -> CutGraph:
+    """Leave sizes open that checkpoints choose, and leave out what is said of other tensors."""
     for part in (cut.prepare, cut.body):
-        for node in part.graph.node:
-            node.input[:] = [names.get(name, name) for name in node.input]
         for value in (*part.graph.input, *part.graph.output):
-            value.name = names.get(value.name, value.name)
             for size in value.type.tensor_type.shape.dim:
                 if size.dim_value in free:
                     size.dim_param = free[size.dim_value]
