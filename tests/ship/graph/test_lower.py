@@ -35,7 +35,9 @@ def test_lowered_graph_is_valid_and_gives_the_same(encoder_proto, decoder_proto,
 def test_every_operator_of_a_bundle_has_a_form_in_opset_14():
     # Gelu is an operator since 20; below, it is written as five.
     known = UNCHANGED_SINCE_14 | _rewrites(14).keys() | {"Gelu"}
-    assert frozenset().union(*OPERATORS.values()) - known == set()
+    # Graphs that others wrote go into a bundle as they are.
+    ours = (operators for kind, operators in OPERATORS.items() if not kind.startswith("foreign "))
+    assert frozenset().union(*ours) - known == set()
 
 
 @pytest.mark.parametrize("opset", [13, 18])
