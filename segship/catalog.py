@@ -358,6 +358,8 @@ class ModelInfo:
         Size of the bundle or checkpoint; None where its publisher does not say it.
     location
         Where it lies on this machine, or the address it is fetched from.
+    to_fetch
+        Bytes that have to be fetched before it can be used; None where its publisher does not say it.
     """
 
     name: str
@@ -366,6 +368,7 @@ class ModelInfo:
     licence: str
     location: str
     published: str = ""
+    to_fetch: int | None = 0
 
 
 def find_model(model: str | Path) -> Path:
@@ -431,14 +434,14 @@ def _describe(known: KnownCheckpoint) -> ModelInfo:
         size = checkpoint.stat().st_size
         return ModelInfo(known.name, "checkpoint fetched", size, licence, str(checkpoint), published)
     status: Literal["get by hand", "not fetched"] = "get by hand" if known.by_hand else "not fetched"
-    return ModelInfo(known.name, status, known.bytes, licence, known.url, published)
+    return ModelInfo(known.name, status, known.bytes, licence, known.url, published, known.bytes)
 
 
 def _describe_graphs(known: KnownGraphs) -> ModelInfo:
     bundle = bundle_folder(known.name)
     if bundle.is_dir():
         return ModelInfo(known.name, "bundle ready", _folder_bytes(bundle), known.licence, str(bundle))
-    return ModelInfo(known.name, "not fetched", known.bytes, known.licence, known.encoder.url)
+    return ModelInfo(known.name, "not fetched", known.bytes, known.licence, known.encoder.url, to_fetch=known.bytes)
 
 
 def _folder_bytes(folder: Path) -> int:

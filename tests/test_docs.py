@@ -27,7 +27,12 @@ from tests.small_semask import save_checkpoint as save_semask
 
 DOCS = Path(__file__).parents[1] / "docs"
 # Words that stand for something of the reader's.
-MEANT = {"ROOT": "cityscapes", "BUNDLE": "street_logits", "frames/*/*.png": "frames/*.png"}
+MEANT = {
+    "my_finetuned.pth": "small.pth",
+    "ROOT": "cityscapes",
+    "BUNDLE": "street_logits",
+    "frames/*/*.png": "frames/*.png",
+}
 # What is not run, and why; numbers of the same size of work are lowered.
 NOT_RUN = {
     "fetch": "needs the network",
@@ -73,7 +78,11 @@ def prepared(tmp_path_factory, small_export, small_semantic_export):
     save_semask(place / "ade20k.pth", ade20k, classes=ADE20K.classes, palette=ADE20K.palette)
     shutil.copyfile(place / "my_bundle" / "mask_decoder.onnx", place / "decoder.onnx")
     cache = place / "cache" / "bundles"
-    for name, bundle in (("vit_b", small_export[0]), ("semask_s_cityscapes", small_semantic_export[0])):
+    for name, bundle in (
+        ("vit_b", small_export[0]),
+        ("vit_t", small_export[0]),
+        ("semask_s_cityscapes", small_semantic_export[0]),
+    ):
         shutil.copytree(bundle.path, cache / name)
     export_bundle(place / "ade20k.pth", cache / "semask_s_ade20k", options)
     shutil.copytree(place / "cityscapes" / "gtFine" / "val", place / "result" / "2026_11_21-10_00_00")
@@ -105,7 +114,7 @@ for shown in commands_of_the_docs():
 @pytest.mark.slow
 @pytest.mark.filterwarnings("default")
 @pytest.mark.parametrize("page", PAGES)
-def test_commands_of_a_page_run_one_after_the_other(page, prepared, tmp_path, monkeypatch, capsys):
+def test_commands_of_a_page_run_one_after_the_other(page, prepared, tmp_path, monkeypatch, capsys, small_templates):
     place = tmp_path / "place"
     shutil.copytree(prepared, place)
     monkeypatch.chdir(place)

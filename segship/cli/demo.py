@@ -6,7 +6,8 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
-from segship.cli.options import Force, Json, Out, command
+from segship.catalog import KNOWN_CHECKPOINTS
+from segship.cli.options import Force, Json, Model, Out, command
 from segship.cli.output import plain, results_console
 from segship.cli.pictures import BatchOptions, Report, describe_run, each_picture, report_outcomes, settle_pictures
 from segship.cli.segment import print_image
@@ -16,12 +17,17 @@ from segship.loading import load_promptable
 from segship.promptable.prompts import Prompts
 from segship.writers import Result
 
+REAL_MODEL = "vit_t"
+"""The smallest download whose masks are those of Segment Anything's kind."""
+
 
 @command
-def demo(*, out: Out = Path("segship-demo"), overwrite: Force = False, json: Json = False) -> int:
+def demo(
+    *, model: Model = "tiny", out: Out = Path("segship-demo"), overwrite: Force = False, json: Json = False
+) -> int:
     """Segment a photograph inside the package from one click.
 
-    The model is tiny, which is inside the package too.
+    The model is tiny, which is inside the package too, unless another one is named.
 
     Parameters
     ----------
@@ -33,14 +39,19 @@ def demo(*, out: Out = Path("segship-demo"), overwrite: Force = False, json: Jso
     Examples
     --------
     segship demo --out first-masks
+    segship demo --model vit_t
     """
     options, batch = SegmentOptions(overwrite=overwrite), BatchOptions(out=out, json=json)
     pictures = settle_pictures([str(demo_photograph())], batch, options, Result)
-    predictor = load_promptable("tiny")
+    predictor = load_promptable(model)
     job = partial(run_job, partial(answer_prompts, predictor, Prompts(points=[DEMO_POINT_XY])), options=options)
-    report = Report(pictures, batch, describe_run(predictor, "tiny"))
+    report = Report(pictures, batch, describe_run(predictor, model))
     code = report_outcomes(report, each_picture(pictures, options.limits, job), print_image)
     if not json and not code:
         x, y = DEMO_POINT_XY
         results_console().print(f"that was one click at {x},{y}; look at {plain(str(out))}/coffee.overlay.jpg")
+        if model == "tiny":
+            size = f"{KNOWN_CHECKPOINTS[REAL_MODEL].bytes / 1e6:.0f} MB"
+            get = f"segship fetch {REAL_MODEL}, then segship demo --model {REAL_MODEL}"
+            results_console().print(f"tiny is for trying things; for real masks ({size}, no torch): {get}")
     return code

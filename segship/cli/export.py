@@ -22,7 +22,7 @@ from segship.errors import BackendUnavailable, ExportError
 from segship.files import make_directory, tidy_directory
 from segship.semantic.preprocessing import ScaleLimits
 from segship.ship.options import ExportOptions
-from segship.ship.templates.bundling import BundleOptions
+from segship.ship.templates.bundling import BundleOptions, would_do
 
 _TELLING = 0.1
 EXPORT_PACKAGES = ("torch", "onnx", "onnxscript", "onnxslim")
@@ -126,6 +126,9 @@ def export(
     from segship.ship.export import export_bundle
 
     options = with_licence_of(checkpoint, source, options)
+    if would_do(source, options):
+        hint = f"segship bundle {checkpoint} has the same graphs in seconds, without torch and this comparison"
+        progress_console().print(plain(hint), style="dim")
     started = time.perf_counter()
     rows: list[Row] = []
 

@@ -9,13 +9,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from segship.bundle import Bundle
-from segship.catalog import KNOWN_GRAPHS, bundle_folder
+from segship.catalog import KNOWN_GRAPHS, KnownCheckpoint, bundle_folder
 from segship.errors import ExportError, FetchError, way
 from segship.fetch import fetch_checkpoint, known_checkpoint
 from segship.fetch.download import Progress, exclusive_lock
 from segship.files import explained, make_directory, tidy_directory
 from segship.ship.by_hand import take_by_hand
+from segship.ship.families import family_module
 from segship.ship.importing import fetch_bundle
+from segship.ship.templates import template_targets
 from segship.ship.templates.bundling import BundleOptions, bundle_checkpoint
 
 
@@ -88,6 +90,12 @@ def fetch_model(
         return fetched
     bundle, kept = _bundle(name, fetched.path, tell)
     return replace(fetched, bundle=bundle, kept=kept)
+
+
+def needs_torch(known: KnownCheckpoint) -> bool:
+    """Return whether the bundle of a published checkpoint is made by an export alone: it has no template."""
+    configs = family_module(known.family).template_configs().items()
+    return not all(template_targets(name) for name, config in configs if config.architecture == known.architecture)
 
 
 def _fetch_checkpoint(

@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 import segship
-from segship.catalog import KNOWN_CHECKPOINTS, importable
+from segship.catalog import KNOWN_CHECKPOINTS, bundle_folder, importable
+from segship.ship import templates
 
 
 def test_models_lists_every_name(run, run_json):
@@ -11,7 +12,24 @@ def test_models_lists_every_name(run, run_json):
     assert "mIoU 77.13 / 79.14" in printed
     # In a pipe no address is folded, whatever its length.
     assert all(known.url in printed for known in KNOWN_CHECKPOINTS.values())
-    assert max(map(len, printed.splitlines())) < 250
+    assert max(map(len, printed.splitlines())) < 280
+
+
+def test_models_say_what_has_to_be_fetched_and_whether_torch_is_needed(run, run_json, monkeypatch, tmp_path):
+    monkeypatch.setenv("SEGSHIP_CACHE", str(tmp_path))
+    found = {entry["name"]: entry for entry in run_json("models")[1]["models"]}
+    assert (found["tiny"]["to_fetch"], found["tiny"]["needs_torch"]) == (0, False)
+    assert (found["vit_t"]["to_fetch"], found["vit_t"]["needs_torch"]) == (40_728_226, False)
+    assert found["osam_vit_b_quantized"]["to_fetch"] is None and not found["osam_vit_b_quantized"]["needs_torch"]
+    monkeypatch.setattr(templates, "FOLDER", tmp_path)
+    found = {entry["name"]: entry for entry in run_json("models")[1]["models"]}
+    assert [name for name in ("tiny", "vit_t", "semask_t_ade20k") if found[name]["needs_torch"]] == [
+        "vit_t",
+        "semask_t_ade20k",
+    ]
+    bundle_folder("vit_t").mkdir(parents=True)
+    line = next(line for line in run("models")[1].splitlines() if line.startswith("vit_t "))
+    assert "bundle ready" in line and "nothing" in line and "not needed" in line
 
 
 def test_inspect_tells_a_bundle_a_graph_and_a_checkpoint(run_json, model, small_checkpoint):

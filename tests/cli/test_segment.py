@@ -215,3 +215,11 @@ def test_demo_leaves_an_overlay_and_says_where(run, tmp_path):
     assert code == 0
     overlay = tmp_path / "demo" / "coffee.overlay.jpg"
     assert overlay.is_file() and "coffee.overlay.jpg" in out and "encode" in out
+    assert "for real masks (41 MB, no torch): segship fetch vit_t, then segship demo --model vit_t" in out
+
+
+def test_demo_shows_the_same_photograph_with_another_model(run, run_json, model, tmp_path):
+    code, out, _ = run("demo", "--model", model, "--out", tmp_path)
+    assert code == 0 and (tmp_path / "coffee.overlay.jpg").is_file() and "segship fetch" not in out
+    code, document = run_json("demo", "--model", "vit_t", "--out", tmp_path / "none")
+    assert (code, document["error"]["code"]) == (3, "no_bundle") and not (tmp_path / "none").exists()

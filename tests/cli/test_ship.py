@@ -8,6 +8,7 @@ import pytest
 from segship.bundle import Bundle
 from segship.catalog import KNOWN_CHECKPOINTS
 from segship.cli import export as exporting
+from segship.files import sha256_of
 from segship.semantic.preprocessing import ScaleLimits
 
 
@@ -141,3 +142,55 @@ def test_export_by_a_semantic_name_takes_the_fetched_file_and_knows_its_licence(
     assert run_json("export", "semask_b_cityscapes", "--size", "96,160", "--no-simplify", "--no-measure")[0] == 0
     manifest = Bundle.read(tmp_path / "cache" / "bundles" / "semask_b_cityscapes").manifest
     assert manifest.checkpoint.licence == "Apache-2.0"
+
+
+def test_fetch_makes_the_bundle_and_says_how_to_use_it(
+    run, run_json, small_checkpoint, small_templates, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("SEGSHIP_CACHE", str(tmp_path))
+    size, digest = small_checkpoint.stat().st_size, sha256_of(small_checkpoint)
+    monkeypatch.setitem(KNOWN_CHECKPOINTS, "vit_t", replace(KNOWN_CHECKPOINTS["vit_t"], bytes=size, sha256=digest))
+    code, document = run_json("fetch", "vit_t", "--from", small_checkpoint, "--out", tmp_path / "own")
+    assert (code, document["path"], document["bundle"]) == (0, str(tmp_path / "own" / "mobile_sam.pt"), None)
+    code, out, err = run("fetch", "vit_t", "--from", small_checkpoint)
+    assert code == 0 and "making the bundle of vit_t" in err and "ready in" in out
+    assert out.splitlines()[-1] == "use it: segship segment photo.jpg --model vit_t --point 500,375"
+    code, document = run_json("fetch", "vit_t")
+    assert document["bundle"] == str(tmp_path / "bundles" / "vit_t") and document["sha256"] == digest
+    assert "was there already, and is kept" in run("fetch", "vit_t")[1]
+    assert run("demo", "--model", "vit_t", "-o", tmp_path / "demo")[0] == 0
+
+
+def test_bundle_and_verify_say_what_is_proven(run, run_json, small_checkpoint, small_templates, tmp_path):
+    folder = tmp_path / "bundle"
+    code, out, _ = run("bundle", small_checkpoint, "-o", folder)
+    assert code == 0 and "these weights were not compared with torch" in out and f"written to {folder}" in out
+    code, document = run_json("bundle", small_checkpoint, "-o", folder, "--overwrite")
+    assert (code, document["template"]) == (0, "custom.onnxruntime")
+    assert run_json("bundle", small_checkpoint, "-o", folder)[1]["error"]["code"] == "output_exists"
+    code, document = run_json("verify", folder, "--torch", small_checkpoint)
+    assert code == 0 and all(row["passed"] for row in document["comparison"])
+    assert "passed" in run("verify", folder, "--torch", small_checkpoint)[1]
+
+
+def test_bundle_of_a_name_or_an_architecture_that_is_not_here_says_what_to_do(
+    run_json, small_checkpoint, monkeypatch, tmp_path
+):
+    monkeypatch.setenv("SEGSHIP_CACHE", str(tmp_path))
+    code, document = run_json("bundle", "vit_t")
+    assert (code, document["error"]["code"]) == (5, "no_checkpoint")
+    assert "run: segship fetch vit_t" in document["error"]["message"]
+    code, document = run_json("bundle", small_checkpoint, "-o", tmp_path / "bundle")
+    assert (code, document["error"]["code"]) == (5, "no_template")
+    assert "`segship export" in document["error"]["message"]
+
+
+def test_export_says_when_a_template_would_have_done(run, small_checkpoint, small_templates, tmp_path):
+    hint = f"segship bundle {small_checkpoint} has the same graphs in seconds, without torch"
+    assert hint in " ".join(run("export", small_checkpoint, "-o", tmp_path / "a", "--no-measure")[2].split("\n"))
+    assert hint not in run("export", small_checkpoint, "-o", tmp_path / "b", "--no-measure", "--no-simplify")[2]
+
+
+def test_template_of_an_unknown_architecture_lists_the_known_ones(run_json):
+    code, document = run_json("template", "vit_x")
+    assert (code, document["error"]["code"]) == (5, "unknown_architecture")

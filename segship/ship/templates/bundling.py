@@ -6,7 +6,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,8 @@ from segship.files import explained, partial_folder
 from segship.options import check_types
 from segship.semantic.manifest import SemanticWindow
 from segship.semantic.preprocessing import ScaleLimits
+from segship.ship.checkpoints.survey import survey_checkpoint
+from segship.ship.families import family_module, recognise
 from segship.ship.graph.fill import fill_graph
 from segship.ship.graph.wire import own_domain_only
 from segship.ship.options import ExportOptions
@@ -137,6 +139,22 @@ def choose_template(weights: Weights, options: BundleOptions) -> ArchitectureTem
         f"no ready graph; export it instead, which needs torch: `segship export {weights.checkpoint.path} -o BUNDLE`"
     )
     raise ExportError(message, code="no_template")
+
+
+def would_do(checkpoint_path: Path, options: ExportOptions) -> bool:
+    """Return whether `bundle_checkpoint` makes the graphs that an export with these options makes.
+
+    Raises
+    ------
+    CheckpointError
+        When the file cannot be read safely, or is of no known family.
+    """
+    own = BundleOptions(**{field.name: getattr(options, field.name) for field in fields(BundleOptions)})
+    if own.for_export() != replace(options, measure=True):
+        return False
+    family, config = recognise(survey_checkpoint(checkpoint_path).shapes)
+    name = family_module(family).template_name(config)
+    return (options.target or DEFAULT_TARGET) in template_targets(name)
 
 
 def _expected(template: ArchitectureTemplate, config: Any) -> dict[str, tuple[bool, tuple[int, ...]]]:
