@@ -13,7 +13,7 @@ fold away when they load the graph. No value changes, so there is nothing to los
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from math import prod
 from pathlib import Path
@@ -84,30 +84,41 @@ def fill_graph(
     beside = path.with_name(weights_file(path.name))
     beside.unlink(missing_ok=True)
     with ExitStack() as stack:
-        graph = stack.enter_context(path.open("wb"))
+        stream = stack.enter_context(path.open("wb"))
         data = stack.enter_context(beside.open("wb")) if large else None
-        writer = _GraphWriter(graph, data, beside.name, halves)
-        fields = wire.fields_of(MODEL, template.body)
-        body = next(content for number, content in fields if number == wire.MODEL_GRAPH)
-        for number, content in fields:
-            if number != wire.MODEL_GRAPH:
-                graph.write(wire.field(number, content))
-        # Its length is known at the end, so it is written with all the bytes that such a number can take.
-        graph.write(wire.tag(wire.MODEL_GRAPH, BYTES) + bytes(_LENGTH_BYTES))
-        start = graph.tell()
-        for name, array in _made(template.prepare, weights, tensors):
-            writer.write(name, array)
-        # Casts come before the nodes that read them; the order of other fields means nothing.
-        graph.write(b"".join(writer.casts))
-        given = {tensor.name for tensor in weights}
-        for number, content in wire.fields_of(GRAPH, bytes(body)):
-            if number != wire.GRAPH_VALUE_INFO and not (
-                number == wire.GRAPH_INPUT and wire.first_text(VALUE_INFO, content) in given
-            ):
-                graph.write(wire.field(number, content))
-        length = graph.tell() - start
-        graph.seek(start - _LENGTH_BYTES)
-        graph.write(_wide_varint(length))
+        writer = _GraphWriter(stream, data, beside.name, halves)
+        for number, content in wire.fields_of(MODEL, template.body):
+            if number == wire.MODEL_GRAPH and isinstance(content, bytes):
+                with _length_before(stream):
+                    for name, array in _made(template.prepare, weights, tensors):
+                        writer.write(name, array)
+                    # Casts come before the nodes that read them; the order of other fields means nothing.
+                    stream.write(b"".join(writer.casts))
+                    stream.write(_without_inputs(content, {tensor.name for tensor in weights}))
+            else:
+                stream.write(wire.field(number, content))
+
+
+@contextmanager
+def _length_before(stream: BinaryIO) -> Iterator[None]:
+    """Write a graph's length before it, with all the bytes that such a number can take: it is known at the end."""
+    stream.write(wire.tag(wire.MODEL_GRAPH, BYTES) + bytes(_LENGTH_BYTES))
+    start = stream.tell()
+    yield
+    end = stream.tell()
+    stream.seek(start - _LENGTH_BYTES)
+    stream.write(_wide_varint(end - start))
+    stream.seek(end)
+
+
+def _without_inputs(graph: bytes, names: set[str]) -> bytes:
+    """Return a graph without some of its inputs, and without what it says of values inside."""
+    return b"".join(
+        wire.field(number, content)
+        for number, content in wire.fields_of(GRAPH, graph)
+        if number != wire.GRAPH_VALUE_INFO
+        and not (number == wire.GRAPH_INPUT and wire.first_text(VALUE_INFO, content) in names)
+    )
 
 
 def _made(prepare: bytes, weights: list[TensorSpec], tensors: Mapping[str, AnyArray]) -> Iterator[tuple[str, AnyArray]]:

@@ -27,7 +27,7 @@ from segship.ship.graph.wire import own_domain_only
 from segship.ship.options import ExportOptions
 from segship.ship.templates import ArchitectureTemplate, read_answers, read_template, template_targets
 from segship.ship.verify import open_graph
-from segship.ship.weights import Weights, check_state, read_weights
+from segship.ship.weights import Weights, check_state, naming_unusable, read_weights
 
 DEFAULT_TARGET = "onnxruntime"
 SELF_CHECK = "self-check"
@@ -114,7 +114,8 @@ def bundle_checkpoint(checkpoint_path: Path, output: Path, options: BundleOption
     refuse_stranger(output)
     weights = read_weights(checkpoint_path, options.for_export())
     template = choose_template(weights, options)
-    check_state(_expected(template, weights.config), weights.state)
+    with naming_unusable(weights.checkpoint):
+        check_state(_expected(template, weights.config), weights.state)
     manifest = weights.verbs.manifest(weights, options.for_export())
     manifest = replace(manifest, template=template.origin, tools={**manifest.tools, **template.tools})
     with explained(output), partial_folder(output.parent, output.name) as folder:
@@ -132,12 +133,15 @@ def choose_template(weights: Weights, options: BundleOptions) -> ArchitectureTem
     """Return the template of a model; an `ExportError` with the code ``no_template`` where there is none."""
     name = weights.verbs.template_name(weights.config)
     target = options.target or DEFAULT_TARGET
-    if target in template_targets(name):
+    known = template_targets(name)
+    if name is not None and target in known:
         return read_template(name, target)
-    message = (
-        f"{weights.checkpoint.path} has an architecture of its own ({weights.config.architecture}), for which there is "
-        f"no ready graph; export it instead, which needs torch: `segship export {weights.checkpoint.path} -o BUNDLE`"
-    )
+    path, architecture = weights.checkpoint.path, weights.config.architecture
+    if known:
+        message = f"there is no ready graph for the target {target!r}; accepted are {' and '.join(known)}"
+    else:
+        message = f"{path} has an architecture of its own ({architecture}), for which there is no ready graph"
+    message += f"; or export it, which needs torch: `segship export {path} -o BUNDLE`"
     raise ExportError(message, code="no_template")
 
 

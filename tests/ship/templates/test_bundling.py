@@ -142,7 +142,7 @@ def test_weights_that_make_no_model_are_refused_and_leave_nothing(tmp_path, chan
 
 
 def test_what_has_no_template_is_exported(monkeypatch, small_checkpoint, tmp_path):
-    with pytest.raises(ExportError, match=r"export it instead, which needs torch: `segship export .*small\.pth") as no:
+    with pytest.raises(ExportError, match=r"or export it, which needs torch: `segship export .*small\.pth") as no:
         bundle_checkpoint(small_checkpoint, tmp_path / "bundle", BundleOptions(target="plain"))
     assert no.value.code == "no_template"
     monkeypatch.setattr(templates, "FOLDER", tmp_path)
