@@ -12,10 +12,13 @@ import torch
 from safetensors.torch import save_file
 
 import segship
+from segship.bench.benchmark import benchmark
+from segship.bench.options import BenchmarkOptions
 from segship.bundle import Bundle
 from segship.catalog import KNOWN_CHECKPOINTS
 from segship.errors import BundleError, CheckpointError, ExportError, OutputError
 from segship.files import sha256_of
+from segship.promptable.everything.options import AmgOptions
 from segship.semantic.preprocessing import ScaleLimits
 from segship.ship import templates
 from segship.ship.families.semask.config import SEMASK_ARCHITECTURES
@@ -24,9 +27,11 @@ from segship.ship.templates import answers_file, bundling
 from segship.ship.templates.bundling import BundleOptions, bundle_checkpoint, would_do
 from segship.ship.templates.making import store_answers
 from segship.ship.verify import verify_bundle
+from segship.tune import TuneOptions, tune_bundle
 from tests.small_models import save_checkpoint, small_sam
 from tests.small_semask import SIZE_HW, SMALL_SEMASK, mmcv_checkpoint, seeded_semask, small_semask
 
+DEMO = segship.demo_photograph()
 POINTS = [[[365, 290]], [[120, 80]], [[500, 350]]]
 
 pytestmark = pytest.mark.usefixtures("small_templates")
@@ -60,8 +65,31 @@ def test_instance_equals_the_exported_bundle(made, small_export):
         assert np.abs(values - wanted).max() <= 1e-6 * np.abs(wanted).max()
     union = (found.masks | expected.masks).sum((-1, -2))
     assert ((found.masks & expected.masks).sum((-1, -2)) >= 0.9999 * union).all() and union.any()
+    # More than that: the files are the same.
+    assert digests(made) == digests(exported)
     same = ("graphs", "architecture", "geometry", "preprocessing", "prompt_rules", "mask_clean_up", "checkpoint")
     assert all(getattr(made.manifest, name) == getattr(exported.manifest, name) for name in same)
+
+
+@pytest.mark.slow
+def test_the_use_road_makes_no_difference(made, small_export, tmp_path):
+    bundles = {"made": made, "exported": small_export[0]}
+    # Of the small model, whose random weights are sure of nothing.
+    options = AmgOptions(points_per_side=4, pred_iou_thresh=0.0, stability_score_thresh=0.0)
+    records = [
+        [record.to_dict() for record in segship.generate_masks(segship.load(bundle.path), DEMO, options)]
+        for bundle in bundles.values()
+    ]
+    assert records[0] == records[1] and records[0]
+    quick = BenchmarkOptions(stages=("encode", "decode"), warm_up=0, repeats=1, objects=(1,), fresh=False)
+    stages = [[row.name for row in benchmark(bundle.path, quick).rows] for bundle in bundles.values()]
+    assert stages[0] == stages[1] and stages[0]
+    tuned = [
+        tune_bundle(bundle.path, TuneOptions(repeats=1), out=tmp_path / name).manifest.checks
+        for name, bundle in bundles.items()
+    ]
+    first, second = ([(check.backend, check.precision, check.passed) for check in checks] for checks in tuned)
+    assert first == second and any(passed for _, _, passed in first)
 
 
 def test_manifest_says_what_was_proven_and_what_was_not(made):
