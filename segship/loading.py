@@ -131,8 +131,8 @@ def _open_checkpoint(path: Path, run: RunOptions) -> Predictor | SemanticPredict
     able = backends_of(checkpoints=True)
     if run.backend not in (AUTO, *able):
         raise BackendUnavailable(
-            f"{path} is a checkpoint and the backend {run.backend!r} runs bundles; export it first "
-            f"(`segship export {path} -o BUNDLE`), or use {way('backend=', '--backend ')}"
+            f"{path} is a checkpoint and the backend {run.backend!r} runs bundles; make one first "
+            f"(`segship bundle {path} -o BUNDLE`), or use {way('backend=', '--backend ')}"
             f"{' or '.join(able)}",
             code="not_a_bundle",
         )
@@ -141,7 +141,13 @@ def _open_checkpoint(path: Path, run: RunOptions) -> Predictor | SemanticPredict
         backend, reason = able[0], f"checkpoints run in {able[0]} alone"
     # A checkpoint has no manifest that could have measured another precision.
     choice = BackendChoice(backend, EXACT if run.precision == AUTO else run.precision, reason)
-    load_backend(backend)
+    try:
+        load_backend(backend)
+    except BackendUnavailable as error:
+        if error.code != "backend_missing":
+            raise
+        message = f"{error}; or make a bundle of {path} without torch: `segship bundle {path} -o BUNDLE`"
+        raise BackendUnavailable(message, code=error.code) from error
     # By its name: the use road has no import of the ship road.
     opened = import_module("segship.ship.loading").open_checkpoint(path, replace(run, precision=choice.precision))
     return _predictor(opened.manifest, opened.sessions, opened.encoder_sha256, choice, run.threads)

@@ -86,7 +86,7 @@ def test_file_that_is_no_checkpoint_is_refused(tmp_path):
 
 def test_checkpoint_needs_the_torch_backend(small_checkpoint):
     assert segship.load(small_checkpoint).backend == "torch"
-    with pytest.raises(BackendUnavailable, match="export it first .*or use backend=torch"):
+    with pytest.raises(BackendUnavailable, match="make one first .*segship bundle .*or use backend=torch"):
         segship.load(small_checkpoint, backend="onnxruntime")
 
 

@@ -9,7 +9,7 @@ from typing import Annotated
 
 from cyclopts import Parameter
 
-from segship.cli.export import checkpoint_file, default_bundle, parse_pair, parse_scale, with_licence_of
+from segship.cli.export import checkpoint_file, default_bundle, is_known, parse_pair, parse_scale, with_licence_of
 from segship.cli.options import OVERWRITE, PROMPTABLE_GROUP, SEMANTIC_GROUP, Fields, Json, Option, command, in_group
 from segship.cli.output import megabytes, plain, print_json, progress_console, results_console
 from segship.files import tidy_directory
@@ -69,5 +69,9 @@ def bundle(
         document = {"path": str(folder), "architecture": manifest.architecture, "bytes": size}
         print_json({**document, "template": manifest.template.name, "proven": manifest.template.proven})
         return
-    results_console().print(f"{manifest.architecture}, {megabytes(size)}: {manifest.template.proven}")
-    results_console().print(f"written to {plain(str(folder))} in {seconds:.1f} s")
+    console = results_console()
+    console.print(f"{manifest.architecture}, {megabytes(size)}, written to {plain(str(folder))} in {seconds:.1f} s")
+    console.print("its graphs agree with each other; to compare it with torch: segship verify", style="dim")
+    used = "semantic street.png" if manifest.task == "semantic" else "segment photo.jpg --point X,Y"
+    model = checkpoint if out is None and is_known(checkpoint) else str(folder)
+    console.print(f"use it: segship {used} --model {plain(model)}")

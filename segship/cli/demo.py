@@ -17,14 +17,13 @@ from segship.loading import load_promptable
 from segship.promptable.prompts import Prompts
 from segship.writers import Result
 
+FOLDER = Path("segship-demo")
 REAL_MODEL = "vit_t"
 """The smallest download whose masks are those of Segment Anything's kind."""
 
 
 @command
-def demo(
-    *, model: Model = "tiny", out: Out = Path("segship-demo"), overwrite: Force = False, json: Json = False
-) -> int:
+def demo(*, model: Model = "tiny", out: Out = FOLDER, overwrite: Force = False, json: Json = False) -> int:
     """Segment a photograph inside the package from one click.
 
     The model is tiny, which is inside the package too, unless another one is named.
@@ -32,7 +31,7 @@ def demo(
     Parameters
     ----------
     out
-        Folder for the files.
+        Folder for the files; segship-demo-MODEL for another model than tiny.
     overwrite
         Replace files that are there.
 
@@ -41,6 +40,8 @@ def demo(
     segship demo --out first-masks
     segship demo --model vit_t
     """
+    if out == FOLDER and model != "tiny":
+        out = FOLDER.with_name(f"{FOLDER}-{Path(model).name}")
     options, batch = SegmentOptions(overwrite=overwrite), BatchOptions(out=out, json=json)
     pictures = settle_pictures([str(demo_photograph())], batch, options, Result)
     predictor = load_promptable(model)

@@ -120,7 +120,7 @@ def export(
     source, folder = checkpoint_file(checkpoint), out or default_bundle(checkpoint)
     for line in tidy_directory(folder.parent):
         progress_console().print(plain(line), soft_wrap=True)
-    require_exporter()
+    require_exporter("exporting", f"; or make a bundle of it without them: segship bundle {checkpoint} -o BUNDLE")
     # torch and onnx take seconds to import and are not installed everywhere.
     from segship.ship.contracts import export_contract
     from segship.ship.export import export_bundle
@@ -161,7 +161,7 @@ def with_licence_of(checkpoint: str, source: Path, options: Options) -> Options:
 
 def checkpoint_file(checkpoint: str) -> Path:
     """Return the file that a path or a known name means."""
-    if not _is_known(checkpoint):
+    if not is_known(checkpoint):
         return Path(checkpoint)
     from segship.fetch import checkpoint_path
 
@@ -181,15 +181,16 @@ def default_bundle(checkpoint: str) -> Path:
     return folder
 
 
-def _is_known(checkpoint: str) -> bool:
+def is_known(checkpoint: str) -> bool:
+    """Tell whether it is the name of a published checkpoint, and no file here."""
     return checkpoint in KNOWN_CHECKPOINTS and not os.path.exists(checkpoint)
 
 
-def require_exporter() -> None:
-    """Refuse to begin without the packages of an export."""
+def require_exporter(doing: str, instead: str = "") -> None:
+    """Refuse to begin without the packages of an export; ``instead`` is a way that needs none of them."""
     missing = [name for name in EXPORT_PACKAGES if find_spec(name) is None]
     if missing:
-        message = f'exporting needs {", ".join(missing)}, not installed here; run: pip install "segship[export]"'
+        message = f'{doing} needs {", ".join(missing)}, not installed here; run: pip install "segship[export]"{instead}'
         raise BackendUnavailable(message, code="export_packages_missing")
 
 

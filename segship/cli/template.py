@@ -45,7 +45,7 @@ def template(
     --------
     segship template vit_t
     """
-    require_exporter()
+    require_exporter("making a template")
     # torch takes seconds to import and is not installed everywhere.
     from segship.ship.templates.making import make_template, prove_template, store_answers, template_targets_of
 

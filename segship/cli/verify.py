@@ -33,7 +33,7 @@ def verify(bundle: Path, /, *, torch: Annotated[Path, Parameter(name="--torch")]
     --------
     segship verify sam_vit_b --torch sam_vit_b_01ec64.pth
     """
-    require_exporter()
+    require_exporter("comparing with the torch model")
     # torch takes seconds to import and is not installed everywhere.
     from segship.ship.verify import verify_bundle
 

@@ -217,7 +217,10 @@ def _adopt(known: KnownCheckpoint | GraphFile, source: Path, target: Path, progr
     with open_regular(real_path(source)) as stream, atomic_file(target) as copy:
         size = os.fstat(stream.fileno()).st_size
         if size != (known.bytes or size):
-            message = f"{source} has {size} bytes and the published {known.file} has {known.bytes}; it is another file"
+            message = (
+                f"{source} has {size} bytes and the published {known.file} has {known.bytes}; it is another file; a "
+                "fine-tuned one becomes a bundle by `segship bundle FILE -o BUNDLE`"
+            )
             raise FetchError(message, code="wrong_size")
         while piece := stream.read(CHUNK_BYTES):
             digest.update(piece)

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from segship.bundle import Bundle
 from segship.catalog import KNOWN_GRAPHS, KnownCheckpoint, bundle_folder
-from segship.errors import ExportError, FetchError, way
+from segship.errors import BundleError, ExportError, FetchError, way
 from segship.fetch import fetch_checkpoint, known_checkpoint
 from segship.fetch.download import Progress, exclusive_lock
 from segship.files import explained, make_directory, tidy_directory
@@ -59,8 +59,8 @@ def fetch_model(
 ) -> FetchedModel:
     """Fetch a published model and make its bundle where `segship.load` finds it by its name; needs no torch.
 
-    A bundle that is there already is kept. Two processes may fetch the same name: the second waits and takes what the
-    first made.
+    A bundle that is there already is kept; one that is damaged is made anew. Two processes may fetch the same name: the
+    second waits and takes what the first made.
 
     Parameters
     ----------
@@ -139,12 +139,18 @@ def _bundle(name: str, checkpoint: Path, tell: Callable[[str], None]) -> tuple[P
     with explained(folder), exclusive_lock(folder.with_name(f".{name}.lock")):
         tidy_directory(folder.parent)
         # Another process may have made it while this one waited.
+        damaged = False
         if os.path.isdir(folder):
-            Bundle.open(folder)
-            return folder, True
+            try:
+                Bundle.open(folder)
+                return folder, True
+            except BundleError as error:
+                tell(f"the bundle that is there is damaged ({error.code}) and made anew")
+                damaged = True
         tell(f"making the bundle of {name}")
+        options = BundleOptions(licence=known_checkpoint(name).licence, force=damaged)
         try:
-            bundle_checkpoint(checkpoint, folder, BundleOptions(licence=known_checkpoint(name).licence))
+            bundle_checkpoint(checkpoint, folder, options)
         except ExportError as error:
             if error.code != "no_template":
                 raise

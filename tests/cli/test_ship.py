@@ -164,7 +164,7 @@ def test_fetch_makes_the_bundle_and_says_how_to_use_it(
 def test_bundle_and_verify_say_what_is_proven(run, run_json, small_checkpoint, small_templates, tmp_path):
     folder = tmp_path / "bundle"
     code, out, _ = run("bundle", small_checkpoint, "-o", folder)
-    assert code == 0 and "these weights were not compared with torch" in out and f"written to {folder}" in out
+    assert code == 0 and "to compare it with torch: segship verify" in out and f"written to {folder}" in out
     code, document = run_json("bundle", small_checkpoint, "-o", folder, "--overwrite")
     assert (code, document["template"]) == (0, "custom.onnxruntime")
     assert run_json("bundle", small_checkpoint, "-o", folder)[1]["error"]["code"] == "output_exists"

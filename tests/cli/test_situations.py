@@ -154,8 +154,10 @@ def test_a_closed_stream_leaves_no_traceback(line, code):
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals are others there")
-@pytest.mark.parametrize("seconds", [0.15, 0.3, 0.5, 0.8])
-def test_an_interrupt_is_no_traceback_even_while_modules_are_imported(tmp_path, seconds):
+@pytest.mark.parametrize(
+    ("number", "seconds"), [*((signal.SIGINT, seconds) for seconds in (0.15, 0.3, 0.5, 0.8)), (signal.SIGTERM, 0.8)]
+)
+def test_an_interrupt_is_no_traceback_even_while_modules_are_imported(tmp_path, number, seconds):
     command = [
         sys.executable,
         "-c",
@@ -172,6 +174,6 @@ def test_an_interrupt_is_no_traceback_even_while_modules_are_imported(tmp_path, 
     run.stdout.readline()
     # Standard input stays open, so that it waits for the picture at last.
     time.sleep(seconds)
-    run.send_signal(signal.SIGINT)
+    run.send_signal(number)
     _, err = run.communicate()
-    assert run.returncode in (-signal.SIGINT, 130) and "Traceback" not in err
+    assert run.returncode in (-number, 130) and "Traceback" not in err

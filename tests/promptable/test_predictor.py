@@ -405,6 +405,22 @@ def test_values_that_are_not_finite_never_become_masks():
     assert caught.value.code == "nonfinite_output"
 
 
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_logits_that_are_not_finite_never_become_masks(predictor, monkeypatch, value):
+    decode = predictor._decoder.decode
+
+    def spoil(*given):
+        ious, low_res = decode(*given)
+        low_res = low_res.copy()
+        low_res[0, 2, 1, 1] = value
+        return ious, low_res
+
+    monkeypatch.setattr(predictor._decoder, "decode", spoil)
+    with pytest.raises(BackendUnavailable, match="low_res_masks holds values that are not finite") as caught:
+        predictor.predict(IMAGE, CLICK)
+    assert caught.value.code == "nonfinite_output"
+
+
 def test_empty_masks_are_told(predictor):
     prediction = fake_predictor([0, 0, 0, 0]).predict(IMAGE, CLICK, multimask_output=False)
     assert prediction.empty.tolist() == [[True]]

@@ -76,9 +76,19 @@ def test_a_bundle_that_is_there_is_kept(published):
     made = (first.bundle / "manifest.json").stat().st_mtime_ns
     again = fetch_model("small")
     assert again.kept and (again.bundle / "manifest.json").stat().st_mtime_ns == made
-    (first.bundle / "mask_decoder.onnx").unlink()
-    with pytest.raises(BundleError, match="mask_decoder.onnx"):
-        fetch_model("small")
+
+
+@pytest.mark.parametrize("damage", ["missing", "manifest"])
+def test_a_damaged_bundle_is_made_anew(published, damage):
+    first = fetch_model("small", mirror=published)
+    if damage == "missing":
+        (first.bundle / "mask_decoder.onnx").unlink()
+    else:
+        (first.bundle / "manifest.json").write_text("{}")
+    told = []
+    again = fetch_model("small", tell=told.append)
+    assert not again.kept and "damaged" in told[0]
+    assert Bundle.read(again.bundle).manifest.template is not None
 
 
 def test_a_folder_of_the_users_gets_the_file_alone(published, tmp_path):

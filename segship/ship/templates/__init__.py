@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import lzma
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,6 +21,7 @@ import numpy as np
 
 from segship.arrays import AnyArray
 from segship.bundle.manifest import TemplateOrigin
+from segship.errors import BundleError
 from segship.ship.graph.fill import Template
 from segship.spec import Dimension
 
@@ -81,14 +83,24 @@ def template_targets(name: str | None) -> tuple[str, ...]:
 
 
 def read_template(name: str, target: str) -> ArchitectureTemplate:
-    """Read a template that is in the package."""
+    """Read a template that is in the package.
+
+    Raises
+    ------
+    BundleError
+        ``damaged_template``.
+    """
     path = template_file(name, target)
-    with zipfile.ZipFile(path) as archive:
-        index = json.loads(archive.read(INDEX_FILE))
-        graphs = {
-            graph: Template(*(archive.read(f"{graph}.{part}.onnx") for part in ("prepare", "body")))
-            for graph in index["options"]
-        }
+    try:
+        with zipfile.ZipFile(path) as archive:
+            index = json.loads(archive.read(INDEX_FILE))
+            graphs = {
+                graph: Template(*(archive.read(f"{graph}.{part}.onnx") for part in ("prepare", "body")))
+                for graph in index["options"]
+            }
+    except (zipfile.BadZipFile, lzma.LZMAError, OSError, EOFError, KeyError, ValueError) as error:
+        message = f"{path}, a part of segship, is damaged ({error}); install segship again"
+        raise BundleError(message, code="damaged_template") from error
     return ArchitectureTemplate(
         name=name,
         target=target,

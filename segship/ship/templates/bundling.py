@@ -109,7 +109,7 @@ def bundle_checkpoint(checkpoint_path: Path, output: Path, options: BundleOption
     OutputError
         When ``output`` exists and ``force`` is off, or cannot be written.
     """
-    options = options or BundleOptions()
+    options, checkpoint_path, output = options or BundleOptions(), Path(checkpoint_path), Path(output)
     refuse_taken(output, force=options.force)
     refuse_stranger(output)
     weights = read_weights(checkpoint_path, options.for_export())

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from segship.bundle.onnx_file import read_graph
-from segship.errors import ExportError
+from segship.errors import BundleError, ExportError
 from segship.files import sha256_of
 from segship.ship import templates
 from segship.ship.families import families, family_module
@@ -65,6 +65,16 @@ def test_a_template_is_written_from_its_contents_alone(tmp_path):
     assert (tmp_path / "again.zip").read_bytes() == template_file("tiny", "onnxruntime").read_bytes()
     with zipfile.ZipFile(tmp_path / "again.zip") as archive:
         assert {name: archive.read(name) for name in archive.namelist()} == template_bytes(template)
+
+
+def test_a_damaged_template_is_told(tmp_path, monkeypatch):
+    whole = template_file("tiny", "onnxruntime").read_bytes()
+    monkeypatch.setattr(templates, "FOLDER", tmp_path)
+    for content in (b"x", whole[:-3000], whole.replace(whole[9000:9100], bytes(100))):
+        template_file("tiny", "onnxruntime").write_bytes(content)
+        with pytest.raises(BundleError, match="is damaged .*; install segship again") as damaged:
+            read_template("tiny", "onnxruntime")
+        assert damaged.value.code == "damaged_template"
 
 
 def seeded(name, folder):
