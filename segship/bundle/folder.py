@@ -335,18 +335,22 @@ def _wanted_graphs(manifest: Manifest) -> str:
 def _check_contract(stated: GraphSpec, contract: GraphSpec) -> None:
     for found, wanted in ((stated.inputs, contract.inputs), (stated.outputs, contract.outputs)):
         names = [tensor.name for tensor in wanted]
-        same = [tensor.name for tensor in found] == names and all(
-            tensor.dtype == other.dtype
-            and len(tensor.shape) == len(other.shape)
-            and all(
-                size == expected or (isinstance(size, int) and isinstance(expected, str))
-                for size, expected in zip(tensor.shape, other.shape, strict=True)
-            )
-            for tensor, other in zip(found, wanted, strict=True)
-        )
-        if not same:
-            message = f"{MANIFEST_FILE} states other tensors for {stated.name} than its contract ({names}); {_MEND}"
-            raise BundleError(message, code="graph_interface")
+        what = f"{MANIFEST_FILE} states other tensors for {stated.name} than its contract ({names})"
+        if [tensor.name for tensor in found] != names:
+            raise BundleError(f"{what}; {_MEND}", code="graph_interface")
+        for tensor, other in zip(found, wanted, strict=True):
+            if not _is_as_narrow(tensor, other):
+                stands, due = (f"{one.dtype} ({', '.join(map(str, one.shape))})" for one in (tensor, other))
+                message = f"{what}: {tensor.name} is {stands} there, and {due} by the rest of the manifest; {_MEND}"
+                raise BundleError(message, code="graph_interface")
+
+
+def _is_as_narrow(tensor: TensorSpec, contract: TensorSpec) -> bool:
+    """Return whether a tensor is that of its contract, or has sizes where that leaves them open."""
+    return (tensor.dtype, len(tensor.shape)) == (contract.dtype, len(contract.shape)) and all(
+        size == expected or (isinstance(size, int) and isinstance(expected, str))
+        for size, expected in zip(tensor.shape, contract.shape, strict=True)
+    )
 
 
 def _expected_sizes(manifest: Manifest) -> dict[str, int | None]:

@@ -236,6 +236,16 @@ class OnnxTensor:
 
 
 @dataclass(frozen=True, slots=True)
+class OnnxNode:
+    """One node: its operator, the names it takes and makes, and the numbers of a small constant that stands in it."""
+
+    op_type: str
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    values: tuple[float, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class OnnxGraph:
     """What an ONNX file declares.
 
@@ -264,6 +274,7 @@ class OnnxGraph:
     constants: tuple[OnnxTensor, ...]
     sizes: tuple[tuple[str, float], ...]
     oddities: tuple[str, ...]
+    nodes: tuple[OnnxNode, ...] = ()
 
     @property
     def external_locations(self) -> tuple[str, ...]:
@@ -372,7 +383,7 @@ class _ModelReader:
     outputs: list[TensorSpec] = field(default_factory=list)
     sized: list[tuple[str, str]] = field(default_factory=list)
     made: dict[str, OnnxTensor] = field(default_factory=dict)
-    nodes: int = 0
+    nodes: list[OnnxNode] = field(default_factory=list)
 
     def model(self, end: int) -> OnnxGraph:
         values: dict[int, tuple[int, int]] = {}
@@ -401,6 +412,7 @@ class _ModelReader:
             constants=tuple(self.constants),
             sizes=tuple(self._sizes()),
             oddities=tuple(self.wire.oddities),
+            nodes=tuple(self.nodes),
         )
 
     def _sizes(self) -> Iterator[tuple[str, float]]:
@@ -432,16 +444,15 @@ class _ModelReader:
                 self.wire.odd("sparse initializer")
 
     def _node(self, start: int, end: int) -> None:
-        self.nodes += 1
-        if self.nodes > self.limits.nodes:
+        if len(self.nodes) == self.limits.nodes:
             raise too_many("nodes", self.limits.nodes)
         op_type = domain = ""
         attributes: list[tuple[int, int]] = []
-        inputs: list[tuple[int, int]] = []
-        outputs: list[tuple[int, int]] = []
+        inputs: list[str] = []
+        outputs: list[str] = []
         for number, _, first, last in self.wire.fields(NODE, start, end):
             if number in (1, 2):
-                (inputs if number == 1 else outputs).append((first, last))
+                (inputs if number == 1 else outputs).append(self.wire.text(first, last))
             elif number == 4:
                 op_type = self.wire.text(first, last)
             elif number == 7:
@@ -452,12 +463,14 @@ class _ModelReader:
                 self.wire.odd("overload" if number == 8 else "device configuration")
         self.operators[domain, op_type] += 1
         asked = [inputs[index] for index in SIZE_INPUTS.get(op_type, ()) if index < len(inputs)]
-        self.sized.extend((op_type, self.wire.text(*place)) for place in asked)
+        self.sized.extend((op_type, name) for name in asked)
         before = len(self.constants)
         for first, last in attributes:
             self._attribute(op_type, first, last)
         if op_type == "Constant" and outputs and len(self.constants) > before:
-            self.made[self.wire.text(*outputs[0])] = self.constants[before]
+            self.made[outputs[0]] = self.constants[before]
+        values = self.constants[before].values if len(self.constants) > before else ()
+        self.nodes.append(OnnxNode(op_type, tuple(inputs), tuple(outputs), values))
 
     def _attribute(self, op_type: str, start: int, end: int) -> None:
         for number, _, first, last in self.wire.fields(_ATTRIBUTE, start, end):
@@ -510,6 +523,8 @@ class _ModelReader:
         for number, wire, first, last in typed:
             if (number, code) == (7, _INT64):
                 values += [signed(first)] if wire == VARINT else self.wire.packed_numbers(first, last, _MAX_SIZES)
+            elif (number, code) == (4, _FLOAT32) and (last - first) % 4 == 0 and last - first <= 4 * _MAX_SIZES:
+                values += np.frombuffer(self.wire.buffer[first:last], "<f4").tolist()
         return tuple(values)
 
     def _typed_bits(self, number: int, wire: int, first: int, last: int, bits: int) -> int:

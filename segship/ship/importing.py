@@ -9,6 +9,7 @@ onnx. `segship.promptable.foreign` drives the graphs afterwards; `segship.ship.c
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
@@ -27,10 +28,10 @@ from segship.bundle import Bundle, write_bundle
 from segship.bundle.artifacts import artifact_file, weights_file
 from segship.bundle.folder import refuse_stranger
 from segship.bundle.manifest import CheckpointFile
-from segship.bundle.onnx_file import OnnxGraph, read_graph
+from segship.bundle.onnx_file import OnnxGraph, OnnxNode, read_graph
 from segship.bundle.onnx_rules import check_graph
 from segship.catalog import KNOWN_GRAPHS, KnownGraphs, bundle_folder, identify_graphs
-from segship.errors import BackendUnavailable, BundleError, way
+from segship.errors import BackendUnavailable, BundleError, InputError, shown, way
 from segship.fetch import fetch_graphs
 from segship.fetch.download import Progress
 from segship.files import check_target, make_directory, sha256_of
@@ -40,7 +41,7 @@ from segship.promptable.foreign import ContractName, ForeignGraphs, Layout
 from segship.promptable.manifest import PromptableManifest
 from segship.promptable.prompts import PromptRules
 from segship.promptable.transforms import Preprocessing, prepare_image, resize_image
-from segship.spec import LABEL_EMPTY, SamGeometry, TensorSpec
+from segship.spec import LABEL_EMPTY, GraphSpec, SamGeometry, TensorSpec
 
 GRAPHS = ("image_encoder", "mask_decoder")
 PIXEL_MEAN, PIXEL_STD = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
@@ -62,6 +63,14 @@ _OTHER_FAMILIES = {
 }
 """Names of tensors that no graph here has -> whose they are."""
 _QUANTIZED = frozenset({"DynamicQuantizeLinear", "MatMulInteger", "ConvInteger", "QLinearConv", "QLinearMatMul"})
+
+# Between an image and the network that begins with one of the last.
+_RESHAPES = frozenset({"Identity", "Reshape", "Squeeze", "Unsqueeze"})
+_TURNS = frozenset({("Transpose", "HWC"), ("Transpose", "NHWC")})
+_BEGINNINGS = frozenset(
+    {"Conv", "ConvInteger", "DynamicQuantizeLinear", "Gemm", "MatMul", "QLinearConv", "QuantizeLinear"}
+)
+_NAME = re.compile(r"[A-Za-z0-9_.:/ -]{1,128}", re.ASCII)
 
 ASK = way("contract=", "--contract ")
 _SIZE_RULE = "the image-size output `masks` is not used: masks are resized as docs/conventions.md says"
@@ -89,6 +98,7 @@ _NOTICEABLE = 1e-5
 _SAME = 1e-3
 _LITTLE = 0.1
 
+Triple = tuple[float, float, float]
 Report = Callable[[str], None]
 """Called with what begins, in words."""
 
@@ -123,8 +133,10 @@ class _Image(NamedTuple):
     layout: Layout
     side: int | None
     """Of the frame; None where any size is declared."""
-    holds_normalization: bool
-    """Whether the mean and the deviation of SAM's pixels stand in the graph."""
+    values: Literal["normalized", "pixels"] | None
+    """What the steps before the network take; None where they say neither."""
+    steps: str
+    """Those steps in words."""
 
 
 def import_graphs(
@@ -159,11 +171,14 @@ def import_graphs(
         When the folder exists and ``force`` is off, or cannot be written.
     """
     options, tell = options or ImportOptions(), report or (lambda what: None)
+    encoder, decoder, output = (
+        _path(name, path) for name, path in (("encoder", encoder), ("decoder", decoder), ("output", output))
+    )
     check_target(output, overwrite=options.force, folder=True)
     if options.force:
         refuse_stranger(output)
     tell("reading the files")
-    files = dict(zip(GRAPHS, (Path(encoder), Path(decoder)), strict=True))
+    files = dict(zip(GRAPHS, (encoder, decoder), strict=True))
     known = identify_graphs(sha256_of(files["image_encoder"]), sha256_of(files["mask_decoder"]))
     if known is not None and known.contract is None:
         _refuse_family(f"{encoder.name} and {decoder.name} are the published {known.name}", known.family)
@@ -206,6 +221,12 @@ def fetch_bundle(
     encoder, decoder = fetch_graphs(known, destination=destination, mirror=mirror, progress=progress)
     make_directory(folder.parent)
     return import_graphs(encoder, decoder, folder)
+
+
+def _path(name: str, path: object) -> Path:
+    if not isinstance(path, str | Path):
+        raise InputError(f"{name} is {shown(path)}; accepted is a path, of text or pathlib.Path", code="bad_option")
+    return Path(path)
 
 
 def _is_quantized(graph: OnnxGraph) -> bool:
@@ -307,7 +328,7 @@ def _make_manifest(
 def _shown(tensors: tuple[TensorSpec, ...]) -> str:
     """Return an interface in words."""
     return ", ".join(
-        f"{tensor.name[:60]} {tensor.dtype} ({', '.join(str(size)[:30] for size in tensor.shape)})"
+        f"{shown(tensor.name)} {tensor.dtype} ({', '.join(str(size)[:30] for size in tensor.shape)})"
         for tensor in tensors[:12]
     )
 
@@ -341,26 +362,98 @@ _LAYOUTS: dict[Layout, tuple[int, int, int]] = {"NCHW": (1, 2, 3), "NHWC": (3, 1
 
 def _image(encoder: OnnxGraph, file: str) -> _Image:
     """Return how an encoder takes its image."""
+    for tensor in encoder.inputs + encoder.outputs:
+        if not _NAME.fullmatch(tensor.name):
+            wanted = "1 to 128 letters, digits, spaces and . _ : / -"
+            raise _unknown(file, f"one of its tensors is named '{shown(tensor.name)}'", wanted)
     shape = encoder.inputs[0].shape if len(encoder.inputs) == len(encoder.outputs) == 1 else ()
     for layout, (channel, *axes) in _LAYOUTS.items():
         if len(shape) != len(layout) or shape[channel] != 3:
             continue
         sides = {side for side in (shape[axis] for axis in axes) if isinstance(side, int)}
         if encoder.inputs[0].dtype in ("float32", "uint8") and len(sides) <= 1:
-            return _Image(encoder.inputs[0], layout, next(iter(sides), None), _holds_normalization(encoder))
+            return _Image(encoder.inputs[0], layout, next(iter(sides), None), *_preparation(encoder, layout, file))
     found = f"its inputs are {_shown(encoder.inputs)} and its outputs {_shown(encoder.outputs)}"
     wanted = "one image, (1, 3, S, S), (1, S, S, 3) or (H, W, 3), float32 or uint8, to one embedding (1, C, h, w)"
     raise _unknown(file, found, wanted)
 
 
-def _holds_normalization(encoder: OnnxGraph) -> bool:
-    """Return whether SAM's mean and deviation stand in a graph, of pixels up to 255 or up to 1."""
-    triples = [tensor.values for tensor in encoder.initializers + encoder.constants if len(tensor.values) == 3]
+def _preparation(encoder: OnnxGraph, layout: Layout, file: str) -> tuple[Literal["normalized", "pixels"] | None, str]:
+    """Return what the steps between an image and the network take, and those steps in words.
 
-    def holds(wanted: tuple[float, float, float]) -> bool:
-        return any(np.allclose(np.array(found) * scale, wanted, atol=0.5) for found in triples for scale in (1, 255))
+    Raises
+    ------
+    BundleError
+        ``unclear_preprocessing`` where they are known and of no contract: RGB from 0 to 1, and BGR.
+    """
+    constants = [np.array(each.values) for each in encoder.initializers + encoder.constants if len(each.values) == 3]
+    if any(_is_normalization(PIXEL_STD, each * scale, PIXEL_MEAN[::-1]) for each in constants for scale in (1, 255)):
+        raise _other_preparation(file, "SAM's mean color stands in its graph in the order BGR")
+    scale, shift = found = _steps(encoder, layout)
+    if isinstance(shift, str):
+        return None, shift
+    if np.allclose(scale, 1) and np.allclose(shift, 0):
+        return "normalized", "nothing is done to the image"
+    with np.errstate(all="ignore"):
+        std, mean = 1 / scale, -shift / scale
+    if _is_normalization(std, mean):
+        return "pixels", "SAM's mean is taken off and its deviation divided by, of RGB from 0 to 255"
+    if _is_normalization(255 * std, 255 * mean):
+        raise _other_preparation(file, "its graph normalises RGB from 0 to 1")
+    times, plus = (", ".join(f"{number:.4g}" for number in part) for part in found)
+    return None, f"the channels are multiplied by ({times}), and ({plus}) is added"
 
-    return holds(PIXEL_MEAN) and holds(PIXEL_STD)
+
+def _is_normalization(std: AnyArray | Triple, mean: AnyArray, wanted: Triple = PIXEL_MEAN) -> bool:
+    return np.allclose(std, PIXEL_STD, atol=0.5) and np.allclose(mean, wanted, atol=0.5)
+
+
+def _other_preparation(file: str, what: str) -> BundleError:
+    message = f"{file} prepares images in a way that no contract here knows: {what}; accepted are RGB from 0 to 255"
+    message = f"{message}, normalised in the graph ({ASK}nndeploy or samexporter) or before it (official, osam, ascend)"
+    return BundleError(message, code="unclear_preprocessing")
+
+
+def _steps(encoder: OnnxGraph, layout: Layout) -> tuple[AnyArray, AnyArray | str]:
+    """Return by what each channel is multiplied before the network begins, and what is added; or words for the sum."""
+    known = {tensor.name: np.array(tensor.values) for tensor in encoder.initializers if tensor.values}
+    images: dict[str, tuple[AnyArray, AnyArray]] = {encoder.inputs[0].name: (np.ones(3), np.zeros(3))}
+    begins: list[tuple[AnyArray, AnyArray]] = []
+    for node in encoder.nodes:
+        taken = [images[name] for name in node.inputs if name in images]
+        if not taken:
+            values = np.array(node.values) if node.op_type == "Constant" else None
+            values = known.get(node.inputs[0]) if node.op_type in _RESHAPES and node.inputs else values
+            known.update({} if values is None or not values.size else {node.outputs[0]: values})
+        elif node.op_type in _BEGINNINGS:
+            begins += taken
+        elif node.op_type != "Shape":
+            made = _step(node, images, known, layout)
+            if made is None:
+                return np.ones(3), f"there is {shown(node.op_type)} in a form that is not followed here"
+            images[node.outputs[0]] = made
+    if not begins or any(not np.array_equal(begins[0], other) for other in begins):
+        return np.ones(3), "there is no convolution, or several that take different images"
+    return begins[0]
+
+
+def _step(
+    node: OnnxNode, images: Mapping[str, tuple[AnyArray, AnyArray]], known: Mapping[str, AnyArray], layout: Layout
+) -> tuple[AnyArray, AnyArray] | None:
+    """Return factor and sum after one step on an image; None where it is another step than those of preparing one."""
+    if node.op_type in _RESHAPES or node.op_type in ("Cast", "Pad") or (node.op_type, layout) in _TURNS:
+        return images.get(node.inputs[0])
+    if node.op_type not in ("Add", "Sub", "Mul", "Div"):
+        return None
+    image, other = node.inputs if node.inputs[0] in images or node.op_type in ("Sub", "Div") else node.inputs[::-1]
+    if image not in images or other not in known or known[other].size not in (1, 3):
+        return None
+    (scale, shift), number = images[image], known[other]
+    if node.op_type in ("Add", "Sub"):
+        return scale, shift + (number if node.op_type == "Add" else -number)
+    with np.errstate(all="ignore"):
+        factor = number if node.op_type == "Mul" else 1 / number
+        return scale * factor, shift * factor
 
 
 def _geometry(image: _Image, encoder: OnnxGraph, decoder: OnnxGraph, files: Mapping[str, str]) -> SamGeometry:
@@ -395,20 +488,21 @@ def _sizes(shape: tuple[int | str, ...]) -> str:
 def _found_contract(image: _Image, sized: bool, file: str) -> ContractName:
     """Return the contract that an interface is of, or ask for it."""
     floats = image.tensor.dtype == "float32"
-    if image.layout == "HWC" and (image.holds_normalization or (floats and image.side is None)):
+    if image.layout == "HWC" and (image.values == "pixels" or (floats and image.side is None)):
         return "samexporter"
-    if image.layout != "HWC" and image.holds_normalization:
+    if image.layout != "HWC" and image.values == "pixels":
         return "nndeploy"
     contracts: dict[str, ContractName] = {
         "x": "osam" if sized else "ascend",
         "image": "official" if sized else "ascend",
         "input_image": "samexporter",
     }
-    if image.layout == "NCHW" and floats and image.tensor.name in contracts:
+    if image.layout == "NCHW" and floats and image.values == "normalized" and image.tensor.name in contracts:
         return contracts[image.tensor.name]
     raise BundleError(
         f"{file} takes {_shown((image.tensor,))}, and neither that name nor what stands in the graph says whether it "
-        f"normalises images itself; ask for a contract with {ASK}NAME: official, osam and ascend normalise outside the "
+        f"normalises images itself: before its network begins, {image.steps}; ask for a contract with {ASK}NAME: "
+        "official, osam and ascend normalise outside the "
         "graph, nndeploy inside, samexporter inside where the image is (H, W, 3)",
         code="unclear_preprocessing",
     )
@@ -420,14 +514,15 @@ def _check_contract(contract: ContractName, image: _Image, sized: bool, files: M
         found = f"{files['mask_decoder']} has {'an' if sized else 'no'} input {_ORIGINAL_SIZE}"
         wanted = "has none" if sized else "has one"
     else:
-        plain = image.layout == "NCHW" and image.tensor.dtype == "float32" and not image.holds_normalization
-        fits = {"nndeploy": image.layout != "HWC", "samexporter": plain or image.layout == "HWC"}
+        plain = image.layout == "NCHW" and image.tensor.dtype == "float32" and image.values != "pixels"
+        # An encoder that takes any size pads by itself, and running it says what it takes.
+        raw = image.values != "normalized" or (image.layout == "HWC" and image.side is None)
+        fits = {"nndeploy": raw and image.layout != "HWC", "samexporter": plain or (raw and image.layout == "HWC")}
         if fits.get(contract, plain):
             return
-        inside = "; SAM's mean and deviation stand in the graph" if image.holds_normalization else ""
-        found = f"{files['image_encoder']} takes {_shown((image.tensor,))}{inside}"
+        found = f"{files['image_encoder']} takes {_shown((image.tensor,))}; before its network begins, {image.steps}"
         wanted = {
-            "nndeploy": "takes raw pixels with a batch axis",
+            "nndeploy": "takes raw pixels with a batch axis, which the graph normalises",
             "samexporter": "takes raw pixels (H, W, 3), or (1, 3, S, S) float32 that were normalised before",
         }.get(contract, "takes (1, 3, S, S) float32 that were normalised before")
     message = f"{found}, and the contract {contract} {wanted}; ask for another with {ASK}NAME"
@@ -445,7 +540,18 @@ def _opened(files: Mapping[str, Path], manifest: PromptableManifest) -> Iterator
         specs["image_encoder"] = replace(specs["image_encoder"], inputs=(anything,))
     with ExitStack() as stack:
         run = RunOptions(backend=DEFAULT_BACKEND)
-        yield {name: stack.enter_context(open_session(path, specs[name], run)) for name, path in files.items()}
+        yield {name: stack.enter_context(_session(path, specs[name], run)) for name, path in files.items()}
+
+
+def _session(path: Path, spec: GraphSpec, run: RunOptions) -> Session:
+    try:
+        return open_session(path, spec, run)
+    except BundleError as error:
+        if error.code != "graph_interface":
+            raise
+        differs = str(error).partition(": ")[2].removesuffix("; export it again")
+        message = f"{path.name} cannot be driven: {differs}; have it written so by the program that it comes from"
+        raise BundleError(message, code="graph_interface") from error
 
 
 def _checked(
@@ -558,6 +664,7 @@ class _Questions:
         """Refuse a decoder whose answers do not depend on what they must, or depend on what they must not."""
         here, there = (0.3, 0.3), (0.6, 0.55)
         mask = smooth_mask(self._low_res, 0)
+        masked = self.ask([here], [1], mask=mask, flag=1.0)
         click = self.ask([here], [1])
         moved = self.ask([there], [1])
         changed = {
@@ -565,11 +672,16 @@ class _Questions:
             "where a point is": (click, moved),
             "whether a point is foreground": (click, self.ask([here], [0])),
             "whether two points are a box": (self.ask([here, there], [2, 3]), self.ask([here, there], [1, 1])),
-            "the mask input": (click, self.ask([here], [1], mask=mask, flag=1.0)),
+            "whether there is a mask input": (click, masked),
+            "what the mask input holds": (masked, self.ask([here], [1], mask=-mask, flag=1.0)),
         }
         for what, pair in changed.items():
             if not _differ(*pair):
                 raise _unexpected(self._file, f"its masks do not depend on {what}")
+        answers = np.concatenate([answer.ravel() for pair in changed.values() for answer in pair])
+        if not answers.min() < 0 < answers.max():
+            found = f"its masks lie between {answers.min():.4g} and {answers.max():.4g}"
+            raise _unexpected(self._file, f"{found}, where logits, which have both signs, were expected")
         if _differ(click, self.ask([here], [1], mask=mask), _SAME):
             raise _unexpected(self._file, "a mask input changes its masks though has_mask_input is 0")
         # Between the other two, so that graphs that quantize by the range of a tensor see the same range.

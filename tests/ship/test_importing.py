@@ -24,7 +24,7 @@ import segship
 from segship.bundle import Bundle
 from segship.catalog import KNOWN_GRAPHS, GraphFile, bundle_folder
 from segship.cli.main import main
-from segship.errors import BundleError, FetchError, OutputError
+from segship.errors import BundleError, FetchError, InputError, OutputError
 from segship.files import sha256_of
 from segship.images.comparison import comparison_images
 from segship.masks.scores import mask_iou
@@ -34,6 +34,7 @@ from segship.ship.importing import ImportOptions, fetch_bundle, import_graphs
 from segship.ship.options import ExportOptions
 from segship.ship.verify import verify_bundle
 from segship.tune import TuneOptions, tune_bundle
+from tests.bundle.test_folder import rewrite_manifest
 from tests.oracle import SMALL_VIT, build_reference, reference
 from tests.small_models import small_predictor, small_sam
 
@@ -342,9 +343,10 @@ def test_an_encoder_that_prepares_images_in_a_way_of_its_own(files, tmp_path):
     [
         ("ascend", "x", "four", "has an input orig_im_size, and the contract ascend has none"),
         ("official", "ascend encoder", "ascend decoder", "has no input orig_im_size, and the contract official has"),
-        ("osam", "batched pixels", "four", "SAM's mean and deviation stand in the graph"),
+        ("osam", "batched pixels", "four", "SAM's mean is taken off and its deviation divided by"),
         ("official", "pixels", "four", "normalised before"),
         ("nndeploy", "pixels", "four", "with a batch axis"),
+        ("nndeploy", "x", "four", "nothing is done to the image, and the contract nndeploy takes raw pixels"),
     ],
 )
 def test_files_of_another_contract_than_was_asked_for(files, tmp_path, contract, encoder, decoder, words):
@@ -356,6 +358,178 @@ def changed(path, target, change):
     change(model)
     onnx.save_model(model, str(target))
     return target
+
+
+def prefixed(path, target, *steps):
+    """An encoder with steps before it: operators with the second input or the attributes that they have."""
+
+    def change(model):
+        name, nodes = model.graph.input[0].name, []
+        for node in model.graph.node:
+            node.input[:] = [f"{name} {len(steps)}" if entry == name else entry for entry in node.input]
+        for at, (op_type, other) in enumerate(steps):
+            attributes = other if isinstance(other, dict) else {}
+            inputs = [f"{name} {at}" if at else name]
+            if not attributes:
+                inputs.append(f"number {at}")
+                model.graph.initializer.append(numpy_helper.from_array(np.asarray(other), inputs[1]))
+                attributes = {"axis": 1} if op_type == "Gather" else {}
+            nodes.append(helper.make_node(op_type, inputs, [f"{name} {at + 1}"], **attributes))
+        nodes += model.graph.node
+        del model.graph.node[:]
+        model.graph.node.extend(nodes)
+
+    return changed(path, target, change)
+
+
+def channels(values):
+    return np.array(values, np.float32).reshape(1, 3, 1, 1)
+
+
+MEAN, STD = channels(PIXEL_MEAN), channels(PIXEL_STD)
+INSIDE = {
+    "folded": (("Mul", 1 / STD), ("Sub", MEAN / STD)),
+    "added": (("Mul", 1 / STD), ("Add", -MEAN / STD)),
+    "of one, scaled before": (("Div", np.float32(255)), ("Sub", MEAN / 255), ("Div", STD / 255)),
+}
+
+
+@pytest.mark.parametrize(
+    ("name", "steps"), zip(("x", "image", "strange name"), INSIDE.values(), strict=True), ids=INSIDE
+)
+def test_normalization_inside_is_found_in_any_form_and_under_any_name(files, tmp_path, ours, steps, name):
+    encoder = prefixed(files[name], tmp_path / "e.onnx", *steps)
+    bundle = import_graphs(encoder, files["four"], tmp_path / "bundle")
+    assert (bundle.manifest.foreign.contract, bundle.manifest.foreign.values) == ("nndeploy", "pixels")
+    with segship.load(bundle.path) as predictor:
+        click = {"points": [[300, 200]]}
+        found = predictor.predict(IMAGE, **click).masks, ours.predict(IMAGE, **click).masks
+        assert min(mask_iou(*(masks[0, place] for masks in found)) for place in range(3)) >= 0.999
+    refused("contract_differs", "official", encoder, files["four"], tmp_path, contract="official")
+
+
+@pytest.mark.parametrize(
+    ("steps", "words"),
+    [
+        ((("Sub", MEAN / 255), ("Div", STD / 255)), "normalises RGB from 0 to 1"),
+        ((("Mul", 255 / STD), ("Sub", MEAN / STD)), "normalises RGB from 0 to 1"),
+        ((("Sub", MEAN[:, ::-1]), ("Div", STD[:, ::-1]), ("Gather", np.array([2, 1, 0]))), "in the order BGR"),
+    ],
+    ids=["0 to 1", "0 to 1 folded", "BGR"],
+)
+def test_preparation_that_is_known_and_of_no_contract_is_refused_even_if_asked_for(files, tmp_path, steps, words):
+    encoder = prefixed(files["x"], tmp_path / "e.onnx", *steps)
+    for asked in ({}, {"contract": "nndeploy"}):
+        error = refused("unclear_preprocessing", words, encoder, files["four"], tmp_path, **asked)
+    assert "--contract nndeploy" in error.on_command_line
+
+
+def test_rows_of_pixels_from_0_to_1_are_refused(files, tmp_path):
+    encoder = Pixels(nn.Identity(), batched=False, mean=np.divide(PIXEL_MEAN, 255).tolist())
+    encoder.std /= 255
+    model = build_reference(SMALL_VIT)
+    model.load_state_dict(small_sam().state_dict(), strict=True)
+    encoder.encoder = model.image_encoder
+    for axes in ({}, {"axes": {0: "height", 1: "width"}}):
+        path = save_encoder(encoder, tmp_path / "e.onnx", "input_image", torch.rand(SIDE, SIDE, 3), **axes)
+        refused("unclear_preprocessing", "RGB from 0 to 1", path, files["four"], tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("steps", "words"),
+    [
+        ((("Gather", np.array([2, 1, 0])),), "there is Gather"),
+        ((("Transpose", {"perm": [0, 1, 3, 2]}),), "there is Transpose"),
+        ((("Sub", np.zeros((1, 3, SIDE, SIDE), np.float32)),), "there is Sub"),
+        ((("Div", np.float32(255)),), "multiplied by"),
+    ],
+    ids=["channels", "axes", "image", "scale"],
+)
+def test_other_steps_before_the_network_are_asked_about(files, tmp_path, steps, words):
+    encoder = prefixed(files["x"], tmp_path / "e.onnx", *steps)
+    refused("unclear_preprocessing", words, encoder, files["four"], tmp_path)
+    asked = import_graphs(encoder, files["four"], tmp_path / "asked", ImportOptions(contract="osam"))
+    assert asked.manifest.foreign.values == "normalized"
+
+
+def with_last_step(path, target, name, op_type):
+    """A decoder with one step more before one of its outputs."""
+
+    def change(model):
+        for node in model.graph.node:
+            for names in (node.input, node.output):
+                names[:] = ["before" if entry == name else entry for entry in names]
+        model.graph.node.append(helper.make_node(op_type, ["before"], [name]))
+
+    return changed(path, target, change)
+
+
+def test_masks_that_are_probabilities_are_refused(files, tmp_path):
+    decoder = with_last_step(files["four"], tmp_path / "d.onnx", "low_res_masks", "Sigmoid")
+    refused("unexpected_answer", "logits, which have both signs", files["x"], decoder, tmp_path)
+
+
+def test_a_decoder_that_sees_that_there_is_a_mask_and_not_which(files, tmp_path):
+    decoder = prefixed_input(files["four"], tmp_path / "d.onnx", "mask_input", "Mul", np.float32(0))
+    refused("unexpected_answer", "what the mask input holds", files["x"], decoder, tmp_path)
+
+
+def prefixed_input(path, target, name, op_type, number):
+    def change(model):
+        for node in model.graph.node:
+            node.input[:] = ["stepped" if entry == name else entry for entry in node.input]
+        model.graph.initializer.append(numpy_helper.from_array(np.asarray(number), "the number"))
+        model.graph.node.insert(0, helper.make_node(op_type, [name, "the number"], ["stepped"]))
+
+    return changed(path, target, change)
+
+
+@pytest.mark.parametrize("name", ["a\n\x1b[31mb", "n" * 5000], ids=["control", "long"])
+def test_names_that_no_manifest_holds_are_refused_first(files, tmp_path, name):
+    def rename(model):
+        old = model.graph.input[0].name
+        model.graph.input[0].name = name
+        for node in model.graph.node:
+            node.input[:] = [name if entry == old else entry for entry in node.input]
+
+    error = refused(
+        "unknown_contract", "1 to 128", changed(files["x"], tmp_path / "e.onnx", rename), files["four"], tmp_path
+    )
+    assert str(error).isprintable() and len(str(error)) < 400
+
+
+def test_a_tensor_that_cannot_be_driven_is_named_with_its_file(files, tmp_path):
+    def whole_labels(model):
+        labels = next(value for value in model.graph.input if value.name == "point_labels")
+        labels.type.tensor_type.elem_type = onnx.TensorProto.INT64
+        for node in model.graph.node:
+            node.input[:] = ["float labels" if entry == "point_labels" else entry for entry in node.input]
+        model.graph.node.insert(0, helper.make_node("Cast", ["point_labels"], ["float labels"], to=1))
+
+    decoder = changed(files["four"], tmp_path / "d.onnx", whole_labels)
+    error = refused("graph_interface", "d.onnx cannot be driven: input point_labels", files["x"], decoder, tmp_path)
+    assert "export it again" not in str(error)
+
+
+def test_paths_may_be_text_and_nothing_else(files, tmp_path):
+    assert import_graphs(str(files["x"]), str(files["four"]), str(tmp_path / "bundle")).path == tmp_path / "bundle"
+    with pytest.raises(InputError, match="decoder is 7; accepted is a path"):
+        import_graphs(files["x"], 7, tmp_path / "out")
+
+
+def test_the_runtime_keeps_its_log_to_itself(files, tmp_path, capfd):
+    decoder = prefixed_input(files["four"], tmp_path / "d.onnx", "mask_input", "Reshape", np.array([7, 7]))
+    with pytest.raises(segship.SegshipError):
+        import_graphs(files["x"], decoder, tmp_path / "out")
+    assert capfd.readouterr().err == ""
+
+
+def test_a_manifest_that_contradicts_its_own_tensors_says_where(imported, tmp_path):
+    folder = shutil.copytree(imported("x", "four").path, tmp_path / "bundle")
+    rewrite_manifest(Bundle.read(folder), decoder_masks=1)
+    with pytest.raises(BundleError, match=r"masks is float32 \(1, 4, .* there, and float32 \(1, 1, ") as caught:
+        Bundle.open(folder)
+    assert caught.value.code == "graph_interface"
 
 
 def test_an_encoder_of_another_size(files, tmp_path):
