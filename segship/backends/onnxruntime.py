@@ -9,6 +9,7 @@ are never registered.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -27,7 +28,7 @@ from segship.spec import GraphSpec, TensorSpec, check_arrays, check_interface
 _ENABLE_CPU_MEM_ARENA = True
 # A memory pattern plans one block for a whole run; without it vit_b peaks 0.4 GB lower and runs as fast.
 _ENABLE_MEM_PATTERN = False
-_LOG_ERRORS, _LOG_NOTHING = 3, 4
+_LOG_ERRORS, _LOG_FATAL = 3, 4
 _CUDA = "CUDAExecutionProvider"
 _CUDA_COMMAND = "pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
 
@@ -98,8 +99,6 @@ class Session(BaseSession):
         refuse_options(run, "onnxruntime")
         provider, settings = _provider(run)
         choices = _choices(threads, once=once)
-        # What fails is raised; only why CUDA did not start stands in the log alone.
-        choices.log_severity_level = _LOG_ERRORS if provider == _CUDA else _LOG_NOTHING
         self._session: onnxruntime.InferenceSession | None = _load(graph, spec, choices, (provider, settings))
         used = self._session.get_providers()
         if provider not in used:
@@ -115,7 +114,7 @@ class Session(BaseSession):
             raise closed()
         check_arrays(inputs, self.spec.inputs, self.spec.name)
         try:
-            answers = self._session.run(self._outputs, dict(inputs))
+            answers = self._session.run(self._outputs, dict(inputs), _quiet())
         # The runtime's exceptions share no narrower base.
         except Exception as error:
             message = f"graph {self.spec.name!r} failed in {self.description}: {first_line(error)}"
@@ -127,11 +126,20 @@ class Session(BaseSession):
         self._session = None
 
 
+@functools.cache
+def _quiet() -> onnxruntime.RunOptions:
+    """Return the settings of runs: what fails is raised, and need not be printed as well."""
+    settings = onnxruntime.RunOptions()
+    settings.log_severity_level = _LOG_FATAL
+    return settings
+
+
 def _choices(threads: int, *, once: bool) -> onnxruntime.SessionOptions:
     choices = onnxruntime.SessionOptions()
     choices.intra_op_num_threads = threads
     choices.inter_op_num_threads = 1
     choices.execution_mode = onnxruntime.ExecutionMode.ORT_SEQUENTIAL
+    choices.log_severity_level = _LOG_ERRORS
     choices.enable_cpu_mem_arena = _ENABLE_CPU_MEM_ARENA
     choices.enable_mem_pattern = _ENABLE_MEM_PATTERN
     choices.use_deterministic_compute = True
