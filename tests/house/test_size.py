@@ -7,8 +7,8 @@ from tests.house.package import functions, sources
 
 MOST_MODULES = 178
 """170 for what 0.4 did; 6 more make bundles without torch, 2 run graphs of other programs."""
-MOST_LINES = 34_800
-"""27,600 for what 0.4 did, 1,700 to make bundles without torch by templates, of a name too, 900 to run graphs of
+MOST_LINES = 34_900
+"""27,600 for what 0.4 did, 1,700 to make bundles without torch by templates, of a name too, 1,000 to run graphs of
 other programs; the rest is what was wrong or missing in it when people used it."""
 LONGEST_TENTH = 20
 """Lines of code, without its docstring, that nine of ten functions stay below."""
