@@ -344,7 +344,7 @@ def identify(sha256: str) -> KnownCheckpoint | None:
     return next((known for known in KNOWN_CHECKPOINTS.values() if known.sha256 == sha256.lower()), None)
 
 
-BUNDLE_SECONDS: Mapping[str, float] = {"vit_t": 0, "vit_b": 0, "vit_h": 0, "semask_s": 0}
+BUNDLE_SECONDS: Mapping[str, float] = {"vit_t": 2.4, "vit_b": 9.8, "vit_h": 47.5, "semask_s": 5.1}
 """Architecture -> seconds from its file to its bundle, without torch, as docs/measurements.md has them."""
 
 

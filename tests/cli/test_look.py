@@ -20,6 +20,7 @@ def test_models_say_what_has_to_be_fetched_and_whether_torch_is_needed(run, run_
     found = {entry["name"]: entry for entry in run_json("models")[1]["models"]}
     assert (found["tiny"]["to_fetch"], found["tiny"]["needs_torch"]) == (0, False)
     assert (found["vit_t"]["to_fetch"], found["vit_t"]["needs_torch"]) == (40_728_226, False)
+    assert found["vit_t"]["bundle_seconds"] == 2.4 and found["tiny"]["bundle_seconds"] is None
     assert found["osam_vit_b_quantized"]["to_fetch"] is None and not found["osam_vit_b_quantized"]["needs_torch"]
     monkeypatch.setattr(templates, "FOLDER", tmp_path)
     found = {entry["name"]: entry for entry in run_json("models")[1]["models"]}
