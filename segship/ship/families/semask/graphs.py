@@ -38,6 +38,7 @@ def reference(model: LoadedModel) -> Graphs:
 
 def graphs(model: LoadedModel, options: ExportOptions, *, known_sizes: bool = False) -> Graphs:
     """Return the only graph with its contract."""
-    apply_variant(model.module, FOLDED)
+    # Folded once when a graph is filled; torch itself would fold in every run.
+    apply_variant(model.module, FOLDED if options.target is None else PLAIN)
     module = SemanticGraph(model.module, options.output or DEFAULT_OUTPUT)
     return {name: (module, spec) for name, spec in specs(model, options, known_sizes=known_sizes).items()}
