@@ -6,7 +6,6 @@ Nothing here knows a family or a task: their modules `family`, `graphs` and `tas
 
 from __future__ import annotations
 
-import copy
 import tempfile
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import ExitStack
@@ -79,11 +78,7 @@ def export_bundle(
         When ``output`` exists and ``force`` is off, or cannot be written.
     """
     options = options or ExportOptions()
-    if options.contract != "segship":
-        message = f"contract {options.contract!r} is no bundle; use segship.ship.contracts.export_contract"
-        raise ExportError(message, code="bad_option")
-    refuse_taken(output, force=options.force)
-    refuse_stranger(output)
+    _refuse_early(output, options)
     begin = Begin(progress)
     begin("reading the checkpoint", 1)
     model = load_model(checkpoint_path, options)
@@ -133,6 +128,15 @@ def export_bundle(
         chosen = _artifact_options(model, options, parts)
         bundle = write_bundle(output, manifest, files, options=chosen, force=options.force)
     return _measure(bundle, Known(cases, expected, found), begin) if options.measure else bundle
+
+
+def _refuse_early(output: Path, options: ExportOptions) -> None:
+    """Refuse what cannot end well before a checkpoint is read."""
+    if options.contract != "segship":
+        message = f"contract {options.contract!r} is no bundle; use segship.ship.contracts.export_contract"
+        raise ExportError(message, code="bad_option")
+    refuse_taken(output, force=options.force)
+    refuse_stranger(output)
 
 
 def _artifact_options(
@@ -201,7 +205,7 @@ def graph_steps(
         return graph if finish is None else replace(graph, body=finish(graph.body))
 
     def to_body(change: Callable[[onnx.ModelProto], onnx.ModelProto]) -> GraphChange:
-        return lambda _module, _spec, graph: replace(graph, body=change(copy.deepcopy(graph.body)))
+        return lambda _module, _spec, graph: replace(graph, body=change(graph.body))
 
     steps: list[tuple[str, GraphChange]] = [(TRACED, trace)]
     if options.simplify:
