@@ -57,6 +57,9 @@ def prepared(tmp_path_factory, small_export, small_semantic_export):
     for name in ("photos/a.jpg", "photos/deep/b.jpg", "frames/1.png", "frames/2.png"):
         (place / name).parent.mkdir(parents=True, exist_ok=True)
         photograph.save(place / name)
+    (place / "labels").mkdir()
+    halves = np.arange(photograph.width, dtype=np.uint8)[None].repeat(photograph.height, 0) // 128
+    Image.fromarray(halves).save(place / "labels" / "a.png")
     (place / "prompts.json").write_text(json.dumps({"boxes": [[100, 100, 300, 300]]}))
     write_cityscapes(place / "cityscapes", {"train": 1, "val": 2}, size_hw=(64, 128))
     write_cityscapes(place / "drawn", {"train": 2, "val": 2}, size_hw=(64, 128))

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self, TypedDict
 
+import numpy as np
 from numpy.typing import NDArray
 
 from segship.backends import BACKENDS
@@ -89,6 +90,10 @@ class Graph:
         return self.source if self.verify is None else self.verify()
 
 
+Call = tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]
+"""Inputs and outputs."""
+
+
 class Session(ABC):
     """One graph loaded in one backend; several threads may call `run` at once.
 
@@ -135,6 +140,38 @@ class Session(ABC):
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+class Recorder(Session):
+    """Another session, and what it was asked and answered since `take` was last called.
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> from segship.backends import fake
+    >>> recorder = Recorder(fake.Session(PROBE_SPEC, lambda inputs: {"y": 2 * inputs["x"]}))
+    >>> _ = recorder.run({"x": np.ones(1, np.float32)})
+    >>> recorder.take()
+    [({'x': array([1.], dtype=float32)}, {'y': array([2.], dtype=float32)})]
+    """
+
+    def __init__(self, session: Session) -> None:
+        self._session = session
+        self._calls: list[Call] = []
+        self.spec, self.description, self.on_gpu = session.spec, session.description, session.on_gpu
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run the other session."""
+        # Copies: callers use memory again, and so do engines.
+        asked = {name: np.array(array) for name, array in inputs.items()}
+        answered = self._session.run(inputs)
+        self._calls.append((asked, {name: np.array(array) for name, array in answered.items()}))
+        return answered
+
+    def take(self) -> list[Call]:
+        """Return the inputs and the outputs of every call, and forget them."""
+        calls, self._calls = self._calls, []
+        return calls
 
 
 IDENTITY = Graph(

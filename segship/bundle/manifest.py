@@ -4,28 +4,24 @@
 `Manifest` is what all tasks share; each task adds fields of its own in its module `manifest`, and ``task`` tells which
 a file is. Fields are the dataclasses that the code works with, validated strictly: unknown keys, wrong types and
 numbers that are not finite are refused. The JSON schema stands in ``docs/manifest.schema.json``. A manifest without
-artifacts describes a model that runs straight from its checkpoint.
-
-The last key, ``manifest_sha256``, is the SHA-256 of the file itself with 64 zeros in the digest's place, so that no
-changed byte goes unseen. It guards against damage, not against somebody who computes it anew.
+artifacts describes a model that runs straight from its checkpoint. Its last key, ``manifest_sha256``, is its own digest
+(`segship.bundle.documents`).
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
-import re
 from dataclasses import dataclass, fields
 from functools import cache
 from importlib import import_module
 from types import ModuleType
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
+from pydantic import ConfigDict, Field, TypeAdapter
 
 from segship.bundle.artifacts import Artifact, FileBytes, Name, Sha256
+from segship.bundle.documents import Document
 from segship.bundle.evidence import Check, Evidence, Label, Text
-from segship.errors import BundleError, InputError
+from segship.errors import BundleError
 from segship.spec import GraphSpec
 
 MANIFEST_FILE = "manifest.json"
@@ -34,8 +30,15 @@ FORMAT_VERSION = 2
 TASKS: dict[str, str] = {"promptable": "segship.promptable.task", "semantic": "segship.semantic.task"}
 """Task -> the module that has its verbs, imported when a manifest names it."""
 
-_NO_DIGEST = "0" * 64
-_DIGEST_AT_THE_END = re.compile(rb',\n  "manifest_sha256": "([0-9a-f]{64})"\n}\n\Z')
+DOCUMENT = Document(
+    file=MANIFEST_FILE,
+    key="manifest_sha256",
+    version=FORMAT_VERSION,
+    most_bytes=MAX_MANIFEST_BYTES,
+    code="bad_manifest",
+    mend="export the bundle again or fetch it anew",
+    mend_older="export it again: `segship export CHECKPOINT -o BUNDLE --force`",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,14 +167,7 @@ class Manifest:
         """Return the bytes of ``manifest.json``: UTF-8, indented, keys in the order of the fields, the digest last."""
         later = [field for field in fields(self) if field.name in self.added]
         needless = {field.name for field in later if getattr(self, field.name) == field.default}
-        body = TypeAdapter(type(self)).dump_json(self, indent=2, exclude=needless)
-        data = _with_digest(body, _NO_DIGEST)
-        return _with_digest(body, hashlib.sha256(data).hexdigest())
-
-
-def _with_digest(body: bytes, digest: str) -> bytes:
-    """Add the digest as the last key of a JSON object that ends in a line end and a brace."""
-    return body[:-2] + f',\n  "manifest_sha256": "{digest}"\n}}\n'.encode()
+        return DOCUMENT.write(type(self), self, needless)
 
 
 @cache
@@ -204,74 +200,8 @@ def parse_manifest(data: bytes) -> Manifest:
         ``bad_manifest``; ``unknown_format_version`` when another segship wrote it; ``changed_file`` when a byte of it
         was changed since it was written.
     """
-    document = _parse_json(data)
-    if not isinstance(document, dict):
-        raise _bad("it is no JSON object")
-    _check_version(document.get("format_version"))
-    _check_digest(data)
-    task = document.get("task")
+    task = DOCUMENT.parse(data).get("task")
     if not isinstance(task, str) or task not in TASKS:
-        raise _bad(f"task: Input should be {' or '.join(map(repr, TASKS))}, and it is {str(task)[:40]!r}")
-    adapter: TypeAdapter[Manifest] = TypeAdapter(task_module(task).Manifest)
-    try:
-        return adapter.validate_json(_DIGEST_AT_THE_END.sub(b"\n}\n", data))
-    except ValidationError as error:
-        raise _bad(_first_problems(error)) from error
-    except InputError as error:
-        # What its dataclasses refuse by themselves, such as a class that stands twice.
-        raise _bad(str(error)) from error
-
-
-def _check_version(version: object) -> None:
-    # True equals 1 in Python, and is no version.
-    if type(version) is int and version == FORMAT_VERSION:
-        return
-    mend = "update segship, or export the bundle again"
-    if type(version) is int and version < FORMAT_VERSION:
-        mend = "an older segship wrote it; export it again: `segship export CHECKPOINT -o BUNDLE --force`"
-    message = f"{MANIFEST_FILE} has format_version {str(version)[:40]}, and this segship reads {FORMAT_VERSION}; {mend}"
-    raise BundleError(message, code="unknown_format_version")
-
-
-def _check_digest(data: bytes) -> None:
-    stated = _DIGEST_AT_THE_END.search(data)
-    empty = _DIGEST_AT_THE_END.sub(f',\n  "manifest_sha256": "{_NO_DIGEST}"\n}}\n'.encode(), data)
-    if stated is None or hashlib.sha256(empty).hexdigest().encode() != stated[1]:
-        message = f"{MANIFEST_FILE} was changed after it was written; export the bundle again or fetch it anew"
-        raise BundleError(message, code="changed_file")
-
-
-def _parse_json(data: bytes) -> object:
-    """Parse strictly: UTF-8, no key twice, no NaN or Infinity, no bottomless nesting."""
-    if len(data) > MAX_MANIFEST_BYTES:
-        raise _bad(f"it has {len(data)} bytes, and at most {MAX_MANIFEST_BYTES} are read")
-    try:
-        return json.loads(data.decode("utf-8"), object_pairs_hook=_unique_keys, parse_constant=_no_constant)
-    except (ValueError, RecursionError) as error:
-        raise _bad(f"it is not strict JSON ({error})") from error
-
-
-def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:
-    document = dict(pairs)
-    if len(document) != len(pairs):
-        names = [name for name, _ in pairs]
-        raise ValueError(f"key {next(name for name in names if names.count(name) > 1)[:64]!r} stands twice")
-    return document
-
-
-def _no_constant(name: str) -> object:
-    raise ValueError(f"{name} is no JSON number")
-
-
-def _first_problems(error: ValidationError) -> str:
-    problems = error.errors(include_url=False, include_context=False, include_input=False)
-    lines = [
-        f"{'.'.join(str(part)[:64] for part in problem['loc']) or 'document'}: {problem['msg']}" for problem in problems
-    ]
-    more = f"; and {len(lines) - 3} more" if len(lines) > 3 else ""
-    return "; ".join(lines[:3]) + more
-
-
-def _bad(problem: str) -> BundleError:
-    message = f"{MANIFEST_FILE} cannot be used: {problem}; export the bundle again or fetch it anew"
-    return BundleError(message, code="bad_manifest")
+        raise DOCUMENT.bad(f"task: Input should be {' or '.join(map(repr, TASKS))}, and it is {str(task)[:40]!r}")
+    manifest: Manifest = DOCUMENT.validate(task_module(task).Manifest, data)
+    return manifest

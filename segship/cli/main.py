@@ -117,6 +117,7 @@ COMMANDS = {
         "bundle": "Make a bundle of a checkpoint in seconds, without torch.",
         "export": "Export a checkpoint to a checked bundle.",
         "import": "Make a bundle of ONNX graphs that another program exported.",
+        "calibrate": "List pictures and prompts to quantize and certify models on.",
         "verify": "Hold the graphs of a bundle against their torch model.",
         "template": "Make the graphs of an architecture anew, as the package has them.",
         "tune": "Find the backend that is right and fastest on this machine.",

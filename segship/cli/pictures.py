@@ -37,6 +37,7 @@ from segship.cli.output import (
 from segship.errors import ImageError, InputError, OutputError, PromptError, SegshipError
 from segship.files import check_directory, tidy_directory, walk_folder
 from segship.images import ImageLimits
+from segship.images.file_bytes import PICTURE_SUFFIXES
 from segship.jobs import JobOptions
 from segship.promptable.everything.search import NOTES as SEARCH_NOTES
 from segship.promptable.predictor import Predictor
@@ -48,7 +49,6 @@ from segship.writers.merged import MERGED, check_merged, is_data_set, merge_resu
 from segship.writers.names import compared, output_places, safe_stem
 
 NOTES = {**SEMANTIC_NOTES, **PROMPT_NOTES, **SEARCH_NOTES}
-PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
 # The pictures among the files that we write.
 _ENDINGS = [writer.extension for writers in WRITERS.values() for writer in writers.values() if "." in writer.extension]
 _WRITTEN = re.compile(rf"(.+?)\.({'|'.join(map(re.escape, _ENDINGS))}|(object\d+\.)?mask\d+\.png)", re.DOTALL)

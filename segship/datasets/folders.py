@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -19,7 +19,7 @@ from typing import Literal
 import numpy as np
 from PIL import Image, PngImagePlugin
 
-from segship.arrays import Pixels
+from segship.arrays import AnyArray, Pixels
 from segship.datasets.classes import ClassTable
 from segship.datasets.known import (
     ADE20K,
@@ -211,10 +211,11 @@ MAX_LABEL_BYTES = 128 * 2**20
 MAX_LABEL_PIXELS = 100_000_000
 
 
-def read_label_image(path: Path) -> Pixels:
+def read_label_image(path: Path, modes: Sequence[str] = ("L", "P")) -> AnyArray:
     """Return the numbers (H, W) uint8 of a PNG of one 8-bit number a pixel, gray or the indices of a palette.
 
-    Anything else is refused as ``bad_label_image``.
+    Anything else is refused as ``bad_label_image``. ``modes`` are Pillow's names of what is taken; the numbers of
+    ``I;16``, 16-bit gray, are uint16.
     """
     data = read_bytes(real_path(path), limit=MAX_LABEL_BYTES)
     try:
@@ -224,7 +225,7 @@ def read_label_image(path: Path) -> Pixels:
         if width * height > MAX_LABEL_PIXELS:
             raise _bad(path, f"has {width} x {height} pixels; at most {MAX_LABEL_PIXELS:,} are read")
         mode = image.mode
-        if mode in ("L", "P"):
+        if mode in modes:
             labels = np.array(image)
             # Pillow takes a file whose last chunks are missing.
             if picture_end(data, "png") is None:
@@ -233,11 +234,14 @@ def read_label_image(path: Path) -> Pixels:
     except (OSError, SyntaxError, ValueError, EOFError) as error:
         # SyntaxError is what Pillow raises for bytes that are no PNG.
         raise _bad(path, "is damaged or no PNG; copy it again") from error
-    raise _bad(path, f"has pixels of kind {mode!r}; accepted are 8-bit gray or palette, one number of a class a pixel")
+    accepted = "8-bit gray or palette, one number of a class a pixel"
+    if "I;16" in modes:
+        accepted = "8-bit or 16-bit gray, one number of a segment a pixel"
+    raise _bad(path, f"has pixels of kind {mode!r}; accepted are {accepted}")
 
 
-def encode_label_image(labels: Pixels) -> bytes:
-    """Return the bytes of an 8-bit gray PNG of labels (H, W) uint8."""
+def encode_label_image(labels: AnyArray) -> bytes:
+    """Return the bytes of a gray PNG of labels (H, W) uint8 or uint16, with as many bits."""
     stream = io.BytesIO()
     Image.fromarray(labels).save(stream, "PNG")
     return stream.getvalue()

@@ -35,6 +35,33 @@ def draw_scene(size_hw: tuple[int, int], seed: int) -> NDArray[np.uint8]:
     return np.clip(noisy, 0, 255).astype(np.uint8)
 
 
+def draw_labelled_scene(
+    size_hw: tuple[int, int], seed: int | tuple[int, ...]
+) -> tuple[NDArray[np.uint8], NDArray[np.uint16]]:
+    """Draw textured ellipses, boxes and triangles over each other on a slope of colors.
+
+    Returns (H, W, 3) uint8 RGB, and (H, W) uint16: the number of what is seen at each pixel, 0 for the background.
+    """
+    rng = np.random.default_rng(seed)
+    height, width = size_hw
+    slope = cv2.resize(rng.uniform(0, 255, (2, 2, 3)).astype(np.float32), (width, height))
+    labels, spread = np.zeros(size_hw, np.uint16), rng.uniform(0.1, 0.35)
+    for number in range(1, int(rng.integers(4, 16))):
+        center, sides = rng.uniform(0, (width, height)), rng.uniform(0.03, spread, 2) * max(size_hw)
+        turned = cv2.boxPoints((center.tolist(), (2 * sides).tolist(), float(rng.uniform(0, 180)))).astype(np.int32)
+        shape = np.zeros(size_hw, np.uint8)
+        if kind := int(rng.integers(3)):
+            cv2.fillPoly(shape, [turned[: kind + 2]], 1)
+        else:
+            cv2.ellipse(shape, cv2.minAreaRect(turned), 1, -1)
+        cells = rng.uniform(0, 255, 3) + rng.normal(0, rng.uniform(0, 40), (*(rng.integers(2, 40, 2)), 3))
+        texture = cv2.resize(cells.astype(np.float32), (width, height))
+        slope, labels = np.where(shape[..., None], texture, slope), np.where(shape, np.uint16(number), labels)
+    blurred = cv2.GaussianBlur(slope, (0, 0), float(rng.uniform(0.4, 1.5)))
+    noisy = blurred + rng.normal(0, rng.uniform(0, 12), slope.shape)
+    return np.clip(noisy, 0, 255).astype(np.uint8), labels
+
+
 def smooth_mask(side: int, seed: int) -> NDArray[np.float32]:
     """Return seeded smooth logits (side, side) float32, roughly in -8..8, as an earlier prediction would be."""
     rng = np.random.default_rng(seed)

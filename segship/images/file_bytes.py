@@ -27,6 +27,8 @@ _SIGNATURES = {
 }
 FORMATS = tuple(_SIGNATURES)
 """All that are read."""
+PICTURE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".tif", ".tiff", ".bmp", ".gif")
+"""How names of pictures end, where a folder is looked through."""
 
 # Formats that are named in the refusal and never read: their decoders are rare, or run programs.
 _NEVER_READ = {

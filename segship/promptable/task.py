@@ -9,16 +9,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from segship.arrays import AnyArray, BoolArray, FloatArray, IntArray, Pixels, Size
-from segship.backends.session import Session
+from segship.backends.session import Recorder, Session
 from segship.bundle.evidence import EXACT, Bar, Row, mask_row, tensor_row
+from segship.datasets.image_list import KINDS, ImageList, ListedPicture, open_image_list
 from segship.images.comparison import comparison_images, smooth_mask
 from segship.masks.scores import mask_iou
-from segship.promptable.decoder import Decoder
+from segship.promptable.decoder import Decoded, Decoder
 from segship.promptable.manifest import PromptableManifest
 from segship.promptable.prediction import ImageEmbedding
 from segship.promptable.predictor import Predictor
@@ -124,23 +126,92 @@ def answer(cases: Cases, sessions: Mapping[str, Session], given: Answers | None 
     """
     answers = []
     for index, case in enumerate(cases.images):
-        own = sessions["image_encoder"].run({"image": case.image})["image_embeddings"]
-        base = own if given is None else given[index].image_embeddings
-        side = sessions["image_side"].run({"image_embeddings": base}) if "image_side" in sessions else {}
-        own_side = side
-        if side and own is not base:
-            own_side = sessions["image_side"].run({"image_embeddings": own})
-        answered = ImageAnswer(own, side, {})
-        # A model that decodes in one way only has then answered already.
-        is_chained = own is base and "selective_decoder" not in sessions
-        for tensors in case.prompts.values():
-            decoder = Decoder(sessions, per_call=len(tensors["point_labels"]))
-            for graph, pair in _decoded(decoder, sessions, base, side, tensors):
-                answered.decoded.setdefault(graph, []).append(pair)
-            chained = answered.decoded["mask_decoder"][-1] if is_chained else decoder.decode(own, own_side, tensors)
-            answered.chained.append(chained[1])
-        answers.append(answered)
+        own = _encoded(sessions, case.image)
+        answers.append(_answer_image(case, sessions, own, own if given is None else given[index].image_embeddings))
     return tuple(answers)
+
+
+def _encoded(sessions: Mapping[str, Session], image: FloatArray) -> FloatArray:
+    return sessions["image_encoder"].run({"image": image})["image_embeddings"]
+
+
+def _answer_image(case: ImageCase, sessions: Mapping[str, Session], own: FloatArray, base: FloatArray) -> ImageAnswer:
+    """Let graphs answer an image whose embedding is known: their own, and the one that each by itself gets."""
+    side = sessions["image_side"].run({"image_embeddings": base}) if "image_side" in sessions else {}
+    own_side = side
+    if side and own is not base:
+        own_side = sessions["image_side"].run({"image_embeddings": own})
+    answered = ImageAnswer(own, side, {})
+    # A model that decodes in one way only has then answered already.
+    is_chained = own is base and "selective_decoder" not in sessions
+    for tensors in case.prompts.values():
+        decoder = Decoder(sessions, per_call=len(tensors["point_labels"]))
+        for graph, pair in _decoded(decoder, sessions, base, side, tensors):
+            answered.decoded.setdefault(graph, []).append(pair)
+        chained = answered.decoded["mask_decoder"][-1] if is_chained else decoder.decode(own, own_side, tensors)
+        answered.chained.append(chained[1])
+    return answered
+
+
+def listed_case(
+    manifest: PromptableManifest, picture: ListedPicture, sessions: Mapping[str, Session]
+) -> tuple[ImageCase, FloatArray]:
+    """Return a picture of a list as a case, a call of the decoder for each kind of prompt, and its embedding.
+
+    What refines a mask gets the best that the sessions, those of the reference, first give for its point.
+    """
+    size_hw = picture.loaded.size_hw
+    input_size = resized_size(size_hw, manifest.geometry.image_size)
+    image = prepare_image(picture.loaded.picture, manifest.preprocessing)
+    embeddings = _encoded(sessions, image)
+    asked: dict[str, Arrays] = {}
+    for kind in KINDS:
+        given = [entry for entry in picture.entry.objects if entry.kind == kind]
+        prompts = [
+            Prompts(points=entry.points or None, labels=entry.labels or None, boxes=entry.box) for entry in given
+        ]
+        if prompts:
+            asked[kind] = encode_prompts(
+                resolve_prompts(prompts, size_hw).objects,
+                original_size=size_hw,
+                input_size=input_size,
+                low_res_size=manifest.geometry.low_res_size,
+                rules=manifest.prompt_rules,
+            )
+    if "refined" in asked:
+        tensors = asked["refined"]
+        ious, masks = _run_whole(sessions, embeddings, tensors)
+        # Of several masks the first is for prompts that leave no doubt.
+        best = ious[:, 1:].argmax(axis=1) + 1 if ious.shape[1] > 1 else np.zeros(len(ious), np.int64)
+        tensors["mask_input"] = np.ascontiguousarray(masks[np.arange(len(best)), best][:, None])
+        tensors["has_mask_input"] = np.ones(len(best), np.float32)
+    return ImageCase(image, size_hw, input_size, asked), embeddings
+
+
+def feeds(
+    manifest: PromptableManifest, images: ImageList | str | Path, sessions: Mapping[str, Session]
+) -> Iterator[dict[str, list[Arrays]]]:
+    """Yield for each picture of an image list what every graph is given: the inputs of its calls, by its name.
+
+    They are computed with ``sessions``, which are those of the graphs in fp32. All prompts go through each decoder that
+    takes them.
+    """
+    recorders = {name: Recorder(session) for name, session in sessions.items()}
+    for picture in open_image_list(images, manifest.task).pictures():
+        case, embeddings = listed_case(manifest, picture, sessions)
+        side: Arrays = {}
+        if "image_side" in recorders:
+            side = recorders["image_side"].run({"image_embeddings": embeddings})
+        for tensors in case.prompts.values():
+            decoder = Decoder(recorders, per_call=len(tensors["point_labels"]))
+            list(_decoded(decoder, recorders, embeddings, side, tensors))
+        calls = {name: [asked for asked, _ in recorder.take()] for name, recorder in recorders.items()}
+        yield {**calls, "image_encoder": [{"image": case.image}]}
+
+
+def _run_whole(sessions: Mapping[str, Session], image_embeddings: FloatArray, tensors: Arrays) -> Decoded:
+    found = sessions["mask_decoder"].run({"image_embeddings": image_embeddings, **tensors})
+    return found["iou_predictions"], found["low_res_masks"]
 
 
 def _decoded(
@@ -151,8 +222,7 @@ def _decoded(
     tensors: Arrays,
 ) -> Iterator[tuple[str, tuple[FloatArray, FloatArray]]]:
     """Yield what each decoder graph gives for one mix; graphs for objects without a mask input get only those."""
-    whole = sessions["mask_decoder"].run({"image_embeddings": image_embeddings, **tensors})
-    yield "mask_decoder", (whole["iou_predictions"], whole["low_res_masks"])
+    yield "mask_decoder", _run_whole(sessions, image_embeddings, tensors)
     rows = _unmasked(tensors)
     if "selective_decoder" in sessions and len(rows):
         prompts = {name: tensors[name][rows] for name in ("point_coords", "point_labels")}

@@ -7,14 +7,16 @@ how close a graph is, so its logits are compared wherever both sides give them.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 import numpy as np
 
 from segship.arrays import AnyArray, FloatArray, Size
-from segship.backends.session import Session
+from segship.backends.session import Recorder, Session
 from segship.bundle.evidence import EXACT, Bar, Row, class_map_row, tensor_row
+from segship.datasets.image_list import ImageList, ListedPicture, open_image_list
 from segship.images.comparison import comparison_images
 from segship.semantic.manifest import SemanticManifest
 from segship.semantic.predictor import SemanticPredictor
@@ -78,6 +80,25 @@ def comparison_tensors(size_hw: Size, preprocessing: SemanticPreprocessing) -> t
     """Return the comparison images as inputs of a semantic graph: (1, 3, H, W) float32, stretched to a size."""
     # Neither the ratio of sides nor antialiasing matters to a comparison.
     return tuple(to_tensor(resize_pixels(picture, size_hw), preprocessing) for picture in comparison_images())
+
+
+def listed_case(
+    manifest: SemanticManifest, picture: ListedPicture, sessions: Mapping[str, Session]
+) -> tuple[Cases, Answers]:
+    """Return the inputs that a picture of a list becomes, as a predictor makes them, and what the sessions answer."""
+    recorder = Recorder(sessions["semantic"])
+    open(manifest, {"semantic": recorder}).segment(picture.loaded)
+    asked, answers = zip(*recorder.take(), strict=True)
+    return Cases(tuple(inputs["image"] for inputs in asked)), answers
+
+
+def feeds(
+    manifest: SemanticManifest, images: ImageList | str | Path, sessions: Mapping[str, Session]
+) -> Iterator[dict[str, list[dict[str, AnyArray]]]]:
+    """Yield for each picture of an image list what the graph is given, as `segship.promptable.task.feeds` does."""
+    for picture in open_image_list(images, manifest.task).pictures():
+        cases, _ = listed_case(manifest, picture, sessions)
+        yield {"semantic": [{"image": image} for image in cases.images]}
 
 
 def answer(cases: Cases, sessions: Mapping[str, Session], given: Answers | None = None) -> Answers:

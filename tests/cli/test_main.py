@@ -20,7 +20,7 @@ from segship.cli.output import plain
 from segship.writers import WRITERS
 
 COMMANDS = ("segment", "everything", "demo", "fetch", "export", "inspect", "models", "doctor", "bench")
-COMMANDS += ("tune", "evaluate", "train-ids", "semantic", "import", "bundle", "verify", "template")
+COMMANDS += ("tune", "evaluate", "train-ids", "semantic", "import", "bundle", "verify", "template", "calibrate")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
