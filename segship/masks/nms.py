@@ -64,7 +64,7 @@ def box_nms(
         areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
 
         def overlaps(rows: IntArray, columns: IntArray) -> BoolArray:
-            shared = _shared_by_boxes(boxes, rows, columns)
+            shared = shared_by_boxes(boxes, rows, columns)
             iou = shared / (areas[rows, None] + areas[columns] - shared)
             # The comparison is in the 64 bits of the threshold, as torchvision's is.
             return np.asarray(iou.astype(np.float64) > iou_threshold)
@@ -107,7 +107,7 @@ def mask_nms(
     boxes = spans.boxes(max(spans.pixels, 1) if height is None else height)
 
     def may_overlap(rows: IntArray, columns: IntArray) -> BoolArray:
-        most = np.minimum(_shared_by_boxes(boxes, rows, columns), np.minimum(areas[rows, None], areas[columns]))
+        most = np.minimum(shared_by_boxes(boxes, rows, columns), np.minimum(areas[rows, None], areas[columns]))
         return _iou_above(most, areas[rows, None] + areas[columns], iou_threshold)
 
     def overlaps(row: int, columns: IntArray) -> BoolArray:
@@ -117,7 +117,7 @@ def mask_nms(
     return order[_suppress(len(order), groups, may_overlap, overlaps)]
 
 
-def _shared_by_boxes(boxes: AnyArray, rows: IntArray, columns: IntArray) -> AnyArray:
+def shared_by_boxes(boxes: AnyArray, rows: IntArray, columns: IntArray) -> AnyArray:
     """Return the area (rows, columns) that boxes have in common."""
     x0, y0, x1, y1 = boxes.T
     wide = np.minimum(x1[rows, None], x1[columns]) - np.maximum(x0[rows, None], x0[columns])

@@ -23,7 +23,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from segship.arrays import BoolArray, FloatArray, IntArray
+from segship.arrays import BoolArray, FloatArray, IntArray, Points
 
 # Pixels of a block: four cells or so at the usual sizes, so that few of a block's weights are zero. So many blocks are
 # multiplied in one call, and so many pixels across: the logits of a call stay in the second- or third-level cache.
@@ -145,6 +145,12 @@ class Upscaler:
         """Return the part of a whole low-resolution mask that the image depends on, not copied."""
         height, width = self.valid_cells
         return LogitsPatch(low_res[:height, :width])
+
+    def cells_at(self, points_xy: Points) -> tuple[IntArray, IntArray]:
+        """Return rows and columns (...) of the cells at points (..., 2), pixels of the image, or nearest to them."""
+        height, width = self.valid_cells
+        cells = (points_xy / np.array(self.pixels_per_cell[::-1])).astype(np.int64)
+        return cells[..., 1].clip(0, height - 1), cells[..., 0].clip(0, width - 1)
 
     def window(self, patch: LogitsPatch, level: float = 0.0) -> Window:
         """Return the part of the image where logits can be above a level."""

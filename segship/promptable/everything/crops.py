@@ -32,17 +32,19 @@ from segship.masks.upscaling import (
 from segship.promptable.decoder import SelectedMasks
 from segship.promptable.everything.cost import AmgCost, check_speed
 from segship.promptable.everything.filters import estimate_boxes, estimate_stability, near_crop_edge, stability
-from segship.promptable.everything.grids import Crop
+from segship.promptable.everything.grids import Crop, SettledPoints, coarse_to_fine, layer_grids
 from segship.promptable.everything.options import AmgOptions
 from segship.promptable.everything.records import MaskRecord
 from segship.promptable.prediction import ImageEmbedding
 from segship.promptable.predictor import Predictor
 
 Progress = Callable[[int, int], None]
-"""Is told after each call of the decoder how many points have been asked, and how many there are."""
+"""Is told after each call of the decoder how many points are done, asked or settled, and how many there are."""
 
 FILTERS = ("pred_iou_thresh", "stability_score_thresh", "crop_edge")
 """What removes masks before duplicates are looked for."""
+# Mode ``hierarchical`` begins with every so many-th row and column of a grid.
+_COARSEST = 4
 # The speed of a call is known after so many calls of the decoder.
 _CALLS_MEASURED = 3
 
@@ -60,6 +62,8 @@ class Context:
     progress: Progress | None = None
     points: int = 0
     """Points that have been asked."""
+    settled: int = 0
+    """Points that need not be asked."""
     removed: dict[str, int] = field(default_factory=lambda: dict.fromkeys(FILTERS, 0))
     """Masks that each filter has removed."""
     encode_seconds: float = 0.0
@@ -81,8 +85,17 @@ class Context:
         bounded = self.options.force_cost or self.options.deadline_seconds is not None
         if self.calls == _CALLS_MEASURED and not bounded:
             check_speed(self.cost, self.encode_seconds, self.seconds_per_point)
+        self._tell()
+
+    def count_settled(self, points: int) -> None:
+        """Count points that need not be asked, and tell."""
+        if points:
+            self.settled += points
+            self._tell()
+
+    def _tell(self) -> None:
         if self.progress is not None:
-            self.progress(self.points, self.cost.points)
+            self.progress(self.points + self.settled, self.cost.points)
 
 
 @dataclass(slots=True, eq=False)
@@ -104,6 +117,9 @@ class CropSearch:
 
     def __init__(self, context: Context, crop: Crop) -> None:
         self.crop = crop
+        self.grid = layer_grids(context.options)[crop.layer]
+        self.points = np.asarray(self.grid * np.array(crop.size_hw[::-1]), np.float64)
+        """(n, 2) of the grid, pixels of the crop."""
         self.candidates: list[Candidate] = []
         self._context = context
         self._predictor = context.predictor
@@ -113,6 +129,9 @@ class CropSearch:
         self._upscaler = self._predictor.upscaler(self._embedding)
         self._cover = np.zeros(self._upscaler.valid_cells, np.bool_)
         self._held = 0
+        self._settled: SettledPoints | None = None
+        if context.options.mode == "hierarchical":
+            self._settled = SettledPoints(self.points, self._upscaler)
 
     def _encoded_crop(self) -> ImageEmbedding:
         source, (left, top, right, bottom) = self._context.source, self.crop.box_xyxy
@@ -120,25 +139,28 @@ class CropSearch:
             return source
         return self._predictor.encode_loaded(LoadedImage(np.ascontiguousarray(source.pixels[top:bottom, left:right])))
 
-    def scale(self, grid: Points) -> Points:
-        """Return points (n, 2) from 0 to 1 as pixels of the crop."""
-        return np.asarray(grid * np.array(self.crop.size_hw[::-1]), np.float64)
-
     def covered(self, points_xy: Points) -> BoolArray:
         """Return (n,) bool: whether a mask that was found already lies over each point (n, 2), pixels of the crop."""
-        rows = (points_xy[:, 1] / self._upscaler.pixels_per_cell[0]).astype(np.int64)
-        columns = (points_xy[:, 0] / self._upscaler.pixels_per_cell[1]).astype(np.int64)
-        height, width = self._cover.shape
-        return np.asarray(self._cover[rows.clip(0, height - 1), columns.clip(0, width - 1)])
+        return np.asarray(self._cover[self._upscaler.cells_at(points_xy)])
 
-    def ask(self, points_xy: Points) -> None:
-        """Ask the decoder at points (n, 2), pixels of the crop, and keep what passes the filters."""
+    def ask_all(self) -> None:
+        """Ask at the points of the grid, in mode ``hierarchical`` without those that are settled by then."""
+        if self._settled is None:
+            self.ask(np.arange(len(self.points)))
+            return
+        for portion in coarse_to_fine(self.grid, _COARSEST):
+            is_settled = self._settled.mask()[portion]
+            self._context.count_settled(int(is_settled.sum()))
+            self.ask(portion[~is_settled])
+
+    def ask(self, chosen: IntArray) -> None:
+        """Ask the decoder at some points of the grid, by their places in it, and keep what passes the filters."""
         size, threshold = self._context.cost.points_per_call, self._context.cost.pred_iou_thresh
         # A threshold of 0 is none, as the reference has it: scores may lie below 0.
         bound = threshold if threshold > 0 else -np.inf
-        for begin in range(0, len(points_xy), size):
-            batch, began = points_xy[begin : begin + size], time.monotonic()
-            found = self._predictor.select_at(self._embedding, batch, bound)
+        for begin in range(0, len(chosen), size):
+            batch, began = chosen[begin : begin + size], time.monotonic()
+            found = self._predictor.select_at(self._embedding, self.points[batch], bound)
             asked = self._predictor.masks_per_point * len(batch)
             self._context.removed["pred_iou_thresh"] += asked - len(found.objects)
             self._take(batch, found)
@@ -161,7 +183,7 @@ class CropSearch:
         # Only with thresholds of 0 can there be any.
         return [record for record in records if record.area]
 
-    def _take(self, points_xy: Points, found: SelectedMasks) -> None:
+    def _take(self, asked: IntArray, found: SelectedMasks) -> None:
         logits = found.low_res_masks
         if not len(logits):
             return
@@ -171,11 +193,11 @@ class CropSearch:
                 "try precision fp32 or another backend, and `segship doctor`",
                 code="nonfinite_output",
             )
-        points = points_xy[found.objects]
+        places = asked[found.objects]
         if self._context.options.mode == "reference":
-            self._filter_at_image_size(points, found.scores, logits)
+            self._filter_at_image_size(self.points[places], found.scores, logits)
         else:
-            self._filter_at_low_resolution(points, found.scores, logits)
+            self._filter_at_low_resolution(places, found.scores, logits)
 
     def _filter_at_image_size(self, points_xy: Points, ious: FloatArray, logits: FloatArray) -> None:
         threshold = self._context.cost.stability_score_thresh
@@ -196,7 +218,8 @@ class CropSearch:
                 continue
             self.candidates.append(Candidate(float(iou), score, box, _pair(point), mask))
 
-    def _filter_at_low_resolution(self, points_xy: Points, ious: FloatArray, logits: FloatArray) -> None:
+    def _filter_at_low_resolution(self, places: IntArray, ious: FloatArray, logits: FloatArray) -> None:
+        points_xy = self.points[places]
         threshold = self._context.cost.stability_score_thresh
         if (clean_up := self._predictor.mask_clean_up) is not None:
             logits = self._without_stray_pieces(points_xy, logits, clean_up)
@@ -211,6 +234,8 @@ class CropSearch:
         for index in np.flatnonzero(stays).tolist():
             x0, y0, x1, y1 = boxes[index].tolist()
             self._cover |= logits[index] > 0
+            if self._settled is not None:
+                self._settled.add(int(places[index]), boxes[index], logits[index])
             mask = self._hold(logits[index])
             self.candidates.append(
                 Candidate(float(ious[index]), float(scores[index]), (x0, y0, x1, y1), _pair(points_xy[index]), mask)

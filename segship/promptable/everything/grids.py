@@ -11,10 +11,13 @@ from dataclasses import dataclass
 from itertools import product
 
 import numpy as np
+from numpy.typing import NDArray
 
-from segship.arrays import IntArray, Points, Size
+from segship.arrays import BoolArray, FloatArray, IntArray, Points, Size
 from segship.errors import ImageError
-from segship.promptable.everything.options import AmgOptions
+from segship.masks.nms import shared_by_boxes
+from segship.masks.upscaling import Upscaler
+from segship.promptable.everything.options import ALIKE, ALIKE_POINTS, AmgOptions
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,21 +104,22 @@ def crop_boxes(size_hw: Size, n_layers: int, overlap_ratio: float) -> list[Crop]
     return crops
 
 
-def coarse_to_fine(points: Points) -> list[IntArray]:
-    """Return indices of the points in portions: a spread quarter of a quarter first, each portion finer than the last.
+def coarse_to_fine(points: Points, coarsest: int = 8) -> list[IntArray]:
+    """Return indices of the points in portions: spread and few first, each portion finer than the last.
 
-    Points of a regular grid fall into every eighth, fourth, second and last row and column; any other points into
-    portions that are four times as large each.
+    Points of a regular grid fall into every eighth (or whatever power of two is the ``coarsest``), fourth, second and
+    last row and column; any other points into portions that are four times as large each.
     """
     side = math.isqrt(len(points))
     everything = np.arange(len(points))
+    strides = [2**power for power in reversed(range(coarsest.bit_length()))]
     if side * side != len(points) or not np.array_equal(points, point_grid(side)):
         order = np.random.default_rng(0).permutation(len(points))
-        ends = [len(points) // 64, len(points) // 16, len(points) // 4]
+        ends = [len(points) // stride**2 for stride in strides[:-1]]
         return [part for part in np.split(order, ends) if len(part)]
     rows, columns = np.divmod(everything, side)
     portions, taken = [], np.zeros(len(points), np.bool_)
-    for stride in (8, 4, 2, 1):
+    for stride in strides:
         # Begin in the middle of the first cell, so that a coarse grid is centred as a fine one is.
         begin = (stride - 1) // 2
         chosen = (rows % stride == begin % stride) & (columns % stride == begin % stride) & ~taken
@@ -123,3 +127,66 @@ def coarse_to_fine(points: Points) -> list[IntArray]:
         if chosen.any():
             portions.append(np.flatnonzero(chosen))
     return portions
+
+
+# Rows of one block of the matrix of pairs.
+_BLOCK_ROWS = 256
+
+
+class SettledPoints:
+    """Points of a crop's grid that need not be asked: they lie well inside a mask that several others have found alike.
+
+    Mode ``hierarchical`` asks it between its portions; `AmgOptions` says the rule.
+
+    Parameters
+    ----------
+    points_xy
+        (n, 2) of the grid, pixels of the crop.
+    upscaler
+        Of the crop.
+    """
+
+    def __init__(self, points_xy: Points, upscaler: Upscaler) -> None:
+        height, width = upscaler.original_size
+        step = np.array([width, height]) / math.sqrt(len(points_xy))
+        sides = np.array([[0, 0], [1, 0], [-1, 0], [0, 1], [0, -1]]) * step
+        # Beyond the crop's edge nothing can be seen; the nearest cell stands for it.
+        self._cells = upscaler.cells_at(points_xy[None] + sides[:, None])
+        self._points_count = len(points_xy)
+        self._points: list[int] = []
+        self._boxes: list[IntArray] = []
+        self._areas: list[int] = []
+        self._inside: list[NDArray[np.uint8]] = []
+
+    def add(self, point: int, box_xyxy: IntArray, logits: FloatArray) -> None:
+        """Count a mask (h, w) that a point, by its place in the grid, has found; its box has inclusive ends."""
+        rows, columns = self._cells
+        self._points.append(point)
+        self._boxes.append(box_xyxy)
+        self._areas.append(int(np.count_nonzero(logits > 0)))
+        self._inside.append(np.packbits((logits[rows, columns] > 0).all(axis=0)))
+
+    def mask(self) -> BoolArray:
+        """Return (n,) bool: which points are settled by the masks that were found so far."""
+        agreed = self._votes() >= ALIKE_POINTS
+        if not agreed.any():
+            return np.zeros(self._points_count, np.bool_)
+        inside = np.bitwise_or.reduce(np.stack(self._inside)[agreed])
+        return np.unpackbits(inside, count=self._points_count).astype(np.bool_)
+
+    def _votes(self) -> IntArray:
+        """Return (k,) how many points, its own included, have found each mask alike."""
+        if not self._points:
+            return np.zeros(0, np.int64)
+        boxes, areas = np.array(self._boxes, np.float32), np.array(self._areas, np.float32)
+        boxes[:, 2:] += 1
+        sizes = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
+        # Masks of one point follow one another.
+        firsts = np.flatnonzero(np.diff(self._points, prepend=-1))
+        everything, votes = np.arange(len(boxes)), []
+        for rows in np.array_split(everything, -(-len(boxes) // _BLOCK_ROWS)):
+            shared = shared_by_boxes(boxes, rows, everything)
+            alike = shared >= ALIKE * (sizes[rows, None] + sizes - shared)
+            alike &= np.minimum(areas[rows, None], areas) >= ALIKE * np.maximum(areas[rows, None], areas)
+            votes.append(np.logical_or.reduceat(alike, firsts, axis=1).sum(axis=1))
+        return np.concatenate(votes)

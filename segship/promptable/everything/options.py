@@ -23,8 +23,13 @@ from segship.spec import Part
 if TYPE_CHECKING:
     from segship.promptable.predictor import Predictor
 
-Mode = Literal["fast", "reference"]
+Mode = Literal["fast", "reference", "hierarchical"]
 Nms = Literal["box", "mask"]
+
+ALIKE_POINTS = 4
+"""So many points must have found a mask before mode ``hierarchical`` leaves others out for it."""
+ALIKE = 0.9
+"""IoU of boxes, and ratio of areas, from which it takes two masks for the same."""
 
 # What force_cost may take; `segship.promptable.everything.cost` says what is begun without.
 _MOST_POINTS_PER_SIDE = 1024
@@ -69,7 +74,11 @@ class AmgOptions:
         `segship.promptable.everything.records.OutputMode`.
     mode
         ``fast`` filters low-resolution logits and upscales only what is left; ``reference`` does everything at image
-        size, and gives exactly what the reference gives.
+        size, and gives exactly what the reference gives. ``hierarchical`` is ``fast`` on a part of each grid: every
+        fourth row and column is asked first, then every second, then the rest, each time without the points that are
+        settled. A point is settled if it, and the places a step of the grid to its four sides, lie in one mask that
+        passed the filters and that `ALIKE_POINTS` points have found alike: with an IoU of its boxes and a ratio of its
+        areas of at least `ALIKE`.
     nms
         Compare boxes to find duplicates, as the reference does, or the masks themselves.
     partition
@@ -180,8 +189,9 @@ class AmgOptions:
             _check_number("deadline_seconds", self.deadline_seconds, 0, 1e9)
             if self.deadline_seconds == 0:
                 raise _bad("deadline_seconds", 0, "seconds above 0, or None for no deadline")
-            if self.mode == "reference":
-                raise _bad("deadline_seconds", self.deadline_seconds, "None in mode 'reference', which looks at it all")
+            if self.mode != "fast":
+                reason = "looks at it all" if self.mode == "reference" else "has an order of its own"
+                raise _bad("deadline_seconds", self.deadline_seconds, f"None in mode {self.mode!r}, which {reason}")
         if self.memory_bytes is not None:
             _check_whole("memory_bytes", self.memory_bytes, 1, 1 << 60)
 

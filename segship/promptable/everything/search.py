@@ -80,22 +80,19 @@ def ask_coarse_to_fine(context: Context, deadline: Deadline) -> list[MaskRecord]
         search = CropSearch(context, crop)
         slowest_encode = max(slowest_encode, time.monotonic() - began)
         finished.append(search)
-        _ask_portions(search, grids[crop.layer], finished, context, deadline)
+        _ask_portions(search, finished, context, deadline)
     return [record for search in finished for record in search.records()]
 
 
-def _ask_portions(
-    search: CropSearch, grid: Points, finished: Sequence[CropSearch], context: Context, deadline: Deadline
-) -> None:
-    points, per_call = search.scale(grid), context.cost.points_per_call
-    slowest = 0.0
-    for waiting in coarse_to_fine(grid):
-        while len(waiting := waiting[~search.covered(points[waiting])]):
+def _ask_portions(search: CropSearch, finished: Sequence[CropSearch], context: Context, deadline: Deadline) -> None:
+    per_call, slowest = context.cost.points_per_call, 0.0
+    for waiting in coarse_to_fine(search.grid):
+        while len(waiting := waiting[~search.covered(search.points[waiting])]):
             is_first = len(finished) == 1 and slowest == 0.0
             if not is_first and not deadline.allows(_CAUTION * slowest + _time_to_finish(finished, context)):
                 return
             began = time.monotonic()
-            search.ask(points[waiting[:per_call]])
+            search.ask(waiting[:per_call])
             waiting = waiting[per_call:]
             slowest = max(slowest, time.monotonic() - began)
 
@@ -357,7 +354,7 @@ def _make_context(
 
 def _ask_all(context: Context, crop: Crop) -> list[MaskRecord]:
     search = CropSearch(context, crop)
-    search.ask(search.scale(layer_grids(context.options)[crop.layer]))
+    search.ask_all()
     return search.records()
 
 

@@ -123,6 +123,58 @@ def test_fast_mode_finds_what_reference_mode_finds():
     print(f"\nfast mode: {found} of {one} records of reference mode at IoU >= 0.95; {2 * found / both:.4f} of both")
 
 
+# Few objects and large: many points of a grid find each of them.
+LARGE = {"objects": 6, "radii": (0.15, 0.3)}
+
+
+def test_hierarchical_mode_leaves_points_out_and_finds_what_fast_mode_finds():
+    world = World((240, 360), **LARGE)
+    told = []
+    fast = generate(world.predictor(), world.image, AmgOptions(points_per_side=16))
+    few = generate(
+        world.predictor(),
+        world.image,
+        AmgOptions(points_per_side=16, mode="hierarchical"),
+        progress=lambda done, total: told.append((done, total)),
+    )
+    assert fast.points == few.cost.points == 256 and few.points < 0.85 * 256
+    assert len(fast.records) >= 4
+    assert matched(fast.records, few.records) == len(fast.records) == len(few.records)
+    # Points that need not be asked are done as well.
+    assert told[-1] == (256, 256) and told == sorted(told)
+
+
+def test_hierarchical_mode_asks_everything_where_no_mask_is_found_four_times():
+    world = World((240, 360), objects=300, radii=(0.005, 0.02))
+    answers = [
+        generate(world.predictor(), world.image, AmgOptions(points_per_side=16, mode=mode, box_nms_thresh=0.3))
+        for mode in ("fast", "hierarchical")
+    ]
+    assert answers[1].points == 256 and len(answers[0].records) > 10
+    first, second = (sorted(record.runs.tolist() for record in answer.records) for answer in answers)
+    assert first == second
+
+
+@pytest.mark.parametrize("n_layers", [0, 1])
+def test_hierarchical_mode_does_not_depend_on_the_size_of_a_batch(n_layers):
+    world = World((240, 360), **LARGE, n_layers=n_layers)
+
+    def ask(batch, **grids):
+        options = AmgOptions(
+            **grids or {"points_per_side": 16}, points_per_batch=batch, crop_n_layers=n_layers, mode="hierarchical"
+        )
+        return generate(world.predictor(), world.image, options)
+
+    scattered = {
+        "points_per_side": None,
+        "point_grids": [np.random.default_rng(layer).random((200, 2)) for layer in range(n_layers + 1)],
+    }
+    for grids in ({}, scattered):
+        first, again = ask(64, **grids), ask(3, **grids)
+        assert first.points == again.points < first.cost.points
+        assert [record.to_dict() for record in first.records] == [record.to_dict() for record in again.records]
+
+
 @pytest.mark.parametrize("mode", ["fast", "reference"])
 def test_results_do_not_depend_on_the_size_of_a_batch(mode):
     world = World((120, 180), objects=60)

@@ -17,7 +17,7 @@ from tests.promptable.everything.world import World
 from tests.small_models import reference_predictor, small_predictor
 
 
-@pytest.mark.parametrize("mode", ["fast", "reference"])
+@pytest.mark.parametrize("mode", ["fast", "reference", "hierarchical"])
 @pytest.mark.parametrize("nms", ["box", "mask"])
 def test_iterating_gives_the_same_masks_in_the_same_order(mode, nms):
     world = World((240, 360), objects=200, n_layers=2)

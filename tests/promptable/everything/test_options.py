@@ -108,9 +108,10 @@ def test_every_layer_needs_a_grid_and_a_point():
         AmgOptions(points_per_side=4, crop_n_layers=3, crop_n_points_downscale_factor=2)
 
 
-def test_reference_mode_has_no_deadline():
-    with pytest.raises(InputError, match="deadline_seconds"):
-        AmgOptions(mode="reference", deadline_seconds=3.0)
+@pytest.mark.parametrize("mode", ["reference", "hierarchical"])
+def test_only_mode_fast_has_a_deadline(mode):
+    with pytest.raises(InputError, match=f"deadline_seconds is 3.0; accepted is None in mode '{mode}', which"):
+        AmgOptions(mode=mode, deadline_seconds=3.0)
 
 
 class Model:
