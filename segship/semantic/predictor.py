@@ -67,7 +67,8 @@ class GraphRunner:
             padded = np.zeros((len(tensors), 3, *self.frame), np.float32)
             padded[:, :, :height, :width] = tensors
             tensors = padded
-        step = self._batch or len(tensors)
+        # On a CPU pictures together take as long as one by one, and each of them as much memory again.
+        step = self._batch or (len(tensors) if self.session.on_gpu else 1)
         parts = [self._run_part(tensors[first : first + step], step) for first in range(0, len(tensors), step)]
         answers = np.concatenate(parts) if len(parts) > 1 else parts[0]
         return answers[..., :height, :width]
@@ -224,8 +225,8 @@ class SemanticPredictor:
     def segment_batch(self, images: Sequence[ImageSource], *, limits: ImageLimits | None = None) -> list[ClassMap]:
         """Find the classes of several images, each seen once and whole.
 
-        Images that have one size after resizing go through the graph together if it takes a batch. The answers do not
-        depend on that.
+        On a GPU images that have one size after resizing go through the graph together if it takes a batch; on a CPU
+        that would take their number times the memory and no less time. The answers do not depend on it.
 
         Parameters
         ----------

@@ -36,7 +36,7 @@ def logits_of(images):
 class Network:
     """A predictor around the convolution, and the shapes that its graph has been run on."""
 
-    def __init__(self, output="logits", size=None, batch="batch", scale=(60, 40), answer=None):
+    def __init__(self, output="logits", size=None, batch="batch", scale=(60, 40), answer=None, on_gpu=False):
         self.shapes = []
         self.closed = False
         height, width = size or ("height", "width")
@@ -51,7 +51,9 @@ class Network:
         self.answer = answer or self.usual_answer
         preprocessing = SemanticPreprocessing(ScaleLimits(*scale), MEAN, STD)
         manifest = SimpleNamespace(table=TABLE, preprocessing=preprocessing, architecture="semask_t")
-        self.predictor = SemanticPredictor(manifest, Session(spec, self.run), backend="fake")
+        session = Session(spec, self.run)
+        session.on_gpu = on_gpu
+        self.predictor = SemanticPredictor(manifest, session, backend="fake")
 
     def run(self, inputs):
         self.shapes.append(inputs["image"].shape)

@@ -83,13 +83,15 @@ def test_logits_are_those_of_the_published_steps():
 
 
 @pytest.mark.parametrize("output", ["logits", "class_map"])
-@pytest.mark.parametrize("batch", ["batch", 1, 3])
-def test_batches_give_what_single_images_give(output, batch):
-    network = Network(output, batch=batch)
+@pytest.mark.parametrize(
+    ("batch", "on_gpu", "runs"),
+    [("batch", True, [4, 1]), ("batch", False, [1] * 5), (1, True, [1] * 5), (3, False, [3, 3, 3])],
+)
+def test_batches_give_what_single_images_give(output, batch, on_gpu, runs):
+    network = Network(output, batch=batch, on_gpu=on_gpu)
     # Two that have one size after resizing though their own differ, one that has another, and a double.
     pictures = [picture(), picture(110, 166, seed=1), picture(40, 40, seed=2), picture(seed=3), picture()]
     together = network.predictor.segment_batch(pictures)
-    runs = {"batch": [4, 1], 1: [1] * 5, 3: [3, 3, 3]}[batch]
     assert [shape[0] for shape in network.shapes] == runs
     for pixels, class_map in zip(pictures, together, strict=True):
         alone = network.predictor.segment(pixels)
