@@ -32,7 +32,7 @@ Times = dict[str, tuple[str, float]]
 
 
 def recorded_inputs(predictor: segship.Predictor, photo: Path, objects: int, passing: float) -> dict[str, NDArray[Any]]:
-    """Return what ``selective_decoder`` gets for one call of everything mode, thresholds drawn so that a part passes."""
+    """Return what ``selective_decoder`` gets in everything mode, with thresholds drawn so that a part passes."""
     session, found = predictor._sessions["selective_decoder"], {}
 
     class Recorder:
@@ -59,8 +59,8 @@ def profile_openvino(graph: Path, spec: Any, run: RunOptions, inputs: Mapping[st
     calls = []
     for _ in range(repeats):
         request.infer(dict(inputs), share_inputs=True, share_outputs=True)
-        counters = [entry for entry in request.get_profiling_info() if entry.real_time.total_seconds()]
-        calls.append({e.node_name: (f"{e.node_type} {e.exec_type}", 1e3 * e.real_time.total_seconds()) for e in counters})
+        found = [(node, 1e3 * node.real_time.total_seconds()) for node in request.get_profiling_info()]
+        calls.append({node.node_name: (f"{node.node_type} {node.exec_type}", spent) for node, spent in found if spent})
     return calls
 
 
