@@ -79,10 +79,13 @@ class SegmentOptions(JobOptions):
         Which masks come out; see `segship.promptable.prediction.MaskChoice`.
     clip
         Move points outside the image to its edge instead of refusing them.
+    edges
+        Let the picture decide the masks' borders; as the model's manifest says when left out: tiny does, others do not.
     """
 
     multimask_output: MaskChoice = "auto"
     clip: bool = False
+    edges: bool | None = None
     formats: tuple[str, ...] = ("overlay", "png")
 
 
@@ -197,6 +200,7 @@ def answer_prompts(
         embedding,
         prompts,
         multimask_output=options.multimask_output,
+        edges=options.edges,
         outside="clip" if options.clip else "error",
     )
     image.watch.lap("decode")

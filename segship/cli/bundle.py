@@ -16,7 +16,7 @@ from segship.files import tidy_directory
 from segship.ship.templates.bundling import BundleOptions, bundle_checkpoint
 
 FIELDS = Fields(
-    **in_group(PROMPTABLE_GROUP, "target", "clean_masks"),
+    **in_group(PROMPTABLE_GROUP, "target", "clean_masks", "edges"),
     **in_group(
         SEMANTIC_GROUP,
         "classes",

@@ -126,6 +126,7 @@ AMG = Fields(
         "crop_nms_thresh",
         "nms",
         "min_mask_region_area",
+        "edges",
         "partition",
     ),
     **in_group(

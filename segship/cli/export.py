@@ -72,7 +72,7 @@ def parse_batch(text: str) -> int | None:
 
 FIELDS = Fields(
     make_options,
-    **in_group(PROMPTABLE_GROUP, "single_mask", "image_size", "clean_masks", "target"),
+    **in_group(PROMPTABLE_GROUP, "single_mask", "image_size", "clean_masks", "edges", "target"),
     **in_group(
         SEMANTIC_GROUP,
         "output",

@@ -18,6 +18,11 @@ from segship.arrays import AnyArray, BoolArray, FloatArray, IntArray
 from segship.masks.upscaling import Window
 from segship.spec import Part
 
+# Labels of so many cells take about a millisecond.
+_MOST_LABELLED = 2**18
+# Eight set pixels.
+_FULL = 0x0101010101010101
+
 
 @dataclass(frozen=True, slots=True)
 class MaskCleanUp:
@@ -54,44 +59,77 @@ def clean_low_res(
     to the box.
     """
     cells = np.floor(points_xy).astype(int).clip(0, (logits.shape[1] - 1, logits.shape[0] - 1))
-    logits = _drop_pieces(logits, clean_up, cells[labels == 1], has_box)
-    if clean_up.smallest_hole > 0:
-        logits = _fill_holes(logits, clean_up.smallest_hole * logits.size, cells[labels == 0])
-    return logits
+    stray = _stray_pieces(logits > 0, clean_up, cells[labels == 1], has_box)
+    if stray is not None:
+        logits = np.where(stray, -np.abs(logits), logits)
+    holes = _small_holes(logits <= 0, clean_up.smallest_hole * logits.size, cells[labels == 0])
+    # A hole's logit may be 0 exactly, and only what is above 0 is set.
+    return logits if holes is None else np.where(holes, np.maximum(np.abs(logits), np.float32(1e-3)), logits)
 
 
-def _drop_pieces(logits: FloatArray, clean_up: MaskCleanUp, cells: NDArray[np.int_], has_box: bool) -> FloatArray:
-    count, pieces = _label(logits > 0, 8)
+def clean_mask(
+    mask: BoolArray, clean_up: MaskCleanUp, *, points_xy: FloatArray, labels: IntArray, has_box: bool, area: int
+) -> None:
+    """Drop stray pieces and fill small holes of a part of a mask (h, w) bool in place.
+
+    As `clean_low_res` does, at the size of a picture of ``area`` pixels. Large masks are labelled in blocks of 2, 4
+    or 8 pixels a side, so that time stays bounded: what is nearer than a block belongs together, and stays.
+    """
+    side = next((side for side in (1, 2, 4) if mask.size <= _MOST_LABELLED * side**2), 8)
+    height, width = (-(-length // side) for length in mask.shape)
+    whole = np.zeros((height * side, width * side), np.bool_)
+    whole[: mask.shape[0], : mask.shape[1]] = mask
+    # The rows of a block are a number each, so that eight pixels are looked at in one.
+    blocks = whole.view(f"u{side}").reshape(height, side, width)
+    cells = np.floor(points_xy / side).astype(int)
+    is_here = ((cells >= 0) & (cells < (width, height))).all(axis=1)
+    cells, labels = cells[is_here], labels[is_here]
+    stray = _stray_pieces(np.bitwise_or.reduce(blocks, axis=1) != 0, clean_up, cells[labels == 1], has_box)
+    if stray is not None:
+        blocks.transpose(0, 2, 1)[stray] = 0
+    full = blocks.dtype.type(_FULL >> 8 * (8 - side))
+    outside = np.bitwise_and.reduce(blocks, axis=1) != full
+    holes = _small_holes(outside, clean_up.smallest_hole * area / side**2, cells[labels == 0])
+    if holes is not None:
+        blocks.transpose(0, 2, 1)[holes] = full
+    mask[...] = whole[: mask.shape[0], : mask.shape[1]]
+
+
+def _stray_pieces(
+    inside: BoolArray, clean_up: MaskCleanUp, clicked_cells: NDArray[np.int_], has_box: bool
+) -> BoolArray | None:
+    """Return the cells (h, w) of the pieces that go; None if none does."""
+    count, pieces = _label(inside, 8)
     if count <= 2:
-        return logits
+        return None
     clicked = np.zeros(count, np.bool_)
-    clicked[pieces[cells[:, 1], cells[:, 0]]] = True
+    clicked[pieces[clicked_cells[:, 1], clicked_cells[:, 0]]] = True
     clicked[0] = False
     if clean_up.keep_clicked_piece and not has_box and clicked.any():
-        kept = clicked
+        is_stray = ~clicked
     else:
         areas = np.bincount(pieces.ravel(), minlength=count)
         areas[0] = 0
-        kept = clicked | (areas >= clean_up.smallest_piece * areas.max())
+        is_stray = ~clicked & (areas < clean_up.smallest_piece * areas.max())
     # What is not in the mask is no piece.
-    kept[0] = True
-    return logits if kept.all() else np.where(kept.take(pieces), logits, -np.abs(logits))
+    is_stray[0] = False
+    return is_stray.take(pieces) if is_stray.any() else None
 
 
-def _fill_holes(logits: FloatArray, smallest: float, cells: NDArray[np.int_]) -> FloatArray:
-    count, holes = _label(logits <= 0, 4)
+def _small_holes(outside: BoolArray, smallest: float, meant_cells: NDArray[np.int_]) -> BoolArray | None:
+    """Return the cells (h, w) of the holes that are filled; None if none is."""
+    if smallest <= 0:
+        return None
+    count, holes = _label(outside, 4)
     if count < 2:
-        return logits
+        return None
     is_small = np.bincount(holes.ravel(), minlength=count) < smallest
     # What touches the edge is no hole, and what a background point lies in is meant.
-    for side in (holes[0], holes[-1], holes[:, 0], holes[:, -1], holes[cells[:, 1], cells[:, 0]]):
+    for side in (holes[0], holes[-1], holes[:, 0], holes[:, -1], holes[meant_cells[:, 1], meant_cells[:, 0]]):
         is_small[side] = False
     # The label 0 stands for the mask itself.
     is_small[0] = False
-    if not is_small.any():
-        return logits
-    # A hole's logit may be 0 exactly, and only what is above 0 is set.
-    return np.where(is_small.take(holes), np.maximum(np.abs(logits), np.float32(1e-3)), logits)
+    return is_small.take(holes) if is_small.any() else None
 
 
 def _label(inside: BoolArray, connectivity: int) -> tuple[int, AnyArray]:

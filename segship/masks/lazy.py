@@ -16,8 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segship.arrays import BoolArray, FloatArray
+from segship.masks.edges import EdgePainter
 from segship.masks.rle import Runs, mask_to_runs, runs_to_area, runs_to_box
-from segship.masks.upscaling import EncodedMask, LogitsPatch, Upscaler, Window, encode_logits
+from segship.masks.upscaling import LogitsPatch, Upscaler, Window, encode_logits
 
 
 class ArrayMasks:
@@ -56,22 +57,30 @@ class ArrayMasks:
 class LazyMasks:
     """Masks as logits: of each object a list, of each mask the patch that its pixels depend on (`crop_patch`).
 
-    ``limits`` are of each object the part of the image outside which its masks are empty.
+    ``limits`` are of each object the part of the image outside which its masks are empty; ``painters``, if masks follow
+    the picture, what makes them do so.
     """
 
-    def __init__(self, patches: Sequence[Sequence[LogitsPatch]], upscaler: Upscaler, limits: Sequence[Window]) -> None:
+    def __init__(
+        self,
+        patches: Sequence[Sequence[LogitsPatch]],
+        upscaler: Upscaler,
+        limits: Sequence[Window],
+        painters: Sequence[EdgePainter] | None = None,
+    ) -> None:
         self._patches = patches
         self._upscaler = upscaler
         self._limits = limits
+        self._painters = painters
         self._lock = Lock()
         self._pixels: BoolArray | None = None
-        self._encoded: dict[tuple[int, int], EncodedMask] = {}
+        self._encoded: dict[tuple[int, int], Runs] = {}
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The lock stays behind. Pixels that were made may have been changed.
         if self._pixels is not None:
             return ArrayMasks, (self._pixels,)
-        return LazyMasks, (self._patches, self._upscaler, self._limits)
+        return LazyMasks, (self._patches, self._upscaler, self._limits, self._painters)
 
     @property
     def shape(self) -> tuple[int, int]:
@@ -98,11 +107,11 @@ class LazyMasks:
 
     def runs(self, entry: int, index: int) -> Runs:
         """Return the run lengths (n,) int64 of one mask."""
-        return self._encode(entry, index).runs if self._pixels is None else mask_to_runs(self._pixels[entry, index])
+        return self._encode(entry, index) if self._pixels is None else mask_to_runs(self._pixels[entry, index])
 
     def area(self, entry: int, index: int) -> int:
         """Return the set pixels of one mask."""
-        return self._encode(entry, index).area if self._pixels is None else runs_to_area(self.runs(entry, index))
+        return runs_to_area(self.runs(entry, index))
 
     def box(self, entry: int, index: int) -> tuple[int, int, int, int]:
         """Return the box around one mask: x0 y0 x1 y1 half-open; zeros for a mask without a pixel."""
@@ -113,28 +122,36 @@ class LazyMasks:
         if self._pixels is not None:
             return ArrayMasks(self._pixels).take(columns)
         patches = [[row[column]] for row, column in zip(self._patches, columns.tolist(), strict=True)]
-        return LazyMasks(patches, self._upscaler, self._limits)
+        return LazyMasks(patches, self._upscaler, self._limits, self._painters)
 
     def _window(self, entry: int, index: int) -> Window:
         window, limit = self._upscaler.window(self._patches[entry][index]), self._limits[entry]
         top, left = max(window.top, limit.top), max(window.left, limit.left)
         return Window(top, max(min(window.bottom, limit.bottom), top), left, max(min(window.right, limit.right), left))
 
-    def _encode(self, entry: int, index: int) -> EncodedMask:
+    def _encode(self, entry: int, index: int) -> Runs:
         # Two threads may both do this once, with the same result.
         found = self._encoded.get((entry, index))
         if found is None:
-            found = encode_logits(
-                self._patches[entry][index],
-                self._upscaler,
-                corner_xy=(0, 0),
-                image_size_hw=self._upscaler.original_size,
-                window=self._window(entry, index),
-            )
+            if self._painters is None:
+                found = encode_logits(
+                    self._patches[entry][index],
+                    self._upscaler,
+                    corner_xy=(0, 0),
+                    image_size_hw=self._upscaler.original_size,
+                    window=self._window(entry, index),
+                ).runs
+            else:
+                found = mask_to_runs(self.mask(entry, index))
             self._encoded[entry, index] = found
         return found
 
     def _paint(self, places: Sequence[tuple[int, ...]], masks: Iterable[BoolArray]) -> None:
         """Paint the masks at some places into empty masks, each (H, W)."""
         for (entry, index), mask in zip(places, masks, strict=True):
-            self._upscaler.paint(self._patches[entry][index], self._window(entry, index), mask)
+            if self._painters is None:
+                self._upscaler.paint(self._patches[entry][index], self._window(entry, index), mask)
+                continue
+            top, bottom, left, right = self._limits[entry]
+            painted = self._painters[entry].mask(self._patches[entry][index], self._upscaler.original_size)
+            mask[top:bottom, left:right] = painted[top:bottom, left:right]

@@ -198,6 +198,41 @@ class Upscaler:
             logits[y, x] = self.exact(patch, y, x)
         return logits
 
+    def reach(self, patch: LogitsPatch) -> Window:
+        """Return the part of the image that depends on the cells of a patch."""
+        height, width = patch.logits.shape
+        return Window(*self._y.reach(patch.top, patch.top + height), *self._x.reach(patch.left, patch.left + width))
+
+    def spread(self, cells: BoolArray, patch: LogitsPatch, window: Window) -> BoolArray:
+        """Return a window (rows, columns) of the image: of each pixel a cell (h, w) of a patch that it depends on."""
+        rows = self._y.begin[window.top : window.bottom] - patch.top
+        columns = self._x.begin[window.left : window.right] - patch.left
+        height, width = cells.shape
+        return cells.take(columns.clip(0, width - 1), axis=1).take(rows.clip(0, height - 1), axis=0)
+
+    def blocks(
+        self, planes: FloatArray, patch: LogitsPatch, wanted: BoolArray
+    ) -> Iterator[tuple[slice, slice, FloatArray]]:
+        """Yield planes (n, h, w) that lie where a patch does, enlarged wherever a pixel depends on a wanted cell (h, w).
+
+        Rows and columns of the image, and values (n, rows, columns). Wanted cells lie at least two from a side of the
+        patch that is none of the image's.
+        """
+        count, height, width = planes.shape
+        window = self.reach(patch)
+        across = _multiply_across(self._x, planes.reshape(-1, width), patch.left, window.left, window.right)
+        across = across.reshape(count, height, -1)
+        for first in range(window.top // _TILE * _TILE, window.bottom, _TILE):
+            begin, end = max(first, window.top), min(first + _TILE, window.bottom)
+            cells = (self._y.cells[first // _TILE] - patch.top).clip(0, height - 1)
+            weights = self._y.weights[first // _TILE, begin - first : end - first]
+            band = across[:, cells]
+            edges = np.flatnonzero(np.diff(wanted[cells].any(axis=0), prepend=False, append=False))
+            for low, high in edges.reshape(-1, 2) + patch.left:
+                left, right = self._x.reach(low, high)
+                values = weights @ band[:, :, left - window.left : right - window.left]
+                yield slice(begin, end), slice(left, right), values
+
     def exact(self, patch: LogitsPatch, rows: IntArray, columns: IntArray) -> FloatArray:
         """Return (n,) float32 logits at some pixels of the image, bit for bit what torch computes there."""
         y, x = self._y.to_image.at(rows), self._x.to_image.at(columns)
@@ -225,13 +260,16 @@ def upscaler(
     return Upscaler(low_res_size, image_size, input_size, original_size)
 
 
-def crop_patch(patch: LogitsPatch) -> LogitsPatch:
-    """Return a copy of the cells that pixels with a logit above 0 can depend on; none if no cell is above 0."""
+def crop_patch(patch: LogitsPatch, margin: int = _MARGIN) -> LogitsPatch:
+    """Return a copy of the cells that pixels with a logit above 0 can depend on; none if no cell is above 0.
+
+    With a larger ``margin`` more cells around those above 0 are kept.
+    """
     bounds = _occupied(patch.logits, 0.0)
     if bounds is None:
         return LogitsPatch(np.zeros((0, 0), np.float32))
-    top, left = max(bounds.top - _MARGIN, 0), max(bounds.left - _MARGIN, 0)
-    part = patch.logits[top : bounds.bottom + _MARGIN, left : bounds.right + _MARGIN]
+    top, left = max(bounds.top - margin, 0), max(bounds.left - margin, 0)
+    part = patch.logits[top : bounds.bottom + margin, left : bounds.right + margin]
     return LogitsPatch(part.copy(), patch.top + top, patch.left + left)
 
 
@@ -418,6 +456,12 @@ def encode_logits(
         columns, rows, lengths = _find_spans(strip.masks[0])
         pieces.append((columns + strip.left + left, rows + window.top + top, lengths))
     return _encode(pieces, image_size_hw)
+
+
+def encode_mask(mask: BoolArray, *, corner_xy: tuple[int, int], image_size_hw: tuple[int, int]) -> EncodedMask:
+    """Return a mask (h, w) bool of a crop in the image, where the crop begins at a corner."""
+    columns, rows, lengths = _find_spans(np.pad(mask.T, ((0, 0), (0, 1))))
+    return _encode([(columns + corner_xy[0], rows + corner_xy[1], lengths)], image_size_hw)
 
 
 def _find_spans(mask: BoolArray) -> _Spans:

@@ -8,6 +8,7 @@ from typing import Any, ClassVar, Literal
 
 from segship.bundle.manifest import Manifest
 from segship.masks.cleanup import MaskCleanUp
+from segship.masks.edges import MaskEdges
 from segship.promptable.everything.options import Thresholds
 from segship.promptable.foreign import ForeignGraphs, adapt_sessions
 from segship.promptable.prompts import PromptRules
@@ -37,6 +38,8 @@ class PromptableManifest(Manifest):
         How prompts become the decoder's.
     mask_clean_up
         How prompted masks are cleaned; None leaves them as the decoder gives them.
+    mask_edges
+        How prompted masks follow the picture; None leaves their borders as the decoder's cells give them.
     amg_defaults
         Thresholds of everything mode that suit the scale of this model's scores; None are SAM's own.
     decoder_masks
@@ -46,13 +49,14 @@ class PromptableManifest(Manifest):
         How the graphs are driven where they keep another program's contract; None where they keep ours.
     """
 
-    added: ClassVar[frozenset[str]] = Manifest.added | {"decoder_masks", "foreign"}
+    added: ClassVar[frozenset[str]] = Manifest.added | {"mask_edges", "decoder_masks", "foreign"}
 
     task: Literal["promptable"] = "promptable"
     geometry: SamGeometry
     preprocessing: Preprocessing
     prompt_rules: PromptRules
     mask_clean_up: MaskCleanUp | None = None
+    mask_edges: MaskEdges | None = None
     amg_defaults: Thresholds | None = None
     decoder_masks: Literal[4, 1] = 4
     foreign: ForeignGraphs | None = None

@@ -12,11 +12,12 @@ from typing import Literal, Self
 
 import numpy as np
 
-from segship.arrays import BoolArray, FloatArray, IntArray
+from segship.arrays import BoolArray, FloatArray, IntArray, Pixels
 from segship.errors import InputError, PromptError
 from segship.files import check_ending, make_directory, read_bytes, write_file
 from segship.images import FileAsRead, ImageSource
 from segship.masks.cleanup import MaskCleanUp, box_window, clean_low_res, clear_outside_box
+from segship.masks.edges import EdgeGuide, EdgePainter
 from segship.masks.lazy import ArrayMasks, LazyMasks
 from segship.masks.rle import Rle, Runs, compress_runs
 from segship.masks.upscaling import LogitsPatch, Upscaler, crop_patch
@@ -62,6 +63,9 @@ class ImageEmbedding:
         made anew in every call, ``dataclasses.replace(embedding, image_side=None)``.
     image_path
         The file that the image was read from, if it was one; `MaskPrediction.save` draws over it.
+    guide
+        The picture itself, its longer side at most 2048 pixels, for masks that follow its edges; None saves that
+        memory, and masks then have the borders of the decoder's cells.
     """
 
     image_embeddings: FloatArray = field(repr=False)
@@ -71,6 +75,7 @@ class ImageEmbedding:
     notes: tuple[str, ...] = ()
     image_side: Mapping[str, FloatArray] | None = field(default=None, repr=False)
     image_path: str | Path | FileAsRead | None = field(default=None, repr=False)
+    guide: EdgeGuide | None = field(default=None, repr=False)
 
     def save(self, path: str | Path, *, overwrite: bool = False) -> Path:
         """Write the embedding, without ``image_side`` and ``image_path``, to an ``.npz`` file; its folder is made."""
@@ -83,6 +88,7 @@ class ImageEmbedding:
             input_size=self.input_size,
             encoder_sha256=np.array(self.encoder_sha256),
             notes=np.array(self.notes, np.str_),
+            **({} if self.guide is None else {"guide": self.guide.pixels}),
         )
         make_directory(Path(path).parent)
         write_file(path, stream.getvalue(), overwrite=overwrite)
@@ -117,7 +123,10 @@ class ImageEmbedding:
                 )
                 sizes = (int(height), int(width)), (int(input_height), int(input_width))
                 digest, notes = str(file["encoder_sha256"]), tuple(map(str, file["notes"].tolist()))
-                found = cls(np.asarray(file["image_embeddings"], np.float32), *sizes, digest, notes)
+                # Files of earlier versions have none.
+                guide = EdgeGuide(_checked_picture(file["guide"])) if "guide" in file else None
+                embeddings = np.asarray(file["image_embeddings"], np.float32)
+                found = cls(embeddings, *sizes, digest, notes, guide=guide)
         except Exception as error:
             # numpy reads headers as Python, and raises almost anything for what is none.
             raise _bad_embedding(path) from error
@@ -125,6 +134,12 @@ class ImageEmbedding:
         if found.image_embeddings.ndim != 4 or min(sides) < 1 or not np.isfinite(found.image_embeddings).all():
             raise _bad_embedding(path)
         return found
+
+
+def _checked_picture(pixels: Pixels) -> Pixels:
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
+        raise ValueError("no picture")
+    return pixels
 
 
 def _bad_embedding(path: str | Path) -> InputError:
@@ -320,12 +335,13 @@ def make_masks(
     upscaler: Upscaler,
     clean_up: MaskCleanUp | None,
     *,
+    painters: Sequence[EdgePainter] | None,
     pixels_per_cell: float,
     return_logits: bool,
 ) -> LazyMasks | ArrayMasks:
     """Clean masks (N, k, 4h, 4w) of some objects unless ``clean_up`` is None, and keep what their pixels depend on.
 
-    ``pixels_per_cell`` are pixels of the model frame. With ``return_logits`` (N, k, H, W) float32 logits are made at
+    ``painters`` of the objects make masks follow the picture. ``pixels_per_cell`` are pixels of the model frame. With ``return_logits`` (N, k, H, W) float32 logits are made at
     once, instead of masks when somebody asks for them.
     """
     masks = [[upscaler.valid(logits) for logits in entry] for entry in low_res]
@@ -335,13 +351,25 @@ def make_masks(
             masks[index] = [_cleaned(patch, prompt, embedding, clean_up, pixels_per_cell) for patch in masks[index]]
             if clean_up.box_margin is not None and prompt.box is not None:
                 limits[index] = box_window(prompt.box, clean_up.box_margin, embedding.original_size)
+    margins = {} if not painters else {"margin": painters[0].edges.margin}
+    lazy = LazyMasks([[crop_patch(patch, **margins) for patch in entry] for entry in masks], upscaler, limits, painters)
     if not return_logits and objects:
-        return LazyMasks([[crop_patch(patch) for patch in entry] for entry in masks], upscaler, limits)
+        return lazy
     pixels = np.empty((*low_res.shape[:2], *embedding.original_size), np.float32 if return_logits else np.bool_)
     for entry, index in np.ndindex(low_res.shape[:2]):
         pixels[entry, index] = upscaler.enlarge(masks[entry][index])
         clear_outside_box(pixels[entry, index], limits[entry])
+        if painters:
+            _take_sides(pixels[entry, index], lazy.mask(entry, index))
     return ArrayMasks(pixels)
+
+
+def _take_sides(logits: FloatArray, mask: BoolArray) -> None:
+    """Give logits (H, W) the sign that a mask has, and leave their magnitude."""
+    np.abs(logits, out=logits)
+    # What was 0 exactly is above it where the mask is set.
+    np.maximum(logits, np.float32(1e-3), out=logits, where=mask)
+    np.negative(logits, out=logits, where=~mask)
 
 
 def _cleaned(

@@ -15,10 +15,11 @@ import numpy as np
 import numpy.typing as npt
 
 from segship.arrays import AnyArray, FloatArray, Points
-from segship.errors import BackendUnavailable, ImageError, PromptError
+from segship.errors import BackendUnavailable, ImageError, PromptError, way
 from segship.images import ImageLimits, ImageSource, LoadedImage, read_image
 from segship.images.reading import default_limits
 from segship.masks.cleanup import MaskCleanUp
+from segship.masks.edges import EdgeGuide, EdgePainter, MaskEdges
 from segship.masks.upscaling import LogitsPatch, Upscaler, upscaler
 from segship.promptable.decoder import Decoded, Decoder, SelectedMasks, bytes_per_object, objects_per_call
 from segship.promptable.prediction import (
@@ -32,6 +33,7 @@ from segship.promptable.prediction import (
     make_masks,
 )
 from segship.promptable.prompts import (
+    NO_PICTURE,
     ONE_MASK,
     ObjectPrompt,
     PromptLimits,
@@ -41,7 +43,7 @@ from segship.promptable.prompts import (
     encode_prompts,
     resolve_prompts,
 )
-from segship.promptable.transforms import masks_to_logits, prepare_image, resized_size
+from segship.promptable.transforms import masks_to_logits, prepare_image, resized_size, to_model_frame
 from segship.spec import MASK_TOKENS
 
 if TYPE_CHECKING:
@@ -115,6 +117,11 @@ class Predictor:
         return self.manifest.mask_clean_up
 
     @property
+    def mask_edges(self) -> MaskEdges | None:
+        """How prompted masks follow the picture, as the manifest says; None leaves their borders as they are."""
+        return self.manifest.mask_edges
+
+    @property
     def description(self) -> str:
         """What really runs the model: runtime, version, device, threads."""
         return self._sessions["image_encoder"].description
@@ -173,6 +180,7 @@ class Predictor:
         multimask_output: MaskChoice = True,
         return_logits: bool = False,
         clean_up: bool = True,
+        edges: bool | None = None,
         outside: Literal["error", "clip"] = "error",
         limits: PromptLimits | None = None,
         **unknown: Never,
@@ -195,6 +203,9 @@ class Predictor:
         clean_up
             Clean masks as the bundle's manifest says; most say nothing, and then nothing is cleaned. ``low_res_masks``
             stay as the decoder gave them in any case.
+        edges
+            Let the picture decide the masks' borders, by `segship.masks.edges`; as the manifest says when None: tiny
+            does, others do not. ``low_res_masks`` stay as they are here too.
         outside
             ``error`` refuses points outside the image, ``clip`` moves them to its edge and notes it.
         limits
@@ -203,7 +214,8 @@ class Predictor:
         Raises
         ------
         PromptError
-            When prompts are malformed, or the embedding is another encoder's.
+            When prompts are malformed, or the embedding is another encoder's; ``no_picture`` where ``edges`` is True
+            and the embedding holds no picture.
         TypeError, ImageError
             For ``points=`` and its like, which `Prompts` takes; for an image in place of its embedding.
 
@@ -224,7 +236,12 @@ class Predictor:
         masks = count_masks(multimask_output, self.manifest.decoder_masks)
         self._check_memory(embedding, resolved, limits, masks, return_logits)
         return self.decode_resolved(
-            embedding, resolved, multimask_output=multimask_output, return_logits=return_logits, clean_up=clean_up
+            embedding,
+            resolved,
+            multimask_output=multimask_output,
+            return_logits=return_logits,
+            clean_up=clean_up,
+            edges=edges,
         )
 
     def predict(
@@ -239,6 +256,7 @@ class Predictor:
         multimask_output: MaskChoice = True,
         return_logits: bool = False,
         clean_up: bool = True,
+        edges: bool | None = None,
         outside: Literal["error", "clip"] = "error",
         limits: PromptLimits | None = None,
         **unknown: Never,
@@ -266,6 +284,7 @@ class Predictor:
             multimask_output=multimask_output,
             return_logits=return_logits,
             clean_up=clean_up,
+            edges=edges,
             outside=outside,
             limits=limits,
         )
@@ -436,6 +455,7 @@ class Predictor:
             notes=loaded.notes,
             image_side=self._decoder.image_side(image_embeddings),
             image_path=loaded.path,
+            guide=EdgeGuide(loaded.picture),
         )
 
     def decode_resolved(
@@ -446,11 +466,16 @@ class Predictor:
         multimask_output: MaskChoice = True,
         return_logits: bool = False,
         clean_up: bool = True,
+        edges: bool | None = None,
     ) -> MaskPrediction:
         """Decode prompts that `segship.promptable.prompts.resolve_prompts` gave, as `decode` does."""
         masks, side = self.manifest.decoder_masks, self.manifest.geometry.low_res_size
         kept = len(resolved.objects), count_masks(multimask_output, masks)
         own_notes = (ONE_MASK,) if multimask_output is True and masks == 1 else ()
+        cleaning = self.mask_clean_up if clean_up else None
+        followed = self.followed_edges(embedding, edges)
+        if followed is None and edges is None and self.mask_edges is not None:
+            own_notes = (*own_notes, NO_PICTURE)
         ious, low_res = np.empty(kept, np.float32), np.empty((*kept, side, side), np.float32)
         for begin in range(0, len(ious), _OBJECTS_OF_A_PORTION):
             rows = slice(begin, begin + _OBJECTS_OF_A_PORTION)
@@ -463,7 +488,9 @@ class Predictor:
                 embedding,
                 resolved.objects,
                 self.upscaler(embedding),
-                self.mask_clean_up if clean_up else None,
+                cleaning,
+                painters=followed
+                and [self.edge_painter(embedding, prompt, followed, cleaning) for prompt in resolved.objects],
                 pixels_per_cell=self.image_size / self.manifest.geometry.low_res_size,
                 return_logits=return_logits,
             ),
@@ -473,6 +500,31 @@ class Predictor:
             objects=resolved.objects,
             notes=(*embedding.notes, *resolved.notes, *own_notes),
             image_path=embedding.image_path,
+        )
+
+    def followed_edges(self, embedding: ImageEmbedding, edges: bool | None) -> MaskEdges | None:
+        """Return how masks of an embedding follow the picture, if they are to, and can."""
+        if edges and embedding.guide is None:
+            message = "edges were asked for, and the embedding holds no picture; encode the image again, or leave out "
+            raise PromptError(message + way("edges=True", "--edges"), code="no_picture")
+        if edges is False or embedding.guide is None:
+            return None
+        return (self.mask_edges or MaskEdges()) if edges else self.mask_edges
+
+    def edge_painter(
+        self, embedding: ImageEmbedding, prompt: ObjectPrompt, edges: MaskEdges, clean_up: MaskCleanUp | None
+    ) -> EdgePainter:
+        """Return what makes masks of one object follow the picture of an embedding that holds it."""
+        assert embedding.guide is not None
+        size_hw = embedding.guide.size_hw
+        return EdgePainter(
+            embedding.guide,
+            edges,
+            self._upscaler_to(embedding, size_hw),
+            clean_up,
+            to_model_frame(prompt.points, embedding.original_size, size_hw),
+            prompt.labels,
+            prompt.box is not None,
         )
 
     def select_at(self, embedding: ImageEmbedding, points_xy: Points, min_iou: float) -> SelectedMasks:
@@ -488,8 +540,10 @@ class Predictor:
 
     def upscaler(self, embedding: ImageEmbedding) -> Upscaler:
         """Return what makes low-resolution masks of an image as large as it is."""
-        low_res_size = self.manifest.geometry.low_res_size
-        return upscaler(low_res_size, self.image_size, embedding.input_size, embedding.original_size)
+        return self._upscaler_to(embedding, embedding.original_size)
+
+    def _upscaler_to(self, embedding: ImageEmbedding, size_hw: tuple[int, int]) -> Upscaler:
+        return upscaler(self.manifest.geometry.low_res_size, self.image_size, embedding.input_size, size_hw)
 
     def _spare_frame(self) -> FloatArray | None:
         try:

@@ -188,10 +188,12 @@ CHANGES = {
 }
 """Notes of prompts that were used otherwise than given, in words for the warnings of facades."""
 ONE_MASK = "one_mask_model"
+NO_PICTURE = "no_picture"
 NOTES = {
     **CHANGES,
     "no_positive_prompt": "an object has background points alone; a foreground point or a box says what is meant",
     ONE_MASK: "the model gives one mask of an object, which its graph chooses, so there are no three to choose from",
+    NO_PICTURE: "the embedding holds no picture, so masks have the borders of the decoder's cells; encode it again",
 }
 """What the notes of prompts mean."""
 # What others call them, or one of them.

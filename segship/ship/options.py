@@ -50,6 +50,9 @@ class ExportOptions:
     clean_masks
         Promptable models: whether the bundle cleans masks: keeps the clicked piece, fills small holes, clears outside
         the box. Off for all but tiny when left out.
+    edges
+        Promptable models: whether masks follow the picture's edges, as the bundle says; off for all but tiny when left
+        out.
     target
         Promptable models: the engine that the encoder is written for: onnxruntime (when left out), openvino, or plain;
         any engine runs each of them.
@@ -84,6 +87,7 @@ class ExportOptions:
     image_size: int | None = field(default=None, metadata=_PROMPTABLE)
     licence: str | None = None
     clean_masks: bool | None = field(default=None, metadata=_PROMPTABLE)
+    edges: bool | None = field(default=None, metadata=_PROMPTABLE)
     target: str | None = field(default=None, metadata=_PROMPTABLE)
     size: tuple[int, int] | None = field(default=None, metadata=_SEMANTIC)
     batch: int | None = field(default=None, metadata=_SEMANTIC)

@@ -17,6 +17,8 @@ from segship.images import ImageLimits
 from segship.images.comparison import draw_scene
 from segship.machine import usable_cores
 from segship.masks.cleanup import MaskCleanUp
+from segship.masks.edges import MaskEdges
+from segship.masks.rle import mask_to_runs
 from segship.masks.scores import mask_iou
 from segship.promptable.everything.search import generate_masks, iter_masks
 from segship.promptable.prediction import ImageEmbedding, best_masks
@@ -574,3 +576,82 @@ def test_decode_says_what_it_takes(predictor, embedding):
         ) as caught:
             method("photo.jpg", asked)
         assert caught.value.code == "unsupported_source"
+
+
+# Edges, which a manifest or a caller turns on
+
+BOXED = Prompts(points=[[57, 70]], boxes=[42, 60, 70, 87])
+
+
+@pytest.fixture(scope="module")
+def following(predictor):
+    """The same model under a manifest whose masks follow the picture, and are cleaned."""
+    manifest = replace(predictor.manifest, mask_edges=MaskEdges(radius=2), mask_clean_up=MaskCleanUp())
+    return Predictor(manifest, predictor._sessions, encoder_sha256="0" * 64, backend="torch")
+
+
+def test_masks_follow_the_picture_as_the_manifest_or_the_caller_says(predictor, following, embedding):
+    prompts = Prompts(points=[[50, 40]])
+    plain, asked = predictor.decode(embedding, prompts), predictor.decode(embedding, prompts, edges=True)
+    assert (asked.masks != plain.masks).any()
+    assert not plain.notes and not asked.notes
+    found = following.decode(embedding, prompts)
+    without = following.decode(embedding, prompts, edges=False)
+    assert (found.masks != without.masks).any()
+    np.testing.assert_array_equal(found.low_res_masks, plain.low_res_masks)
+    np.testing.assert_array_equal(found.iou_predictions, plain.iou_predictions)
+    np.testing.assert_array_equal(without.masks, cleaned_masks(predictor, embedding, prompts))
+    again = following.predict(IMAGE, points=[[50, 40]])
+    np.testing.assert_array_equal(again.masks, found.masks)
+    assert (following.predict(IMAGE, points=[[50, 40]], edges=False).masks == without.masks).all()
+
+
+def cleaned_masks(predictor, embedding, prompts):
+    manifest = replace(predictor.manifest, mask_clean_up=MaskCleanUp())
+    other = Predictor(manifest, predictor._sessions, encoder_sha256="0" * 64, backend="torch")
+    return other.decode(embedding, prompts).masks
+
+
+@pytest.mark.parametrize("prompts", [Prompts(points=[[50, 40]]), BOXED])
+def test_all_forms_of_a_mask_that_follows_the_picture_say_the_same(following, embedding, prompts):
+    prediction = following.decode(embedding, prompts)
+    runs = [following.decode(embedding, prompts).mask_runs(0, index) for index in range(3)]
+    one = following.decode(embedding, prompts).mask(0, 1)
+    logits = following.decode(embedding, prompts, return_logits=True).masks
+    pickled = pickle.loads(pickle.dumps(following.decode(embedding, prompts)))
+    np.testing.assert_array_equal(prediction.masks, logits > 0)
+    np.testing.assert_array_equal(prediction.masks, pickled.masks)
+    np.testing.assert_array_equal(prediction.masks[0, 1], one)
+    assert all(np.array_equal(mask_to_runs(mask), run) for mask, run in zip(prediction.masks[0], runs, strict=True))
+    assert prediction.areas.ravel().tolist() == [int(mask.sum()) for mask in prediction.masks[0]]
+    assert (best_masks(following.decode(embedding, prompts)).masks[0, 0] == prediction.masks[0]).all(axis=(1, 2)).any()
+
+
+def test_masks_that_follow_the_picture_stay_in_their_box(following, embedding):
+    masks = following.decode(embedding, BOXED).masks.copy()
+    masks[..., 60:87, 42:70] = False
+    assert not masks.any()
+
+
+def test_a_saved_embedding_keeps_its_picture(following, embedding, tmp_path):
+    kept = ImageEmbedding.load(embedding.save(tmp_path / "scene.npz"))
+    np.testing.assert_array_equal(following.decode(kept, CLICK).masks, following.decode(embedding, CLICK).masks)
+    with np.load(tmp_path / "scene.npz") as file:
+        arrays = dict(file)
+    for damaged in (arrays["guide"][..., :2], arrays["guide"].astype(float), arrays["guide"][:0]):
+        np.savez(tmp_path / "bad.npz", **{**arrays, "guide": damaged})
+        with pytest.raises(InputError) as caught:
+            ImageEmbedding.load(tmp_path / "bad.npz")
+        assert caught.value.code == "bad_embedding"
+
+
+def test_an_embedding_without_its_picture_is_noted_or_refused(predictor, following, embedding):
+    bare = replace(embedding, guide=None)
+    found = following.decode(bare, CLICK)
+    assert found.notes == ("no_picture",)
+    np.testing.assert_array_equal(found.masks, following.decode(embedding, CLICK, edges=False).masks)
+    assert following.decode(bare, CLICK, edges=False).notes == predictor.decode(bare, CLICK).notes == ()
+    with pytest.raises(PromptError, match="holds no picture; encode the image again, or leave out edges=True") as caught:
+        predictor.decode(bare, CLICK, edges=True)
+    assert caught.value.code == "no_picture"
+    assert str(caught.value.on_command_line).endswith("leave out --edges")

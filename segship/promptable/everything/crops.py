@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from segship.arrays import BoolArray, FloatArray, IntArray, Points, Size
 from segship.errors import BackendUnavailable
@@ -28,6 +29,7 @@ from segship.masks.upscaling import (
     count_above,
     crop_patch,
     encode_logits,
+    encode_mask,
 )
 from segship.promptable.decoder import SelectedMasks
 from segship.promptable.everything.cost import AmgCost, check_speed
@@ -37,6 +39,7 @@ from segship.promptable.everything.options import AmgOptions
 from segship.promptable.everything.records import MaskRecord
 from segship.promptable.prediction import ImageEmbedding
 from segship.promptable.predictor import Predictor
+from segship.promptable.prompts import ObjectPrompt
 
 Progress = Callable[[int, int], None]
 """Is told after each call of the decoder how many points are done, asked or settled, and how many there are."""
@@ -127,6 +130,7 @@ class CropSearch:
         self._embedding = self._encoded_crop()
         context.encode_seconds = time.monotonic() - began
         self._upscaler = self._predictor.upscaler(self._embedding)
+        self._edges = self._predictor.followed_edges(self._embedding, context.options.edges)
         self._cover = np.zeros(self._upscaler.valid_cells, np.bool_)
         self._held = 0
         self._settled: SettledPoints | None = None
@@ -209,7 +213,7 @@ class CropSearch:
             if threshold > 0 and not np.float32(score) >= np.float32(threshold):
                 self._context.removed["stability_score_thresh"] += 1
                 continue
-            mask = self._encode(LogitsPatch(low_res))
+            mask = self._encode(LogitsPatch(low_res), point)
             x0, y0, x1, y1 = mask.box_xyxy
             # An empty mask has a box of zeros in the crop, as the reference has it.
             box = (x0 - left, y0 - top, x1 - left, y1 - top) if mask.area else (0, 0, 0, 0)
@@ -236,7 +240,7 @@ class CropSearch:
             self._cover |= logits[index] > 0
             if self._settled is not None:
                 self._settled.add(int(places[index]), boxes[index], logits[index])
-            mask = self._hold(logits[index])
+            mask = self._hold(logits[index], points_xy[index])
             self.candidates.append(
                 Candidate(float(ious[index]), float(scores[index]), (x0, y0, x1, y1), _pair(points_xy[index]), mask)
             )
@@ -251,20 +255,26 @@ class CropSearch:
         ]
         return np.stack(cleaned)
 
-    def _hold(self, low_res: FloatArray) -> EncodedMask | LogitsPatch:
+    def _hold(self, low_res: FloatArray, point_xy: Points) -> EncodedMask | LogitsPatch:
         """Return the part of the logits that is needed later, or the mask itself once too much is held."""
-        patch = crop_patch(LogitsPatch(low_res))
+        margin = {} if self._edges is None else {"margin": self._edges.margin}
+        patch = crop_patch(LogitsPatch(low_res), **margin)
         if self._held + patch.logits.nbytes > self._context.cost.held_bytes:
-            return self._encode(patch)
+            return self._encode(patch, point_xy)
         self._held += patch.logits.nbytes
         return patch
 
-    def _encode(self, patch: LogitsPatch) -> EncodedMask:
+    def _encode(self, patch: LogitsPatch, point_xy: npt.ArrayLike) -> EncodedMask:
         left, top, _, _ = self.crop.box_xyxy
+        if self._edges is not None:
+            prompt = ObjectPrompt(np.array([point_xy], np.float32), np.ones(1, np.int64))
+            painter = self._predictor.edge_painter(self._embedding, prompt, self._edges, self._predictor.mask_clean_up)
+            mask = painter.mask(patch, self.crop.size_hw)
+            return encode_mask(mask, corner_xy=(left, top), image_size_hw=self._context.size_hw)
         return encode_logits(patch, self._upscaler, corner_xy=(left, top), image_size_hw=self._context.size_hw)
 
     def _encoded(self, candidate: Candidate) -> EncodedMask:
-        return self._encode(candidate.mask) if isinstance(candidate.mask, LogitsPatch) else candidate.mask
+        return candidate.mask if isinstance(candidate.mask, EncodedMask) else self._encode(candidate.mask, candidate.point_xy)
 
     def _comparable_runs(self) -> list[IntArray]:
         """Return run lengths for comparing masks with one another: of cells while all are held, else of pixels."""

@@ -81,6 +81,9 @@ class AmgOptions:
         areas of at least `ALIKE`.
     nms
         Compare boxes to find duplicates, as the reference does, or the masks themselves.
+    edges
+        Let the picture decide the borders of masks, by `segship.masks.edges`, after duplicates are removed; not in mode
+        ``reference``.
     partition
         No two masks overlap: each pixel goes to the smallest mask that has it.
     deadline_seconds
@@ -118,6 +121,7 @@ class AmgOptions:
     output_mode: OutputMode = "binary_mask"
     mode: Mode = "fast"
     nms: Nms = "box"
+    edges: bool = False
     partition: bool = False
     deadline_seconds: float | None = None
     memory_bytes: int | None = None
@@ -137,6 +141,8 @@ class AmgOptions:
         if self.output_mode not in OUTPUT_MODES:
             raise bad_output_mode(self.output_mode)
         _check_choice("mode", self.mode, get_args(Mode))
+        if self.edges and self.mode == "reference":
+            raise _bad("edges", self.edges, "False in mode 'reference', whose masks are the reference's")
         _check_choice("nms", self.nms, get_args(Nms))
         for name in ("partition", "force_cost"):
             if type(getattr(self, name)) is not bool:

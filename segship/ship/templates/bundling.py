@@ -52,6 +52,9 @@ class BundleOptions:
         Semantic models: stages whose semantic layer works in windows; the published rule when left out.
     clean_masks
         Promptable models: whether the bundle cleans masks; off for all but tiny when left out.
+    edges
+        Promptable models: whether masks follow the picture's edges, as the bundle says; off for all but tiny when left
+        out.
     licence
         Licence of the weights, for the manifest of a checkpoint that is not a published one.
     force
@@ -64,6 +67,7 @@ class BundleOptions:
     scale: ScaleLimits | None = None
     semantic_window: SemanticWindow | None = None
     clean_masks: bool | None = None
+    edges: bool | None = None
     licence: str | None = None
     force: bool = False
 
@@ -79,6 +83,7 @@ class BundleOptions:
             scale=self.scale,
             semantic_window=self.semantic_window,
             clean_masks=self.clean_masks,
+            edges=self.edges,
             licence=self.licence,
             force=self.force,
         )

@@ -259,3 +259,32 @@ def test_logits_that_are_not_finite_are_refused():
     with pytest.raises(BackendUnavailable, match="not finite") as caught:
         generate_masks(bad, world.image, AmgOptions(points_per_side=2))
     assert caught.value.code == "nonfinite_output"
+
+
+def test_records_follow_the_picture_on_request_whatever_is_held():
+    world = World((120, 180), objects=60)
+    options = [AmgOptions(points_per_side=8, edges=edges) for edges in (False, True)]
+    plain, asked = (generate(world.predictor(), world.image, one) for one in options)
+    pairs = list(zip(plain.records, asked.records, strict=True))
+    assert any(one.runs.tolist() != other.runs.tolist() for one, other in pairs)
+    assert [one.predicted_iou for one, _ in pairs] == [other.predicted_iou for _, other in pairs]
+    assert all(int(other.mask.sum()) == other.area for _, other in pairs)
+    for _, record in pairs:
+        x, y, width, height = record.bbox
+        rows, columns = np.nonzero(record.mask)
+        assert (columns.min(), rows.min(), np.ptp(columns), np.ptp(rows)) == (x, y, width, height)
+    least = asked.cost.peak_bytes - asked.cost.held_bytes + 2**20
+    tight = generate(world.predictor(), world.image, AmgOptions(points_per_side=8, memory_bytes=least, edges=True))
+    assert tight.cost.held_bytes < asked.cost.held_bytes
+    assert [r.runs.tolist() for r in tight.records] == [r.runs.tolist() for r in asked.records]
+
+
+def test_records_of_crops_follow_the_crops_pixels():
+    world = World((120, 180), objects=60, n_layers=1)
+    options = AmgOptions(points_per_side=4, crop_n_layers=1, edges=True)
+    records = generate_masks(world.predictor(), world.image, options)
+    for record in records:
+        x, y, width, height = record.crop_box
+        outside = record.mask.copy()
+        outside[y : y + height, x : x + width] = False
+        assert record.area and not outside.any()

@@ -108,6 +108,12 @@ def test_every_layer_needs_a_grid_and_a_point():
         AmgOptions(points_per_side=4, crop_n_layers=3, crop_n_points_downscale_factor=2)
 
 
+def test_reference_mode_has_the_references_borders():
+    with pytest.raises(InputError, match="edges is True; accepted is False in mode 'reference'") as caught:
+        AmgOptions(mode="reference", edges=True)
+    assert str(caught.value.on_command_line).startswith("--edges")
+
+
 @pytest.mark.parametrize("mode", ["reference", "hierarchical"])
 def test_only_mode_fast_has_a_deadline(mode):
     with pytest.raises(InputError, match=f"deadline_seconds is 3.0; accepted is None in mode '{mode}', which"):

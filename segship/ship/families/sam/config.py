@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from segship.masks.cleanup import MaskCleanUp
+from segship.masks.edges import MaskEdges
 from segship.promptable.everything.options import Thresholds
 from segship.ship.families import IMAGENET_MEAN, IMAGENET_STD
 from segship.spec import SamGeometry
@@ -77,6 +78,8 @@ class SamConfig:
         Channels of the image embedding, and width of the decoder.
     mask_clean_up
         How prompted masks are cleaned unless an export says otherwise; None leaves them as they are.
+    mask_edges
+        How prompted masks follow the picture unless an export says otherwise; None leaves them as they are.
     amg_thresholds
         Thresholds of everything mode that suit this model's scores; None are SAM's.
     """
@@ -93,6 +96,7 @@ class SamConfig:
     pixel_mean: tuple[float, float, float] = IMAGENET_MEAN
     pixel_std: tuple[float, float, float] = IMAGENET_STD
     mask_clean_up: MaskCleanUp | None = None
+    mask_edges: MaskEdges | None = None
     amg_thresholds: Thresholds | None = None
 
     @property
@@ -120,6 +124,7 @@ SAM_ARCHITECTURES: dict[str, SamConfig] = {
         decoder_mlp_dim=512,
         iou_head_hidden_dim=128,
         mask_clean_up=MaskCleanUp(),
+        mask_edges=MaskEdges(),
         amg_thresholds=Thresholds(pred_iou_thresh=0.45, stability_score_thresh=0.35),
     ),
 }

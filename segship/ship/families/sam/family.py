@@ -12,6 +12,7 @@ import numpy as np
 from segship.arrays import AnyArray
 from segship.errors import BackendUnavailable, CheckpointError
 from segship.masks.cleanup import MaskCleanUp
+from segship.masks.edges import MaskEdges
 from segship.promptable.manifest import PromptableManifest
 from segship.promptable.prompts import PromptRules
 from segship.promptable.transforms import Preprocessing
@@ -173,14 +174,17 @@ def variants(options: ExportOptions) -> dict[str, str]:
 def manifest(weights: Weights, options: ExportOptions) -> PromptableManifest:
     """Return everything that a manifest says of a model but its graphs."""
     config = weights.config
-    clean_up = config.mask_clean_up
+    clean_up, edges = config.mask_clean_up, config.mask_edges
     if options.clean_masks is not None:
         clean_up = (clean_up or MaskCleanUp()) if options.clean_masks else None
+    if options.edges is not None:
+        edges = (edges or MaskEdges()) if options.edges else None
     return PromptableManifest(
         **manifest_fields(weights, options),
         geometry=config.geometry,
         preprocessing=Preprocessing(config.image_size, config.pixel_mean, config.pixel_std),
         prompt_rules=PROMPT_RULES,
         mask_clean_up=clean_up,
+        mask_edges=edges,
         amg_defaults=config.amg_thresholds,
     )

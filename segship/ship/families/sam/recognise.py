@@ -70,6 +70,7 @@ def _name(config: SamConfig) -> SamConfig:
             architecture=entry.architecture,
             decoder_heads=entry.decoder_heads,
             mask_clean_up=entry.mask_clean_up,
+            mask_edges=entry.mask_edges,
             amg_thresholds=entry.amg_thresholds,
         )
         if like == entry:
