@@ -7,7 +7,7 @@
 A folder of photographs holds images/NAME.jpg and labels/NAME.png (16-bit, one number a segment). Of scenes, objects
 are asked for. Every thing between 1% and 60% of the picture is: its click is the place farthest from its border; each
 corrective click stands deepest in what is wrong. ``--box-jitter`` moves the sides of boxes as people do,
-``--clean-up`` compares settings of the clean-up.
+``--clean-up`` and ``--edges`` compare settings of the clean-up, and of how masks follow the picture.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from PIL import Image
 import segship
 from recipes.tiny.samples import ScenePool
 from segship.masks.cleanup import MaskCleanUp
+from segship.masks.edges import MaskEdges
 from segship.masks.scores import mask_iou
 
 Mask = NDArray[np.bool_]
@@ -43,6 +44,14 @@ CLEAN_UPS: dict[str, MaskCleanUp | None] = {
     "box + 0%": MaskCleanUp(False, 0.0, 0.0, 0.0),
     "box + 3%": MaskCleanUp(False, 0.0, 0.0, 0.03),
     "box + 10%": MaskCleanUp(False, 0.0, 0.0, 0.1),
+}
+EDGES: dict[str, MaskEdges | None] = {
+    "off": None,
+    "radius 2": MaskEdges(radius=2),
+    "radius 3": MaskEdges(),
+    "radius 4": MaskEdges(radius=4),
+    "eps 1e-3": MaskEdges(eps=1e-3),
+    "eps 1e-5": MaskEdges(eps=1e-5),
 }
 
 
@@ -129,11 +138,6 @@ class Examiner:
         return box.clip(0, (width, height) * 2)
 
 
-def with_clean_up(predictor: segship.Predictor, clean_up: MaskCleanUp | None) -> None:
-    """Give a predictor another clean-up than its manifest's."""
-    predictor.manifest = replace(predictor.manifest, mask_clean_up=clean_up)
-
-
 def mean_line(name: str, rows: list[Scores]) -> str:
     """Return the means on one line."""
     means = {key: np.mean([asdict(row)[key] for row in rows]) for key in asdict(rows[0]) if key != "share"}
@@ -149,27 +153,33 @@ def main() -> None:
     source.add_argument("--photographs", type=Path)
     parser.add_argument("--limit", type=int, default=None)
     parser.add_argument("--box-jitter", type=float, default=0.0, help="deviation of each side, in parts of the box")
-    parser.add_argument("--clean-up", action="store_true", help="compare settings of the clean-up")
+    compared = parser.add_mutually_exclusive_group()
+    compared.add_argument("--clean-up", action="store_true", help="compare settings of the clean-up")
+    compared.add_argument("--edges", action="store_true", help="compare settings of how masks follow the picture")
     options = parser.parse_args()
     predictor = segship.load(options.bundle)
-    names = list(CLEAN_UPS) if options.clean_up else ["as shipped"]
-    rows: dict[str, list[Scores]] = {name: [] for name in names}
+    settings: dict[str, dict[str, Any]] = {"as shipped": {}}
+    if options.clean_up:
+        settings = {name: {"mask_clean_up": entry} for name, entry in CLEAN_UPS.items()}
+    if options.edges:
+        settings = {name: {"mask_edges": entry} for name, entry in EDGES.items()}
+    rows: dict[str, list[Scores]] = {name: [] for name in settings}
+    shipped = predictor.manifest
     pictures = read_scenes(options.scenes) if options.scenes else read_photographs(options.photographs)
     for number, (pixels, masks) in enumerate(pictures):
         if number == options.limit:
             break
         embedding = predictor.encode(pixels)
         wanted = [mask for mask in masks if SMALLEST <= mask.mean() <= LARGEST]
-        for name in names:
-            if options.clean_up:
-                with_clean_up(predictor, CLEAN_UPS[name])
+        for name, setting in settings.items():
+            predictor.manifest = replace(shipped, **setting)
             examiner = Examiner(predictor, options.box_jitter, np.random.default_rng(number))
             rows[name] += [examiner.examine(embedding, mask) for mask in wanted]
-    for name in names:
+    for name in settings:
         print(mean_line(name, rows[name]))
     for low, high in zip(SIZES, SIZES[1:], strict=False):
-        of_size = [row for row in rows[names[-1]] if low <= row.share < high]
-        if of_size and not options.clean_up:
+        of_size = [row for row in rows["as shipped"] if low <= row.share < high] if "as shipped" in rows else []
+        if of_size:
             print(mean_line(f"{low:.0%} to {high:.0%}", of_size))
 
 

@@ -10,13 +10,23 @@ from typing import Annotated
 from cyclopts import Parameter
 
 from segship.cli.export import checkpoint_file, default_bundle, is_known, parse_pair, parse_scale, with_licence_of
-from segship.cli.options import OVERWRITE, PROMPTABLE_GROUP, SEMANTIC_GROUP, Fields, Json, Option, command, in_group
+from segship.cli.options import (
+    EDGES,
+    OVERWRITE,
+    PROMPTABLE_GROUP,
+    SEMANTIC_GROUP,
+    Fields,
+    Json,
+    Option,
+    command,
+    in_group,
+)
 from segship.cli.output import megabytes, plain, print_json, progress_console, results_console
 from segship.files import tidy_directory
 from segship.ship.templates.bundling import BundleOptions, bundle_checkpoint
 
 FIELDS = Fields(
-    **in_group(PROMPTABLE_GROUP, "target", "clean_masks", "edges"),
+    **in_group(PROMPTABLE_GROUP, "target", "clean_masks", edges=EDGES),
     **in_group(
         SEMANTIC_GROUP,
         "classes",

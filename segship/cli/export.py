@@ -16,7 +16,17 @@ from rich.table import Table
 
 from segship.bundle.evidence import Row, describe_figures
 from segship.catalog import KNOWN_CHECKPOINTS, bundle_folder
-from segship.cli.options import OVERWRITE, PROMPTABLE_GROUP, SEMANTIC_GROUP, Fields, Json, Option, command, in_group
+from segship.cli.options import (
+    EDGES,
+    OVERWRITE,
+    PROMPTABLE_GROUP,
+    SEMANTIC_GROUP,
+    Fields,
+    Json,
+    Option,
+    command,
+    in_group,
+)
 from segship.cli.output import make_table, plain, print_json, progress_console, results_console
 from segship.errors import BackendUnavailable, ExportError
 from segship.files import make_directory, tidy_directory
@@ -72,7 +82,7 @@ def parse_batch(text: str) -> int | None:
 
 FIELDS = Fields(
     make_options,
-    **in_group(PROMPTABLE_GROUP, "single_mask", "image_size", "clean_masks", "edges", "target"),
+    **in_group(PROMPTABLE_GROUP, "single_mask", "image_size", "clean_masks", "target", edges=EDGES),
     **in_group(
         SEMANTIC_GROUP,
         "output",

@@ -234,6 +234,10 @@ OVERWRITE = Option(name=("--overwrite", "--force"), group=OUTPUT_GROUP)
 """Both names are accepted, and help shows the first."""
 
 
+EDGES = Option(negative="--no-edges")
+"""Left out, it is what the model's manifest says."""
+
+
 def in_group(group: Group, *names: str, **fields: Option) -> dict[str, Option | Fields | None]:
     """Return fields with the panel that they stand in: some that differ in nothing else, and others."""
     return {name: replace(fields.get(name, Option()), group=group) for name in (*names, *fields)}

@@ -12,7 +12,7 @@ from typing import Annotated
 import numpy as np
 from cyclopts import Parameter
 
-from segship.cli.options import Images, Model, Option, Run, command, job_fields
+from segship.cli.options import EDGES, Images, Model, Option, Run, command, job_fields
 from segship.cli.output import make_table, results_console
 from segship.cli.pictures import (
     Batch,
@@ -55,7 +55,7 @@ def segment(
     box: Annotated[list[str] | None, COORDINATES, Parameter(metavar="X0,Y0,X1,Y1")] = None,
     prompts: Path | None = None,
     mask_input: Path | None = None,
-    options: Annotated[SegmentOptions, job_fields("masks", multimask_output=MULTIMASK)],
+    options: Annotated[SegmentOptions, job_fields("masks", multimask_output=MULTIMASK, edges=EDGES)],
     merge: Merge = False,
     model: Model = "tiny",
     runtime: Run,

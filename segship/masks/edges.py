@@ -71,7 +71,8 @@ class EdgeGuide:
         self.size_hw: Size = max(1, round(height * scale)), max(1, round(width * scale))
         self._held: Pixels | Image.Image = picture
         if scale < 1:
-            self._held = cv2.resize(self.pixels, self.size_hw[::-1], interpolation=cv2.INTER_AREA)
+            small = cv2.resize(self.pixels, self.size_hw[::-1], interpolation=cv2.INTER_AREA)
+            self._held = np.asarray(small, np.uint8)
         elif isinstance(picture, np.ndarray):
             # The caller may write into it.
             self._held = picture.copy()
@@ -139,7 +140,12 @@ class EdgePainter:
             corner = np.array((window.left, window.top))
             area = mask.shape[0] * mask.shape[1]
             clean_mask(
-                part, self.clean_up, points_xy=self.points_xy - corner, labels=self.labels, has_box=self.has_box, area=area
+                part,
+                self.clean_up,
+                points_xy=self.points_xy - corner,
+                labels=self.labels,
+                has_box=self.has_box,
+                area=area,
             )
 
     def _functions(self, patch: LogitsPatch, near: BoolArray) -> FloatArray:
@@ -160,7 +166,7 @@ class EdgePainter:
 def _near_border(inside: BoolArray, radius: int) -> BoolArray:
     """Return which cells (h, w) have one of the other side within a radius, counted along rows and columns."""
     window, cells = np.ones((2 * radius + 1, 2 * radius + 1), np.uint8), inside.view(np.uint8)
-    return cv2.dilate(cells, window) != cv2.erode(cells, window)
+    return np.asarray(cv2.dilate(cells, window) != cv2.erode(cells, window), np.bool_)
 
 
 def _colors(pixels: Pixels, edges: MaskEdges, upscaler: Upscaler) -> _Colors:
@@ -171,7 +177,7 @@ def _colors(pixels: Pixels, edges: MaskEdges, upscaler: Upscaler) -> _Colors:
         for count, pixels_per_cell, side in zip(cells, upscaler.pixels_per_cell, pixels.shape, strict=False)
     )
     if bottom or right:
-        pixels = cv2.copyMakeBorder(pixels, 0, bottom, 0, right, cv2.BORDER_REPLICATE)
+        pixels = np.asarray(cv2.copyMakeBorder(pixels, 0, bottom, 0, right, cv2.BORDER_REPLICATE), np.uint8)
     small = cv2.resize(pixels, cells[::-1], interpolation=cv2.INTER_AREA)
     # In double precision: what is left of gray windows is a small difference of large numbers.
     color = np.moveaxis(small, 2, 0).astype(np.float64) / 255

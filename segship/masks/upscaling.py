@@ -34,8 +34,8 @@ _ACROSS = 4096
 _STRIP_PIXELS = 2**19
 # Several times the rounding error of the products, as a part of the largest logit.
 _DOUBT = 4e-6
-# A pixel that depends on a cell depends on no other that is further from it than this.
-_MARGIN = 2
+MARGIN = 2
+"""A pixel that depends on a cell depends on no other that is further from it than this."""
 
 
 class LogitsPatch(NamedTuple):
@@ -213,10 +213,10 @@ class Upscaler:
     def blocks(
         self, planes: FloatArray, patch: LogitsPatch, wanted: BoolArray
     ) -> Iterator[tuple[slice, slice, FloatArray]]:
-        """Yield planes (n, h, w) that lie where a patch does, enlarged wherever a pixel depends on a wanted cell (h, w).
+        """Yield planes (n, h, w) that lie where a patch does, enlarged where a pixel depends on a wanted cell (h, w).
 
-        Rows and columns of the image, and values (n, rows, columns). Wanted cells lie at least two from a side of the
-        patch that is none of the image's.
+        These are rows and columns of the image, and values (n, rows, columns). Wanted cells lie at least two from a
+        side of the patch that is none of the image's.
         """
         count, height, width = planes.shape
         window = self.reach(patch)
@@ -260,7 +260,7 @@ def upscaler(
     return Upscaler(low_res_size, image_size, input_size, original_size)
 
 
-def crop_patch(patch: LogitsPatch, margin: int = _MARGIN) -> LogitsPatch:
+def crop_patch(patch: LogitsPatch, margin: int = MARGIN) -> LogitsPatch:
     """Return a copy of the cells that pixels with a logit above 0 can depend on; none if no cell is above 0.
 
     With a larger ``margin`` more cells around those above 0 are kept.

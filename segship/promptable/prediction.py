@@ -20,7 +20,7 @@ from segship.masks.cleanup import MaskCleanUp, box_window, clean_low_res, clear_
 from segship.masks.edges import EdgeGuide, EdgePainter
 from segship.masks.lazy import ArrayMasks, LazyMasks
 from segship.masks.rle import Rle, Runs, compress_runs
-from segship.masks.upscaling import LogitsPatch, Upscaler, crop_patch
+from segship.masks.upscaling import MARGIN, LogitsPatch, Upscaler, crop_patch
 from segship.promptable.prompts import ObjectPrompt
 from segship.promptable.transforms import to_model_frame
 from segship.spec import MASK_TOKENS
@@ -88,7 +88,7 @@ class ImageEmbedding:
             input_size=self.input_size,
             encoder_sha256=np.array(self.encoder_sha256),
             notes=np.array(self.notes, np.str_),
-            **({} if self.guide is None else {"guide": self.guide.pixels}),
+            guide=np.zeros((0, 0, 3), np.uint8) if self.guide is None else self.guide.pixels,
         )
         make_directory(Path(path).parent)
         write_file(path, stream.getvalue(), overwrite=overwrite)
@@ -123,8 +123,7 @@ class ImageEmbedding:
                 )
                 sizes = (int(height), int(width)), (int(input_height), int(input_width))
                 digest, notes = str(file["encoder_sha256"]), tuple(map(str, file["notes"].tolist()))
-                # Files of earlier versions have none.
-                guide = EdgeGuide(_checked_picture(file["guide"])) if "guide" in file else None
+                guide = _read_guide(file["guide"]) if "guide" in file else None
                 embeddings = np.asarray(file["image_embeddings"], np.float32)
                 found = cls(embeddings, *sizes, digest, notes, guide=guide)
         except Exception as error:
@@ -136,10 +135,10 @@ class ImageEmbedding:
         return found
 
 
-def _checked_picture(pixels: Pixels) -> Pixels:
-    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
+def _read_guide(pixels: Pixels) -> EdgeGuide | None:
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3:
         raise ValueError("no picture")
-    return pixels
+    return EdgeGuide(pixels) if pixels.size else None
 
 
 def _bad_embedding(path: str | Path) -> InputError:
@@ -341,8 +340,8 @@ def make_masks(
 ) -> LazyMasks | ArrayMasks:
     """Clean masks (N, k, 4h, 4w) of some objects unless ``clean_up`` is None, and keep what their pixels depend on.
 
-    ``painters`` of the objects make masks follow the picture. ``pixels_per_cell`` are pixels of the model frame. With ``return_logits`` (N, k, H, W) float32 logits are made at
-    once, instead of masks when somebody asks for them.
+    ``painters`` of the objects make masks follow the picture. ``pixels_per_cell`` are pixels of the model frame. With
+    ``return_logits`` (N, k, H, W) float32 logits are made at once, instead of masks when somebody asks for them.
     """
     masks = [[upscaler.valid(logits) for logits in entry] for entry in low_res]
     limits = [upscaler.everything] * len(objects)
@@ -351,8 +350,8 @@ def make_masks(
             masks[index] = [_cleaned(patch, prompt, embedding, clean_up, pixels_per_cell) for patch in masks[index]]
             if clean_up.box_margin is not None and prompt.box is not None:
                 limits[index] = box_window(prompt.box, clean_up.box_margin, embedding.original_size)
-    margins = {} if not painters else {"margin": painters[0].edges.margin}
-    lazy = LazyMasks([[crop_patch(patch, **margins) for patch in entry] for entry in masks], upscaler, limits, painters)
+    margin = painters[0].edges.margin if painters else MARGIN
+    lazy = LazyMasks([[crop_patch(patch, margin) for patch in entry] for entry in masks], upscaler, limits, painters)
     if not return_logits and objects:
         return lazy
     pixels = np.empty((*low_res.shape[:2], *embedding.original_size), np.float32 if return_logits else np.bool_)

@@ -476,6 +476,9 @@ class Predictor:
         followed = self.followed_edges(embedding, edges)
         if followed is None and edges is None and self.mask_edges is not None:
             own_notes = (*own_notes, NO_PICTURE)
+        painters = None
+        if followed is not None:
+            painters = [self.edge_painter(embedding, prompt, followed, cleaning) for prompt in resolved.objects]
         ious, low_res = np.empty(kept, np.float32), np.empty((*kept, side, side), np.float32)
         for begin in range(0, len(ious), _OBJECTS_OF_A_PORTION):
             rows = slice(begin, begin + _OBJECTS_OF_A_PORTION)
@@ -489,8 +492,7 @@ class Predictor:
                 resolved.objects,
                 self.upscaler(embedding),
                 cleaning,
-                painters=followed
-                and [self.edge_painter(embedding, prompt, followed, cleaning) for prompt in resolved.objects],
+                painters=painters,
                 pixels_per_cell=self.image_size / self.manifest.geometry.low_res_size,
                 return_logits=return_logits,
             ),

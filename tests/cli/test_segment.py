@@ -223,3 +223,14 @@ def test_demo_shows_the_same_photograph_with_another_model(run, run_json, model,
     assert code == 0 and (tmp_path / "coffee.overlay.jpg").is_file() and "segship fetch" not in out
     code, document = run_json("demo", "--model", "vit_t", "--out", tmp_path / "none")
     assert (code, document["error"]["code"]) == (3, "no_bundle") and not (tmp_path / "none").exists()
+
+
+def test_edges_and_no_edges_say_what_python_says(run, photo, tmp_path):
+    predictor, masks = segship.load("tiny"), {}
+    for option, edges in (("--edges", True), ("--no-edges", False)):
+        code, _, _ = run("segment", photo, "--point", "50,40", option, "-o", tmp_path / option, "--format", "png")
+        (file,) = (tmp_path / option).glob("*.png")
+        masks[option] = np.array(Image.open(file)) > 0
+        expected = predictor.predict(photo, points=[[50, 40]], multimask_output="best", edges=edges).masks[0, 0]
+        assert code == 0 and np.array_equal(masks[option], expected)
+    assert (masks["--edges"] != masks["--no-edges"]).any()

@@ -651,7 +651,9 @@ def test_an_embedding_without_its_picture_is_noted_or_refused(predictor, followi
     assert found.notes == ("no_picture",)
     np.testing.assert_array_equal(found.masks, following.decode(embedding, CLICK, edges=False).masks)
     assert following.decode(bare, CLICK, edges=False).notes == predictor.decode(bare, CLICK).notes == ()
-    with pytest.raises(PromptError, match="holds no picture; encode the image again, or leave out edges=True") as caught:
+    with pytest.raises(
+        PromptError, match="holds no picture; encode the image again, or leave out edges=True"
+    ) as caught:
         predictor.decode(bare, CLICK, edges=True)
     assert caught.value.code == "no_picture"
     assert str(caught.value.on_command_line).endswith("leave out --edges")

@@ -24,6 +24,7 @@ from segship.masks.cleanup import MaskCleanUp, clean_low_res
 from segship.masks.nms import box_nms, mask_nms
 from segship.masks.rle import mask_to_runs
 from segship.masks.upscaling import (
+    MARGIN,
     EncodedMask,
     LogitsPatch,
     count_above,
@@ -257,8 +258,7 @@ class CropSearch:
 
     def _hold(self, low_res: FloatArray, point_xy: Points) -> EncodedMask | LogitsPatch:
         """Return the part of the logits that is needed later, or the mask itself once too much is held."""
-        margin = {} if self._edges is None else {"margin": self._edges.margin}
-        patch = crop_patch(LogitsPatch(low_res), **margin)
+        patch = crop_patch(LogitsPatch(low_res), MARGIN if self._edges is None else self._edges.margin)
         if self._held + patch.logits.nbytes > self._context.cost.held_bytes:
             return self._encode(patch, point_xy)
         self._held += patch.logits.nbytes
@@ -274,7 +274,11 @@ class CropSearch:
         return encode_logits(patch, self._upscaler, corner_xy=(left, top), image_size_hw=self._context.size_hw)
 
     def _encoded(self, candidate: Candidate) -> EncodedMask:
-        return candidate.mask if isinstance(candidate.mask, EncodedMask) else self._encode(candidate.mask, candidate.point_xy)
+        return (
+            candidate.mask
+            if isinstance(candidate.mask, EncodedMask)
+            else self._encode(candidate.mask, candidate.point_xy)
+        )
 
     def _comparable_runs(self) -> list[IntArray]:
         """Return run lengths for comparing masks with one another: of cells while all are held, else of pixels."""
