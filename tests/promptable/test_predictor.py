@@ -638,7 +638,7 @@ def test_a_saved_embedding_keeps_its_picture(following, embedding, tmp_path):
     np.testing.assert_array_equal(following.decode(kept, CLICK).masks, following.decode(embedding, CLICK).masks)
     with np.load(tmp_path / "scene.npz") as file:
         arrays = dict(file)
-    for damaged in (arrays["guide"][..., :2], arrays["guide"].astype(float), arrays["guide"][:0]):
+    for damaged in (arrays["guide"][..., :2], arrays["guide"].astype(float), arrays["guide"][0]):
         np.savez(tmp_path / "bad.npz", **{**arrays, "guide": damaged})
         with pytest.raises(InputError) as caught:
             ImageEmbedding.load(tmp_path / "bad.npz")
@@ -657,3 +657,12 @@ def test_an_embedding_without_its_picture_is_noted_or_refused(predictor, followi
         predictor.decode(bare, CLICK, edges=True)
     assert caught.value.code == "no_picture"
     assert str(caught.value.on_command_line).endswith("leave out --edges")
+
+
+def test_a_saved_embedding_without_its_picture_is_read_back_so(embedding, tmp_path):
+    kept = ImageEmbedding.load(replace(embedding, guide=None).save(tmp_path / "bare.npz"))
+    assert kept.guide is None
+    with np.load(tmp_path / "bare.npz") as file:
+        earlier = {name: file[name] for name in file if name != "guide"}
+    np.savez(tmp_path / "earlier.npz", **earlier)
+    assert ImageEmbedding.load(tmp_path / "earlier.npz").guide is None

@@ -67,7 +67,16 @@ def test_instance_equals_the_exported_bundle(made, small_export):
     assert ((found.masks & expected.masks).sum((-1, -2)) >= 0.9999 * union).all() and union.any()
     # More than that: the files are the same.
     assert digests(made) == digests(exported)
-    same = ("graphs", "architecture", "geometry", "preprocessing", "prompt_rules", "mask_clean_up", "mask_edges", "checkpoint")
+    same = (
+        "graphs",
+        "architecture",
+        "geometry",
+        "preprocessing",
+        "prompt_rules",
+        "mask_clean_up",
+        "mask_edges",
+        "checkpoint",
+    )
     assert all(getattr(made.manifest, name) == getattr(exported.manifest, name) for name in same)
 
 

@@ -145,8 +145,8 @@ def test_another_tiny_vit_is_recognised_and_told_its_image_size():
 def test_another_size_of_tiny_is_recognised():
     tiny = SAM_ARCHITECTURES["tiny"]
     encoder = HybridConfig((16, 32, 64), (1, 0, 2), embed_dim=96, depth=2, num_heads=3, mlp_ratio=2.0)
-    # Clean-up and thresholds belong to the sizes of tiny itself, not to any encoder of its kind.
-    plain = replace(tiny, mask_clean_up=None, amg_thresholds=None)
+    # Clean-up, edges and thresholds belong to the sizes of tiny itself, not to any encoder of its kind.
+    plain = replace(tiny, mask_clean_up=None, mask_edges=None, amg_thresholds=None)
     config = replace(plain, architecture="custom", encoder=encoder, image_size=160)
     assert recognise(shapes_of(config)) == config
     resized = replace(tiny, architecture="custom", image_size=256)
