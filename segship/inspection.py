@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from segship.bundle import Bundle
+from segship.bundle.certificate import read_certificate, strangeness
 from segship.bundle.folder import EXPORT_FILE, is_contract
 from segship.bundle.manifest import MAX_MANIFEST_BYTES
 from segship.bundle.onnx_file import read_graph
@@ -31,8 +32,8 @@ class Inspection:
     path
         As it was given.
     content
-        Plain values that JSON can carry. Of a bundle its digest, its manifest and a summary of every graph; of a
-        contract its ``export.json`` and the summaries.
+        Plain values that JSON can carry. Of a bundle its digest, its manifest, a summary of every graph, and the
+        verdicts of its certificate or why that is not its own; of a contract its ``export.json`` and the summaries.
     """
 
     kind: Literal["bundle", "contract", "graph", "checkpoint"]
@@ -94,4 +95,14 @@ def _describe_bundle(bundle: Bundle) -> dict[str, Any]:
     # The stem is the graph's name, and the precision where it is not fp32.
     files = [bundle.path / artifact.file for artifact in artifacts]
     graphs = {file.stem: read_graph(file).to_dict() for file in files}
-    return {"digest": bundle.digest, "manifest": json.loads(bundle.manifest.to_json()), "graphs": graphs}
+    described = {"digest": bundle.digest, "manifest": json.loads(bundle.manifest.to_json()), "graphs": graphs}
+    certificate = read_certificate(bundle.path)
+    if certificate is None:
+        return described
+    strange = list(strangeness(certificate, bundle))
+    if strange:
+        return {**described, "certificate": {"problem": f"it is not this bundle's: {'; '.join(strange)}"}}
+    verdicts = {f"{row.backend} {row.precision}": f"{row.verdict}: {row.reason}" for row in certificate.certified}
+    evaluation = certificate.evaluation
+    about = {"created": certificate.created, "pictures": evaluation.images, "truth": evaluation.truth}
+    return {**described, "certificate": {**about, "verdicts": verdicts}}

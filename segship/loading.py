@@ -19,6 +19,7 @@ from segship.semantic.predictor import SemanticPredictor
 if TYPE_CHECKING:
     from segship.backends.choice import BackendChoice
     from segship.backends.session import Session
+    from segship.bundle import Bundle
     from segship.bundle.manifest import Manifest
 
 Task = TypeVar("Task", Predictor, SemanticPredictor)
@@ -47,15 +48,16 @@ def load(model: str | Path = "tiny", **run: Unpack[RunSettings]) -> Predictor | 
         ``tiny``, the model inside the package; the path of a bundle; the path of a checkpoint (backend ``torch``); or
         a known name such as ``vit_b`` or ``semask_s_cityscapes``, whose bundle lies in the cache folder.
     run
-        ``backend``, ``device``, ``precision``, ``threads``, ``streams`` and ``compile``, all with defaults; see
-        `segship.backends.session.RunOptions`.
+        ``backend``, ``device``, ``precision``, ``threads``, ``streams``, ``compile`` and ``accept_accuracy``, all with
+        defaults; see `segship.backends.session.RunOptions`.
 
     Raises
     ------
     BundleError
         When there is no such model, or its bundle is incomplete or was changed.
     BackendUnavailable
-        When the backend or the device is not here.
+        When the backend or the device is not here; ``accuracy_failed`` when the bundle's certificate says that this
+        precision misses its bar there.
 
     Examples
     --------
@@ -104,18 +106,35 @@ def open_model(model: str | Path, run: RunOptions) -> Predictor | SemanticPredic
 
 
 def _open_bundle(path: Path, run: RunOptions) -> Predictor | SemanticPredictor:
-    from segship.backends.choice import choose_backend
     from segship.backends.opening import open_sessions
     from segship.bundle import Bundle
 
     # Opening checks the manifest and the list of files; each graph's bytes are checked as it is loaded.
     bundle = Bundle.open(path)
     manifest = bundle.manifest
-    choice = choose_backend(manifest.checks, run)
+    choice = _accepted_choice(bundle, run)
     sessions = open_sessions(bundle, replace(run, backend=choice.backend, precision=choice.precision))
     # What ties embeddings to their encoder.
     digest = manifest.artifact(manifest.first_graph).digest
     return _predictor(manifest, sessions, digest, choice, run.threads)
+
+
+def _accepted_choice(bundle: Bundle, run: RunOptions) -> BackendChoice:
+    """Choose what runs a bundle; what its certificate says fails needs a word from the caller."""
+    from segship.backends.choice import choose_backend
+    from segship.bundle.certificate import failed
+
+    refused = set() if run.accept_accuracy else failed(bundle)
+    checks = [check for check in bundle.manifest.checks if (check.backend, check.precision) not in refused]
+    choice = choose_backend(checks, run)
+    if (choice.backend, choice.precision) in refused:
+        message = (
+            f"the certificate of {bundle.path} says that {choice.precision} in {choice.backend} fails its bar; "
+            f"`segship inspect {bundle.path}` says by how much; ask for another precision or backend, or take it with "
+            f"{way('accept_accuracy=True', '--accept-accuracy')}"
+        )
+        raise BackendUnavailable(message, code="accuracy_failed")
+    return choice
 
 
 def _open_checkpoint(path: Path, run: RunOptions) -> Predictor | SemanticPredictor:

@@ -8,7 +8,6 @@ itself where an export has its answers at hand. `segship.backends.choice` decide
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
@@ -22,10 +21,10 @@ from segship.backends.opening import open_sessions
 from segship.backends.session import RunOptions, Session, thread_count
 from segship.bundle import Bundle
 from segship.bundle.evidence import EXACT, Check, Evidence
+from segship.bundle.folder import renew_file
 from segship.bundle.manifest import MANIFEST_FILE, task_module
-from segship.catalog import EMBEDDED_MODELS, embedded_bundle, find_model
-from segship.errors import BackendUnavailable, InputError, SegshipError, way
-from segship.files import real_path, write_directory, write_file
+from segship.catalog import find_model
+from segship.errors import BackendUnavailable, SegshipError
 from segship.options import check_types, check_whole
 
 ROUNDS = 2
@@ -103,29 +102,12 @@ def tune_bundle(
     OutputError
         When the manifest cannot be written.
     """
-    path = find_model(model)
-    if out is None and any(real_path(path) == real_path(embedded_bundle(name)) for name in EMBEDDED_MODELS):
-        copy = way("out=FOLDER", "--out FOLDER")
-        message = f"{path} lies inside the package, whose files are not changed; write a copy: {copy}"
-        raise InputError(message, code="bundle_in_package")
-    bundle = Bundle.read(path)
+    bundle = Bundle.read(find_model(model))
 
     def renewed() -> bytes:
         return replace(bundle.manifest, checks=measure(bundle, options, report, known)).to_json()
 
-    if out is None:
-        write_file(path / MANIFEST_FILE, renewed(), overwrite=True)
-        return Bundle.open(path)
-
-    # Within the writing, so that a place that cannot be taken is refused before minutes are spent.
-    def fill(folder: Path) -> None:
-        for file in sorted(path.iterdir()):
-            if file.name != MANIFEST_FILE:
-                shutil.copyfile(file, folder / file.name)
-        write_file(folder / MANIFEST_FILE, renewed())
-
-    write_directory(out, fill)
-    return Bundle.open(out)
+    return renew_file(bundle, MANIFEST_FILE, renewed, out)
 
 
 def measure(

@@ -42,6 +42,8 @@ class RunOptions:
         Calls that are worked on side by side, for programs with several callers; only ``openvino`` has more than one.
     compile
         Compile the model with torch on CUDA, and run the decoder as CUDA graphs.
+    accept_accuracy
+        Run what the bundle's certificate says fails its bar.
     """
 
     backend: str = "auto"
@@ -50,6 +52,7 @@ class RunOptions:
     threads: int | None = None
     streams: int = 1
     compile: bool = False
+    accept_accuracy: bool = False
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -64,6 +67,7 @@ class RunSettings(TypedDict, total=False):
     threads: int | None
     streams: int
     compile: bool
+    accept_accuracy: bool
 
 
 @dataclass(frozen=True, slots=True, eq=False)

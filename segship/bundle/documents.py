@@ -12,7 +12,8 @@ import json
 import re
 from collections.abc import Set
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from functools import cache
+from typing import Any, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
 
@@ -56,7 +57,7 @@ class Document:
 
     def write(self, kind: type[Content], content: Content, exclude: Set[str] = frozenset()) -> bytes:
         """Return the bytes of the file: UTF-8, indented, keys in the order of the fields, the digest last."""
-        body = TypeAdapter(kind).dump_json(content, indent=2, exclude=set(exclude))
+        body = _adapter(cast(Any, kind)).dump_json(content, indent=2, exclude=set(exclude))
         return self._with_digest(body, hashlib.sha256(self._with_digest(body, _NO_DIGEST)).hexdigest())
 
     def digest(self, data: bytes) -> str:
@@ -82,12 +83,13 @@ class Document:
     def validate(self, kind: type[Content], data: bytes) -> Content:
         """Return what stands in the bytes of a file that was parsed, as its dataclass."""
         try:
-            return TypeAdapter(kind).validate_json(self._at_the_end.sub(b"\n}\n", data))
+            found: Content = _adapter(cast(Any, kind)).validate_json(self._at_the_end.sub(b"\n}\n", data))
         except ValidationError as error:
             raise self.bad(_first_problems(error)) from error
         except InputError as error:
             # What its dataclasses refuse by themselves, such as a class that stands twice.
             raise self.bad(str(error)) from error
+        return found
 
     def bad(self, problem: str) -> SegshipError:
         """Return the error for a file that cannot be used."""
@@ -117,6 +119,12 @@ class Document:
         if stated is None or hashlib.sha256(empty).hexdigest().encode() != stated[1]:
             message = f"{self.file} was changed after it was written; {self.mend}"
             raise self.error(message, code="changed_file")
+
+
+@cache
+def _adapter(kind: Any) -> TypeAdapter[Any]:
+    # Milliseconds to make, and the same for every file of a kind.
+    return TypeAdapter(kind)
 
 
 def _unique_keys(pairs: list[tuple[str, object]]) -> dict[str, object]:

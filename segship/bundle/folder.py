@@ -6,6 +6,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import shutil
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -13,10 +14,11 @@ from pathlib import Path
 from typing import NoReturn, Self, get_args
 
 from segship.bundle.artifacts import Artifact, GraphName, Option, Weights, artifact_file, weights_file
+from segship.bundle.certificate import CERTIFICATE_FILE, is_certificate
 from segship.bundle.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest, parse_manifest
 from segship.bundle.onnx_file import OnnxGraph, read_graph
 from segship.bundle.onnx_rules import check_graph
-from segship.catalog import identify, identify_graphs
+from segship.catalog import EMBEDDED_MODELS, embedded_bundle, identify, identify_graphs
 from segship.errors import BundleError, InputError, OutputError, way
 from segship.files import (
     CHUNK_BYTES,
@@ -24,6 +26,7 @@ from segship.files import (
     finish_publishing,
     open_regular,
     read_bytes,
+    real_path,
     sha256_of,
     write_directory,
     write_file,
@@ -141,6 +144,8 @@ class Bundle:
         expected = _expected_sizes(self.manifest)
         for entry in _entries(self.path):
             size = entry.stat(follow_symlinks=False)
+            if entry.name == CERTIFICATE_FILE and stat.S_ISREG(size.st_mode) and is_certificate(self.path):
+                continue
             if entry.name not in expected:
                 message = f"the bundle {self.path} holds {entry.name[:100]!r}, which does not belong there; remove it"
                 raise BundleError(message, code="strange_file")
@@ -209,6 +214,37 @@ def write_bundle(
 
     write_directory(target, fill, overwrite=force)
     return replace(finished[0], path=target)
+
+
+def renew_file(bundle: Bundle, name: str, make: Callable[[], bytes], out: Path | None = None) -> Bundle:
+    """Write one file of a bundle anew, in place or into a copy of the bundle.
+
+    ``make`` is called within the writing of a copy, so that a place that cannot be taken is refused before minutes are
+    spent.
+
+    Raises
+    ------
+    InputError
+        ``bundle_in_package`` for a model inside the package, whose files are not changed: name a copy with ``out``.
+    OutputError
+        When the file cannot be written, or ``out`` is there.
+    """
+    if out is None and any(real_path(bundle.path) == real_path(embedded_bundle(model)) for model in EMBEDDED_MODELS):
+        copy = way("out=FOLDER", "--out FOLDER")
+        message = f"{bundle.path} lies inside the package, whose files are not changed; write a copy: {copy}"
+        raise InputError(message, code="bundle_in_package")
+    if out is None:
+        write_file(bundle.path / name, make(), overwrite=True)
+        return Bundle.open(bundle.path)
+
+    def fill(folder: Path) -> None:
+        for file in sorted(bundle.path.iterdir()):
+            if file.name != name:
+                shutil.copyfile(file, folder / file.name)
+        write_file(folder / name, make())
+
+    write_directory(out, fill)
+    return Bundle.open(out)
 
 
 def _add_graph(

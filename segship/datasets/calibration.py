@@ -89,11 +89,11 @@ class CalibrateOptions:
 
 @dataclass(frozen=True, slots=True)
 class _Source:
-    """A picture to list: a name, what makes its bytes and those of its truth."""
+    """A picture to list: its name and bytes, those of its truth, and what stands in that."""
 
     name: str
     data: bytes
-    truth: bytes | None
+    truth: tuple[bytes, AnyArray] | None
 
 
 def calibrate(images: Sequence[str | Path], out: str | Path, options: CalibrateOptions | None = None) -> ImageList:
@@ -155,8 +155,8 @@ def _listed(sources: Iterable[_Source], folder: Path, options: CalibrateOptions)
         size_hw = _size_of(source)
         truth, labels = None, None
         if source.truth is not None:
-            truth = _write(folder / LABELS / f"{name}.png", source.truth)
-            labels = read_label_image(folder / LABELS / truth.name, LABEL_MODES[options.task])
+            truth = _write(folder / LABELS / f"{name}.png", source.truth[0])
+            labels = source.truth[1]
             _require_size(source.name, labels, size_hw)
         objects: list[ListedObject] = []
         if options.task == "promptable":
@@ -199,14 +199,14 @@ def _sources(images: Sequence[str | Path], options: CalibrateOptions) -> Iterato
     if not images:
         for place in range(options.limit or SCENES):
             pixels, labels = draw_labelled_scene(SCENE_SIZES_HW[place % len(SCENE_SIZES_HW)], (options.seed, place))
-            truth = encode_label_image(labels) if options.task == "promptable" else None
+            truth = (encode_label_image(labels), labels) if options.task == "promptable" else None
             yield _Source(f"scene{place}.png", encode_label_image(pixels), truth)
         return
     found = list(dict.fromkeys(path for image in images for path in _meant_by(Path(image))))
     if options.limit is not None and options.limit < len(found):
         found = [found[place] for place in sorted(rng.choice(len(found), options.limit, replace=False))]
     for path in found:
-        truth = None if options.truth is None else _truth_of(path, options.truth)
+        truth = None if options.truth is None else _truth_of(path, options.truth, LABEL_MODES[options.task])
         yield _Source(path.name, read_bytes(real_path(path), limit=ImageLimits().bytes), truth)
 
 
@@ -225,11 +225,12 @@ def _meant_by(path: Path) -> list[Path]:
     return found
 
 
-def _truth_of(picture: Path, folder: Path) -> bytes:
-    for place in (folder, folder / LABELS):
+def _truth_of(picture: Path, folder: Path, modes: Sequence[str]) -> tuple[bytes, AnyArray]:
+    # What lies in the folder itself may be the pictures.
+    for place in (folder / LABELS, folder):
         path = place / f"{picture.stem}.png"
         if path.is_file():
-            return read_bytes(real_path(path), limit=MAX_LABEL_BYTES)
+            return read_bytes(real_path(path), limit=MAX_LABEL_BYTES), read_label_image(path, modes)
     message = f"there is no truth {picture.stem}.png of {picture} in {folder}; copy it there, or leave the picture out"
     raise InputError(message, code="missing_truth")
 

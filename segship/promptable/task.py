@@ -19,12 +19,20 @@ from segship.backends.session import Recorder, Session
 from segship.bundle.evidence import EXACT, Bar, Row, mask_row, tensor_row
 from segship.datasets.image_list import KINDS, ImageList, ListedPicture, open_image_list
 from segship.images.comparison import comparison_images, smooth_mask
+from segship.masks.rle import Runs
 from segship.masks.scores import mask_iou
 from segship.promptable.decoder import Decoded, Decoder
 from segship.promptable.manifest import PromptableManifest
 from segship.promptable.prediction import ImageEmbedding
 from segship.promptable.predictor import Predictor
-from segship.promptable.prompts import PromptRules, Prompts, encode_prompts, resolve_prompts
+from segship.promptable.prompts import (
+    ObjectPrompt,
+    PromptRules,
+    Prompts,
+    ResolvedPrompts,
+    encode_prompts,
+    resolve_prompts,
+)
 from segship.promptable.transforms import Preprocessing, prepare_image, resized_size, upscale_mask
 from segship.spec import SamGeometry
 
@@ -127,7 +135,21 @@ def answer(cases: Cases, sessions: Mapping[str, Session], given: Answers | None 
     answers = []
     for index, case in enumerate(cases.images):
         own = _encoded(sessions, case.image)
-        answers.append(_answer_image(case, sessions, own, own if given is None else given[index].image_embeddings))
+        base = own if given is None else given[index].image_embeddings
+        side = sessions["image_side"].run({"image_embeddings": base}) if "image_side" in sessions else {}
+        own_side = side
+        if side and own is not base:
+            own_side = sessions["image_side"].run({"image_embeddings": own})
+        answered = ImageAnswer(own, side, {})
+        # A model that decodes in one way only has then answered already.
+        is_chained = own is base and "selective_decoder" not in sessions
+        for tensors in case.prompts.values():
+            decoder = Decoder(sessions, per_call=len(tensors["point_labels"]))
+            for graph, pair in _decoded(decoder, sessions, base, side, tensors):
+                answered.decoded.setdefault(graph, []).append(pair)
+            chained = answered.decoded["mask_decoder"][-1] if is_chained else decoder.decode(own, own_side, tensors)
+            answered.chained.append(chained[1])
+        answers.append(answered)
     return tuple(answers)
 
 
@@ -135,57 +157,105 @@ def _encoded(sessions: Mapping[str, Session], image: FloatArray) -> FloatArray:
     return sessions["image_encoder"].run({"image": image})["image_embeddings"]
 
 
-def _answer_image(case: ImageCase, sessions: Mapping[str, Session], own: FloatArray, base: FloatArray) -> ImageAnswer:
-    """Let graphs answer an image whose embedding is known: their own, and the one that each by itself gets."""
-    side = sessions["image_side"].run({"image_embeddings": base}) if "image_side" in sessions else {}
-    own_side = side
-    if side and own is not base:
-        own_side = sessions["image_side"].run({"image_embeddings": own})
-    answered = ImageAnswer(own, side, {})
-    # A model that decodes in one way only has then answered already.
-    is_chained = own is base and "selective_decoder" not in sessions
-    for tensors in case.prompts.values():
-        decoder = Decoder(sessions, per_call=len(tensors["point_labels"]))
-        for graph, pair in _decoded(decoder, sessions, base, side, tensors):
-            answered.decoded.setdefault(graph, []).append(pair)
-        chained = answered.decoded["mask_decoder"][-1] if is_chained else decoder.decode(own, own_side, tensors)
-        answered.chained.append(chained[1])
-    return answered
-
-
-def listed_case(
-    manifest: PromptableManifest, picture: ListedPicture, sessions: Mapping[str, Session]
-) -> tuple[ImageCase, FloatArray]:
-    """Return a picture of a list as a case, a call of the decoder for each kind of prompt, and its embedding.
+def _listed_objects(
+    picture: ListedPicture, sessions: Mapping[str, Session], manifest: PromptableManifest, embeddings: FloatArray
+) -> dict[str, tuple[ObjectPrompt, ...]]:
+    """Return the objects of a picture of a list by their kind.
 
     What refines a mask gets the best that the sessions, those of the reference, first give for its point.
     """
-    size_hw = picture.loaded.size_hw
-    input_size = resized_size(size_hw, manifest.geometry.image_size)
-    image = prepare_image(picture.loaded.picture, manifest.preprocessing)
-    embeddings = _encoded(sessions, image)
-    asked: dict[str, Arrays] = {}
+    found: dict[str, tuple[ObjectPrompt, ...]] = {}
     for kind in KINDS:
-        given = [entry for entry in picture.entry.objects if entry.kind == kind]
         prompts = [
-            Prompts(points=entry.points or None, labels=entry.labels or None, boxes=entry.box) for entry in given
+            Prompts(points=entry.points or None, labels=entry.labels or None, boxes=entry.box)
+            for entry in picture.entry.objects
+            if entry.kind == kind
         ]
         if prompts:
-            asked[kind] = encode_prompts(
-                resolve_prompts(prompts, size_hw).objects,
-                original_size=size_hw,
-                input_size=input_size,
-                low_res_size=manifest.geometry.low_res_size,
-                rules=manifest.prompt_rules,
-            )
-    if "refined" in asked:
-        tensors = asked["refined"]
+            found[kind] = resolve_prompts(prompts, picture.loaded.size_hw).objects
+    if "refined" in found:
+        tensors = _object_tensors(found["refined"], picture.loaded.size_hw, manifest)
         ious, masks = _run_whole(sessions, embeddings, tensors)
         # Of several masks the first is for prompts that leave no doubt.
         best = ious[:, 1:].argmax(axis=1) + 1 if ious.shape[1] > 1 else np.zeros(len(ious), np.int64)
-        tensors["mask_input"] = np.ascontiguousarray(masks[np.arange(len(best)), best][:, None])
-        tensors["has_mask_input"] = np.ones(len(best), np.float32)
-    return ImageCase(image, size_hw, input_size, asked), embeddings
+        found["refined"] = tuple(
+            replace(prompt, mask_input=masks[row, best[row]][None]) for row, prompt in enumerate(found["refined"])
+        )
+    return found
+
+
+def _object_tensors(objects: Sequence[ObjectPrompt], size_hw: Size, manifest: PromptableManifest) -> Arrays:
+    return encode_prompts(
+        objects,
+        original_size=size_hw,
+        input_size=resized_size(size_hw, manifest.geometry.image_size),
+        low_res_size=manifest.geometry.low_res_size,
+        rules=manifest.prompt_rules,
+    )
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ListedAnswer:
+    """What was answered to one picture of an image list.
+
+    Attributes
+    ----------
+    objects
+        Its objects by kind, as the reference's first masks complete them.
+    tensors
+        Graph -> what it gave for the reference's embedding: ``image_embeddings``, and for each kind the decoder's
+        ``low_res_masks`` and ``iou_predictions``, all of an object's masks; of ``image_side`` all its tensors.
+    masks
+        Kind -> the masks of each object as people get them, as run lengths: three of a click, one of anything else.
+    scores
+        Kind -> what the model says of these masks: (objects, masks) float32.
+    """
+
+    objects: Mapping[str, tuple[ObjectPrompt, ...]]
+    tensors: Mapping[str, Mapping[str, list[AnyArray]]]
+    masks: Mapping[str, list[list[Runs]]]
+    scores: Mapping[str, FloatArray]
+
+
+def answer_listed(
+    manifest: PromptableManifest,
+    picture: ListedPicture,
+    sessions: Mapping[str, Session],
+    given: ListedAnswer | None = None,
+) -> ListedAnswer:
+    """Let a model answer a picture of an image list; ``given`` is what the reference answered, where this is another.
+
+    Raises
+    ------
+    BackendUnavailable
+        ``nonfinite_output``, or what the runtime says.
+    """
+    predictor = open(manifest, sessions)
+    embedding = predictor.encode_loaded(picture.loaded)
+    own = base = embedding.image_embeddings
+    objects = given.objects if given else _listed_objects(picture, sessions, manifest, own)
+    if given:
+        (base,) = given.tensors["image_encoder"]["image_embeddings"]
+    tensors: dict[str, dict[str, list[AnyArray]]] = {"image_encoder": {"image_embeddings": [own]}}
+    side = sessions["image_side"].run({"image_embeddings": base}) if "image_side" in sessions else {}
+    if side:
+        tensors["image_side"] = {name: [array] for name, array in side.items()}
+    for prompts in objects.values():
+        asked = _object_tensors(prompts, picture.loaded.size_hw, manifest)
+        decoder = Decoder(sessions, per_call=len(prompts))
+        for graph, (ious, masks) in _decoded(decoder, sessions, base, side, asked):
+            outputs = tensors.setdefault(graph, {"low_res_masks": [], "iou_predictions": []})
+            outputs["low_res_masks"].append(masks)
+            outputs["iou_predictions"].append(ious)
+    found = {
+        kind: predictor.decode_resolved(embedding, ResolvedPrompts(prompts), multimask_output=kind == "click")
+        for kind, prompts in objects.items()
+    }
+    runs = {
+        kind: [[one.mask_runs(entry, index) for index in range(one.held.shape[1])] for entry in range(len(one.objects))]
+        for kind, one in found.items()
+    }
+    return ListedAnswer(objects, tensors, runs, {kind: one.iou_predictions for kind, one in found.items()})
 
 
 def feeds(
@@ -198,15 +268,15 @@ def feeds(
     """
     recorders = {name: Recorder(session) for name, session in sessions.items()}
     for picture in open_image_list(images, manifest.task).pictures():
-        case, embeddings = listed_case(manifest, picture, sessions)
+        image = prepare_image(picture.loaded.picture, manifest.preprocessing)
+        embeddings = _encoded(recorders, image)
         side: Arrays = {}
         if "image_side" in recorders:
             side = recorders["image_side"].run({"image_embeddings": embeddings})
-        for tensors in case.prompts.values():
-            decoder = Decoder(recorders, per_call=len(tensors["point_labels"]))
-            list(_decoded(decoder, recorders, embeddings, side, tensors))
-        calls = {name: [asked for asked, _ in recorder.take()] for name, recorder in recorders.items()}
-        yield {**calls, "image_encoder": [{"image": case.image}]}
+        for objects in _listed_objects(picture, sessions, manifest, embeddings).values():
+            tensors = _object_tensors(objects, picture.loaded.size_hw, manifest)
+            list(_decoded(Decoder(recorders, per_call=len(objects)), recorders, embeddings, side, tensors))
+        yield {name: [asked for asked, _ in recorder.take()] for name, recorder in recorders.items()}
 
 
 def _run_whole(sessions: Mapping[str, Session], image_embeddings: FloatArray, tensors: Arrays) -> Decoded:

@@ -82,14 +82,33 @@ def comparison_tensors(size_hw: Size, preprocessing: SemanticPreprocessing) -> t
     return tuple(to_tensor(resize_pixels(picture, size_hw), preprocessing) for picture in comparison_images())
 
 
-def listed_case(
-    manifest: SemanticManifest, picture: ListedPicture, sessions: Mapping[str, Session]
-) -> tuple[Cases, Answers]:
-    """Return the inputs that a picture of a list becomes, as a predictor makes them, and what the sessions answer."""
+@dataclass(frozen=True, slots=True, eq=False)
+class ListedAnswer:
+    """What was answered to one picture of an image list.
+
+    Attributes
+    ----------
+    tensors
+        Graph -> what it gave: ``class_map`` or ``logits``, one array a call.
+    class_map
+        (H, W) uint8 in the image frame, as people get it.
+    """
+
+    tensors: Mapping[str, Mapping[str, list[AnyArray]]]
+    class_map: AnyArray
+
+
+def answer_listed(
+    manifest: SemanticManifest,
+    picture: ListedPicture,
+    sessions: Mapping[str, Session],
+    given: ListedAnswer | None = None,
+) -> ListedAnswer:
+    """Let a model answer a picture of an image list; ``given`` is of no use here, since it is the only graph."""
     recorder = Recorder(sessions["semantic"])
-    open(manifest, {"semantic": recorder}).segment(picture.loaded)
-    asked, answers = zip(*recorder.take(), strict=True)
-    return Cases(tuple(inputs["image"] for inputs in asked)), answers
+    classes = open(manifest, {"semantic": recorder}).segment(picture.loaded).array
+    outputs = [answered for _, answered in recorder.take()]
+    return ListedAnswer({"semantic": {name: [each[name] for each in outputs] for name in outputs[0]}}, classes)
 
 
 def feeds(
@@ -97,8 +116,9 @@ def feeds(
 ) -> Iterator[dict[str, list[dict[str, AnyArray]]]]:
     """Yield for each picture of an image list what the graph is given, as `segship.promptable.task.feeds` does."""
     for picture in open_image_list(images, manifest.task).pictures():
-        cases, _ = listed_case(manifest, picture, sessions)
-        yield {"semantic": [{"image": image} for image in cases.images]}
+        recorder = Recorder(sessions["semantic"])
+        open(manifest, {"semantic": recorder}).segment(picture.loaded)
+        yield {"semantic": [asked for asked, _ in recorder.take()]}
 
 
 def answer(cases: Cases, sessions: Mapping[str, Session], given: Answers | None = None) -> Answers:

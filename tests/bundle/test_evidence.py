@@ -2,7 +2,17 @@
 import numpy as np
 import pytest
 
-from segship.bundle.evidence import Check, Evidence, class_map_row, mask_row, require_passed, tensor_row
+from segship.bundle.evidence import (
+    Check,
+    Evidence,
+    TensorErrors,
+    class_map_row,
+    figures_row,
+    mask_figures,
+    mask_row,
+    require_passed,
+    tensor_row,
+)
 from segship.errors import ComparisonFailed
 from segship.promptable import task as promptable
 from segship.semantic import task as semantic
@@ -121,3 +131,27 @@ def test_backends_are_compared_by_all_times_but_that_of_loading():
     times = {"load": 1000.0, "encode": 30.0, "decode": 4.0}
     assert Check(**facts, timings_ms=times, passed=True).milliseconds == 34
     assert Check(**facts, timings_ms={}, passed=False).milliseconds == float("inf")
+
+
+def test_tensor_errors_count_pair_after_pair():
+    errors = TensorErrors()
+    errors.add(np.array([3.0, 4.0], np.float32), np.array([3.0, 4.5], np.float32))
+    errors.add(np.array([0.0, 8.0], np.float32), np.array([0.0, 8.0], np.float32))
+    figures = errors.figures()
+    assert (errors.pairs, figures["scale"], figures["largest"], figures["headroom"]) == (2, 8, 8, 65504 / 8)
+    assert figures["max_abs"] == 0.125 and figures["mean_abs"] == 0.5 / 4 / 8 and figures["not_finite"] == 0
+    assert figures["relative_l2"] == pytest.approx(np.sqrt(0.25 / 89)) and 0.99 < figures["cosine"] < 1
+
+
+def test_values_that_are_not_finite_are_counted_and_fail():
+    errors = TensorErrors()
+    errors.add(np.ones(3, np.float32), np.array([1, np.nan, np.inf], np.float32))
+    row = figures_row("step", "graph", "what", 1, errors.figures(), {"cosine": 0.5})
+    assert not row.passed and row.figures["not_finite"] == 2 and row.figures["largest"] == 1
+
+
+def test_figures_of_masks_tell_the_tail():
+    ious = [1.0] * 18 + [0.85, 0.5]
+    figures = mask_figures(ious)
+    assert (figures["mask_iou_min"], figures["mask_iou_low"]) == (0.5, 0.1)
+    assert figures["mask_iou_mean"] == pytest.approx(np.mean(ious)) and 0.5 < figures["mask_iou_p5"] < 0.86

@@ -37,11 +37,10 @@ def test_feeds_are_what_every_graph_is_given(small_export, images):
 
 def test_a_refined_mask_begins_with_what_the_model_itself_ranks_first(small_export, images):
     manifest, sessions = small_export[0].manifest, open_sessions(small_export[0], RUN)
-    (picture, _) = images.pictures()
-    case, embeddings = task.listed_case(manifest, picture, sessions)
-    refined = dict(case.prompts["refined"])
+    (feed, _) = task.feeds(manifest, images, sessions)
+    *_, refined = feed["mask_decoder"]
     first = {**refined, "mask_input": np.zeros_like(refined["mask_input"]), "has_mask_input": np.zeros(2, np.float32)}
-    found = sessions["mask_decoder"].run({"image_embeddings": embeddings, **first})
+    found = sessions["mask_decoder"].run(first)
     for row, mask in enumerate(refined["mask_input"]):
         best = 1 + found["iou_predictions"][row, 1:].argmax()
         assert np.array_equal(mask[0], found["low_res_masks"][row, best])
