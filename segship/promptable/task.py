@@ -134,7 +134,7 @@ def answer(cases: Cases, sessions: Mapping[str, Session], given: Answers | None 
     """
     answers = []
     for index, case in enumerate(cases.images):
-        own = _encoded(sessions, case.image)
+        own = sessions["image_encoder"].run({"image": case.image})["image_embeddings"]
         base = own if given is None else given[index].image_embeddings
         side = sessions["image_side"].run({"image_embeddings": base}) if "image_side" in sessions else {}
         own_side = side
@@ -151,10 +151,6 @@ def answer(cases: Cases, sessions: Mapping[str, Session], given: Answers | None 
             answered.chained.append(chained[1])
         answers.append(answered)
     return tuple(answers)
-
-
-def _encoded(sessions: Mapping[str, Session], image: FloatArray) -> FloatArray:
-    return sessions["image_encoder"].run({"image": image})["image_embeddings"]
 
 
 def _listed_objects(
@@ -192,6 +188,21 @@ def _object_tensors(objects: Sequence[ObjectPrompt], size_hw: Size, manifest: Pr
         low_res_size=manifest.geometry.low_res_size,
         rules=manifest.prompt_rules,
     )
+
+
+def listed_case(
+    manifest: PromptableManifest, picture: ListedPicture, sessions: Mapping[str, Session]
+) -> tuple[ImageCase, FloatArray]:
+    """Return a picture of a list as a case, a call of the decoder for each kind of prompt, and its embedding.
+
+    ``sessions`` are those of the reference, whose first masks are refined.
+    """
+    size_hw = picture.loaded.size_hw
+    image = prepare_image(picture.loaded.picture, manifest.preprocessing)
+    embeddings = sessions["image_encoder"].run({"image": image})["image_embeddings"]
+    objects = _listed_objects(picture, sessions, manifest, embeddings)
+    asked = {kind: _object_tensors(prompts, size_hw, manifest) for kind, prompts in objects.items()}
+    return ImageCase(image, size_hw, resized_size(size_hw, manifest.geometry.image_size), asked), embeddings
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -268,15 +279,15 @@ def feeds(
     """
     recorders = {name: Recorder(session) for name, session in sessions.items()}
     for picture in open_image_list(images, manifest.task).pictures():
-        image = prepare_image(picture.loaded.picture, manifest.preprocessing)
-        embeddings = _encoded(recorders, image)
+        case, embeddings = listed_case(manifest, picture, sessions)
         side: Arrays = {}
         if "image_side" in recorders:
             side = recorders["image_side"].run({"image_embeddings": embeddings})
-        for objects in _listed_objects(picture, sessions, manifest, embeddings).values():
-            tensors = _object_tensors(objects, picture.loaded.size_hw, manifest)
-            list(_decoded(Decoder(recorders, per_call=len(objects)), recorders, embeddings, side, tensors))
-        yield {name: [asked for asked, _ in recorder.take()] for name, recorder in recorders.items()}
+        for tensors in case.prompts.values():
+            decoder = Decoder(recorders, per_call=len(tensors["point_labels"]))
+            list(_decoded(decoder, recorders, embeddings, side, tensors))
+        calls = {name: [asked for asked, _ in recorder.take()] for name, recorder in recorders.items()}
+        yield {**calls, "image_encoder": [{"image": case.image}]}
 
 
 def _run_whole(sessions: Mapping[str, Session], image_embeddings: FloatArray, tensors: Arrays) -> Decoded:

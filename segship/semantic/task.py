@@ -82,6 +82,16 @@ def comparison_tensors(size_hw: Size, preprocessing: SemanticPreprocessing) -> t
     return tuple(to_tensor(resize_pixels(picture, size_hw), preprocessing) for picture in comparison_images())
 
 
+def listed_case(
+    manifest: SemanticManifest, picture: ListedPicture, sessions: Mapping[str, Session]
+) -> tuple[Cases, Answers]:
+    """Return the inputs that a picture of a list becomes, as a predictor makes them, and what the sessions answer."""
+    recorder = Recorder(sessions["semantic"])
+    open(manifest, {"semantic": recorder}).segment(picture.loaded)
+    asked, answers = zip(*recorder.take(), strict=True)
+    return Cases(tuple(inputs["image"] for inputs in asked)), answers
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class ListedAnswer:
     """What was answered to one picture of an image list.
@@ -116,9 +126,8 @@ def feeds(
 ) -> Iterator[dict[str, list[dict[str, AnyArray]]]]:
     """Yield for each picture of an image list what the graph is given, as `segship.promptable.task.feeds` does."""
     for picture in open_image_list(images, manifest.task).pictures():
-        recorder = Recorder(sessions["semantic"])
-        open(manifest, {"semantic": recorder}).segment(picture.loaded)
-        yield {"semantic": [asked for asked, _ in recorder.take()]}
+        cases, _ = listed_case(manifest, picture, sessions)
+        yield {"semantic": [{"image": image} for image in cases.images]}
 
 
 def answer(cases: Cases, sessions: Mapping[str, Session], given: Answers | None = None) -> Answers:
