@@ -139,9 +139,10 @@ def _is_chosen(plan: SidePlan, only: str) -> bool:
 def describe(side: SideFigures) -> str:
     """Return a row as text."""
     differs = ", ".join(f"{name} {value:g}" for name, value in side.agreement.items())
+    parts = ", ".join(f"{name} {seconds:.2f} s" for name, seconds in side.extra.get("parts_s", {}).items())
     return (
         f"{side.name}: median {1e3 * side.median_s:,.2f} ms of {len(side.seconds)}, "
-        f"peak {side.peak_bytes / 1e6:,.0f} MB; {differs}"
+        f"peak {side.peak_bytes / 1e6:,.0f} MB; {differs}" + (f"; last run: {parts}" if parts else "")
     )
 
 

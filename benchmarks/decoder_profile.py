@@ -2,7 +2,7 @@
 """Where the time of a decoder call goes: each kind of operator of ``selective_decoder``, as its runtime counts it.
 
     python -m benchmarks.decoder_profile [--model vit_b] [--work WORK] [--engine openvino] [--precision bf16]
-        [--objects 8] [--passing 0.3] [--repeats 30] [--top 25]
+        [--objects 8] [--passing 0.3] [--free] [--repeats 30] [--top 25]
 
 Prints milliseconds a prompt for each kind of operator and for the largest single ones, at the fastest of all repeats
 each; what a call takes beyond their sum is hand-over. ``--passing`` is the part of the masks that pass and are made.
@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 import segship
 from benchmarks.prepared import WorkFolder
 from benchmarks.subjects.points import image_points
-from segship.backends.session import RunOptions
+from segship.backends.session import Recorder, RunOptions, Sizes
 
 Times = dict[str, tuple[str, float]]
 """Node -> kind and milliseconds of one call."""
@@ -33,29 +33,24 @@ Times = dict[str, tuple[str, float]]
 
 def recorded_inputs(predictor: segship.Predictor, photo: Path, objects: int, passing: float) -> dict[str, NDArray[Any]]:
     """Return what ``selective_decoder`` gets in everything mode, with thresholds drawn so that a part passes."""
-    session, found = predictor._sessions["selective_decoder"], {}
-
-    class Recorder:
-        def __getattr__(self, name: str) -> Any:
-            return getattr(session, name)
-
-        def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
-            found.update(inputs)
-            return session.run(inputs)
-
-    predictor._sessions["selective_decoder"] = predictor._decoder._sessions["selective_decoder"] = Recorder()  # type: ignore[assignment,index]
+    recorder = Recorder(predictor._sessions["selective_decoder"])
+    predictor._decoder._sessions = {**predictor._sessions, "selective_decoder": recorder}
     predictor.select_at(predictor.encode(photo), image_points(objects)[:, 0], 0.88)
+    ((found, _),) = recorder.take()
     wanted = np.random.default_rng(0).random((objects, 4)) < passing
     wanted[:, 0] = False
     return {**found, "min_iou": np.where(wanted, np.float32(-np.inf), np.float32(np.inf))}
 
 
-def profile_openvino(graph: Path, spec: Any, run: RunOptions, inputs: Mapping[str, Any], repeats: int) -> list[Times]:
+def profile_openvino(
+    graph: Path, spec: Any, run: RunOptions, inputs: Mapping[str, Any], repeats: int, sizes: Sizes
+) -> list[Times]:
     """Return the counters of every call."""
     from segship.backends import openvino
 
     settings = {**openvino._settings(run), "PERF_COUNT": "YES"}
-    request = openvino._compile(openvino._read(graph, spec), settings, spec).create_infer_request()
+    compiled = openvino._compile(openvino._read(graph, spec), settings, spec, sizes)
+    request = compiled.create_infer_request()
     calls = []
     for _ in range(repeats):
         request.infer(dict(inputs), share_inputs=True, share_outputs=True)
@@ -65,9 +60,9 @@ def profile_openvino(graph: Path, spec: Any, run: RunOptions, inputs: Mapping[st
 
 
 def profile_onnxruntime(
-    graph: Path, spec: Any, run: RunOptions, inputs: Mapping[str, Any], repeats: int
+    graph: Path, spec: Any, run: RunOptions, inputs: Mapping[str, Any], repeats: int, sizes: Sizes
 ) -> list[Times]:
-    """Return the kernels' times of every call."""
+    """Return the kernels' times of every call; this runtime does nothing with sizes."""
     from segship.backends import onnxruntime
 
     choices = onnxruntime._choices(run.threads or 2, once=False)
@@ -116,6 +111,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--objects", type=int, default=8)
     parser.add_argument("--passing", type=float, default=0.3)
+    parser.add_argument("--free", action="store_true", help="the graph for any sizes, not the one for many calls")
     parser.add_argument("--repeats", type=int, default=30)
     parser.add_argument("--top", type=int, default=25)
     arguments = parser.parse_args()
@@ -124,14 +120,20 @@ def main() -> None:
     run = RunOptions(arguments.engine, precision=arguments.precision, threads=arguments.threads)
     with segship.load(bundle, backend=run.backend, precision=run.precision, threads=run.threads) as predictor:
         session = predictor._sessions["selective_decoder"]
+        spec, sizes = session.spec, {}
         inputs = recorded_inputs(predictor, folder.photo(), arguments.objects, arguments.passing)
+        if not arguments.free:
+            side = (1, predictor.manifest.geometry.embedding_size)
+            points = inputs["point_labels"].shape[1]
+            sizes = {"objects": arguments.objects, "points": points, "rows": side, "columns": side}
+            session = session.fixed(sizes)
         seconds = []
         for _ in range(arguments.repeats):
             started = time.perf_counter()
             session.run(inputs)
             seconds.append(time.perf_counter() - started)
     profile = profile_openvino if arguments.engine == "openvino" else profile_onnxruntime
-    calls = profile(bundle / "selective_decoder.onnx", session.spec, run, inputs, arguments.repeats)
+    calls = profile(bundle / "selective_decoder.onnx", spec, run, inputs, arguments.repeats, sizes)
     report(fastest(calls), min(seconds), arguments.objects, arguments.top)
 
 

@@ -3,16 +3,20 @@
 
 from __future__ import annotations
 
+import time
 import zlib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.prepared import PHOTO_SIZE, WorkFolder
 from benchmarks.replay import MASKS, Replay
+
+if TYPE_CHECKING:
+    from segship.promptable.everything.options import Mode
 
 
 def make_replay(folder: WorkFolder, points_per_side: int) -> Replay:
@@ -153,7 +157,7 @@ class Reference(_Everything):
 
 
 class Ours(_Everything):
-    """`segship.generate_masks` with its defaults."""
+    """`segship.generate_masks` with its defaults, in a mode."""
 
     def __init__(
         self,
@@ -164,30 +168,67 @@ class Ours(_Everything):
         threads: int,
         points_per_side: int,
         device: str = "cpu",
+        mode: Mode = "fast",
     ) -> None:
         super().__init__(work, model, points_per_side)
         from benchmarks.subjects.ours import described, first_load, load_ours
         from segship import AmgOptions
 
         self._predictor = load_ours(work, model, engine, precision, threads, device)
-        self._options = AmgOptions(points_per_side=points_per_side)
+        self._options = AmgOptions(points_per_side=points_per_side, mode=mode)
         self.described = described(self._predictor, precision, threads)
         self._first = first_load(work, model, engine, precision)
-        replay_sessions(self._predictor, self.replay)
+        self._parts: dict[str, float] = {}
+        replay_sessions(self._predictor, self.replay, self._parts)
 
     def figures(self) -> dict[str, Any]:
-        """Return what the first load took as well."""
-        return {**super().figures(), **self._first}
+        """Return what the first load took as well, and the seconds of each part of the last run."""
+        return {**super().figures(), **self._first, "parts_s": {name: round(s, 3) for name, s in self._parts.items()}}
 
     def generate(self) -> list[dict[str, Any]]:
-        """Return our records as the reference has them."""
-        from segship import generate_masks
+        """Return our records as the reference has them; what is in no session is ours."""
+        from segship.images import read_image
+        from segship.promptable.everything.search import generate_loaded
 
-        return [record.to_dict("coco_rle") for record in generate_masks(self._predictor, self.jpeg, self._options)]
+        self._parts.clear()
+        started = time.perf_counter()
+        loaded = read_image(self.jpeg)
+        read = time.perf_counter()
+        found = generate_loaded(self._predictor, loaded, self._options)
+        done = time.perf_counter()
+        records = [record.to_dict("coco_rle") for record in found.records]
+        sessions = sum(self._parts.values()) + self.replay.seconds
+        self._parts["read"] = read - started
+        self._parts["prepare, filters, duplicates, run lengths"] = done - read - sessions
+        self._parts["records with COCO RLE"] = time.perf_counter() - done
+        return records
 
 
-def replay_sessions(predictor: Any, replay: Replay) -> None:
-    """Let every decoder of a predictor run for real and give the workload's answers."""
+class _Timed:
+    """A session whose seconds are added up under its name."""
+
+    def __init__(self, inner: Any, name: str, parts: dict[str, float]) -> None:
+        self._inner, self._name, self._parts = inner, name, parts
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._inner, name)
+
+    def fixed(self, sizes: Any) -> _Timed:
+        """Time the session for some sizes."""
+        return _Timed(self._inner.fixed(sizes), self._name, self._parts)
+
+    def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        """Run and add the time."""
+        started = time.perf_counter()
+        outputs: dict[str, NDArray[Any]] = self._inner.run(inputs)
+        self._parts[self._name] = self._parts.get(self._name, 0.0) + time.perf_counter() - started
+        return outputs
+
+
+def replay_sessions(predictor: Any, replay: Replay, parts: dict[str, float]) -> None:
+    """Let every decoder of a predictor run for real and give the workload's answers; ``parts`` gets seconds."""
+    for name in predictor._sessions:
+        predictor._sessions[name] = _Timed(predictor._sessions[name], name, parts)
     for name, session in predictor._sessions.items():
         outputs = {tensor.name for tensor in session.spec.outputs}
         if outputs >= {"iou_predictions", "low_res_masks"}:
@@ -223,6 +264,10 @@ class _ReplayedSelection(_ReplayedSession):
     Its thresholds become minus infinity where the workload's score passes the threshold that was asked for, and
     infinity elsewhere. So it does the work of the recorded scores, whatever its random weights think.
     """
+
+    def fixed(self, sizes: Any) -> _ReplayedSelection:
+        """Replay the session for some sizes."""
+        return _ReplayedSelection(self._inner.fixed(sizes), self._replay)
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run for the masks that pass, then answer with their ellipses."""

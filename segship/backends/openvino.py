@@ -21,6 +21,7 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 from queue import SimpleQueue
+from threading import Lock
 from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
@@ -34,7 +35,16 @@ from segship.backends.compiled import (
     remove_compiled,
     store_compiled,
 )
-from segship.backends.session import IDENTITY, Graph, RunOptions, closed, first_line, refuse_options, thread_count
+from segship.backends.session import (
+    IDENTITY,
+    Graph,
+    RunOptions,
+    Sizes,
+    closed,
+    first_line,
+    refuse_options,
+    thread_count,
+)
 from segship.backends.session import Session as BaseSession
 from segship.errors import BackendUnavailable, BundleError
 from segship.machine import describe_machine
@@ -98,13 +108,15 @@ class Compiled(NamedTuple):
     model: Any
     file: MappedFile | None
     """The memory of its weights; None where there is no cache to keep them in."""
+    graph: Graph
+    """What it was compiled of."""
 
 
-def compile(graph: Graph, spec: GraphSpec, run: RunOptions) -> Compiled:
+def compile(graph: Graph, spec: GraphSpec, run: RunOptions, sizes: Sizes | None = None) -> Compiled:
     """Take a graph that was compiled before from the cache, or compile it and put it there.
 
     A path costs less memory the first time. A graph whose digest is known, or that was compiled before, is not read
-    but for its check.
+    but for its check. Of axes whose ``sizes`` are known the plugin plans memory and products when it compiles.
 
     Raises
     ------
@@ -116,21 +128,21 @@ def compile(graph: Graph, spec: GraphSpec, run: RunOptions) -> Compiled:
     settings = _settings(run)
     # What was read for the check is gone before OpenVINO needs as many bytes.
     graph.read()
-    name = _compiled_name(graph.digest or graph_digest(graph.source), run.precision)
+    name = _compiled_name(graph.digest or graph_digest(graph.source), run.precision, sizes or {})
     path = find_compiled(name)
     if path is not None:
         try:
-            return _import(path, settings)
+            return _import(path, settings, graph)
         except RuntimeError:
             # Damaged, or made by a build that calls itself by the same version.
             remove_compiled(path)
-    compiled = _compile(_read(graph.source, spec), settings, spec)
+    compiled = _compile(_read(graph.source, spec), settings, spec, sizes or {})
     path = _store(name, compiled)
     if path is None:
-        return Compiled(compiled, None)
+        return Compiled(compiled, None, graph)
     # The one that was compiled holds its float32 weights in memory that only its end gives back.
     del compiled
-    return _import(path, settings)
+    return _import(path, settings, graph)
 
 
 class Session(BaseSession):
@@ -145,9 +157,11 @@ class Session(BaseSession):
     """
 
     def __init__(self, compiled: Compiled, spec: GraphSpec, run: RunOptions | None = None) -> None:
-        run = run or RunOptions()
+        self._run = run = run or RunOptions()
         self.spec = spec
-        self._compiled, self._file = compiled
+        self._compiled, self._file, self._graph = compiled
+        self._fixed: dict[tuple[object, ...], Session] = {}
+        self._fixing = Lock()
         _check_precision(self._compiled, run.precision)
         _check_ports(self._compiled, _for_one(spec))
         self._inputs = _places(self._compiled.inputs, spec.inputs)
@@ -182,9 +196,23 @@ class Session(BaseSession):
             for tensor in self.spec.outputs
         }
 
+    def fixed(self, sizes: Sizes) -> Session:
+        """Return a session that was compiled for some sizes; see `segship.backends.session.Session.fixed`."""
+        with self._fixing:
+            if self._compiled is None:
+                raise closed()
+            key = tuple(sorted(sizes.items()))
+            if key not in self._fixed:
+                compiled = compile(self._graph, self.spec, self._run, sizes)
+                self._fixed[key] = Session(compiled, _with_sizes(self.spec, sizes), self._run)
+            return self._fixed[key]
+
     def close(self) -> None:
         """Release the graph and its weights, once calls that other threads are in have ended."""
-        self._compiled = None
+        with self._fixing:
+            for session in self._fixed.values():
+                session.close()
+            self._compiled = None
         self._requests = SimpleQueue()
         self._file = None
 
@@ -210,11 +238,11 @@ def _store(name: CompiledName, compiled: Any) -> Path | None:
     return store_compiled(name, lambda stream: compiled.export_model(_ExportStream(stream)))
 
 
-def _import(path: Path, settings: dict[str, str]) -> Compiled:
+def _import(path: Path, settings: dict[str, str], graph: Graph) -> Compiled:
     file = MappedFile(path)
     compiled = _core().import_model(openvino.Tensor(file.array, shared_memory=True), "CPU", settings)
     file.forget()
-    return Compiled(compiled, file)
+    return Compiled(compiled, file, graph)
 
 
 class _ExportStream(io.BytesIO):
@@ -260,7 +288,7 @@ def _settings(run: RunOptions) -> dict[str, str]:
     }
 
 
-def _compiled_name(digest: str, precision: str) -> CompiledName:
+def _compiled_name(digest: str, precision: str, sizes: Sizes) -> CompiledName:
     # Threads and streams are not part of it: a compiled graph answers the same bytes under any.
     machine = describe_machine()
     settings = {
@@ -269,7 +297,10 @@ def _compiled_name(digest: str, precision: str) -> CompiledName:
         "features": " ".join(machine.features),
         "batch": "1",
     }
-    return CompiledName(digest, f"openvino-{precision}", settings)
+    if not sizes:
+        return CompiledName(digest, f"openvino-{precision}", settings)
+    # A kind of its own, so that both files of a graph are kept.
+    return CompiledName(digest, f"openvino-{precision}-fixed", {**settings, "sizes": str(sorted(sizes.items()))})
 
 
 def _read(graph: bytes | Path, spec: GraphSpec) -> Any:
@@ -282,11 +313,14 @@ def _read(graph: bytes | Path, spec: GraphSpec) -> Any:
     return model
 
 
-def _compile(model: Any, settings: dict[str, str], spec: GraphSpec) -> Any:
-    shapes = {
-        tensor.name: [1 if size == BATCH_AXIS else -1 if isinstance(size, str) else size for size in tensor.shape]
-        for tensor in spec.inputs
-    }
+def _compile(model: Any, settings: dict[str, str], spec: GraphSpec, sizes: Sizes) -> Any:
+    known = {BATCH_AXIS: 1, **sizes}
+
+    def dimension(size: int | str) -> Any:
+        found = known.get(size, -1) if isinstance(size, str) else size
+        return openvino.Dimension(*found) if isinstance(found, tuple) else found
+
+    shapes = {tensor.name: openvino.PartialShape([dimension(size) for size in tensor.shape]) for tensor in spec.inputs}
     try:
         model.reshape({name: shapes[name] for name in _places(model.inputs, spec.inputs)})
         return _core().compile_model(model, "CPU", settings)
@@ -317,9 +351,19 @@ def _check_precision(compiled: Any, precision: str) -> None:
 
 def _for_one(spec: GraphSpec) -> GraphSpec:
     """Return the contract with one item in a batch, as graphs are compiled."""
+    return _with_sizes(spec, {BATCH_AXIS: 1})
+
+
+def _with_sizes(spec: GraphSpec, sizes: Sizes) -> GraphSpec:
+    """Return the contract with the axes that have one size."""
+    known = {axis: size for axis, size in sizes.items() if isinstance(size, int)}
     inputs, outputs = (
         tuple(
-            TensorSpec(tensor.name, tensor.dtype, tuple(1 if size == BATCH_AXIS else size for size in tensor.shape))
+            TensorSpec(
+                tensor.name,
+                tensor.dtype,
+                tuple(known.get(size, size) if isinstance(size, str) else size for size in tensor.shape),
+            )
             for tensor in part
         )
         for part in (spec.inputs, spec.outputs)

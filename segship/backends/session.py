@@ -94,6 +94,9 @@ class Graph:
         return self.source if self.verify is None else self.verify()
 
 
+Sizes = Mapping[str, int | tuple[int, int]]
+"""Axis of a contract -> its one size, or its least and its largest."""
+
 Call = tuple[dict[str, NDArray[Any]], dict[str, NDArray[Any]]]
 """Inputs and outputs."""
 
@@ -134,6 +137,14 @@ class Session(ABC):
         InputError
             ``bad_tensor`` when the arrays do not fit the contract.
         """
+
+    def fixed(self, sizes: Sizes) -> Session:
+        """Return a session for calls in which some axes of the contract have known sizes, for callers with many such.
+
+        It is this very session where the runtime gains nothing from that. Another one is made at the first call, may
+        round otherwise, and closes with this one.
+        """
+        return self
 
     # Not abstract on purpose: a session that holds nothing has nothing to release.
     def close(self) -> None:  # noqa: B027

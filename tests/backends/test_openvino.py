@@ -12,7 +12,7 @@ import pytest
 
 from segship.backends.opening import open_session
 from segship.backends.session import Graph, RunOptions
-from segship.errors import BackendUnavailable, BundleError
+from segship.errors import BackendUnavailable, BundleError, InputError
 from segship.spec import GraphSpec, TensorSpec, image_encoder_spec, mask_decoder_spec
 from tests.small_bundle import GEOMETRY, decoder_inputs, decoder_model, encoder_model, make_model, save_models
 
@@ -232,3 +232,23 @@ def test_failure_while_running_is_explained():
         session.run({"x": np.ones(3, np.float32)})
     assert caught.value.code == "run_failed"
     assert session.run({"x": np.ones(4, np.float32)})["y"].tolist() == [2, 2, 2, 2]
+
+
+def test_session_for_known_sizes_answers_alike_refuses_others_and_closes_with_its_own(own_cache):
+    free = open_graph(decoder_model(), DECODER)
+    fixed = free.fixed({"objects": 3, "points": 2})
+    assert fixed is free.fixed({"points": 2, "objects": 3}) is not free.fixed({"objects": (1, 3), "points": 2})
+    inputs = decoder_inputs(3, 2)
+    expected, found = free.run(inputs), fixed.run(inputs)
+    for name in expected:
+        np.testing.assert_allclose(found[name], expected[name], rtol=1e-5, atol=1e-5)
+    with pytest.raises(InputError, match="point_coords") as caught:
+        fixed.run(decoder_inputs(2, 2))
+    assert caught.value.code == "bad_tensor"
+    # Of each kind the newest file is kept: that for any sizes, and one for known ones.
+    assert len(list(own_cache.iterdir())) == 2
+    free.close()
+    for closed in (lambda: fixed.run(inputs), lambda: free.fixed({"objects": 3})):
+        with pytest.raises(BackendUnavailable) as caught:
+            closed()
+        assert caught.value.code == "session_closed"

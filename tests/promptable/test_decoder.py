@@ -171,6 +171,22 @@ def test_masks_that_nobody_wants_are_not_made(embeddings):
     assert made == [(0, 12, 32), (3, 12, 32)]
 
 
+def test_full_calls_of_a_selection_take_a_session_for_their_sizes(embeddings):
+    sam, geometry, asked = small_sam(), SMALL_VIT.geometry, []
+    selective = Counting(SelectiveDecoderGraph(sam), selective_decoder_spec(geometry))
+    full = Counting(SelectiveDecoderGraph(sam), selective_decoder_spec(geometry))
+    selective.fixed = lambda sizes: asked.append(sizes) or full
+    graphs = {"image_side": Session(ImageSideGraph(sam), image_side_spec(geometry)), "selective_decoder": selective}
+    prompts = make_prompts(7)
+    Decoder(graphs, 3).select(embeddings, None, prompts, min_iou=thresholds(INF, INF, INF, INF), size_hw=(9, 32))
+    points = full.calls[0][1]
+    side = (1, geometry.embedding_size)
+    assert asked == 2 * [{"objects": 3, "points": points, "rows": side, "columns": side}]
+    assert [shape[0] for shape in full.calls] == [3, 3] and [shape[0] for shape in selective.calls] == [1]
+    Decoder(graphs, 3).decode(embeddings, None, prompts)
+    assert len(asked) == 2
+
+
 def test_scores_that_are_not_numbers_leave_masks_that_are_none(embeddings):
     sam, geometry = small_sam(), SMALL_VIT.geometry
     graphs = {
