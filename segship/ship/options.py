@@ -1,14 +1,15 @@
 # SPDX-License-Identifier: Apache-2.0
-"""How a checkpoint is exported: one dataclass for both tasks; ``segship export`` reads its options from it."""
+"""How a checkpoint is exported, and how a graph is held against another; the command line reads its options here."""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
 from segship.bundle.evidence import Bar
-from segship.errors import ExportError, way
+from segship.errors import ExportError, InputError, option, way
 from segship.options import check_types
 from segship.semantic.manifest import SemanticWindow
 from segship.semantic.preprocessing import ScaleLimits
@@ -171,3 +172,26 @@ class ExportOptions:
 
 def _bad_option(message: str) -> ExportError:
     return ExportError(message, code="bad_option")
+
+
+@dataclass(frozen=True, slots=True)
+class LocateOptions:
+    """How a graph is held against its reference.
+
+    Attributes
+    ----------
+    factor
+        A tensor leaves its reference where its relative error is more than so many times that of what it is made of,
+        and than what its precision rounds.
+    memory_bytes
+        The most that tensors of one run may take together; one that is larger goes alone.
+    """
+
+    factor: float = 10.0
+    memory_bytes: int = 2**30
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if not 1 < self.factor < math.inf:
+            message = f"{option('factor')} is {self.factor:g}; accepted is a number above 1"
+            raise InputError(message, code="bad_option")

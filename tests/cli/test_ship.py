@@ -3,10 +3,11 @@ import os
 import time
 from dataclasses import replace
 
+import onnx
 import pytest
 
 from segship.bundle import Bundle
-from segship.catalog import KNOWN_CHECKPOINTS
+from segship.catalog import KNOWN_CHECKPOINTS, embedded_bundle
 from segship.cli import export as exporting
 from segship.files import sha256_of
 from segship.semantic.preprocessing import ScaleLimits
@@ -194,3 +195,21 @@ def test_export_says_when_a_template_would_have_done(run, small_checkpoint, smal
 def test_template_of_an_unknown_architecture_lists_the_known_ones(run_json):
     code, document = run_json("template", "vit_x")
     assert (code, document["error"]["code"]) == (5, "unknown_architecture")
+
+
+def test_verify_locates_the_tensor_that_leaves_its_reference(run, run_json, tmp_path):
+    folder = embedded_bundle("tiny")
+    changed = onnx.load(folder / "image_side.onnx")
+    guilty = [node for node in changed.graph.node if node.op_type == "LayerNormalization"][-1]
+    next(entry for entry in guilty.attribute if entry.name == "epsilon").f = 0.5
+    onnx.save(changed, tmp_path / "changed.onnx")
+    plot, asked = tmp_path / "depth.svg", ("verify", folder, "--locate", "--against", tmp_path / "changed.onnx")
+    code, document = run_json(*asked, "--plot", plot)
+    (graph,) = document["graphs"]
+    assert code == 5 and graph["first"]["tensor"] == guilty.output[0]
+    assert "LayerNormalization" in plot.read_text("utf-8")
+    code, out, err = run(*asked)
+    assert code == 5 and "LayerNormalization" in out and "image_side leave their reference" in err
+    code, _, err = run("verify", folder, "--plot", plot)
+    assert code == 3 and "belong to --locate" in err
+    assert run("verify", folder)[0] == 3

@@ -108,6 +108,18 @@ def trace_graph(
     ExportError
         When torch cannot trace the module at this opset.
     """
+    program = trace_program(module, spec, opset=opset, largest_sizes=largest_sizes)
+    model = _without_weights(program.model, tensors_of(module))
+    strip_metadata(model)
+    regroup_gelu(model)
+    _set_output_shapes(model, spec)
+    return model
+
+
+def trace_program(
+    module: nn.Module, spec: GraphSpec, *, opset: int, largest_sizes: Mapping[str, int] | None = None
+) -> torch.onnx.ONNXProgram:
+    """Trace a module as `trace_graph` does, and return torch's own program beside the graph as torch made it."""
     largest_sizes = largest_sizes or {}
     names = dict.fromkeys(size for tensor in spec.inputs for size in tensor.shape if isinstance(size, str))
     dims = {name: Dim(name, max=largest_sizes.get(name)) for name in names}
@@ -133,11 +145,7 @@ def trace_graph(
         # The exporter raises many kinds of error; whichever it was, no graph exists and its words say why.
         raise ExportError(f"torch could not trace the graph {spec.name!r} at opset {opset}: {error}") from error
     assert program is not None
-    model = _without_weights(program.model, tensors_of(module))
-    strip_metadata(model)
-    regroup_gelu(model)
-    _set_output_shapes(model, spec)
-    return model
+    return program
 
 
 def strip_metadata(model: onnx.ModelProto) -> None:
