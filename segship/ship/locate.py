@@ -321,7 +321,7 @@ def locate_in_bundle(
     chosen = [artifact for artifact in bundle.manifest.artifacts if artifact.precision == precision]
     if not chosen:
         there = ", ".join(sorted({artifact.precision for artifact in bundle.manifest.artifacts}))
-        message = f"{path} has no graph in {precision}; it has {there}; make one: `segship quantize`"
+        message = f"{path} has no graph in {precision}; it has {there}"
         raise BundleError(message, code="precision_unavailable")
     calls = _first_calls(bundle)
     references = _references(bundle, against, checkpoint)
