@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 CERTIFIED = Fields(limit=None, objects=None)
 """How pictures were chosen stands in the certificate."""
+EXIT_DIFFERS = 5
+"""That of `ExportError`; a document of JSON has been printed then, and there is only one."""
 WHERE = Fields(None, LOCATE_GROUP, memory_bytes=None)
 
 
@@ -43,7 +45,7 @@ def verify(
     plot: Annotated[Path | None, Parameter(group=LOCATE_GROUP)] = None,
     overwrite: Force = False,
     json: Json = False,
-) -> None:
+) -> int:
     """Prove a certificate anew, or hold graphs against a torch model.
 
     With --locate it says where graphs leave torch, or other graphs. Exits with 5 when something that the certificate
@@ -83,8 +85,7 @@ def verify(
         from segship.ship.locate import locate_in_bundle
 
         graphs = locate_in_bundle(bundle, precision=precision, against=against, checkpoint=torch, options=where)
-        _show_located(bundle, _each(graphs), json, plot, overwrite)
-        return
+        return _show_located(bundle, _each(graphs), json, plot, overwrite)
     if against is not None or plot is not None or precision != EXACT:
         message = "--against, --precision and --plot belong to --locate, which was not given; give it too"
         raise InputError(message, code="bad_option")
@@ -93,7 +94,7 @@ def verify(
             message = "--images are of the certificate and --torch compares with torch; give one of them"
             raise InputError(message, code="bad_option")
         _compare(bundle, torch, json)
-        return
+        return 0
     with progress_console().status(f"proving {plain(bundle.name)}"):
         lines = verify_certificate(bundle, images, options)
     if json:
@@ -101,6 +102,7 @@ def verify(
     else:
         results_console().print(_lines_table(lines))
     require_held(lines)
+    return 0
 
 
 def _compare(bundle: Path, torch: Path, json: bool) -> None:
@@ -131,21 +133,23 @@ def _each(graphs: Iterable[Located]) -> list[Located]:
     return found
 
 
-def _show_located(bundle: Path, graphs: list[Located], json: bool, plot: Path | None, overwrite: bool) -> None:
+def _show_located(bundle: Path, graphs: list[Located], json: bool, plot: Path | None, overwrite: bool) -> int:
+    """Print graphs beside their references, and return the exit code."""
     from segship.ship.locate import draw_depth
 
     if plot is not None:
         write_file(plot, draw_depth(graphs).encode(), overwrite=overwrite)
+    left = [located.graph for located in graphs if located.first is not None]
     if json:
         print_json({"path": str(bundle), "graphs": [_document(located) for located in graphs]})
-    else:
-        columns = ("graph", "first tensor", "node", "dtype", "expected", "found", ">error", ">before")
-        rows = [(located.graph, *_cells(located.first)) for located in graphs]
-        results_console().print(make_table(columns, rows))
-    left = [located.graph for located in graphs if located.first is not None]
+        return EXIT_DIFFERS if left else 0
+    columns = ("graph", "first tensor", "node", "dtype", "expected", "found", ">error", ">before")
+    rows = [(located.graph, *_cells(located.first)) for located in graphs]
+    results_console().print(make_table(columns, rows))
     if left:
         message = f"tensors of {', '.join(left)} leave their reference; what computes the first of each is named above"
         raise ExportError(message, code="tensors_differ")
+    return 0
 
 
 def _document(located: Located) -> dict[str, Any]:
