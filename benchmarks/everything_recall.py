@@ -163,7 +163,8 @@ def main() -> None:
     pictures = [entry for entry in source if entry[1]]
     what = {} if arguments.photographs else {"scenes": arguments.scenes, "size": arguments.size}
     figures = {**what, "points_per_side": arguments.points_per_side, "rows": measure(arguments, pictures)}
-    name = "everything_photographs" if arguments.photographs else "everything_recall"
+    name = "everything_modes" if len(arguments.mode) > 1 else "everything_recall"
+    name = "everything_photographs" if arguments.photographs else name
     print(save_result(f"{name}_{Path(arguments.model).name}", figures))
 
 
