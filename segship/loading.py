@@ -113,7 +113,8 @@ def _open_bundle(path: Path, run: RunOptions) -> Predictor | SemanticPredictor:
     bundle = Bundle.open(path)
     manifest = bundle.manifest
     choice = _accepted_choice(bundle, run)
-    sessions = open_sessions(bundle, replace(run, backend=choice.backend, precision=choice.precision))
+    run = replace(run, backend=choice.backend, precision=choice.precision, threads=run.threads or choice.threads)
+    sessions = open_sessions(bundle, run)
     # What ties embeddings to their encoder.
     digest = manifest.artifact(manifest.first_graph).digest
     return _predictor(manifest, sessions, digest, choice, run.threads)
@@ -121,12 +122,12 @@ def _open_bundle(path: Path, run: RunOptions) -> Predictor | SemanticPredictor:
 
 def _accepted_choice(bundle: Bundle, run: RunOptions) -> BackendChoice:
     """Choose what runs a bundle; what its certificate says fails needs a word from the caller."""
-    from segship.backends.choice import choose_backend
+    from segship.backends.choice import choose_backend, recorded_choice
     from segship.bundle.certificate import failed
 
     refused = set() if run.accept_accuracy else failed(bundle)
     checks = [check for check in bundle.manifest.checks if (check.backend, check.precision) not in refused]
-    choice = choose_backend(checks, run)
+    choice = recorded_choice(bundle.manifest.choice, run) or choose_backend(checks, run)
     if (choice.backend, choice.precision) in refused:
         message = (
             f"the certificate of {bundle.path} says that {choice.precision} in {choice.backend} fails its bar; "

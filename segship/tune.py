@@ -8,23 +8,28 @@ itself where an export has its answers at hand. `segship.backends.choice` decide
 
 from __future__ import annotations
 
+import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
+from xml.sax.saxutils import escape
 
 from segship.backends import DEFAULT_BACKEND, backends_of, installed_version, load_backend
 from segship.backends.choice import processor_name
 from segship.backends.opening import open_sessions
 from segship.backends.session import RunOptions, Session, thread_count
+from segship.bench.fresh import run_fresh
 from segship.bundle import Bundle
-from segship.bundle.evidence import EXACT, Check, Evidence
+from segship.bundle.evidence import EXACT, FIGURES, Check, Choice, Evidence, Figures
 from segship.bundle.folder import renew_file
 from segship.bundle.manifest import MANIFEST_FILE, task_module
 from segship.catalog import find_model
-from segship.errors import BackendUnavailable, SegshipError
+from segship.errors import BackendUnavailable, InputError, SegshipError
+from segship.images.reading import demo_photograph
+from segship.machine import usable_cores
 from segship.options import check_types, check_whole
 
 ROUNDS = 2
@@ -105,7 +110,7 @@ def tune_bundle(
     bundle = Bundle.read(find_model(model))
 
     def renewed() -> bytes:
-        return replace(bundle.manifest, checks=measure(bundle, options, report, known)).to_json()
+        return replace(bundle.manifest, checks=measure(bundle, options, report, known), choice=None).to_json()
 
     return renew_file(bundle, MANIFEST_FILE, renewed, out)
 
@@ -219,3 +224,170 @@ def _milliseconds(call: Callable[[], object]) -> float:
     started = time.perf_counter()
     call()
     return 1e3 * (time.perf_counter() - started)
+
+
+# Under a budget
+
+
+@dataclass(frozen=True, slots=True)
+class Budget:
+    """What a choice must keep.
+
+    Attributes
+    ----------
+    least
+        Figures of `segship.bundle.evidence.FIGURES` and their least values, such as ``mask_iou_mean``.
+    memory_bytes
+        The most that a process may take for a first answer.
+    latency_ms
+        The most milliseconds that what the task times may take.
+    """
+
+    least: Mapping[str, float]
+    memory_bytes: int | None = None
+    latency_ms: float | None = None
+
+    def __post_init__(self) -> None:
+        for name, value in self.least.items():
+            if FIGURES.get(name) != "at least" or not 0 <= value <= 1:
+                able = ", ".join(figure for figure, how in FIGURES.items() if how == "at least")
+                message = f"the budget has {name}={value:g}; accepted are numbers from 0 to 1 for {able}"
+                raise InputError(message, code="bad_option")
+        if not self.limits or any(not value > 0 for value in (self.memory_bytes, self.latency_ms) if value is not None):
+            raise InputError("the budget has no bound above 0; give one, such as mask_iou=0.985", code="bad_option")
+
+    @property
+    def limits(self) -> dict[str, float]:
+        """All bounds by name."""
+        upper = {"memory_bytes": self.memory_bytes, "latency_ms": self.latency_ms}
+        return {**self.least, **{name: float(value) for name, value in upper.items() if value is not None}}
+
+    def excess(self, trial: Trial) -> dict[str, float]:
+        """Return by which part of it a trial breaks each bound that it does not keep."""
+        found = {}
+        for name, bound in self.limits.items():
+            figure = trial.figures.get(name)
+            past = math.inf if figure is None else (bound - figure if name in self.least else figure - bound)
+            if past > 0:
+                found[name] = past / max(bound, 1e-9)
+        return found
+
+
+@dataclass(frozen=True, slots=True)
+class Trial:
+    """One backend in one precision on so many threads.
+
+    ``figures`` has the figures of agreement with fp32, the worst of all rows, ``latency_ms``, ``memory_bytes`` (the
+    peak of a process of its own, up to its first answer) and ``bytes`` of the artifacts.
+    """
+
+    check: Check
+    figures: Mapping[str, float]
+
+    def __str__(self) -> str:
+        told = ", ".join(f"{name} {value:.5g}" for name, value in self.figures.items())
+        return f"{self.check.backend} {self.check.precision} on {self.check.threads} threads: {told}"
+
+
+def tune_budget(
+    model: str | Path,
+    budget: Budget,
+    options: TuneOptions | None = None,
+    report: Report | None = None,
+    *,
+    out: Path | None = None,
+) -> tuple[Bundle, tuple[Trial, ...]]:
+    """Try everything that runs a bundle here, and write the fastest that keeps a budget into its manifest.
+
+    ``load(..., backend="auto", precision="auto")`` follows it on this machine. Options, ``out`` and errors are those of
+    `tune_bundle`; without ``threads`` one thread and all cores are tried.
+
+    Raises
+    ------
+    InputError
+        ``over_budget`` when nothing keeps the budget, with the nearest; nothing is written then.
+    """
+    options = options or TuneOptions()
+    bundle = Bundle.read(find_model(model))
+    counts = sorted({1, usable_cores()}) if options.threads is None else [options.threads]
+    checks: tuple[Check, ...] = ()
+    trials: list[Trial] = []
+
+    def renewed() -> bytes:
+        nonlocal checks
+        for threads in counts:
+            checks = measure(bundle, replace(options, threads=threads), report)
+            trials.extend(_trial(bundle, check) for check in checks if check.timings_ms)
+        choice = choose(trials, budget)
+        return replace(bundle.manifest, checks=checks, choice=choice).to_json()
+
+    return renew_file(bundle, MANIFEST_FILE, renewed, out), tuple(trials)
+
+
+def choose(trials: Sequence[Trial], budget: Budget) -> Choice:
+    """Return the fastest trial that keeps a budget, or refuse as ``over_budget`` with the nearest."""
+    fitting = [trial for trial in trials if not budget.excess(trial)]
+    if not fitting:
+        nearest = min(trials, key=lambda trial: sum(budget.excess(trial).values()), default=None)
+        told = "nothing ran at all" if nearest is None else f"the nearest is {nearest}"
+        asked = ", ".join(f"{name} {bound:g}" for name, bound in budget.limits.items())
+        message = f"none of {len(trials)} that were tried keeps the budget {asked}; {told}; ask for less, or quantize"
+        raise InputError(message, code="over_budget")
+    best = min(fitting, key=lambda trial: trial.figures["latency_ms"])
+    named: Figures = {name: best.figures[name] for name in (*budget.limits, "bytes")}
+    check = best.check
+    return Choice(
+        check.backend, check.version, check.precision, check.cpu, check.threads, dict(budget.limits), named, len(trials)
+    )
+
+
+def pareto_front(trials: Sequence[Trial], accuracy: str) -> list[Trial]:
+    """Return the trials that no other one beats in a figure of accuracy, latency, memory and size at once."""
+
+    def costs(trial: Trial) -> tuple[float, ...]:
+        upper = (trial.figures[name] for name in ("latency_ms", "memory_bytes", "bytes"))
+        return (-trial.figures.get(accuracy, -math.inf), *upper)
+
+    def beats(one: Trial, other: Trial) -> bool:
+        pairs = list(zip(costs(one), costs(other), strict=True))
+        return all(mine <= theirs for mine, theirs in pairs) and any(mine < theirs for mine, theirs in pairs)
+
+    return [trial for trial in trials if not any(beats(other, trial) for other in trials)]
+
+
+def _trial(bundle: Bundle, check: Check) -> Trial:
+    run = RunOptions(backend=check.backend, precision=check.precision, threads=check.threads, accept_accuracy=True)
+    worst: dict[str, float] = {}
+    for name, figure in ((name, figure) for row in check.evidence.rows for name, figure in row.figures.items()):
+        if FIGURES[name] == "at least":
+            worst[name] = min(worst.get(name, math.inf), -math.inf if figure is None else figure)
+    is_semantic = bundle.manifest.task == "semantic"
+    scenario, more = ("segment", {"batch": 1}) if is_semantic else ("click", {})
+    parameters = {"model": str(bundle.path), "photo": str(demo_photograph()), **more}
+    peak = max(row.peak_bytes for row in run_fresh(scenario, parameters, run, processes=1))
+    size = sum(bundle.manifest.artifact(spec.name, check.precision).bytes for spec in bundle.manifest.graphs)
+    return Trial(check, {**worst, "latency_ms": check.milliseconds, "memory_bytes": float(peak), "bytes": float(size)})
+
+
+def draw_trials(trials: Sequence[Trial], accuracy: str) -> str:
+    """Return accuracy over latency as an SVG document: a circle each, filled on the Pareto front, large as memory."""
+    front = pareto_front(trials, accuracy)
+    slowest = max(trial.figures["latency_ms"] for trial in trials)
+    largest = max(trial.figures["memory_bytes"] for trial in trials)
+    agree = {id(trial): max(trial.figures.get(accuracy, 0.0), 0.0) for trial in trials}
+    least, timed = min(agree.values()), escape(trials[0].check.timed)
+    lines = [
+        '<svg xmlns="http://www.w3.org/2000/svg" width="860" height="460">',
+        "<style>text{font:12px system-ui,sans-serif;fill:#222}</style>",
+        '<rect width="860" height="460" fill="#fff"/>',
+        f'<text x="60" y="24">{accuracy} over milliseconds for {timed}; area: peak memory</text>',
+    ]
+    for trial in trials:
+        x = 60 + 560 * trial.figures["latency_ms"] / slowest
+        y = 50 + 360 * (1 - agree[id(trial)]) / max(1 - least, 1e-9)
+        radius = 3 + 9 * math.sqrt(trial.figures["memory_bytes"] / largest)
+        color = "#2f6f9f" if trial in front else "none"
+        told = f"{trial.check.backend} {trial.check.precision}, {trial.check.threads} threads"
+        lines.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="{radius:.1f}" fill="{color}" stroke="#222"/>')
+        lines.append(f'<text x="{x + 14:.1f}" y="{y + 4:.1f}">{escape(told)}</text>')
+    return "\n".join([*lines, "</svg>"]) + "\n"

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 """Backends are measured on a bundle of either task, held against a bar, and what was found stands in the manifest."""
 
+import math
 import shutil
 from dataclasses import replace
+from xml.etree import ElementTree
 
 import numpy as np
 import pytest
@@ -13,9 +15,21 @@ from segship.backends import installed_version
 from segship.backends.choice import choose_backend
 from segship.backends.session import RunOptions
 from segship.bundle import Bundle
+from segship.bundle.evidence import Check, Evidence
 from segship.bundle.manifest import task_module
 from segship.errors import BackendUnavailable, InputError, OutputError
-from segship.tune import TuneOptions, candidates, measure, tune_bundle
+from segship.tune import (
+    Budget,
+    Trial,
+    TuneOptions,
+    candidates,
+    choose,
+    draw_trials,
+    measure,
+    pareto_front,
+    tune_budget,
+    tune_bundle,
+)
 
 QUICK = TuneOptions(threads=1, repeats=1)
 WHAT = {
@@ -166,3 +180,82 @@ def test_broken_backend_is_no_candidate(monkeypatch):
 
     monkeypatch.setattr(tune, "load_backend", broken)
     assert candidates() == ()
+
+
+# Under a budget
+
+
+def trial(name, latency, memory, size, accuracy=1.0, threads=2):
+    figures = {"mask_iou_mean": accuracy, "latency_ms": latency, "memory_bytes": memory, "bytes": size}
+    check = Check(name, "1", "fp32", "chip", threads, {"encode": latency}, "an image", Evidence({}, ()), True)
+    return Trial(check, figures)
+
+
+TRIALS = [trial("exact", 100, 4e8, 10), trial("fast", 40, 6e8, 5, 0.98), trial("lean", 60, 2e8, 5, 0.97)]
+TRIALS.append(trial("worse", 120, 7e8, 10, 0.96))
+
+
+@pytest.mark.parametrize(
+    ("budget", "taken"),
+    [
+        (Budget({"mask_iou_mean": 0.985}), "exact"),
+        (Budget({"mask_iou_mean": 0.975}), "fast"),
+        (Budget({"mask_iou_mean": 0.97}, memory_bytes=500_000_000), "lean"),
+        (Budget({}, latency_ms=50), "fast"),
+    ],
+)
+def test_the_fastest_that_keeps_every_bound_is_taken(budget, taken):
+    choice = choose(TRIALS, budget)
+    assert (choice.backend, choice.tried) == (taken, 4)
+    assert choice.budget == budget.limits and set(choice.figures) == {*budget.limits, "bytes"}
+
+
+def test_a_budget_that_nothing_keeps_is_refused_with_the_nearest():
+    budget = Budget({"mask_iou_mean": 0.99}, latency_ms=90)
+    with pytest.raises(InputError, match="none of 4 that were tried keeps .*; the nearest is fast fp32") as caught:
+        choose(TRIALS, budget)
+    assert caught.value.code == "over_budget"
+    with pytest.raises(InputError, match="nothing ran at all"):
+        choose([], budget)
+    # A figure that was not measured keeps nothing.
+    with pytest.raises(InputError):
+        choose(TRIALS, Budget({"pixels_equal": 0.5}))
+
+
+def test_what_nothing_beats_in_everything_is_on_the_front():
+    front = pareto_front(TRIALS, "mask_iou_mean")
+    assert [one.check.backend for one in front] == ["exact", "fast", "lean"]
+    circles = ElementTree.fromstring(draw_trials(TRIALS, "mask_iou_mean")).findall("{*}circle")
+    assert [circle.get("fill") != "none" for circle in circles] == [True, True, True, False]
+
+
+@pytest.mark.parametrize(
+    "least", [{"mask_iou": 0.9}, {"mask_iou_mean": 1.5}, {"max_abs": 0.1}, {"mask_iou_mean": math.nan}]
+)
+def test_budgets_that_mean_nothing_are_refused(least):
+    with pytest.raises(InputError, match="the budget has") as caught:
+        Budget(least)
+    assert caught.value.code == "bad_option"
+    for empty in ({}, {"memory_bytes": 0}, {"latency_ms": -1.0}):
+        with pytest.raises(InputError, match="no bound above 0"):
+            Budget({}, **empty)
+
+
+def test_what_a_budget_decided_is_written_and_followed(either, monkeypatch):
+    monkeypatch.setattr(tune, "candidates", lambda *_: (("onnxruntime", "fp32"),))
+    figure = {"promptable": "mask_iou_mean", "semantic": "pixels_equal"}[either.manifest.task]
+    bundle, trials = tune_budget(either.path, Budget({figure: 0.99}, memory_bytes=10**10), QUICK)
+    (one,) = trials
+    choice = bundle.manifest.choice
+    assert choice == Bundle.open(either.path).manifest.choice and len(bundle.manifest.checks) == 1
+    assert (choice.backend, choice.precision, choice.threads) == ("onnxruntime", "fp32", 1)
+    assert 10**7 < one.figures["memory_bytes"] < 10**10
+    assert one.figures["bytes"] == sum(artifact.bytes for artifact in bundle.manifest.artifacts)
+    predictor = segship.load(either.path, backend="auto", precision="auto")
+    assert "chosen of 1 under the budget" in predictor.backend_reason
+    before = (either.path / "manifest.json").read_bytes()
+    with pytest.raises(InputError, match="the nearest is onnxruntime fp32 on 1 threads"):
+        tune_budget(either.path, Budget({}, latency_ms=1e-6), QUICK)
+    assert (either.path / "manifest.json").read_bytes() == before
+    # Measured anew without a budget, there is none to keep.
+    assert tune_bundle(either.path, QUICK).manifest.choice is None

@@ -7,6 +7,8 @@ no runtime is imported here. The rules:
 - A backend or precision that was named is taken, whatever was measured.
 - ``auto`` takes the fastest installed backend whose comparison passed. Checks made on a processor of this name with
   the installed versions count; where there are none, those made elsewhere decide, and only in fp32.
+- What `segship tune --budget` chose on this processor with the installed version is followed where it is not ruled out
+  by what was named.
 - The precision is fp32 unless another was named, or ``auto`` allows it. A reduced precision is never taken on the
   word of another machine.
 - Where nothing was measured, it is ONNX Runtime in fp32.
@@ -20,7 +22,7 @@ from functools import cache
 
 from segship.backends import BACKENDS, DEFAULT_BACKEND, backends_of, installed_version
 from segship.backends.session import RunOptions
-from segship.bundle.evidence import EXACT, Check
+from segship.bundle.evidence import EXACT, Check, Choice
 from segship.errors import BackendUnavailable
 from segship.machine import describe_machine
 
@@ -35,6 +37,20 @@ class BackendChoice:
     backend: str
     precision: str
     reason: str
+    threads: int | None = None
+    """Those that it was measured with, where a budget decided."""
+
+
+def recorded_choice(choice: Choice | None, run: RunOptions) -> BackendChoice | None:
+    """Return what a budget decided, if it holds here and for what was asked for."""
+    if choice is None or run.backend != AUTO or run.precision not in (AUTO, choice.precision):
+        return None
+    here = choice.cpu == processor_name() and choice.version == installed_version(choice.backend)
+    if not here or run.device != RunOptions().device or run.streams != 1 or run.threads not in (None, choice.threads):
+        return None
+    told = ", ".join(f"{name} {figure:g}" for name, figure in choice.budget.items())
+    reason = f"chosen of {choice.tried} under the budget {told}, measured on this processor"
+    return BackendChoice(choice.backend, choice.precision, reason, choice.threads)
 
 
 def choose_backend(checks: Sequence[Check], run: RunOptions | None = None) -> BackendChoice:

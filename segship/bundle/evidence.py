@@ -133,6 +133,30 @@ class Check:
         return sum(times) if times else math.inf
 
 
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """What `segship.tune.tune_budget` took of all that it tried on one machine, for ``auto`` to follow there.
+
+    Attributes
+    ----------
+    budget
+        What was asked for: least figures by their names, ``memory_bytes`` and ``latency_ms`` at most.
+    figures
+        What was measured of it, by the same names, and ``bytes`` of its artifacts.
+    tried
+        How many there were.
+    """
+
+    backend: Label
+    version: Text
+    precision: Label
+    cpu: Text
+    threads: Annotated[int, Field(ge=1)]
+    budget: Figures
+    figures: Figures
+    tried: Annotated[int, Field(ge=1)]
+
+
 def tensor_row(step: str, graph: str, what: str, pairs: Pairs, bar: Bar) -> Row:
     """Measure pairs of tensors: the worst cosine, and the largest difference against the scale of each."""
     # numpy's min and max pass a NaN on, Python's may drop it.

@@ -20,7 +20,7 @@ from pydantic import ConfigDict, Field, TypeAdapter
 
 from segship.bundle.artifacts import Artifact, FileBytes, Name, Sha256
 from segship.bundle.documents import Document
-from segship.bundle.evidence import Check, Evidence, Label, Text
+from segship.bundle.evidence import Check, Choice, Evidence, Label, Text
 from segship.errors import BundleError
 from segship.spec import GraphSpec
 
@@ -88,12 +88,14 @@ class Manifest:
     checks
         Backends held against the graphs and timed; `segship.tune` makes them, `segship.backends.choice` decides by
         them.
+    choice
+        What was taken under a budget, which ``auto`` follows on the machine that it was measured on.
     created
         Date and time in UTC.
     """
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
-    added: ClassVar[frozenset[str]] = frozenset({"template"})
+    added: ClassVar[frozenset[str]] = frozenset({"template", "choice"})
     """Fields that came later. A file says them only where they say something, so that an older segship reads it."""
 
     format_version: Literal[2] = 2
@@ -108,6 +110,7 @@ class Manifest:
     template: TemplateOrigin | None = None
     evidence: Evidence | None = None
     checks: Annotated[tuple[Check, ...], Field(max_length=64)] = ()
+    choice: Choice | None = None
     created: Annotated[str, Field(max_length=64)]
 
     @property

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -13,13 +14,18 @@ from rich.table import Table
 
 from segship.backends.choice import choose_backend
 from segship.backends.session import RunOptions
-from segship.cli.options import Fields, Json, command
-from segship.cli.output import make_table, plain, print_json, progress_console, results_console
-from segship.tune import TuneOptions, tune_bundle
+from segship.cli.everything import parse_bytes
+from segship.cli.options import BUDGET_GROUP, Fields, Force, Json, command
+from segship.cli.output import make_table, megabytes, plain, print_json, progress_console, results_console
+from segship.errors import InputError
+from segship.files import write_file
+from segship.tune import Budget, Trial, TuneOptions, draw_trials, pareto_front, tune_budget, tune_bundle
 
 if TYPE_CHECKING:
     from segship.bundle.evidence import Check
 
+ACCURACY = {"promptable": "mask_iou_mean", "semantic": "pixels_equal"}
+"""What the table shows of a task where a budget names no figure."""
 TIMES = {"decode": "8 clicks ms"}
 """What a timing is called in the table, where that is not its name."""
 
@@ -30,6 +36,11 @@ def tune(
     /,
     *,
     options: Annotated[TuneOptions, Fields()],
+    budget: Annotated[list[str] | None, Parameter(metavar="NAME=VALUE", group=BUDGET_GROUP)] = None,
+    memory: Annotated[str | None, Parameter(metavar="SIZE", group=BUDGET_GROUP)] = None,
+    latency: Annotated[str | None, Parameter(metavar="TIME", group=BUDGET_GROUP)] = None,
+    plot: Annotated[Path | None, Parameter(group=BUDGET_GROUP)] = None,
+    overwrite: Force = False,
     out: Annotated[Path | None, Parameter(name=("--out", "-o"))] = None,
     json: Json = False,
 ) -> None:
@@ -42,13 +53,30 @@ def tune(
     ----------
     model
         A bundle's folder, or a known name.
+    budget
+        The least agreement with fp32, such as mask_iou=0.985 or pixels_equal=0.99: takes the fastest of all precisions,
+        runtimes and numbers of threads that keeps it, for `--backend auto --precision auto`. May be given again.
+    memory
+        At most so much memory of a process, such as 1.5G; with --budget or alone.
+    latency
+        At most so long, such as 300ms, for what is timed.
+    plot
+        With a budget: draw accuracy over latency into this .svg file.
+    overwrite
+        Replace the .svg file if it is there.
     out
         Write a copy there; the bundle itself is renewed when left out.
 
     Examples
     --------
     segship tune sam_vit_b
+    segship tune sam_vit_b --budget mask_iou=0.985 --memory 1.5G --plot pareto.svg
     """
+    if budget or memory is not None or latency is not None:
+        _tune_budget(model, make_budget(budget or [], memory, latency), options, out, plot, overwrite, json)
+        return
+    if plot is not None:
+        raise InputError("--plot draws what a budget was chosen from; give --budget too", code="bad_option")
     with progress_console().status(f"measuring {plain(model)}"):
         bundle = tune_bundle(model, options, _report, out=out)
     checks = bundle.manifest.checks
@@ -70,6 +98,76 @@ def tune(
         chosen = f"{choice.backend} {choice.precision}"
         console.print(f"--backend auto --precision {precision}: [bold]{plain(chosen)}[/], {plain(choice.reason)}")
     console.print(f"written to {plain(str(bundle.path))}")
+
+
+def make_budget(named: Sequence[str], memory: str | None, latency: str | None) -> Budget:
+    """Return the budget that stands on the command line.
+
+    Examples
+    --------
+    >>> make_budget(["mask_iou=0.985"], "1.5G", "0.3s").limits
+    {'mask_iou_mean': 0.985, 'memory_bytes': 1500000000.0, 'latency_ms': 300.0}
+    """
+    least = {}
+    for text in named:
+        name, _, value = text.partition("=")
+        if not re.fullmatch(r"\d*\.?\d+", value):
+            raise InputError(f"--budget is {text!r}; accepted is NAME=VALUE, such as mask_iou=0.985", code="bad_option")
+        least["mask_iou_mean" if name == "mask_iou" else name] = float(value)
+    milliseconds = None
+    if latency is not None:
+        found = re.fullmatch(r"(\d*\.?\d+)(ms|s)", latency)
+        if found is None:
+            raise InputError(f"--latency is {latency!r}; accepted is a time, such as 300ms or 0.3s", code="bad_option")
+        milliseconds = float(found[1]) * (1000 if found[2] == "s" else 1)
+    return Budget(least, None if memory is None else parse_bytes(memory), milliseconds)
+
+
+def _tune_budget(
+    model: str, budget: Budget, options: TuneOptions, out: Path | None, plot: Path | None, overwrite: bool, json: bool
+) -> None:
+    with progress_console().status(f"measuring {plain(model)}"):
+        bundle, trials = tune_budget(model, budget, options, _report, out=out)
+    choice = bundle.manifest.choice
+    assert choice is not None
+    accuracy = next(iter(budget.least), ACCURACY[bundle.manifest.task])
+    front = pareto_front(trials, accuracy)
+    if plot is not None:
+        write_file(plot, draw_trials(trials, accuracy).encode(), overwrite=overwrite)
+    if json:
+        tried = [
+            {"backend": one.check.backend, "precision": one.check.precision, "threads": one.check.threads}
+            | {"figures": dict(one.figures), "pareto": one in front, "breaks": budget.excess(one)}
+            for one in trials
+        ]
+        print_json({"path": str(bundle.path), "tried": tried, "choice": asdict(choice)})
+        return
+    console = results_console()
+    console.print(_trials_table(trials, front, budget, accuracy))
+    told = f"{choice.backend} {choice.precision} on {choice.threads} threads"
+    console.print(f"--backend auto --precision auto: [bold]{plain(told)}[/], the fastest that keeps the budget")
+    console.print(f"written to {plain(str(bundle.path))}")
+
+
+def _trials_table(trials: Sequence[Trial], front: Sequence[Trial], budget: Budget, accuracy: str) -> Table:
+    rows = [
+        (one.check.backend, one.check.precision, one.check.threads, f"{one.figures.get(accuracy, 0):.4f}")
+        + (f"{one.figures['latency_ms']:,.1f}", megabytes(int(one.figures["memory_bytes"])))
+        + (megabytes(int(one.figures["bytes"])), "yes" if one in front else "", ", ".join(budget.excess(one)))
+        for one in trials
+    ]
+    heads = (
+        "backend",
+        "precision",
+        ">threads",
+        f">{accuracy}",
+        ">ms",
+        ">peak memory",
+        ">size",
+        "Pareto front",
+        "breaks",
+    )
+    return make_table(heads, rows)
 
 
 def _checks_table(checks: Sequence[Check]) -> Table:

@@ -7,9 +7,9 @@ import pytest
 
 from segship.backends import choice as backend_choice
 from segship.backends import installed_version
-from segship.backends.choice import choose_backend, processor_name
+from segship.backends.choice import choose_backend, processor_name, recorded_choice
 from segship.backends.session import RunOptions
-from segship.bundle.evidence import Check, Evidence
+from segship.bundle.evidence import Check, Choice, Evidence
 from segship.errors import BackendUnavailable
 
 VERSIONS = {"onnxruntime": "1.31", "openvino": "2026.4"}
@@ -122,3 +122,27 @@ def test_versions_are_read_without_importing(monkeypatch):
     assert installed_version("no_such_runtime") is None
     assert installed_version("onnxruntime").count(".") == 2
     assert processor_name()
+
+
+def recorded(**changes):
+    fields = {"backend": "openvino", "version": "1", "precision": "bf16", "cpu": "this chip", "threads": 2}
+    figures = {"budget": {"mask_iou_mean": 0.98}, "figures": {"mask_iou_mean": 0.99}, "tried": 7}
+    return Choice(**{**fields, **figures, **changes})
+
+
+def test_a_choice_under_a_budget_is_followed_where_it_holds_and_never_changes_the_precision_unasked():
+    version = VERSIONS["openvino"]
+    found = recorded_choice(recorded(version=version), RunOptions(backend="auto", precision="auto"))
+    assert (found.backend, found.precision, found.threads) == ("openvino", "bf16", 2)
+    assert found.reason == "chosen of 7 under the budget mask_iou_mean 0.98, measured on this processor"
+    assert recorded_choice(recorded(version=version), RunOptions(backend="auto", precision="bf16")) == found
+    for run in (
+        RunOptions(backend="auto"),
+        RunOptions(backend="onnxruntime", precision="auto"),
+        RunOptions(backend="auto", precision="fp16"),
+        RunOptions(backend="auto", precision="auto", device="cuda"),
+        RunOptions(backend="auto", precision="auto", threads=1),
+    ):
+        assert recorded_choice(recorded(version=version), run) is None
+    for other in (recorded(version=version, cpu="another"), recorded(version="0"), None):
+        assert recorded_choice(other, RunOptions(backend="auto", precision="auto")) is None

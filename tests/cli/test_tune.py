@@ -57,3 +57,39 @@ def test_what_the_backend_does_not_have_is_an_error_with_its_code(capsys, tmp_pa
     options = ["--backend", "onnxruntime", "--streams", "2", "--out", str(tmp_path), "--json"]
     assert main(["segment", str(demo_photograph()), "--point", "365,290", *options]) == 4
     assert json.loads(capsys.readouterr().out)["error"]["code"] == "streams_unavailable"
+
+
+def test_a_budget_prints_what_was_tried_and_what_was_taken(bundle, capsys, tmp_path):
+    arguments = [
+        "tune",
+        str(bundle),
+        "--threads",
+        "1",
+        "--repeats",
+        "1",
+        "--budget",
+        "mask_iou=0.9",
+        "--latency",
+        "60s",
+    ]
+    assert main([*arguments, "--plot", str(tmp_path / "pareto.svg")]) == 0
+    out = capsys.readouterr().out
+    assert "Pareto front" in out and "the fastest that keeps the budget" in out
+    assert (tmp_path / "pareto.svg").read_text("utf-8").count("<circle") >= 1
+    assert main([*arguments, "--memory", "1k", "--json"]) == 3
+    error = json.loads(capsys.readouterr().out)["error"]
+    assert error["code"] == "over_budget" and "the nearest is" in error["message"]
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["--budget", "mask_iou"], "accepted is NAME=VALUE"),
+        (["--latency", "300"], "accepted is a time"),
+        (["--budget", "cosine_=1"], "the budget has cosine_=1"),
+        (["--plot", "pareto.svg"], "give --budget too"),
+    ],
+)
+def test_a_budget_that_cannot_be_read_is_refused(bundle, capsys, given, words):
+    assert main(["tune", str(bundle), *given]) == 3
+    assert words in capsys.readouterr().err
