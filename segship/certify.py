@@ -86,12 +86,15 @@ class CertifyOptions:
         Most objects of each kind in a picture.
     threads
         Threads of the runtimes that are judged; all usable cores when left out.
+    reference
+        A bundle of the same checkpoint in fp32, for one that holds lower precisions alone; itself when left out.
     """
 
     truth: Path | None = None
     limit: int | None = None
     objects: int = 4
     threads: int | None = None
+    reference: Path | None = None
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -149,10 +152,10 @@ def certify(
     InputError
         ``bundle_in_package``; what is wrong with the pictures.
     BundleError, OutputError
-        When the bundle cannot be used, or the certificate cannot be written.
+        When the bundle cannot be used, or the certificate cannot be written; ``other_checkpoint`` for a reference of
+        other weights.
     """
-    options, path = options or CertifyOptions(), find_model(model)
-    bundle = Bundle.read(path)
+    options, bundle = options or CertifyOptions(), Bundle.read(find_model(model))
     made: list[Certification] = []
 
     def fill() -> bytes:
@@ -181,7 +184,7 @@ def _listed(images: str | Path, bundle: Bundle, options: CertifyOptions) -> Iter
 
 def _measure(bundle: Bundle, images: ImageList, options: CertifyOptions, report: Report | None) -> Certification:
     certified, agreements = [], {}
-    with _reference(bundle, images) as reference:
+    with _reference(_reference_bundle(bundle, options), images) as reference:
         for backend, precision in tune.candidates():
             run = RunOptions(backend=backend, precision=precision, threads=options.threads)
             judged, tally = _judge(bundle, images, reference, run)
@@ -200,6 +203,17 @@ def _measure(bundle: Bundle, images: ImageList, options: CertifyOptions, report:
         created=datetime.now(UTC).isoformat(timespec="seconds"),
     )
     return Certification(bundle, certificate, agreements)
+
+
+def _reference_bundle(bundle: Bundle, options: CertifyOptions) -> Bundle:
+    """Return the bundle that all is held against."""
+    if options.reference is None:
+        return bundle
+    reference = Bundle.read(find_model(options.reference))
+    if reference.manifest.checkpoint.sha256 != bundle.manifest.checkpoint.sha256:
+        message = f"{reference.path} was made of another checkpoint than {bundle.path}; give a bundle of the same one"
+        raise BundleError(message, code="other_checkpoint")
+    return reference
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -227,7 +241,8 @@ def _reference(bundle: Bundle, images: ImageList) -> Iterator[_Known]:
                 (folder / str(place)).write_bytes(pickle.dumps(found))
         version = installed_version(DEFAULT_BACKEND) or "unknown"
         scores: Figures = dict(tally.scores())
-        yield _Known(Reference(DEFAULT_BACKEND, version, tally.outputs, scores), folder)
+        described = Reference(identity(bundle)["model"], DEFAULT_BACKEND, version, tally.outputs, scores)
+        yield _Known(described, folder)
 
 
 @contextmanager
@@ -353,20 +368,22 @@ def verify_certificate(
     options = replace(
         options or CertifyOptions(), limit=certificate.evaluation.limit, objects=certificate.evaluation.objects
     )
+    lines, reference = [], _reference_bundle(bundle, options)
     with ExitStack() as stack:
         listed = None if images is None else stack.enter_context(_listed(images, bundle, options))
-        lines = check_digests(bundle, certificate, listed)
+        lines += check_digests(bundle, certificate, listed, reference if listed else None)
         if not all(line.holds for line in lines):
             return lines
-        able = [
-            row for row in certificate.certified if row.outputs and (row.backend, row.precision) in tune.candidates()
-        ]
-        lines += [line for row in able for line in _prove_steady(bundle, row)]
-        if listed is not None:
-            reference = stack.enter_context(_reference(bundle, listed))
-            for row in able:
-                run = RunOptions(backend=row.backend, precision=row.precision, threads=options.threads)
-                lines += _prove_figures(row, _judge(bundle, listed, reference, run)[0])
+        known = None if listed is None else stack.enter_context(_reference(reference, listed))
+        for row in certificate.certified:
+            if row.outputs is None or (row.backend, row.precision) not in tune.candidates():
+                found = "it does not run here" if row.outputs else "it was certified as not running"
+                lines.append(Line(f"{row.backend} {row.precision}", True, f"not certified here: {found}"))
+                continue
+            run = RunOptions(backend=row.backend, precision=row.precision, threads=options.threads)
+            judged = None if listed is None or known is None else _judge(bundle, listed, known, run)[0]
+            lines += _prove_steady(bundle, row, run, judged)
+            lines += () if judged is None else _prove_figures(row, judged)
     return lines
 
 
@@ -387,28 +404,37 @@ def require_certificate(bundle: Bundle) -> Certificate:
     return certificate
 
 
-def check_digests(bundle: Bundle, certificate: Certificate, images: ImageList | None = None) -> list[Line]:
-    """Return whether a certificate is of a bundle, whose own bytes were checked, and of an image list and its files."""
+def check_digests(
+    bundle: Bundle, certificate: Certificate, images: ImageList | None = None, reference: Bundle | None = None
+) -> list[Line]:
+    """Return whether a certificate is of a bundle, whose own bytes were checked, of an image list, of a reference."""
     strange = list(strangeness(certificate, bundle))
     files = f"{len(certificate.artifacts)} files, checkpoint, model and calibration lists"
     lines = [Line("digests", False, text) for text in strange] or [Line("digests", True, files)]
     if images is not None:
         images.check()
-        is_same = images.sha256 == certificate.evaluation.sha256
-        found = f"its SHA-256 is {images.sha256}"
-        lines.append(Line("image list", is_same, found if is_same else f"{found}, not {certificate.evaluation.sha256}"))
+        lines.append(_same("image list", images.sha256, certificate.evaluation.sha256))
+    if reference is not None:
+        lines.append(_same("reference", identity(reference)["model"], certificate.reference.model))
     return lines
 
 
-def _prove_steady(bundle: Bundle, row: Certified) -> Iterator[Line]:
+def _same(what: str, found: str, stated: str) -> Line:
+    is_same = found == stated
+    return Line(what, is_same, f"its SHA-256 is {found}" + ("" if is_same else f", and was {stated}"))
+
+
+def _prove_steady(bundle: Bundle, row: Certified, run: RunOptions, judged: Certified | None) -> Iterator[Line]:
     """Yield whether the few built-in cases are answered as they were, byte for byte, where that is to be expected."""
-    assert row.determinism is not None
-    name = f"{row.backend} {row.precision}, bytes of the built-in cases"
-    if (row.cpu, row.version) != (processor_name(), installed_version(row.backend)):
+    name, stated = f"{row.backend} {row.precision}, bytes of the built-in cases", row.determinism
+    if stated is None or (row.cpu, row.version) != (processor_name(), installed_version(row.backend)):
         yield Line(name, True, f"certified on {row.cpu}, {row.version}; not compared byte for byte here")
         return
-    found = _determinism(bundle, RunOptions(backend=row.backend, precision=row.precision))
-    stated = row.determinism
+    try:
+        found = _determinism(bundle, run) if judged is None else judged.determinism
+    except SegshipError as error:
+        yield Line(name, False, str(error))
+        return
     yield Line(name, found == stated or not stated.is_steady, "the same" if found == stated else "other bytes")
 
 

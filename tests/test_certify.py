@@ -143,7 +143,7 @@ def test_a_loss_against_the_truth_alone_makes_silver_and_then_fails():
         def scores(self):
             return kept
 
-    reference = Reference("onnxruntime", "1", "a" * 64, {"box": 0.8, "click_best": 0.5})
+    reference = Reference("c" * 64, "onnxruntime", "1", "a" * 64, {"box": 0.8, "click_best": 0.5})
     evidence = Evidence({}, ())
     for part, verdict in ((1.0, "gold"), (0.9991, "gold"), (0.9989, "silver"), (0.9901, "silver"), (0.9899, "fail")):
         kept = {"box": 0.8, "click_best": 0.5 * part}
@@ -203,6 +203,46 @@ def test_semantic_bundles_are_certified_by_pixels_classes_and_miou(small_semanti
     assert row.verdict == "bit-exact" and row.scores.keys() == {"miou", "pixel_accuracy"}
     assert row.evidence.rows[-1].figures == {"pixels_equal": 1.0, "map_iou": 1.0}
     require_held(verify_certificate(done.bundle.path, photos, CertifyOptions(truth=photos)))
+
+
+def test_a_bundle_is_held_against_another_of_the_same_checkpoint(bundle, images, tmp_path, monkeypatch):
+    only(monkeypatch, ("onnxruntime", "fp32"))
+    other = shutil.copytree(bundle.path, tmp_path / "other")
+    against = replace(QUICK, reference=other)
+    done = certify(bundle.path, images.path, against)
+    assert done.certificate.certified[0].verdict == "bit-exact"
+    require_held(verify_certificate(bundle.path, images.path, against))
+    stranger = make_bundle(tmp_path)
+    with pytest.raises(BundleError, match="was made of another checkpoint") as caught:
+        certify(bundle.path, images.path, replace(QUICK, reference=stranger.path))
+    assert caught.value.code == "other_checkpoint"
+
+
+def test_what_does_not_run_here_is_told_and_breaks_nothing(bundle, images, monkeypatch):
+    only(monkeypatch, ("onnxruntime", "fp32"))
+    certify(bundle.path, images.path, QUICK)
+    only(monkeypatch)
+    (digests, line) = verify_certificate(bundle.path)
+    assert digests.holds and line.holds and line.found == "not certified here: it does not run here"
+
+
+def test_other_bytes_on_the_same_machine_do_not_hold(bundle, images, monkeypatch):
+    only(monkeypatch, ("onnxruntime", "fp32"))
+    certify(bundle.path, images.path, QUICK)
+    other = Determinism(("0" * 64,), {"1": "0" * 64, "2": "0" * 64}, "0" * 64)
+    monkeypatch.setattr(certifying, "_determinism", lambda *_: other)
+    (_, line) = verify_certificate(bundle.path)
+    assert not line.holds and line.found == "other bytes"
+
+
+def test_worse_figures_do_not_hold_and_better_ones_do(bundle, images, monkeypatch):
+    answering(monkeypatch, "mask_decoder", changed_logits(lambda logits: logits + np.float32(1e-6)))
+    certify(bundle.path, images.path, QUICK)
+    answering(monkeypatch, "mask_decoder", lambda found: found)
+    require_held(verify_certificate(bundle.path, images.path, QUICK))
+    answering(monkeypatch, "mask_decoder", changed_logits(lambda logits: logits * np.float32(0.5) + np.float32(1)))
+    broken = {line.what for line in verify_certificate(bundle.path, images.path, QUICK) if not line.holds}
+    assert "onnxruntime int8, verdict" in broken and "onnxruntime int8, mask_decoder low_res_masks" in broken
 
 
 def test_what_cannot_be_certified_or_proven_is_refused(bundle, images, tmp_path):

@@ -64,8 +64,9 @@ class EvaluationList:
 
 @dataclass(frozen=True, slots=True)
 class Reference:
-    """What all is held against: its runtime, one digest of all its outputs, and its scores against the truth."""
+    """What all is held against: digest of its manifest, runtime, one digest of all its outputs, scores by the truth."""
 
+    model: Sha256
     backend: Label
     version: Text
     outputs: Sha256

@@ -45,7 +45,7 @@ def certify(
     out
         Write a copy there; the certificate goes into the bundle itself when left out.
     plot
-        Draw how the IoU with fp32 is distributed into this .svg file.
+        Draw how the IoU with fp32 is distributed, and the error of every output, into this .svg file.
     overwrite
         Replace the .svg file if it is there.
 
@@ -59,8 +59,11 @@ def certify(
         done = certify_bundle(model, images, options, _report, out=out)
     if plot is not None:
         values = {" ".join(names): found for names, found in done.agreements.items() if found}
-        title = f"{done.bundle.manifest.architecture}: IoU with fp32 in {done.certificate.reference.backend}"
-        write_file(plot, draw_agreements(title, values).encode(), overwrite=overwrite)
+        title = (
+            f"{done.bundle.manifest.architecture}: IoU with fp32 in {done.certificate.reference.backend}, and errors"
+        )
+        rows = {f"{row.backend} {row.precision}": row.evidence for row in done.certificate.certified if row.evidence}
+        write_file(plot, draw_agreements(title, values, rows).encode(), overwrite=overwrite)
     if json:
         certificate = json_module.loads(done.certificate.to_json())
         print_json({"path": str(done.bundle.path), "certificate": certificate})

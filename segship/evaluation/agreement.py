@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from segship.arrays import Size
-from segship.bundle.evidence import LOW_IOU, Bar, Row, TensorErrors, figures_row, mask_figures
+from segship.bundle.evidence import LOW_IOU, Bar, Evidence, Row, TensorErrors, figures_row, mask_figures
 from segship.bundle.manifest import Manifest
 from segship.datasets.image_list import ListedPicture
 from segship.evaluation.report import ConfusionMatrix
@@ -226,10 +226,13 @@ class SemanticTally:
         return {name: value for name, value in figures.items() if not math.isnan(value)}
 
 
-def draw_agreements(title: str, agreements: Mapping[str, Sequence[float]]) -> str:
-    """Return the distribution of IoUs with the reference as an SVG, a panel for each name; below 0.8 counts as 0.8."""
-    bins, step, left, panel = 40, 16, 240, 96
-    width, height = left + step * bins + 40, 60 + panel * len(agreements)
+def draw_agreements(title: str, agreements: Mapping[str, Sequence[float]], evidence: Mapping[str, Evidence]) -> str:
+    """Return the distribution of IoUs with the reference as an SVG, a panel for each name; below 0.8 counts as 0.8.
+
+    Beside it the relative L2 error of every output, in the order in which graphs run, on a logarithmic scale.
+    """
+    bins, step, left, panel = 40, 12, 240, 110
+    width, height = left + step * bins + 400, 60 + panel * len(agreements)
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}">',
         "<style>text{font:13px system-ui,sans-serif;fill:#222}</style>",
@@ -247,4 +250,16 @@ def draw_agreements(title: str, agreements: Mapping[str, Sequence[float]]) -> st
         lines.append(f'<line x1="{left}" x2="{left + step * bins}" y1="{base}" y2="{base}" stroke="#222"/>')
         marks = ((left + step * bins * part - 10, 0.8 + 0.2 * part) for part in (0, 0.5, 1))
         lines += [f'<text x="{x:.0f}" y="{base + 15}">{mark:.1f}</text>' for x, mark in marks]
+        lines += _error_bars(evidence[name], left + step * bins + 40, base - 70)
     return "\n".join([*lines, "</svg>"]) + "\n"
+
+
+def _error_bars(evidence: Evidence, left: int, top: int) -> Iterator[str]:
+    """Yield a bar for every output: the longest is an error as large as the output, none is a millionth."""
+    rows = [row for row in evidence.rows if "relative_l2" in row.figures]
+    for place, row in enumerate(rows):
+        error, y = row.figures["relative_l2"], top + 15 * place
+        length = 0.0 if not error else max(0.0, 20 * (math.log10(error) + 6))
+        told = "not finite" if error is None else f"{error:.1e}"
+        yield f'<rect x="{left}" y="{y}" width="{length:.1f}" height="10" fill="#c27a2c"/>'
+        yield f'<text x="{left + length + 6:.1f}" y="{y + 10}">{escape(f"{row.graph} {row.what} {told}")}</text>'

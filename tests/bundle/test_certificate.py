@@ -32,7 +32,7 @@ def certificate_of(bundle, *verdicts):
         segship="0.4.0",
         **identity(bundle),
         evaluation=EvaluationList(SHA, 1, False),
-        reference=Reference("onnxruntime", "1", SHA, {}),
+        reference=Reference(SHA, "onnxruntime", "1", SHA, {}),
         certified=tuple(replace(row, precision=precision, verdict=verdict) for precision, verdict in verdicts),
         machine={"cpu": "a chip", "features": ["avx2"], "memory_bytes": None},
         created="2026-11-28T00:00:00+00:00",

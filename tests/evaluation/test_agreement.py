@@ -4,6 +4,7 @@ import xml.etree.ElementTree as ElementTree
 import numpy as np
 import pytest
 
+from segship.bundle.evidence import Evidence, Row
 from segship.datasets.image_list import ListedFile, ListedImage, ListedObject, ListedPicture
 from segship.evaluation.agreement import PromptableTally, SemanticTally, draw_agreements, list_bar
 from segship.images import LoadedImage
@@ -101,8 +102,11 @@ def test_class_maps_are_compared_by_pixels_and_classes_and_scored():
     }  # fmt: skip
 
 
-def test_distribution_is_drawn_for_every_precision():
-    drawn = draw_agreements("tiny <1>", {"openvino bf16": [0.99, 0.5, 1.0], "onnxruntime int8": [0.95] * 4})
+def test_distribution_and_errors_are_drawn_for_every_precision():
+    row = Row("step", "image_encoder", "image_embeddings", 1, {"relative_l2": 0.01}, True)
+    evidence = {"openvino bf16": Evidence({}, (row,)), "onnxruntime int8": Evidence({}, ())}
+    drawn = draw_agreements("tiny <1>", {"openvino bf16": [0.99, 0.5, 1.0], "onnxruntime int8": [0.95] * 4}, evidence)
     root = ElementTree.fromstring(drawn)
     texts = [element.text for element in root.iter() if element.tag.endswith("text")]
     assert {"tiny <1>", "openvino bf16", "mean 0.8300", "mean 0.9500"} <= set(texts)
+    assert "image_encoder image_embeddings 1.0e-02" in texts
