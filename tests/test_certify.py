@@ -212,7 +212,7 @@ def test_a_bundle_is_held_against_another_of_the_same_checkpoint(bundle, images,
     done = certify(bundle.path, images.path, against)
     assert done.certificate.certified[0].verdict == "bit-exact"
     require_held(verify_certificate(bundle.path, images.path, against))
-    stranger = make_bundle(tmp_path)
+    stranger = make_bundle(tmp_path, name="stranger")
     with pytest.raises(BundleError, match="was made of another checkpoint") as caught:
         certify(bundle.path, images.path, replace(QUICK, reference=stranger.path))
     assert caught.value.code == "other_checkpoint"

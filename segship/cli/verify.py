@@ -99,8 +99,8 @@ def verify(
         lines = verify_certificate(bundle, images, options)
     if json:
         print_json({"path": str(bundle), "certificate": [asdict(line) for line in lines]})
-    else:
-        results_console().print(_lines_table(lines))
+        return 0 if all(line.holds for line in lines) else EXIT_DIFFERS
+    results_console().print(_lines_table(lines))
     require_held(lines)
     return 0
 

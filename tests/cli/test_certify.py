@@ -39,11 +39,13 @@ def test_a_certificate_is_made_shown_proven_and_broken(run, run_json, bundle, im
     assert (code, document["error"]["code"]) == (3, "changed_file")
 
 
-def test_what_does_not_hold_is_exit_5(run, bundle, images, tmp_path):
+def test_what_does_not_hold_is_exit_5(run, run_json, bundle, images, tmp_path):
     assert run("certify", bundle, "--images", images, "--threads", "1")[0] == 0
     other = calibrate([], tmp_path / "other", CalibrateOptions(limit=2)).path
     code, out, err = run("verify", bundle, "--images", other)
     assert code == 5 and "DOES NOT HOLD" in out and "certificate_broken" in err
+    code, document = run_json("verify", bundle, "--images", other)
+    assert code == 5 and [line["what"] for line in document["certificate"] if not line["holds"]] == ["image list"]
 
 
 def test_json_is_the_certificate(run_json, bundle, images, tmp_path):
