@@ -87,7 +87,7 @@ def main() -> None:
             plans(arguments.work, arguments.model, points, peers, arguments.reference_repeats, engines, arguments.mode)
         ],
         targets=targets(),
-        bounds=[Bound("segship, openvino bf16", 6.0), Bound("segship, openvino bf16", 1600, of="peak_mb")],
+        bounds=[Bound("segship, openvino bf16", 6.0), Bound("segship, openvino bf16", 1200, of="peak_mb")],
         rounds=arguments.rounds,
         notes=["records_set is the part of all masks of both sides that are equal bit for bit"],
     )
