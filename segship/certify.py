@@ -185,7 +185,7 @@ def _listed(images: str | Path, bundle: Bundle, options: CertifyOptions) -> Iter
 def _measure(bundle: Bundle, images: ImageList, options: CertifyOptions, report: Report | None) -> Certification:
     certified, agreements = [], {}
     with _reference(_reference_bundle(bundle, options), images) as reference:
-        for backend, precision in tune.candidates():
+        for backend, precision in tune.candidates(bundle.manifest):
             run = RunOptions(backend=backend, precision=precision, threads=options.threads)
             judged, tally = _judge(bundle, images, reference, run)
             certified.append(judged)
@@ -376,7 +376,7 @@ def verify_certificate(
             return lines
         known = None if listed is None else stack.enter_context(_reference(reference, listed))
         for row in certificate.certified:
-            if row.outputs is None or (row.backend, row.precision) not in tune.candidates():
+            if row.outputs is None or (row.backend, row.precision) not in tune.candidates(bundle.manifest):
                 found = "it does not run here" if row.outputs else "it was certified as not running"
                 lines.append(Line(f"{row.backend} {row.precision}", True, f"not certified here: {found}"))
                 continue

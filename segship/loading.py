@@ -106,7 +106,7 @@ def open_model(model: str | Path, run: RunOptions) -> Predictor | SemanticPredic
 
 
 def _open_bundle(path: Path, run: RunOptions) -> Predictor | SemanticPredictor:
-    from segship.backends.opening import open_sessions
+    from segship.backends.opening import choose_artifact, open_sessions
     from segship.bundle import Bundle
 
     # Opening checks the manifest and the list of files; each graph's bytes are checked as it is loaded.
@@ -116,7 +116,7 @@ def _open_bundle(path: Path, run: RunOptions) -> Predictor | SemanticPredictor:
     run = replace(run, backend=choice.backend, precision=choice.precision, threads=run.threads or choice.threads)
     sessions = open_sessions(bundle, run)
     # What ties embeddings to their encoder.
-    digest = manifest.artifact(manifest.first_graph).digest
+    digest = choose_artifact(manifest, manifest.first_graph, run)[0].digest
     return _predictor(manifest, sessions, digest, choice, run.threads)
 
 
@@ -127,7 +127,8 @@ def _accepted_choice(bundle: Bundle, run: RunOptions) -> BackendChoice:
 
     refused = set() if run.accept_accuracy else failed(bundle)
     checks = [check for check in bundle.manifest.checks if (check.backend, check.precision) not in refused]
-    choice = recorded_choice(bundle.manifest.choice, run) or choose_backend(checks, run)
+    held = {artifact.precision for artifact in bundle.manifest.artifacts}
+    choice = recorded_choice(bundle.manifest.choice, run) or choose_backend(checks, run, held)
     if (choice.backend, choice.precision) in refused:
         message = (
             f"the certificate of {bundle.path} says that {choice.precision} in {choice.backend} fails its bar; "

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from segship.bench.fresh import run_fresh
 from segship.bundle import Bundle
 from segship.bundle.evidence import EXACT, FIGURES, Check, Choice, Evidence, Figures
 from segship.bundle.folder import renew_file
-from segship.bundle.manifest import MANIFEST_FILE, task_module
+from segship.bundle.manifest import MANIFEST_FILE, Manifest, task_module
 from segship.catalog import find_model
 from segship.errors import BackendUnavailable, InputError, SegshipError
 from segship.images.reading import demo_photograph
@@ -116,16 +116,22 @@ def tune_bundle(
 
 
 def measure(
-    bundle: Bundle, options: TuneOptions | None = None, report: Report | None = None, known: Known | None = None
+    bundle: Bundle,
+    options: TuneOptions | None = None,
+    report: Report | None = None,
+    known: Known | None = None,
+    *,
+    precisions: Collection[str] | None = None,
 ) -> tuple[Check, ...]:
-    """Compare and time every installed backend that runs graphs, in every precision that this chip has.
+    """Compare and time every installed backend that runs graphs, in every precision that it has here, or in some.
 
     Each is loaded alone, so that idle threads of one do not slow the next.
     """
     options = options or TuneOptions()
     known = known or _answer(bundle, options)
     checks: list[Check] = []
-    for backend, precision in candidates():
+    rivals = candidates(bundle.manifest)
+    for backend, precision in (rival for rival in rivals if precisions is None or rival[1] in precisions):
         checks.append(_check(bundle, backend, precision, known, options))
         if report is not None:
             report(checks[-1])
@@ -137,18 +143,25 @@ def measure(
 def _answer(bundle: Bundle, options: TuneOptions) -> Known:
     task = task_module(bundle.manifest.task)
     cases = task.cases(bundle.manifest)
-    with _opened(bundle, DEFAULT_BACKEND, EXACT, options) as sessions:
+    held = [artifact.precision for artifact in bundle.manifest.artifacts]
+    # A bundle of another precision alone is held against itself in ONNX Runtime.
+    with _opened(bundle, DEFAULT_BACKEND, EXACT if EXACT in held else held[0], options) as sessions:
         expected = task.answer(cases, sessions)
     return Known(cases, expected, expected)
 
 
-def candidates() -> tuple[tuple[str, str], ...]:
-    """Return every backend that runs graphs and is installed, with every precision that it has on this chip."""
+def candidates(manifest: Manifest | None = None) -> tuple[tuple[str, str], ...]:
+    """Return every backend that runs graphs and is installed, with every precision that it has on this chip.
+
+    Those of a bundle's artifacts are among them, where its manifest is given; without float32 graphs, they are all.
+    """
+    held = ["fp32"] if manifest is None else [artifact.precision for artifact in manifest.artifacts]
     found: list[tuple[str, str]] = []
     for backend in backends_of():
         if installed_version(backend) is not None:
             try:
-                found.extend((backend, precision) for precision in load_backend(backend).precisions())
+                own = load_backend(backend).precisions() if "fp32" in held else ()
+                found.extend((backend, precision) for precision in dict.fromkeys((*own, *held)))
             except BackendUnavailable:
                 # Installed and broken: `segship doctor` says how; it is no candidate.
                 continue

@@ -44,7 +44,7 @@ def bundle(small_export, tmp_path):
 
 
 def only(monkeypatch, *names):
-    monkeypatch.setattr(tune, "candidates", lambda: names)
+    monkeypatch.setattr(tune, "candidates", lambda manifest=None: names)
 
 
 def answering(monkeypatch, graph, spoil, precision="int8"):

@@ -66,7 +66,7 @@ def either(request, small_export, small_semantic_bundle, tmp_path):
 
 
 def only(monkeypatch, *names):
-    monkeypatch.setattr(tune, "candidates", lambda: names)
+    monkeypatch.setattr(tune, "candidates", lambda manifest=None: names)
 
 
 def test_every_installed_backend_is_measured_and_written_down(either):

@@ -6,7 +6,9 @@ Every module has the same names:
 - ``version()``, as text.
 - ``devices()``, what may be asked for here: device -> what it is, or nothing to say. Each may still fail to start;
   `segship.backends.opening.failing_devices` tries them.
-- ``precisions()``, those that may be asked for on this chip.
+- ``precisions()``, those in which float32 graphs may be run on this chip.
+- ``beside(precision)``, that of everything that an artifact of some precision leaves in float32; not of torch, which
+  runs no artifacts.
 - ``compile(graph, spec, run)``, which makes of a `segship.backends.session.Graph` what the session loads.
 - ``Session(compiled, spec, run)``, a `segship.backends.session.Session`.
 - ``PROBE``, the identity of one number as ``compile`` takes it.

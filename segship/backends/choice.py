@@ -16,7 +16,7 @@ no runtime is imported here. The rules:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -53,8 +53,10 @@ def recorded_choice(choice: Choice | None, run: RunOptions) -> BackendChoice | N
     return BackendChoice(choice.backend, choice.precision, reason, choice.threads)
 
 
-def choose_backend(checks: Sequence[Check], run: RunOptions | None = None) -> BackendChoice:
-    """Choose for a bundle on this machine.
+def choose_backend(
+    checks: Sequence[Check], run: RunOptions | None = None, held: Collection[str] = (EXACT,)
+) -> BackendChoice:
+    """Choose for a bundle on this machine, of whose artifacts the precisions are ``held``.
 
     The manifest's checks may be none; they are made on the CPU, so they decide nothing elsewhere. A precision that
     failed its comparison in every backend that was measured is refused as ``precision_unavailable``; whoever names the
@@ -74,7 +76,7 @@ def choose_backend(checks: Sequence[Check], run: RunOptions | None = None) -> Ba
         and run.precision in (AUTO, check.precision)
         and (run.streams == 1 or _has_streams(check.backend))
     ]
-    return _fastest(wanted) or _unmeasured(wanted, run)
+    return _fastest(wanted) or _unmeasured(wanted, run, held)
 
 
 def _exact(run: RunOptions) -> str:
@@ -108,7 +110,7 @@ def _fastest(wanted: Sequence[Check]) -> BackendChoice | None:
     return BackendChoice(best.backend, best.precision, reason)
 
 
-def _unmeasured(wanted: Sequence[Check], run: RunOptions) -> BackendChoice:
+def _unmeasured(wanted: Sequence[Check], run: RunOptions, held: Collection[str]) -> BackendChoice:
     """Return what is taken where no check decides."""
     reduced = run.precision not in (EXACT, AUTO)
     if run.backend != AUTO:
@@ -124,6 +126,8 @@ def _unmeasured(wanted: Sequence[Check], run: RunOptions) -> BackendChoice:
             "(`segship inspect BUNDLE`, checks); name the backend to take it all the same, or use fp32"
         )
         raise BackendUnavailable(message, code="precision_unavailable")
+    if run.precision in held and run.streams == 1:
+        return BackendChoice(DEFAULT_BACKEND, run.precision, f"nothing was measured, and this is the default; {_TUNE}")
     asked = f"precision {run.precision}" if run.streams == 1 else f"{run.streams} streams"
     others = (name for name in backends_of() if name != DEFAULT_BACKEND and (run.streams == 1 or _has_streams(name)))
     return BackendChoice(next(others), _exact(run), f"the backend that has {asked}; {_TUNE}")

@@ -58,6 +58,11 @@ def precisions() -> tuple[str, ...]:
     return ("fp32",)
 
 
+def beside(precision: str) -> str:
+    """Return how float32 parts of a graph in a lower precision are run: as they are."""
+    return "fp32"
+
+
 def compile(graph: Graph, spec: GraphSpec, run: RunOptions) -> bytes | Path:
     """Return the graph as it is: ONNX Runtime loads ONNX files. Bytes that were checked stay checked."""
     return graph.read()

@@ -3,20 +3,25 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
 from segship.backends import backends_of, load_backend
 from segship.backends.session import PROBE_SPEC, Graph, RunOptions, Session
-from segship.errors import BackendUnavailable, SegshipError, way
+from segship.bundle.artifacts import Artifact, LowerPrecision
+from segship.errors import BackendUnavailable, BundleError, SegshipError, way
 from segship.spec import GraphSpec
 
 if TYPE_CHECKING:
     from segship.bundle import Bundle
+    from segship.bundle.manifest import Manifest
+
+LOWER = frozenset(get_args(LowerPrecision))
 
 
 def open_session(graph: Graph | bytes | Path, spec: GraphSpec, run: RunOptions) -> Session:
@@ -53,10 +58,33 @@ def open_graph(bundle: Bundle, spec: GraphSpec, run: RunOptions) -> Session:
     if bundle.manifest.exact_only and run.precision != "fp32":
         message = f"precision {run.precision!r} was asked for, and graphs like these run in fp32 alone"
         raise BackendUnavailable(f"{message}; ask for fp32", code="precision_unavailable")
-    artifact = bundle.manifest.artifact(spec.name, run.precision)
-    return open_session(
-        Graph(bundle.path / artifact.file, artifact.digest, partial(bundle.verified, artifact)), spec, run
-    )
+    artifact, arithmetic = choose_artifact(bundle.manifest, spec.name, run)
+    graph = Graph(bundle.path / artifact.file, artifact.digest, partial(bundle.verified, artifact))
+    return open_session(graph, spec, replace(run, precision=arithmetic))
+
+
+def choose_artifact(manifest: Manifest, graph: str, run: RunOptions) -> tuple[Artifact, str]:
+    """Return which artifact of a graph is loaded for a precision, and the precision of its arithmetic.
+
+    A backend that computes float32 graphs in the precision that was asked for does so. Else it is that of artifacts,
+    which some graphs may lack that a precision is of no use to.
+
+    Raises
+    ------
+    BundleError
+        ``precision_unavailable`` when neither is there.
+    """
+    held = {artifact.precision for artifact in manifest.artifacts}
+    module = load_backend(run.backend)
+    if run.precision in module.precisions() or (run.precision not in held and run.precision not in LOWER):
+        return manifest.artifact(graph), run.precision
+    if run.precision not in held:
+        message = (
+            f"precision {run.precision!r} was asked for, and the bundle holds {', '.join(sorted(held))}; "
+            f"make it: `segship quantize BUNDLE --precision {run.precision}`, or use one that is there"
+        )
+        raise BundleError(message, code="precision_unavailable")
+    return manifest.artifact(graph, run.precision), module.beside(run.precision)
 
 
 def try_devices(module: ModuleType) -> dict[str, str | None]:

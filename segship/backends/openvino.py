@@ -102,6 +102,11 @@ def precisions() -> tuple[str, ...]:
     return tuple(name for name, (_, capability) in PRECISIONS.items() if capability in found)
 
 
+def beside(precision: str) -> str:
+    """Return how float32 parts of a graph in a lower precision are run: between integers in bfloat16, if it is here."""
+    return "bf16" if precision == "int8" and "bf16" in precisions() else "fp32"
+
+
 class Compiled(NamedTuple):
     """A compiled graph, ready to run."""
 

@@ -14,7 +14,9 @@ Sha256 = Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
 FileBytes = Annotated[int, Field(ge=1, le=1 << 40)]
 Name = Annotated[str, Field(pattern=r"^[A-Za-z0-9_.:/ -]{1,128}$")]
 GraphName = Literal["image_encoder", "mask_decoder", "image_side", "selective_decoder", "semantic"]
-Precision = Literal["fp32", "fp16", "bf16", "int8"]
+Precision = Literal["fp32", "fp16", "bf16", "int8", "int8-weights", "int4-weights", "fp16-weights"]
+LowerPrecision = Literal["int8", "int8-weights", "int4-weights", "fp16-weights", "fp16"]
+"""What `segship.ship.quantize` writes: integer arithmetic, weights stored in fewer bits, float16 arithmetic."""
 Option = Text | bool | int | float
 
 FORMATS: dict[str, str] = {"onnx": ".onnx"}
@@ -63,6 +65,16 @@ class Artifact:
     made_from: Sha256
     weights: Weights | None = None
     options: Annotated[dict[Name, Option], Field(max_length=32)] = field(default_factory=dict)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """Its file, and that of its weights where they are one of their own."""
+        return (self.file,) if self.weights is None else (self.file, self.weights.file)
+
+    @property
+    def all_bytes(self) -> int:
+        """Of the graph and its weights."""
+        return self.bytes + (self.weights.bytes if self.weights is not None else 0)
 
     @property
     def digest(self) -> str:

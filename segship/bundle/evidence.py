@@ -20,7 +20,7 @@ from pydantic import Field
 from segship.errors import ComparisonFailed, way
 
 Text = Annotated[str, Field(max_length=4096)]
-Label = Annotated[str, Field(pattern=r"^[a-z0-9_]{1,64}$")]
+Label = Annotated[str, Field(pattern=r"^[a-z0-9_-]{1,64}$")]
 Pairs = Sequence[tuple[NDArray[Any], NDArray[Any]]]
 """(expected, found) arrays."""
 
@@ -170,8 +170,7 @@ def tensor_row(step: str, graph: str, what: str, pairs: Pairs, bar: Bar) -> Row:
 
 def mask_row(step: str, graph: str, ious: Sequence[float], bar: Bar) -> Row:
     """Hold the IoUs of masks at image size against the bar."""
-    figures = {"mask_iou_mean": float(np.mean(ious)), "mask_iou_min": float(np.min(ious))}
-    return _row(step, graph, "masks", len(ious), figures, bar)
+    return _row(step, graph, "masks", len(ious), mask_figures(ious), bar)
 
 
 def class_map_row(step: str, graph: str, pairs: Pairs, bar: Bar) -> Row:
@@ -271,7 +270,8 @@ def describe_figures(figures: Mapping[str, float | None]) -> str:
     if "pixels_equal" in value:
         return f"{100 * value['pixels_equal']:.4f} % of the pixels equal"
     if "mask_iou_mean" in value:
-        return f"IoU mean {value['mask_iou_mean']:.6f}, min {value['mask_iou_min']:.6f}"
+        fifth = f", 5th percentile {value['mask_iou_p5']:.6f}" if "mask_iou_p5" in value else ""
+        return f"IoU mean {value['mask_iou_mean']:.6f}{fifth}, min {value['mask_iou_min']:.6f}"
     return f"cosine {value['cosine']:.9f}, max abs {value['max_abs']:.2e} of scale {value['scale']:.3g}"
 
 

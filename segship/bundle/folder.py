@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NoReturn, Self, get_args
 
-from segship.bundle.artifacts import Artifact, GraphName, Option, Weights, artifact_file, weights_file
+from segship.bundle.artifacts import Artifact, GraphName, Option, Precision, Weights, artifact_file, weights_file
 from segship.bundle.certificate import CERTIFICATE_FILE, is_certificate
 from segship.bundle.manifest import MANIFEST_FILE, MAX_MANIFEST_BYTES, Manifest, parse_manifest
 from segship.bundle.onnx_file import OnnxGraph, read_graph
@@ -36,7 +36,7 @@ from segship.spec import GraphSpec, TensorSpec, check_interface
 OPTIONAL_FILES = frozenset({"certificate.json", "LICENSE", "NOTICE", "README.md"})
 """Texts that bundles might hold up to version 0.4, beside the digests; a folder with such may be replaced."""
 # The second is one that segship wrote up to version 0.3; such a bundle may be replaced.
-_GRAPH_FILE = re.compile(rf"({'|'.join((*get_args(GraphName), 'shared_decoder'))})[a-z0-9_.]*")
+_GRAPH_FILE = re.compile(rf"({'|'.join((*get_args(GraphName), 'shared_decoder'))})[a-z0-9_.-]*")
 _MEND = "export the bundle again or fetch it anew"
 
 
@@ -201,10 +201,11 @@ def write_bundle(
         refuse_stranger(target)
     finished: list[Bundle] = []
     put = _move if move else _copy
+    made_from = manifest.checkpoint.sha256
 
     def fill(folder: Path) -> None:
         added = [
-            _add_graph(folder, manifest, name, Path(file), (options or {}).get(name, {}), put)
+            _add_graph(folder, manifest, name, Path(file), (options or {}).get(name, {}), made_from, put)
             for name, file in graph_files.items()
         ]
         specs, artifacts = zip(*added, strict=True)
@@ -214,6 +215,14 @@ def write_bundle(
 
     write_directory(target, fill, overwrite=force)
     return replace(finished[0], path=target)
+
+
+def refuse_package(bundle: Bundle) -> None:
+    """Let no model inside the package be changed: ``bundle_in_package``."""
+    if any(real_path(bundle.path) == real_path(embedded_bundle(model)) for model in EMBEDDED_MODELS):
+        copy = way("out=FOLDER", "--out FOLDER")
+        message = f"{bundle.path} lies inside the package, whose files are not changed; write a copy: {copy}"
+        raise InputError(message, code="bundle_in_package")
 
 
 def renew_file(bundle: Bundle, name: str, make: Callable[[], bytes], out: Path | None = None) -> Bundle:
@@ -229,11 +238,8 @@ def renew_file(bundle: Bundle, name: str, make: Callable[[], bytes], out: Path |
     OutputError
         When the file cannot be written, or ``out`` is there.
     """
-    if out is None and any(real_path(bundle.path) == real_path(embedded_bundle(model)) for model in EMBEDDED_MODELS):
-        copy = way("out=FOLDER", "--out FOLDER")
-        message = f"{bundle.path} lies inside the package, whose files are not changed; write a copy: {copy}"
-        raise InputError(message, code="bundle_in_package")
     if out is None:
+        refuse_package(bundle)
         write_file(bundle.path / name, make(), overwrite=True)
         return Bundle.open(bundle.path)
 
@@ -247,11 +253,85 @@ def renew_file(bundle: Bundle, name: str, make: Callable[[], bytes], out: Path |
     return Bundle.open(out)
 
 
+def add_artifacts(
+    bundle: Bundle,
+    manifest: Manifest,
+    graph_files: Mapping[str, Path],
+    precision: Precision,
+    *,
+    options: Mapping[str, Mapping[str, Option]],
+    directory: Path | None = None,
+    only: bool = False,
+    lean: bool = False,
+    force: bool = False,
+) -> Bundle:
+    """Write a bundle's graphs in another precision beside those that it has, in place or as another bundle.
+
+    Parameters
+    ----------
+    bundle
+        What they were made from; its files are checked as they are copied.
+    manifest
+        That of the new bundle but for its artifacts.
+    graph_files
+        Graph -> ONNX file, named as the bundle will name it, which is moved.
+    options
+        Graph -> what decided its bytes.
+    directory
+        Where to write; the bundle is replaced when left out.
+    only
+        Leave out the artifacts of other precisions, but those of graphs that have none in this one.
+    lean
+        Leave out the graphs that a bundle can do without.
+    force
+        Replace a bundle that is already in ``directory``.
+
+    Raises
+    ------
+    BundleError
+        When a graph holds what no bundle may, or does not keep its contract.
+    OutputError
+        When the folder cannot be written.
+    """
+    target = directory or bundle.path
+    if force:
+        refuse_stranger(target)
+    finished: list[Bundle] = []
+    names = manifest.graph_sets[0] if lean else frozenset(spec.name for spec in manifest.graphs)
+    kept = [
+        artifact
+        for artifact in bundle.manifest.artifacts
+        if artifact.graph in names
+        if artifact.graph not in graph_files or not (only or artifact.precision == precision)
+    ]
+
+    def fill(folder: Path) -> None:
+        for name in (name for artifact in kept for name in artifact.files):
+            _copy(bundle.path / name, folder / name)
+        added = []
+        for name, file in ((name, file) for name, file in graph_files.items() if name in names):
+            made_from = bundle.manifest.artifact(name).sha256
+            added.append(_add_graph(folder, manifest, name, file, options[name], made_from, _move, precision)[1])
+        specs = tuple(spec for spec in manifest.graphs if spec.name in names)
+        write_file(folder / MANIFEST_FILE, replace(manifest, graphs=specs, artifacts=(*kept, *added)).to_json())
+        finished.append(Bundle.read(folder))
+
+    write_directory(target, fill, overwrite=force or directory is None)
+    return replace(finished[0], path=target)
+
+
 def _add_graph(
-    folder: Path, manifest: Manifest, name: str, source: Path, options: Mapping[str, Option], put: Put
+    folder: Path,
+    manifest: Manifest,
+    name: str,
+    source: Path,
+    options: Mapping[str, Option],
+    made_from: str,
+    put: Put,
+    precision: Precision = "fp32",
 ) -> tuple[GraphSpec, Artifact]:
     """Put a graph and the file of its weights into the bundle; return its contract and its artifact."""
-    file = artifact_file(name)
+    file = artifact_file(name, precision=precision)
     put(source, folder / file)
     graph = read_graph(folder / file)
     spec = _as_free_as(graph, manifest.contracts[name])
@@ -260,12 +340,12 @@ def _add_graph(
     artifact = Artifact(
         graph=name,  # type: ignore[arg-type]  # The manifest's contracts have no other names.
         format="onnx",
-        precision="fp32",
+        precision=precision,
         target=str(options.get("target", "onnxruntime")),
         file=file,
         bytes=(folder / file).stat().st_size,
         sha256=sha256_of(folder / file),
-        made_from=manifest.checkpoint.sha256,
+        made_from=made_from,
         weights=weights,
         options={key: value for key, value in options.items() if key != "target"},
     )

@@ -21,7 +21,7 @@ from pydantic import ConfigDict, Field, TypeAdapter
 from segship.bundle.artifacts import Artifact, FileBytes, Name, Sha256
 from segship.bundle.documents import Document
 from segship.bundle.evidence import Check, Choice, Evidence, Label, Text
-from segship.errors import BundleError
+from segship.errors import BundleError, way
 from segship.spec import GraphSpec
 
 MANIFEST_FILE = "manifest.json"
@@ -161,7 +161,7 @@ class Manifest:
         if chosen is None:
             message = (
                 f"precision {precision!r} was asked for, and the bundle holds {graph} in {', '.join(found)}; "
-                "export the bundle again or fetch it anew"
+                f"ask for that: {way('precision=', '--precision ')}{next(iter(found))}"
             )
             raise BundleError(message, code="precision_unavailable")
         return chosen

@@ -17,18 +17,19 @@ from segship.errors import BundleError, shown
 OWN_DOMAINS = frozenset({"", "ai.onnx"})
 CONTROL_FLOW = frozenset({"If", "Loop", "Scan", "SequenceMap"})
 _COMPUTE = frozenset({
-    "Abs", "Add", "And", "BatchNormalization", "Cast", "Clip", "Concat", "Constant", "Conv", "Div", "Equal", "Erf",
-    "Exp", "Flatten", "Floor", "Gather", "GatherND", "Gelu", "Gemm", "Greater", "GreaterOrEqual", "Identity",
-    "LayerNormalization", "Less", "LessOrEqual", "MatMul", "Max", "Min", "Mod", "Mul", "Neg", "Not", "Or", "Pad", "Pow",
-    "Reciprocal", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Relu", "Reshape", "Shape", "Sigmoid", "Slice",
-    "Softmax", "Split", "Sqrt", "Squeeze", "Sub", "Transpose", "Unsqueeze", "Where",
+    "Abs", "Add", "And", "BatchNormalization", "Cast", "Clip", "Concat", "Constant", "Conv", "DequantizeLinear", "Div",
+    "Equal", "Erf", "Exp", "Flatten", "Floor", "Gather", "GatherND", "Gelu", "Gemm", "Greater", "GreaterOrEqual",
+    "Identity", "LayerNormalization", "Less", "LessOrEqual", "MatMul", "Max", "Min", "Mod", "Mul", "Neg", "Not", "Or",
+    "Pad", "Pow", "QuantizeLinear", "Reciprocal", "ReduceMax", "ReduceMean", "ReduceMin", "ReduceSum", "Relu",
+    "Reshape", "Shape", "Sigmoid", "Slice", "Softmax", "Split", "Sqrt", "Squeeze", "Sub", "Transpose", "Unsqueeze",
+    "Where",
 })  # fmt: skip
 """What any graph may hold: numbers in, numbers out, of sizes that follow from those of the inputs."""
 _DECODE = _COMPUTE | {"ConvTranspose", "Cos", "Expand", "Sin"}
 _FOREIGN = _DECODE | {
-    "ArgMax", "Ceil", "ConstantOfShape", "ConvInteger", "DequantizeLinear", "DynamicQuantizeLinear", "Einsum",
-    "GatherElements", "GlobalAveragePool", "HardSigmoid", "HardSwish", "InstanceNormalization", "MatMulInteger",
-    "OneHot", "QLinearConv", "QLinearMatMul", "QuantizeLinear", "Range", "Resize", "Round", "ScatterND", "Sum", "Tanh",
+    "ArgMax", "Ceil", "ConstantOfShape", "ConvInteger", "DynamicQuantizeLinear", "Einsum", "GatherElements",
+    "GlobalAveragePool", "HardSigmoid", "HardSwish", "InstanceNormalization", "MatMulInteger",
+    "OneHot", "QLinearConv", "QLinearMatMul", "Range", "Resize", "Round", "ScatterND", "Sum", "Tanh",
     "Tile",
 }  # fmt: skip
 OPERATORS: dict[str, frozenset[str]] = {

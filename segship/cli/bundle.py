@@ -74,7 +74,7 @@ def bundle(
         made = bundle_checkpoint(source, folder, with_licence_of(checkpoint, source, options))
     manifest, seconds = made.manifest, time.perf_counter() - started
     assert manifest.template is not None
-    size = sum(artifact.bytes + (artifact.weights.bytes if artifact.weights else 0) for artifact in manifest.artifacts)
+    size = sum(artifact.all_bytes for artifact in manifest.artifacts)
     if json:
         document = {"path": str(folder), "architecture": manifest.architecture, "bytes": size}
         print_json({**document, "template": manifest.template.name, "proven": manifest.template.proven})

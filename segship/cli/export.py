@@ -196,11 +196,15 @@ def is_known(checkpoint: str) -> bool:
     return checkpoint in KNOWN_CHECKPOINTS and not os.path.exists(checkpoint)
 
 
-def require_exporter(doing: str, instead: str = "") -> None:
-    """Refuse to begin without the packages of an export; ``instead`` is a way that needs none of them."""
-    missing = [name for name in EXPORT_PACKAGES if find_spec(name) is None]
+def require_exporter(
+    doing: str, instead: str = "", *, packages: Sequence[str] = EXPORT_PACKAGES, extra: str = "export"
+) -> None:
+    """Refuse to begin without the packages of an extra; ``instead`` is a way that needs none of them."""
+    missing = [name for name in packages if find_spec(name) is None]
     if missing:
-        message = f'{doing} needs {", ".join(missing)}, not installed here; run: pip install "segship[export]"{instead}'
+        message = (
+            f'{doing} needs {", ".join(missing)}, not installed here; run: pip install "segship[{extra}]"{instead}'
+        )
         raise BackendUnavailable(message, code="export_packages_missing")
 
 

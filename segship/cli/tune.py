@@ -93,7 +93,7 @@ def tune(
         print_json(document)
         return
     console = results_console()
-    console.print(_checks_table(checks))
+    console.print(checks_table(checks))
     for precision, choice in choices.items():
         chosen = f"{choice.backend} {choice.precision}"
         console.print(f"--backend auto --precision {precision}: [bold]{plain(chosen)}[/], {plain(choice.reason)}")
@@ -170,7 +170,8 @@ def _trials_table(trials: Sequence[Trial], front: Sequence[Trial], budget: Budge
     return make_table(heads, rows)
 
 
-def _checks_table(checks: Sequence[Check]) -> Table:
+def checks_table(checks: Sequence[Check]) -> Table:
+    """Return a table of checks: what ran, how fast, and whether it passed."""
     names = list(dict.fromkeys(name for check in checks for name in check.timings_ms))
     heads = (">" + TIMES.get(name, f"{name} ms") for name in names)
     rows = [_check_cells(check, [check.timings_ms.get(name) for name in names]) for check in checks]

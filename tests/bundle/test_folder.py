@@ -444,7 +444,7 @@ def test_artifact_of_another_precision_is_taken_only_where_it_can_be(inline):
     halved = replace(manifest, artifacts=with_artifact(inline, "mask_decoder", precision="int8"))
     assert halved.artifact("mask_decoder", "int8").precision == "int8"
     with pytest.raises(
-        BundleError, match="precision 'fp32' was asked for, .* holds mask_decoder in int8; export the bundle again"
+        BundleError, match="precision 'fp32' was asked for, .* holds mask_decoder in int8; ask for that: precision=int8"
     ) as caught:
         halved.artifact("mask_decoder")
     assert caught.value.code == "precision_unavailable"

@@ -14,7 +14,7 @@ from segship.datasets.calibration import CalibrateOptions, calibrate
 @pytest.fixture
 def bundle(small_export, tmp_path, monkeypatch):
     # Which backends there are is another test's; one keeps this one quick.
-    monkeypatch.setattr(tuning, "candidates", lambda: (("onnxruntime", "fp32"),))
+    monkeypatch.setattr(tuning, "candidates", lambda manifest=None: (("onnxruntime", "fp32"),))
     return shutil.copytree(small_export[0].path, tmp_path / "bundle")
 
 

@@ -10,20 +10,27 @@ import torch
 from torch.nn import functional as F
 
 from recipes.streets.scenes import write_cityscapes
+from segship.backends.session import RunOptions
+from segship.datasets.calibration import CalibrateOptions, calibrate
 from segship.datasets.classes import IGNORED
 from segship.datasets.folders import find_samples, read_truth
 from segship.datasets.known import CITYSCAPES
-from segship.evaluation import ModelSource, score_samples
+from segship.evaluation import EvaluateOptions, ModelSource, evaluate, score_samples
 from segship.evaluation.report import ConfusionMatrix
 from segship.images import read_image
 from segship.semantic.preprocessing import ScaleLimits, SemanticPreprocessing, to_tensor
+from segship.ship.export import export_bundle
 from segship.ship.families.semask.config import SemaskConfig
 from segship.ship.families.semask.model import SemanticGraph, build_semask
+from segship.ship.options import ExportOptions
+from segship.ship.quantize.options import QuantizeOptions
+from segship.ship.quantize.quantizing import quantize_bundle
+from tests import small_semask
 
 SIZE = (64, 128)
 TRAIN, VAL = 48, 8
 STEPS, BATCH, RATE = 220, 4, 5e-3
-CONFIG = SemaskConfig("custom", 24, (1, 2), (2, 4), window_size=6, head_channels=32)
+CONFIG = SemaskConfig("custom", 24, (1, 2, 1, 1), (2, 4, 4, 8), window_size=6, head_channels=32)
 PREPROCESSING = SemanticPreprocessing(ScaleLimits(SIZE[1], SIZE[0]), CONFIG.pixel_mean, CONFIG.pixel_std)
 
 
@@ -88,18 +95,42 @@ def best_constant_miou(root):
     return max(scores)
 
 
-@pytest.fixture
-def streets(tmp_path):
-    write_cityscapes(tmp_path, {"train": TRAIN, "val": VAL}, size_hw=SIZE, seed=1, truths=("labelIds",))
-    return tmp_path
+@pytest.fixture(scope="module")
+def streets(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("streets")
+    write_cityscapes(folder, {"train": TRAIN, "val": VAL}, size_hw=SIZE, seed=1, truths=("labelIds",))
+    return folder
 
 
-def test_training_raises_miou_far_above_the_untrained_model_and_the_best_constant(streets):
+@pytest.fixture(scope="module")
+def trained(streets):
+    """The model after training, and its score before."""
     model = seeded_model()
     before = score(model, streets).summary()
     train(model, *read_pairs(streets, "train"))
+    return model, before
+
+
+def test_training_raises_miou_far_above_the_untrained_model_and_the_best_constant(streets, trained):
+    model, before = trained
     after = score(model, streets).summary()
     constant = best_constant_miou(streets)
     print(f"before {before}, after {after}, best constant {constant:.2f}")
     assert after["mIoU"] > 4 * max(before["mIoU"], constant)
     assert after["aAcc"] > 75
+
+
+def test_integers_keep_the_score_of_the_trained_model(streets, trained, tmp_path):
+    small_semask.save_checkpoint(tmp_path / "trained.pth", trained[0])
+    options = ExportOptions(size=SIZE, scale=ScaleLimits(SIZE[1], SIZE[0]), measure=False)
+    bundle = export_bundle(tmp_path / "trained.pth", tmp_path / "bundle", options)
+    cities = sorted((streets / "leftImg8bit" / "train").iterdir())
+    calibrate(cities, tmp_path / "list", CalibrateOptions(task="semantic", limit=16))
+    quantize_bundle(bundle.path, QuantizeOptions(calibration=tmp_path / "list"))
+    scores = {}
+    for precision in ("fp32", "int8"):
+        run = RunOptions(backend="onnxruntime", precision=precision)
+        scores[precision] = evaluate("cityscapes", streets, EvaluateOptions(bundle=bundle.path, runtime=run)).summary()
+    print(scores)
+    assert abs(scores["int8"]["mIoU"] - scores["fp32"]["mIoU"]) < 0.3
+    assert scores["fp32"] != scores["int8"]
