@@ -113,7 +113,8 @@ def _open_bundle(path: Path, run: RunOptions) -> Predictor | SemanticPredictor:
     bundle = Bundle.open(path)
     manifest = bundle.manifest
     choice = _accepted_choice(bundle, run)
-    run = replace(run, backend=choice.backend, precision=choice.precision, threads=run.threads or choice.threads)
+    threads = choice.threads if run.threads is None else run.threads
+    run = replace(run, backend=choice.backend, precision=choice.precision, threads=threads)
     sessions = open_sessions(bundle, run)
     # What ties embeddings to their encoder.
     digest = choose_artifact(manifest, manifest.first_graph, run)[0].digest

@@ -121,7 +121,7 @@ COMMANDS = {
         "certify": "Certify what every precision costs in masks or classes here.",
         "verify": "Prove a certificate anew, or hold graphs against a torch model.",
         "template": "Make the graphs of an architecture anew, as the package has them.",
-        "quantize": "Make the graphs of a bundle smaller or faster, and say what that costs in masks.",
+        "quantize": "Make a bundle smaller or faster, and say what it costs.",
         "tune": "Find the backend that is right and fastest on this machine.",
     },
     "Measure": {

@@ -29,7 +29,7 @@ def quantize(
     out: Annotated[Path | None, Parameter(name=("--out", "-o"))] = None,
     json: Json = False,
 ) -> None:
-    """Make the graphs of a bundle smaller or faster, and say what that costs in masks.
+    """Make a bundle smaller or faster, and say what it costs.
 
     Every graph is held against fp32 on pictures that it was not calibrated with. What misses the bar is mended: the
     layers that do most damage go back to higher precision. What still misses is refused.

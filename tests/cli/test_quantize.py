@@ -8,6 +8,7 @@ import pytest
 from segship.bundle import Bundle
 from segship.cli import main
 from segship.images.reading import demo_photograph
+from segship.ship.quantize import quantizing
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +41,8 @@ def test_json_holds_artifacts_and_checks(lean, capsys):
     assert all(check["passed"] for check in document["checks"])
 
 
-def test_errors_speak_in_the_words_of_the_command_line(lean, run_json):
+def test_errors_speak_in_the_words_of_the_command_line(lean, run_json, monkeypatch):
+    monkeypatch.setattr(quantizing, "_damages", lambda *_: [(1.0, "image_encoder", "no layer")])
     code, document = run_json("quantize", "tiny", "--mask-iou", "2")
     assert (code, document["error"]["code"]) == (3, "bad_option")
     code, document = run_json("quantize", "tiny")

@@ -167,6 +167,12 @@ def test_no_more_is_held_than_the_memory_allows(reference, changed, inputs):
     assert located.first == found_in(changed, reference, inputs).first
 
 
+def test_a_graph_of_a_bundle_is_held_against_torch():
+    located = next(locate_in_bundle(FOLDER, checkpoint=WEIGHTS))
+    assert located.first is None and len(located.depth) > 0.6 * located.tensors
+
+
+@pytest.mark.slow
 def test_graphs_of_a_bundle_are_held_against_torch():
     depth = {located.graph: located for located in locate_in_bundle(FOLDER, checkpoint=WEIGHTS)}
     assert set(depth) == {"image_encoder", "image_side", "mask_decoder", "selective_decoder"}
