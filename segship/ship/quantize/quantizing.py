@@ -311,7 +311,7 @@ def _damages(trial: _Trial, lowerings: Mapping[str, _Lowering]) -> Iterator[tupl
 
 def _run(graph: OpenGraph, calls: Sequence[Mapping[str, AnyArray]]) -> list[AnyArray]:
     """Return of each call the largest output: an embedding, logits of masks, a class map."""
-    session = graph.session()
+    session = graph.session(lean=False)
     names = [value.name for value in session.get_inputs()]
     answers = (session.run(None, {name: arrays[name] for name in names}) for arrays in calls)
     return [max(answer, key=lambda array: array.size) for answer in answers]
