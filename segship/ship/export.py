@@ -86,8 +86,7 @@ def export_bundle(
     bar = options.bar or task.bar(EXACT)
     manifest = family.manifest(model, options)
     cases = task.cases(replace(manifest, graphs=tuple(family.specs(model, options).values())))
-    # The modules compute by the way that they were last asked for: the reference has answered before the graphs are
-    # made.
+    # Before the graphs are made: the modules compute by the way that they were last asked for.
     begin("asking the model for its answers", 16)
     expected = task.answer(cases, torch_sessions(networks.reference(model)))
     parts = networks.graphs(model, options)

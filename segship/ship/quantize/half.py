@@ -41,14 +41,19 @@ RUNGS = ("ranges alone", "norms and softmax", "residual sums", "all but layers")
 
 def float_tensors(graph: OpenGraph) -> dict[str, bool]:
     """Return every tensor that nodes make, and whether it is float32."""
+    kinds = _types(graph)
+    return {name: kinds.get(name) == FLOAT for node in graph.nodes for name in node.output if name}
+
+
+def _types(graph: OpenGraph) -> dict[str, int]:
+    """Return the element types of the tensors that nodes make, by onnx's numbers."""
     model = onnx.ModelProto()
     model.CopyFrom(graph.model)
     for name, array in graph.weights.items():
         kind = helper.np_dtype_to_tensor_dtype(array.dtype)
         model.graph.input.append(helper.make_tensor_value_info(name, kind, array.shape))
     found = shape_inference.infer_shapes(model, strict_mode=True).graph
-    kinds = {value.name: value.type.tensor_type.elem_type for value in (*found.value_info, *found.output)}
-    return {name: kinds.get(name) == FLOAT for node in graph.nodes for name in node.output if name}
+    return {value.name: value.type.tensor_type.elem_type for value in (*found.value_info, *found.output)}
 
 
 def islands(graph: OpenGraph, recorded: Mapping[str, Recorded], rung: int = 0) -> set[str]:
@@ -180,7 +185,7 @@ def rounded(graph: OpenGraph) -> OpenGraph:
     """
     made = graph.copied()
     nodes: list[onnx.NodeProto] = []
-    is_half = _halves_in(made)
+    is_half = {name for name, kind in _types(made).items() if kind == HALF}
     for name in [name for name, array in made.weights.items() if array.dtype == np.float16]:
         made.weights[name] = made.weights[name].astype(np.float32)
     for tensor in made.model.graph.initializer:
@@ -200,16 +205,6 @@ def rounded(graph: OpenGraph) -> OpenGraph:
             ]
     made.replace_nodes(nodes)
     return made
-
-
-def _halves_in(graph: OpenGraph) -> set[str]:
-    model = onnx.ModelProto()
-    model.CopyFrom(graph.model)
-    for name, array in graph.weights.items():
-        kind = helper.np_dtype_to_tensor_dtype(array.dtype)
-        model.graph.input.append(helper.make_tensor_value_info(name, kind, array.shape))
-    values = shape_inference.infer_shapes(model, strict_mode=True).graph.value_info
-    return {value.name for value in values if value.type.tensor_type.elem_type == HALF}
 
 
 def _unhalve(node: onnx.NodeProto) -> None:

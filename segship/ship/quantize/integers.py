@@ -99,9 +99,8 @@ def activation_scale(recorded: Recorded) -> tuple[float, int]:
         # A sure range holds zero, which padding is made of.
         scale = max((high - low) * clip / LEVELS, _LEAST_SCALE)
         zero = int(np.clip(round(-low * clip / scale), 0, LEVELS))
-        first, last = -zero * scale, (LEVELS - zero) * scale
-        beyond = np.maximum(first - centers, 0) + np.maximum(centers - last, 0)
-        error = float((counts * np.where(beyond > 0, beyond**2, scale**2 / 12)).sum())
+        made = (np.clip(np.rint(centers / scale) + zero, 0, LEVELS) - zero) * scale
+        error = float((counts * (made - centers) ** 2).sum())
         best = min(best, (error, scale, zero))
     return best[1], best[2]
 

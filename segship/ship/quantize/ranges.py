@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What tensors inside a graph hold, recorded while it answers; statistics are taken in the graph and streamed.
 
-For every tensor the graph itself reduces what it holds: the least and largest value of each channel, their mean, and
+For every tensor the graph itself reduces what it holds: the least and largest value of each channel, and
 every thirteenth element. So nothing large leaves a run, images go through one by one, and memory is that of one run.
 """
 
@@ -32,22 +32,18 @@ class Recorded:
 
     Attributes
     ----------
-    channel_min, channel_max, channel_mean
+    channel_min, channel_max
         (C,) over the last axis, float64; one of all where that axis has another length in every run.
     counts
         A histogram of elements from ``-width * BINS / 2`` to ``width * BINS / 2``.
     width
         Of a bin; a power of two, doubled when a value lies beyond.
-    runs
-        Runs that were recorded.
     """
 
     channel_min: AnyArray
     channel_max: AnyArray
-    channel_mean: AnyArray
     counts: AnyArray = field(default_factory=lambda: np.zeros(BINS))
     width: float = _LEAST_WIDTH
-    runs: int = 0
 
     @property
     def low(self) -> float:
@@ -65,17 +61,14 @@ class Recorded:
         largest = max(abs(self.low), abs(self.high))
         return largest if math.isfinite(largest) else math.inf
 
-    def add(self, low: AnyArray, high: AnyArray, mean: AnyArray, sample: AnyArray) -> None:
+    def add(self, low: AnyArray, high: AnyArray, sample: AnyArray) -> None:
         """Add what one run gave."""
         if low.shape != self.channel_min.shape:
             # The last axis is one of prompts, or of masks: there are no channels.
-            low, high, mean = low.min(), high.max(), mean.mean()
+            low, high = low.min(), high.max()
             self.channel_min, self.channel_max = self.channel_min.min(), self.channel_max.max()
-            self.channel_mean = self.channel_mean.mean()
         self.channel_min = np.minimum(self.channel_min, low)
         self.channel_max = np.maximum(self.channel_max, high)
-        self.channel_mean = (self.channel_mean * self.runs + mean) / (self.runs + 1)
-        self.runs += 1
         sample = sample[np.isfinite(sample)]
         largest = float(np.abs(sample).max(initial=0))
         while largest >= self.width * BINS / 2:
@@ -113,7 +106,6 @@ class RecordingSession(Session):
     def __init__(self, graph: OpenGraph, spec: GraphSpec, names: Iterable[str], threads: int | None = None) -> None:
         self.spec, self.description = spec, "onnxruntime, recording"
         self.recorded: dict[str, Recorded] = {}
-        self.runs = 0
         self._names = list(dict.fromkeys(names))
         reduced = graph.copied()
         self._asked = [output for name in self._names for output in _reduce(reduced, name)]
@@ -125,20 +117,17 @@ class RecordingSession(Session):
         taken = {value.name: inputs[value.name] for value in self._session.get_inputs()}
         answers = self._session.run([*outputs, *self._asked], taken)
         statistics = iter(answers[len(outputs) :])
-        for name, (low, high, mean, sample) in zip(self._names, zip(*(statistics,) * 4, strict=True), strict=True):
+        for name, (low, high, sample) in zip(self._names, zip(*(statistics,) * 3, strict=True), strict=True):
             if name not in self.recorded:
-                self.recorded[name] = Recorded(
-                    np.full(low.shape, np.inf), np.full(low.shape, -np.inf), np.zeros(low.shape)
-                )
-            self.recorded[name].add(low, high, mean, sample)
-        self.runs += 1
+                self.recorded[name] = Recorded(np.full(low.shape, np.inf), np.full(low.shape, -np.inf))
+            self.recorded[name].add(low, high, sample)
         return dict(zip(outputs, answers, strict=False))
 
 
 def _reduce(graph: OpenGraph, name: str) -> list[str]:
-    """Add the nodes that reduce one tensor, and return their outputs: least, largest, mean and sample."""
+    """Add the nodes that reduce one tensor, and return their outputs: least, largest and sample."""
     flat, rows = f"{name}.flat", f"{name}.rows"
-    outputs = [f"{name}.low", f"{name}.high", f"{name}.mean", f"{name}.sample"]
+    outputs = [f"{name}.low", f"{name}.high", f"{name}.sample"]
     constants = {
         "range.all": np.array([-1]),
         "range.first": np.array([0]),
@@ -152,14 +141,13 @@ def _reduce(graph: OpenGraph, name: str) -> list[str]:
     graph.nodes.extend(
         [
             helper.make_node("Reshape", [name, "range.all"], [flat]),
-            helper.make_node("Slice", [flat, "range.first", "range.last", "range.first", "range.step"], outputs[3:]),
+            helper.make_node("Slice", [flat, "range.first", "range.last", "range.first", "range.step"], outputs[2:]),
             helper.make_node("Shape", [name], [f"{name}.shape"]),
             helper.make_node("Slice", [f"{name}.shape", "range.minus", "range.end"], [f"{name}.channels"]),
             helper.make_node("Concat", ["range.all", f"{name}.channels"], [f"{name}.two"], axis=0),
             helper.make_node("Reshape", [name, f"{name}.two"], [rows]),
             _reduction("ReduceMin", rows, outputs[0]),
             _reduction("ReduceMax", rows, outputs[1]),
-            _reduction("ReduceMean", rows, outputs[2]),
         ]
     )
     return outputs
