@@ -122,6 +122,7 @@ COMMANDS = {
         "verify": "Prove a certificate anew, or hold graphs against a torch model.",
         "template": "Make the graphs of an architecture anew, as the package has them.",
         "quantize": "Make a bundle smaller or faster, and say what it costs.",
+        "convert": "Convert a model for another engine or program, and compare it.",
         "tune": "Find the backend that is right and fastest on this machine.",
     },
     "Measure": {

@@ -1,0 +1,55 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``segship convert``."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from segship.cli.options import OVERWRITE, Fields, Json, command
+from segship.cli.output import make_table, megabytes, plain, print_json, progress_console, results_console
+from segship.ship.targets import ConvertOptions
+from segship.ship.targets import convert as convert_model
+
+if TYPE_CHECKING:
+    from segship.bundle.evidence import Row
+
+
+@command
+def convert(
+    model: str,
+    /,
+    *,
+    options: Annotated[ConvertOptions, Fields(force=OVERWRITE)],
+    out: Annotated[Path, Parameter(name=("--out", "-o"))],
+    json: Json = False,
+) -> None:
+    """Convert a model for another engine or program, and compare what comes out.
+
+    Parameters
+    ----------
+    model
+        A bundle's folder, a checkpoint, or a known name.
+    out
+        Folder to make.
+
+    Examples
+    --------
+    segship convert tiny --target mnn -o tiny-mnn
+    """
+    with progress_console().status(f"converting {plain(model)}"):
+        document = convert_model(model, out, options, _report)
+    if json:
+        print_json({"path": str(out), **document})
+        return
+    console = results_console()
+    rows = [(name, megabytes(file["bytes"])) for name, file in document["files"].items()]
+    console.print(make_table(("file", ">size"), rows))
+    console.print(f"written to {plain(str(out))}")
+
+
+def _report(step: str, rows: Sequence[Row]) -> None:
+    progress_console().print(plain("; ".join(map(str, rows[-1:])) or step))

@@ -1,0 +1,215 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Conversion for engines and programs that take no bundles: one row of `TARGETS` and one module each.
+
+A module has one verb, ``write(source, folder, options, report)``: it writes its files into an empty folder, holds what
+it wrote against the float32 graphs wherever the engine runs here, and returns what `EXPORT_FILE` says of it
+beside what every target says. ``source`` is an opened `segship.bundle.Bundle`, or the path of a checkpoint for targets
+that start from the network itself. Nothing is loaded before it is asked for.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field, fields
+from importlib import import_module
+from pathlib import Path
+from typing import Any, Literal
+
+import segship
+from segship.backends import is_installed
+from segship.bundle import Bundle
+from segship.bundle.evidence import Row
+from segship.bundle.folder import EXPORT_FILE, refuse_taken
+from segship.catalog import find_model
+from segship.errors import BackendUnavailable, InputError, OutputError, way
+from segship.files import sha256_of, walk_folder, write_directory, write_file
+from segship.options import check_types
+from segship.ship.templates.bundling import bundle_checkpoint
+
+Report = Callable[[str, Sequence[Row]], None]
+"""Called with what was done, and the rows of its comparison; none for what needs no comparison."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """What is known of a target before anything of it is loaded.
+
+    Attributes
+    ----------
+    module
+        Where it is written.
+    what
+        What comes out, in a line.
+    tasks
+        Of the models that it takes.
+    packages
+        What its module imports.
+    extra
+        What pip installs so that they can be imported.
+    takes
+        What it starts from; a checkpoint is bundled first where it is a bundle.
+    """
+
+    module: str
+    what: str
+    tasks: tuple[str, ...] = ("promptable",)
+    packages: tuple[str, ...] = ("onnx",)
+    extra: str = "segship[quantize]"
+    takes: Literal["bundle", "checkpoint"] = "bundle"
+
+
+TARGETS: dict[str, Target] = {}
+"""Name -> row."""
+
+
+def _of(*targets: str) -> Any:
+    """Return the default of an option that only some targets have."""
+    return field(default=None, metadata={"targets": targets})
+
+
+@dataclass(frozen=True, slots=True)
+class ConvertOptions:
+    """How a model is converted; None is what the target has by itself.
+
+    Attributes
+    ----------
+    target
+        The engine or program: a name of `TARGETS`.
+    force
+        Replace a folder that an earlier conversion wrote.
+    """
+
+    target: str
+    force: bool = False
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        if self.target not in TARGETS:
+            message = f"target {self.target!r} is unknown; known are {', '.join(TARGETS)}"
+            raise InputError(message, code="unknown_target")
+        for other in fields(self):
+            targets = other.metadata.get("targets")
+            if targets and self.target not in targets and getattr(self, other.name) is not None:
+                name = way(other.name, f"--{other.name.replace('_', '-')}")
+                message = f"{name} is an option of {', '.join(targets)}, and the target is {self.target}; leave it out"
+                raise InputError(message, code="bad_option")
+
+
+def convert(
+    model: str | Path, output: str | Path, options: ConvertOptions, report: Report | None = None
+) -> dict[str, Any]:
+    """Convert a model for a target, and return what `EXPORT_FILE` in the new folder says.
+
+    Parameters
+    ----------
+    model
+        A bundle's folder, a checkpoint, or a name of `segship.load`.
+    output
+        Folder to make. Nothing is left behind when anything fails.
+    options
+        See `ConvertOptions`.
+    report
+        See `Report`.
+
+    Raises
+    ------
+    InputError
+        ``bad_option``; ``other_task`` when the target takes no models of this kind; ``needs_checkpoint`` when it starts
+        from a checkpoint and got a bundle.
+    BackendUnavailable
+        ``target_missing`` when a package of the target is not installed.
+    ComparisonFailed
+        When what was made answers otherwise than the float32 graphs.
+    OutputError
+        When ``output`` exists and ``force`` is off, or cannot be written.
+    """
+    row, output = TARGETS[options.target], Path(output)
+    require_packages(options.target)
+    refuse_taken(output, force=options.force)
+    refuse_stranger(output)
+    document: dict[str, Any] = {}
+
+    with _source(model, row, options.target) as source:
+
+        def fill(folder: Path) -> None:
+            written = import_module(row.module).write(source, folder, options, report or (lambda *_: None))
+            document.update(_document(source, options, written, folder))
+            write_file(folder / EXPORT_FILE, (json.dumps(document, indent=2) + "\n").encode())
+
+        write_directory(output, fill, overwrite=options.force)
+    return document
+
+
+def require_packages(target: str) -> None:
+    """Refuse to begin without the packages of a target."""
+    row = TARGETS[target]
+    missing = [name for name in row.packages if not is_installed(name)]
+    if missing:
+        message = f'target {target!r} needs {", ".join(missing)}, not installed here; run: pip install "{row.extra}"'
+        raise BackendUnavailable(message, code="target_missing")
+
+
+def refuse_stranger(output: Path) -> None:
+    """Let only folders be replaced in which nothing lies but what a conversion wrote.
+
+    Raises
+    ------
+    OutputError
+        ``not_an_export``.
+    """
+    if not os.path.isdir(output):
+        return
+    found = {path.relative_to(output).as_posix() for path in walk_folder(output) if not path.is_dir()}
+    if found - _written_files(output):
+        message = f"{output} is no export, so it is not replaced; choose another folder, or empty this one yourself"
+        raise OutputError(message, code="not_an_export")
+
+
+def _written_files(output: Path) -> set[str]:
+    try:
+        document = json.loads((output / EXPORT_FILE).read_bytes())
+        return {EXPORT_FILE, *document["files"]}
+    except (OSError, ValueError, TypeError, KeyError):
+        return set()
+
+
+@contextmanager
+def _source(model: str | Path, row: Target, target: str) -> Iterator[Bundle | Path]:
+    """Give what a target starts from, of a model of a task that it takes."""
+    path = find_model(model)
+    if row.takes == "checkpoint":
+        if os.path.isdir(path):
+            message = f"target {target!r} starts from a checkpoint, and {path} is a bundle; give the checkpoint"
+            raise InputError(message, code="needs_checkpoint")
+        yield path
+        return
+    with tempfile.TemporaryDirectory(prefix="segship-convert-") as folder:
+        bundle = Bundle.open(path) if os.path.isdir(path) else bundle_checkpoint(path, Path(folder) / "bundle")
+        task = bundle.manifest.task
+        if task not in row.tasks:
+            message = f"{path} is a {task} model, and target {target!r} takes {' and '.join(row.tasks)} ones"
+            raise InputError(message, code="other_task")
+        yield bundle
+
+
+def _document(
+    source: Bundle | Path, options: ConvertOptions, written: Mapping[str, Any], folder: Path
+) -> dict[str, Any]:
+    """Return what every target says of what it wrote, and after it what this one does."""
+    digest = {"bundle": source.digest} if isinstance(source, Bundle) else {"checkpoint": sha256_of(source)}
+    given = {name: value for name, value in asdict(options).items() if name != "force" and value is not None}
+    files = sorted(path for path in walk_folder(folder) if path.is_file())
+    return {
+        "segship": segship.__version__,
+        "made_from": digest,
+        "options": {name: str(value) if isinstance(value, Path) else value for name, value in given.items()},
+        **written,
+        "files": {
+            path.relative_to(folder).as_posix(): {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
+            for path in files
+        },
+    }
