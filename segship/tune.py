@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 from xml.sax.saxutils import escape
 
-from segship.backends import DEFAULT_BACKEND, backends_of, installed_version, load_backend
+from segship.backends import BACKENDS, DEFAULT_BACKEND, backends_of, installed_version, load_backend
 from segship.backends.choice import processor_name
 from segship.backends.opening import open_sessions
 from segship.backends.session import RunOptions, Session, thread_count
@@ -157,11 +157,14 @@ def candidates(manifest: Manifest | None = None) -> tuple[tuple[str, str], ...]:
     """
     held = ["fp32"] if manifest is None else [artifact.precision for artifact in manifest.artifacts]
     found: list[tuple[str, str]] = []
+    needed = () if manifest is None else manifest.graph_sets[0]
     for backend in backends_of():
-        if installed_version(backend) is not None:
+        row = BACKENDS[backend]
+        if installed_version(backend) is not None and row.runs(needed):
             try:
                 own = load_backend(backend).precisions() if "fp32" in held else ()
-                found.extend((backend, precision) for precision in dict.fromkeys((*own, *held)))
+                lower = held if row.lower else ()
+                found.extend((backend, precision) for precision in dict.fromkeys((*own, *lower)))
             except BackendUnavailable:
                 # Installed and broken: `segship doctor` says how; it is no candidate.
                 continue

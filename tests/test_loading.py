@@ -122,7 +122,7 @@ def test_checkpoint_in_auto_precision_is_fp32_and_says_why(small_checkpoint):
 
 
 def test_unknown_backend_lists_the_known_ones(small_export):
-    with pytest.raises(BackendUnavailable, match="known are onnxruntime, openvino, torch"):
+    with pytest.raises(BackendUnavailable, match="known are mnn, onnxruntime, openvino, torch"):
         segship.load(small_export[0].path, backend="tensorflow")
 
 

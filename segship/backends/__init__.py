@@ -7,8 +7,8 @@ Every module has the same names:
 - ``devices()``, what may be asked for here: device -> what it is, or nothing to say. Each may still fail to start;
   `segship.backends.opening.failing_devices` tries them.
 - ``precisions()``, those in which float32 graphs may be run on this chip.
-- ``beside(precision)``, that of everything that an artifact of some precision leaves in float32; not of torch, which
-  runs no artifacts.
+- ``beside(precision)``, that of everything that an artifact of some precision leaves in float32, refused where the row
+  has no ``lower``; not of torch, which runs no artifacts.
 - ``compile(graph, spec, run)``, which makes of a `segship.backends.session.Graph` what the session loads.
 - ``Session(compiled, spec, run)``, a `segship.backends.session.Session`.
 - ``PROBE``, the identity of one number as ``compile`` takes it.
@@ -18,6 +18,7 @@ Every module has the same names:
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from importlib import import_module, metadata
 from importlib.util import find_spec
@@ -44,6 +45,10 @@ class Backend:
         It runs checkpoints, and no bundles.
     streams
         It works on several calls side by side.
+    lower
+        It runs artifacts in lower precisions than fp32.
+    graphs
+        All that it runs of a bundle; any when left out. A bundle needs no other to be opened.
     """
 
     module: str
@@ -52,6 +57,12 @@ class Backend:
     extra: str
     checkpoints: bool = False
     streams: bool = False
+    lower: bool = True
+    graphs: frozenset[str] | None = None
+
+    def runs(self, graphs: Iterable[str]) -> bool:
+        """Return whether it runs all of some graphs."""
+        return self.graphs is None or self.graphs >= set(graphs)
 
 
 BACKENDS: dict[str, Backend] = {
@@ -60,6 +71,14 @@ BACKENDS: dict[str, Backend] = {
     ),
     "openvino": Backend(
         "segship.backends.openvino", "openvino", ("openvino",), extra="segship[openvino]", streams=True
+    ),
+    "mnn": Backend(
+        "segship.backends.mnn",
+        "MNN",
+        ("MNN",),
+        extra="segship[mnn]",
+        lower=False,
+        graphs=frozenset({"image_encoder", "mask_decoder"}),
     ),
     "torch": Backend("segship.backends.torch", "torch", ("torch",), extra="segship[torch]", checkpoints=True),
 }

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, get_args
 
 import numpy as np
 
-from segship.backends import backends_of, load_backend
+from segship.backends import BACKENDS, DEFAULT_BACKEND, backends_of, load_backend
 from segship.backends.session import PROBE_SPEC, Graph, RunOptions, Session
 from segship.bundle.artifacts import Artifact, LowerPrecision
 from segship.errors import BackendUnavailable, BundleError, SegshipError, way
@@ -48,9 +48,23 @@ def open_session(graph: Graph | bytes | Path, spec: GraphSpec, run: RunOptions) 
 def open_sessions(bundle: Bundle, run: RunOptions) -> dict[str, Session]:
     """Verify every graph of a bundle and load it: graph -> session; errors are those of `open_session`.
 
-    Graphs in other people's contracts answer in ours.
+    Graphs in other people's contracts answer in ours. Those that a backend does not run are left out, if the model can
+    do without.
+
+    Raises
+    ------
+    BackendUnavailable
+        ``graph_unavailable`` when the backend does not run what the model needs.
     """
-    return bundle.manifest.adapt({spec.name: open_graph(bundle, spec, run) for spec in bundle.manifest.graphs})
+    manifest, row = bundle.manifest, BACKENDS.get(run.backend)
+    if row is not None and not row.runs(manifest.graph_sets[0]):
+        message = (
+            f"the {run.backend} backend runs no {manifest.task} models; "
+            f"use {way('backend=', '--backend ')}{DEFAULT_BACKEND}"
+        )
+        raise BackendUnavailable(message, code="graph_unavailable")
+    graphs = [spec for spec in manifest.graphs if row is None or row.runs([spec.name])]
+    return manifest.adapt({spec.name: open_graph(bundle, spec, run) for spec in graphs})
 
 
 def open_graph(bundle: Bundle, spec: GraphSpec, run: RunOptions) -> Session:

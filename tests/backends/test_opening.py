@@ -3,7 +3,7 @@
 
 import pytest
 
-from segship.backends import backends_of
+from segship.backends import BACKENDS, backends_of
 from segship.backends.opening import open_sessions
 from segship.backends.session import RunOptions
 from segship.errors import BackendUnavailable, BundleError
@@ -18,7 +18,7 @@ def own_cache(monkeypatch, tmp_path):
 @pytest.mark.parametrize("external", [False, True])
 @pytest.mark.parametrize("backend", backends_of())
 def test_every_graph_is_a_session(tmp_path, backend, external):
-    pytest.importorskip(backend)
+    pytest.importorskip(BACKENDS[backend].package)
     bundle = make_bundle(tmp_path, external=external)
     sessions = open_sessions(bundle, RunOptions(backend=backend, threads=1))
     assert list(sessions) == [spec.name for spec in bundle.manifest.graphs]
@@ -28,7 +28,7 @@ def test_every_graph_is_a_session(tmp_path, backend, external):
 
 @pytest.mark.parametrize("backend", backends_of())
 def test_changed_graph_is_refused_even_where_a_compiled_one_exists(tmp_path, backend):
-    pytest.importorskip(backend)
+    pytest.importorskip(BACKENDS[backend].package)
     bundle = make_bundle(tmp_path)
     open_sessions(bundle, RunOptions(backend=backend, threads=1))
     graph = bundle.path / "mask_decoder.onnx"
@@ -46,5 +46,5 @@ def test_torch_runs_no_bundles(tmp_path):
 
 
 def test_unknown_backend_lists_the_known(tmp_path):
-    with pytest.raises(BackendUnavailable, match="known are onnxruntime, openvino, torch"):
+    with pytest.raises(BackendUnavailable, match="known are mnn, onnxruntime, openvino, torch"):
         open_sessions(make_bundle(tmp_path), RunOptions(backend="tpu"))
