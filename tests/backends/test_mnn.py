@@ -177,8 +177,18 @@ def test_tiny_keeps_the_bar_of_fp32():
     assert check.passed, check.problem or [str(row) for row in check.evidence.steps]
 
 
-def test_a_document_on_standard_output_stays_one():
-    arguments = ["segment", str(segship.demo_photograph()), "--point", "365,290", "--backend", "mnn", "--json"]
+def test_a_document_on_standard_output_stays_one(tmp_path):
+    arguments = [
+        "segment",
+        str(segship.demo_photograph()),
+        "--point",
+        "365,290",
+        "--backend",
+        "mnn",
+        "--json",
+        "--out",
+        str(tmp_path),
+    ]
     command = [sys.executable, "-m", "segship", *arguments]
     photograph = ["-c", "import MNN, sys; sys.exit()"]
     assert b"device supports" in subprocess.run([sys.executable, *photograph], stdout=subprocess.PIPE).stdout
