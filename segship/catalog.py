@@ -16,7 +16,7 @@ from typing import Literal
 from segship.errors import BundleError, InputError
 from segship.files import cache_folder, checkpoint_folder
 
-CHECKPOINT_SUFFIXES = (".pth", ".pt", ".safetensors")
+CHECKPOINT_SUFFIXES = (".pth", ".pt", ".safetensors", ".ckpt")
 """Endings of the weight files that can be read."""
 EMBEDDED_MODELS = ("tiny",)
 

@@ -117,7 +117,7 @@ def export(
     Parameters
     ----------
     checkpoint
-        A .pth, .pt or .safetensors file, or a known name that was fetched (vit_b, semask_s_cityscapes, ...).
+        A .pth, .pt, .safetensors or .ckpt file, or a known name that was fetched (vit_b, semask_s_cityscapes, ...).
     out
         Folder to make; for a known name the bundle goes to the cache folder when left out.
 

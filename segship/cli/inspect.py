@@ -16,7 +16,7 @@ def inspect(path: str, /, *, json: Json = False) -> None:
     Parameters
     ----------
     path
-        A bundle's folder, an .onnx file, a .pth, .pt or .safetensors file, or a name such as tiny.
+        A bundle's folder, an .onnx file, a .pth, .pt, .safetensors or .ckpt file, or a name such as tiny.
 
     Examples
     --------

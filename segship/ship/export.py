@@ -59,7 +59,7 @@ def export_bundle(
     Parameters
     ----------
     checkpoint_path
-        A ``.pth``, ``.pt`` or ``.safetensors`` file.
+        A ``.pth``, ``.pt``, ``.safetensors`` or ``.ckpt`` file.
     output
         Folder to make. Nothing is left behind when anything fails.
     options

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The two containers of weights, safetensors and the zip of ``torch.save``: read as far as their tables of contents.
+"""Two containers of weights, safetensors and the zip of ``torch.save``: read as far as their tables of contents.
 
 What they say of a tensor (`TensorInfo`, `StoredTensor`) is checked against the file before any of its bytes are used.
 Two readers can see two different files in one zip: duplicate names, hidden members, lying headers. So nothing is
@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from math import prod
 from struct import Struct
-from typing import BinaryIO, NoReturn
+from typing import BinaryIO, NoReturn, Self
 
 from segship.errors import CheckpointError, shown
 
@@ -79,6 +79,12 @@ class StoredTensor(TensorInfo):
     storage: str
     storage_elements: int
 
+    @classmethod
+    def whole(cls, info: TensorInfo, storage: str) -> Self:
+        """Return a tensor that fills a storage, its last axis closest in memory."""
+        strides = tuple(prod(info.shape[axis + 1 :]) for axis in range(len(info.shape)))
+        return cls(info.dtype, info.shape, strides, 0, storage, info.elements)
+
     def lies_within_storage(self) -> bool:
         """Tell whether every element lies in the storage, and no two at one place."""
         if self.elements == 0:
@@ -140,8 +146,7 @@ def read_safetensors_header(stream: BinaryIO, size: int) -> tuple[dict[str, Stor
     tensors: dict[str, StoredTensor] = {}
     for name, entry in header.items():
         info, begin, end = _tensor(name, entry)
-        strides = tuple(prod(info.shape[axis + 1 :]) for axis in range(len(info.shape)))
-        tensors[name] = StoredTensor(info.dtype, info.shape, strides, 0, str(len(spans)), info.elements)
+        tensors[name] = StoredTensor.whole(info, str(len(spans)))
         spans.append((begin, end, name))
     data = _LENGTH_BYTES + length
     _check_spans(spans, size - data)

@@ -69,7 +69,7 @@ class Checkpoint:
 
 
 def read_checkpoint(path: str | Path) -> Checkpoint:
-    """Read a ``.pth``, ``.pt`` or ``.safetensors`` checkpoint.
+    """Read a ``.pth``, ``.pt``, ``.safetensors`` or ``.ckpt`` checkpoint.
 
     Raises
     ------
@@ -147,14 +147,22 @@ def _let_go(data: mmap.mmap | bytearray) -> None:
 def _view(data: mmap.mmap | bytearray, survey: Survey, info: StoredTensor) -> AnyArray:
     dtype = np.dtype(_BITS.get(info.dtype, info.dtype))
     if info.elements:
-        start, _ = survey.storages[info.storage]
+        start, _, *more = survey.storages[info.storage]
         strides = tuple(stride * dtype.itemsize for stride in info.strides)
+        if more:
+            data, start = _joined(data, survey.storages[info.storage]), 0
         return np.ndarray(info.shape, dtype, data, start + info.offset * dtype.itemsize, strides)
     try:
         return np.empty(info.shape, dtype)
     except ValueError as error:
         message = f"{survey.path}: a tensor of shape {info.shape} is empty and past any memory; the file is crafted"
         raise CheckpointError(message, code="bad_tensor_layout") from error
+
+
+def _joined(data: mmap.mmap | bytearray, places: Sequence[int]) -> bytearray:
+    """Return the bytes of a storage that lies in pieces."""
+    starts, sizes = places[::2], places[1::2]
+    return bytearray().join(data[start : start + size] for start, size in zip(starts, sizes, strict=True))
 
 
 def _float8_values(dtype: str) -> AnyArray:

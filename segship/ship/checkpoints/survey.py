@@ -33,6 +33,7 @@ from segship.ship.checkpoints.archive import (
     read_safetensors_header,
     require_little_endian,
 )
+from segship.ship.checkpoints.ckpt import read_ckpt
 from segship.ship.checkpoints.pickles import Opaque, kind_of, scan_pickle
 
 if TYPE_CHECKING:
@@ -264,7 +265,7 @@ def _color(value: object) -> Color | None:
     return (numbers[0], numbers[1], numbers[2]) if len(numbers) == len(row) == 3 else None
 
 
-Format = Literal["torch", "safetensors"]
+Format = Literal["torch", "safetensors", "mindspore"]
 
 # Tied weights share a storage; more sharing than this is a file that unfolds to many times its size.
 _MAX_SHARING = 2
@@ -291,7 +292,8 @@ class Survey:
     stamp
         Identity, size and time of the file, to notice that it was changed meanwhile.
     storages
-        Where in the file the bytes of each storage that a tensor has begin, and how many they are.
+        Where in the file the bytes of each storage that a tensor has begin, and how many they are; of one that lies in
+        pieces, so for each.
     labels
         Names of classes that a training program wrote beside the weights, or None.
     """
@@ -305,7 +307,7 @@ class Survey:
     notes: tuple[str, ...]
     stamp: tuple[int, ...]
     labels: Labels | None = None
-    storages: Mapping[str, tuple[int, int]] = field(default_factory=dict)
+    storages: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -394,14 +396,16 @@ def _frozen(value: Any) -> Any:
 def survey_file(path: str | os.PathLike[str]) -> Survey:
     """Do what `survey_checkpoint` does, in this process and without its limits."""
     given = Path(path)
-    kind: Format = "safetensors" if given.suffix == ".safetensors" else "torch"
+    contents: object
+    places: Mapping[str, tuple[int, ...]]
     with _named(given), _opened(given) as stream:
-        size = os.fstat(stream.fileno()).st_size
-        _refuse_other_kinds(kind, stream.read(512), size)
+        size, head = os.fstat(stream.fileno()).st_size, stream.read(512)
+        kind = _kind_of_file(given, head)
+        _refuse_other_kinds(kind, head, size)
         # The checks that a hostile file fails come before the digest, which takes as long as the file is large.
-        if kind == "safetensors":
-            contents: object
-            contents, places = read_safetensors_header(stream, size)
+        if kind != "torch":
+            read = read_safetensors_header if kind == "safetensors" else read_ckpt
+            contents, places = read(stream, size)
             sha256 = _digest(stream)
         else:
             archive = read_archive(stream, size)
@@ -425,7 +429,7 @@ def stamp_of(file: int | Path) -> tuple[int, ...]:
 @contextmanager
 def _opened(path: Path) -> Iterator[BinaryIO]:
     if path.suffix not in CHECKPOINT_SUFFIXES:
-        message = f"{path} does not end in {', '.join(CHECKPOINT_SUFFIXES)}; give a checkpoint of torch or safetensors"
+        message = f"{path} does not end in {', '.join(CHECKPOINT_SUFFIXES)}; give a checkpoint of one of these kinds"
         raise CheckpointError(message, code="not_a_checkpoint")
     try:
         # A link that the user names is followed, as in the caches of model hubs; devices and FIFOs are refused.
@@ -447,8 +451,15 @@ def _named(path: Path) -> Iterator[None]:
         raise type(error)(f"{path}: {error}", code=error.code) from error
 
 
+def _kind_of_file(path: Path, head: bytes) -> Format:
+    # Programs that train with torch call their files .ckpt as well; MindSpore's begin with the mark of an entry.
+    if path.suffix == ".ckpt" and head[:1] == b"\n":
+        return "mindspore"
+    return "safetensors" if path.suffix == ".safetensors" else "torch"
+
+
 def _refuse_other_kinds(kind: Format, head: bytes, size: int) -> None:
-    if kind == "torch" and head.startswith(b"PK\3\4"):
+    if kind == "mindspore" or (kind == "torch" and head.startswith(b"PK\3\4")):
         return
     for magic, words in _WRONG_KINDS:
         # A safetensors file begins with a length, so only the longer marks mean anything there.

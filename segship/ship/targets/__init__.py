@@ -4,7 +4,8 @@
 A module has one verb, ``write(source, folder, options, report)``: it writes its files into an empty folder, holds what
 it wrote against the float32 graphs wherever the engine runs here, and returns what `EXPORT_FILE` says of it
 beside what every target says. ``source`` is an opened `segship.bundle.Bundle`, or the path of a checkpoint for targets
-that start from the network itself. Nothing is loaded before it is asked for.
+that start from the network itself. A target that is one file (``ending``) gets a stream to write to instead of a
+folder. Nothing is loaded before it is asked for.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal
@@ -26,7 +27,7 @@ from segship.bundle.evidence import Row
 from segship.bundle.folder import EXPORT_FILE, refuse_taken
 from segship.catalog import find_model
 from segship.errors import BackendUnavailable, InputError, OutputError, way
-from segship.files import sha256_of, walk_folder, write_directory, write_file
+from segship.files import atomic_file, check_target, sha256_of, walk_folder, write_directory, write_file
 from segship.options import check_types
 from segship.ship.templates.bundling import bundle_checkpoint
 
@@ -52,6 +53,8 @@ class Target:
         What pip installs so that they can be imported.
     takes
         What it starts from; a checkpoint is bundled first where it is a bundle.
+    ending
+        Of its one file; None where it is a folder.
     """
 
     module: str
@@ -60,9 +63,19 @@ class Target:
     packages: tuple[str, ...] = ("onnx",)
     extra: str = "segship[quantize]"
     takes: Literal["bundle", "checkpoint"] = "bundle"
+    ending: str | None = None
 
 
-TARGETS: dict[str, Target] = {}
+TARGETS: dict[str, Target] = {
+    "ckpt": Target(
+        "segship.ship.targets.ckpt",
+        "a checkpoint of MindSpore, under MindFormers' names",
+        packages=(),
+        extra="segship",
+        takes="checkpoint",
+        ending=".ckpt",
+    ),
+}
 """Name -> row."""
 
 
@@ -78,16 +91,18 @@ class ConvertOptions:
     Attributes
     ----------
     target
-        The engine or program: a name of `TARGETS`.
+        The engine or program: a name of `TARGETS`; left out, what the ending of the output says (``.ckpt``).
     force
         Replace a folder that an earlier conversion wrote.
     """
 
-    target: str
+    target: str | None = None
     force: bool = False
 
     def __post_init__(self) -> None:
         check_types(self)
+        if self.target is None:
+            return
         if self.target not in TARGETS:
             message = f"target {self.target!r} is unknown; known are {', '.join(TARGETS)}"
             raise InputError(message, code="unknown_target")
@@ -100,7 +115,7 @@ class ConvertOptions:
 
 
 def convert(
-    model: str | Path, output: str | Path, options: ConvertOptions, report: Report | None = None
+    model: str | Path, output: str | Path, options: ConvertOptions | None = None, report: Report | None = None
 ) -> dict[str, Any]:
     """Convert a model for a target, and return what `EXPORT_FILE` in the new folder says.
 
@@ -109,7 +124,7 @@ def convert(
     model
         A bundle's folder, a checkpoint, or a name of `segship.load`.
     output
-        Folder to make. Nothing is left behind when anything fails.
+        Folder to make, or file where the target is one. Nothing is left behind when anything fails.
     options
         See `ConvertOptions`.
     report
@@ -118,30 +133,62 @@ def convert(
     Raises
     ------
     InputError
-        ``bad_option``; ``other_task`` when the target takes no models of this kind; ``needs_checkpoint`` when it starts
-        from a checkpoint and got a bundle.
+        ``bad_option``; ``no_target`` when neither the options nor the ending of ``output`` say one; ``other_task`` when
+        the target takes no models of this kind; ``needs_checkpoint`` when it starts from a checkpoint and got a bundle.
     BackendUnavailable
         ``target_missing`` when a package of the target is not installed.
     ComparisonFailed
         When what was made answers otherwise than the float32 graphs.
     OutputError
-        When ``output`` exists and ``force`` is off, or cannot be written.
+        When ``output`` exists and ``force`` is off, or cannot be written; ``unknown_format`` when the target is one
+        file and ``output`` has another ending.
     """
-    row, output = TARGETS[options.target], Path(output)
-    require_packages(options.target)
-    refuse_taken(output, force=options.force)
-    refuse_stranger(output)
+    output = Path(output)
+    target, options = _choose_target(output, options or ConvertOptions())
+    row, report = TARGETS[target], report or (lambda *_: None)
+    require_packages(target)
+    _refuse_output(output, row, target, force=options.force)
     document: dict[str, Any] = {}
-
-    with _source(model, row, options.target) as source:
+    with _source(model, row, target) as source:
+        write = import_module(row.module).write
 
         def fill(folder: Path) -> None:
-            written = import_module(row.module).write(source, folder, options, report or (lambda *_: None))
+            written = write(source, folder, options, report)
             document.update(_document(source, options, written, folder))
             write_file(folder / EXPORT_FILE, (json.dumps(document, indent=2) + "\n").encode())
 
-        write_directory(output, fill, overwrite=options.force)
-    return document
+        if row.ending is None:
+            write_directory(output, fill, overwrite=options.force)
+            return document
+        with atomic_file(output, overwrite=options.force) as stream:
+            written = write(source, stream, options, report)
+        return _document(source, options, written, output)
+
+
+def _refuse_output(output: Path, row: Target, target: str, *, force: bool) -> None:
+    """Refuse now what could not be written after minutes of work."""
+    if row.ending is None:
+        refuse_taken(output, force=force)
+        refuse_stranger(output)
+        return
+    if output.suffix != row.ending:
+        message = f"target {target!r} writes one file, and {output} does not end in {row.ending}; give it that ending"
+        raise OutputError(message, code="unknown_format")
+    check_target(output, overwrite=force)
+
+
+def _choose_target(output: Path, options: ConvertOptions) -> tuple[str, ConvertOptions]:
+    """Return the target, named by the options or by the ending of what is to be written."""
+    endings = {row.ending: name for name, row in TARGETS.items() if row.ending}
+    target = options.target or endings.get(output.suffix)
+    if target is None:
+        named = ", ".join(f"{ending} ({name})" for ending, name in endings.items())
+        message = (
+            f"no target is named, and {output} has the ending of none; give {way('target=', '--target')}, one of "
+            f"{', '.join(TARGETS)}, or an output that ends in {named}"
+        )
+        raise InputError(message, code="no_target")
+    return target, replace(options, target=target)
 
 
 def require_packages(target: str) -> None:
@@ -197,12 +244,13 @@ def _source(model: str | Path, row: Target, target: str) -> Iterator[Bundle | Pa
 
 
 def _document(
-    source: Bundle | Path, options: ConvertOptions, written: Mapping[str, Any], folder: Path
+    source: Bundle | Path, options: ConvertOptions, written: Mapping[str, Any], output: Path
 ) -> dict[str, Any]:
     """Return what every target says of what it wrote, and after it what this one does."""
     digest = {"bundle": source.digest} if isinstance(source, Bundle) else {"checkpoint": sha256_of(source)}
     given = {name: value for name, value in asdict(options).items() if name != "force" and value is not None}
-    files = sorted(path for path in walk_folder(folder) if path.is_file())
+    one = output.is_file()
+    folder, files = (output.parent, [output]) if one else (output, sorted(filter(Path.is_file, walk_folder(output))))
     return {
         "segship": segship.__version__,
         "made_from": digest,

@@ -99,7 +99,7 @@ def bundle_checkpoint(checkpoint_path: Path, output: Path, options: BundleOption
     Parameters
     ----------
     checkpoint_path
-        A ``.pth``, ``.pt`` or ``.safetensors`` file, fine-tuned ones included.
+        A ``.pth``, ``.pt``, ``.safetensors`` or ``.ckpt`` file, fine-tuned ones included.
     output
         Folder to make. Nothing is left behind when anything fails.
     options

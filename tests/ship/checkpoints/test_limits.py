@@ -17,6 +17,7 @@ from segship.errors import CheckpointError
 from segship.machine import _LIMITED
 from segship.ship.checkpoints import survey as module
 from segship.ship.checkpoints.survey import survey_checkpoint
+from segship.ship.graph.wire import varint
 from tests.ship.checkpoints.containers import state_dict, tensor, text, write_archive
 
 MOST_BYTES, MOST_SECONDS, LONGEST_MESSAGE = 200e6, 2.0, 1200
@@ -79,7 +80,25 @@ HEADERS = {
 }
 
 
+def ckpt_entry(name, shape=b"\x08\x00"):
+    tensor = shape + b"\x12\x07Float32\x1a\x00"
+    content = b"\x0a" + varint(len(name)) + name + b"\x12" + varint(len(tensor)) + tensor
+    return b"\x0a" + varint(len(content)) + content
+
+
+CKPTS = {
+    "entries of one name": ckpt_entry(b"x") * 500_000,
+    "entries of many names": b"".join(ckpt_entry(b"%x" % index) for index in range(300_000)),
+    "an entry of a long name": ckpt_entry(b"x" * 6_000_000),
+    "an entry of many axes": ckpt_entry(b"x", b"\x08\x01" * 2_000_000),
+    "long names of entries": b"".join(ckpt_entry(b"%x" % index * 700) for index in range(30_000)),
+}
+
+
 def write(folder, kind):
+    if kind in CKPTS:
+        (folder / "model.ckpt").write_bytes(CKPTS[kind])
+        return folder / "model.ckpt"
     if kind == "zip64":
         with zipfile.ZipFile(folder / "model.pth", "w", zipfile.ZIP_STORED) as archive:
             archive.writestr("archive/data.pkl", b"\x80\x02}.")
@@ -103,7 +122,7 @@ print(int(peak.split()[1]) * 1024, time.process_time(), file=sys.stderr)
 """
 
 
-@pytest.mark.parametrize("kind", [*PICKLES, *HEADERS, "zip64"])
+@pytest.mark.parametrize("kind", [*PICKLES, *HEADERS, *CKPTS, "zip64"])
 def test_a_file_that_unfolds_is_refused_within_200_megabytes_and_2_seconds(tmp_path, kind):
     path = write(tmp_path, kind)
     arguments = [

@@ -74,7 +74,7 @@ def test_a_fifo_is_not_waited_for(tmp_path):
     refuse(tmp_path / "pipe.pth", "not a regular file", "file_wrong_kind")
 
 
-@pytest.mark.parametrize("name", ["model.bin", "model.ckpt", "model.py", "model.yaml", "model"])
+@pytest.mark.parametrize("name", ["model.bin", "model.pkl", "model.py", "model.yaml", "model"])
 def test_other_suffixes_are_refused(tmp_path, name):
     (tmp_path / name).write_text("import os; os.system('true')")
     refuse(tmp_path / name, "does not end in .pth, .pt, .safetensors", "not_a_checkpoint")

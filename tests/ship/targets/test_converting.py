@@ -1,0 +1,83 @@
+# SPDX-License-Identifier: Apache-2.0
+"""`segship convert`: what all targets share."""
+
+import json
+
+import pytest
+
+from segship.catalog import EMBEDDED_MODELS
+from segship.cli.main import main
+from segship.errors import InputError, OutputError
+from segship.ship.checkpoints.reading import read_checkpoint
+from segship.ship.targets import TARGETS, ConvertOptions, convert
+from tests.small_models import save_checkpoint
+from tests.small_semask import save_checkpoint as save_semask
+
+
+@pytest.fixture
+def checkpoint(tmp_path):
+    save_checkpoint(tmp_path / "small.pth")
+    return tmp_path / "small.pth"
+
+
+def refuse(error, code, *given, words="", **options):
+    with pytest.raises(error, match=words) as refusal:
+        convert(*given, ConvertOptions(**options))
+    assert refusal.value.code == code
+
+
+@pytest.mark.parametrize("target", [None, "ckpt"])
+def test_a_checkpoint_goes_to_mindspore_and_back(checkpoint, target):
+    output = checkpoint.with_suffix(".ckpt")
+    document = convert(checkpoint, output, ConvertOptions(target))
+    ours, theirs = read_checkpoint(checkpoint), read_checkpoint(output)
+    assert [*ours.state_dict] == [*theirs.state_dict] and theirs.notes == ()
+    for name, array in ours.state_dict.items():
+        assert array.tobytes() == theirs.state_dict[name].tobytes() and array.shape == theirs.state_dict[name].shape
+    assert document["files"] == {"small.ckpt": {"bytes": theirs.bytes, "sha256": theirs.sha256}}
+    assert document["made_from"] == {"checkpoint": ours.sha256} and document["options"] == {"target": "ckpt"}
+    assert (document["architecture"], document["tensors"]) == ("custom", len(ours.state_dict))
+
+
+def test_the_command_says_what_was_written(checkpoint, capsys):
+    output = checkpoint.with_suffix(".ckpt")
+    assert main(["convert", str(checkpoint), "-o", str(output), "--json"]) == 0
+    document = json.loads(capsys.readouterr().out)
+    assert document["path"] == str(output) and document["files"]["small.ckpt"]["bytes"] == output.stat().st_size
+    assert main(["convert", str(checkpoint), "-o", str(output)]) != 0
+    assert "exists" in capsys.readouterr().err
+
+
+def test_a_file_is_replaced_only_when_that_is_asked_for(checkpoint):
+    output = checkpoint.with_suffix(".ckpt")
+    output.write_bytes(b"mine")
+    refuse(OutputError, "output_exists", checkpoint, output, words="exists")
+    assert output.read_bytes() == b"mine"
+    convert(checkpoint, output, ConvertOptions(force=True))
+    assert read_checkpoint(output).bytes == output.stat().st_size
+
+
+def test_nothing_is_left_behind_when_it_fails(tmp_path):
+    save_semask(tmp_path / "semantic.pth")
+    (tmp_path / "broken.pth").write_bytes(b"PK\3\4")
+    refuse(InputError, "other_task", tmp_path / "semantic.pth", tmp_path / "x.ckpt", words="a semantic model")
+    with pytest.raises(Exception, match="broken.pth"):
+        convert(tmp_path / "broken.pth", tmp_path / "x.ckpt")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["broken.pth", "semantic.pth"]
+
+
+def test_a_target_must_be_said(checkpoint, tmp_path):
+    refuse(InputError, "no_target", checkpoint, tmp_path / "out", words=r"give target=, one of .*ckpt.* \.ckpt")
+    refuse(OutputError, "unknown_format", checkpoint, tmp_path / "out.mnn", target="ckpt", words=r"end in \.ckpt")
+    with pytest.raises(InputError, match="target 'abacus' is unknown; known are .*ckpt") as refusal:
+        ConvertOptions("abacus")
+    assert refusal.value.code == "unknown_target"
+
+
+def test_a_bundle_is_no_checkpoint(tmp_path):
+    refuse(InputError, "needs_checkpoint", EMBEDDED_MODELS[0], tmp_path / "x.ckpt", words="starts from a checkpoint")
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_every_row_says_what_comes_out(name):
+    assert TARGETS[name].what and TARGETS[name].extra.startswith("segship")
