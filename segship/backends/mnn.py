@@ -4,7 +4,7 @@
 Habits of MNN (3.6) that are kept from the user: its converter says that it succeeded whatever happens, prints, and by
 default approximates GELU, so it runs in a process of its own, without that, and what counts is the file. The package's
 own wrappers of the converter install packages and send events, so nothing of ``MNN.tools`` is ever imported. MNN prints
-to standard output when it is imported and loads (`_quiet`), takes the CPU where another device was asked for, ignores
+to standard output when it is imported and loads (`quiet`), takes the CPU where another device was asked for, ignores
 precisions that it does not have, and ends the process on arrays that do not fit: all of that is refused before.
 
 Only graphs of the row in `segship.backends.BACKENDS` are run: others were found to answer wrongly once the number of
@@ -18,7 +18,7 @@ import os
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -40,6 +40,10 @@ EXACT_FLAGS = ("--useGeluApproximation", "0")
 
 PROBE = IDENTITY
 
+# How far 3 x 3 convolutions may be shortened (Winograd), of 0 to 3: a mode of hints and its value. With MNN's own 3
+# single values of an embedding are wrong by 5e-4 to 1.4e-3 of its scale; with 1 by 1e-6, for a tenth more time.
+_WINOGRAD_HINT = (3, 1)
+
 _STANDARD_OUTPUT = 1
 _STANDARD_OUTPUT_LOCK = Lock()
 
@@ -54,7 +58,7 @@ _tools.mnnconvert(["mnnconvert", *sys.argv[1:]])
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Keep what MNN prints from C out of standard output, which may be a pipe with a document of ours."""
     with _STANDARD_OUTPUT_LOCK:
         try:
@@ -80,7 +84,7 @@ def _flush_c() -> None:
         ctypes.CDLL(None if os.name == "posix" else "ucrtbase").fflush(None)
 
 
-with _quiet():
+with quiet():
     import MNN
 
 
@@ -177,15 +181,49 @@ def convert_graph(graph: bytes | Path, target: Path, name: str, flags: Sequence[
 def load_file(path: Path, name: str) -> Any:
     """Return the network in a file of MNN's, of which sessions are made; ``name`` is what errors call it."""
     try:
-        with _quiet():
+        with quiet():
             return MNN.Interpreter(str(path))
     # MNN raises this very class.
     except Exception as error:
         raise _rejected(name, "the file is damaged, or of another version") from error
 
 
+Answer = Callable[[Mapping[str, NDArray[Any]]], dict[str, NDArray[Any]]]
+
+
+def open_module(path: Path, spec: GraphSpec) -> Answer:
+    """Open a file as a module, for graphs whose sizes depend on numbers, of which no session can be made.
+
+    The answer to inputs by name are outputs by name, both checked against ``spec``; callers wait for each other.
+
+    Raises
+    ------
+    BundleError
+        ``graph_rejected`` when the file is damaged, or has other tensors.
+    """
+    names = ([tensor.name for tensor in part] for part in (spec.inputs, spec.outputs))
+    try:
+        with quiet():
+            runtime = MNN.nn.create_runtime_manager((_settings(RunOptions()),))
+            module = MNN.nn.load_module_from_file(str(path), *names, runtime_manager=runtime)
+    except SystemError as error:
+        raise _rejected(spec.name, "the file is damaged, or has other tensors") from error
+
+    def answer(arrays: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        check_arrays(arrays, spec.inputs, spec.name)
+        given = [_variable(arrays[tensor.name]) for tensor in spec.inputs]
+        found = [np.array(MNN.expr.convert(one, MNN.expr.NCHW).read()) for one in module.onForward(given)]
+        answers = dict(zip((tensor.name for tensor in spec.outputs), found, strict=False))
+        check_arrays(answers, spec.outputs, spec.name)
+        return answers
+
+    return answer
+
+
 class Session(BaseSession):
     """A network in MNN; callers wait for each other.
+
+    Without ``exact`` convolutions are shortened as far as MNN does by itself.
 
     Raises
     ------
@@ -195,12 +233,18 @@ class Session(BaseSession):
         ``graph_interface`` when its inputs and outputs are not those of ``spec``.
     """
 
-    def __init__(self, compiled: Any, spec: GraphSpec, run: RunOptions | None = None) -> None:
+    def __init__(self, compiled: Any, spec: GraphSpec, run: RunOptions | None = None, *, exact: bool = True) -> None:
         settings = _settings(run or RunOptions())
         self.spec = spec
         self._network = compiled
-        with _quiet():
-            self._session = compiled.createSession(settings)
+        try:
+            with quiet():
+                if exact:
+                    compiled.setSessionHint(*_WINOGRAD_HINT)
+                self._session = compiled.createSession(settings)
+        # MNN raises this very class.
+        except Exception as error:
+            raise _rejected(spec.name, "no session can be made of it") from error
         self._inputs = set(compiled.getSessionInputAll(self._session))
         found = (self._inputs, set(compiled.getSessionOutputAll(self._session)))
         wanted = ({tensor.name for tensor in spec.inputs}, {tensor.name for tensor in spec.outputs})
@@ -258,6 +302,11 @@ class Session(BaseSession):
 def _tensor(array: NDArray[Any]) -> Any:
     """Return a tensor of MNN's with the numbers of an array, which has to live as long."""
     return MNN.Tensor(array.shape, MNN.Halide_Type_Float, array, MNN.Tensor_DimensionType_Caffe)
+
+
+def _variable(array: NDArray[Any]) -> Any:
+    """Return numbers as a module takes them, copied."""
+    return MNN.expr.const(array, list(array.shape), MNN.expr.NCHW, MNN.expr.float)
 
 
 def _settings(run: RunOptions) -> dict[str, Any]:

@@ -24,7 +24,6 @@ import numpy as np
 import onnx
 import torch
 from numpy.typing import NDArray
-from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -45,6 +44,13 @@ from segship.ship.families.sam.model import ImageEncoderGraph, Sam, decode_promp
 from segship.ship.families.semask.model import SemanticGraph
 from segship.ship.graph.cut import NOTHING
 from segship.ship.loading import LoadedModel, load_model
+from segship.ship.official import (
+    SINGLE_MASK_POINTS,
+    SINGLE_MASK_REWARD,
+    append_upscaling,
+    official_decoder_spec,
+    one_object_decoder_spec,
+)
 from segship.ship.options import ExportOptions
 from segship.ship.verify import open_graph, torch_sessions
 from segship.ship.weights import tool_versions
@@ -53,10 +59,6 @@ from segship.spec import LABEL_EMPTY, MASK_TOKENS, GraphSpec, SamGeometry, Tenso
 Arrays = dict[str, NDArray[Any]]
 ASCEND_SIZE = (1024, 2048)
 """Of the Ascend guide for SeMask, which has no other."""
-
-# The reference's weight of the prompt count when it chooses between the single mask and the ambiguous three.
-SINGLE_MASK_REWARD = 1000.0
-SINGLE_MASK_POINTS = 2.5
 
 
 class OneObjectDecoder(nn.Module):
@@ -119,38 +121,6 @@ def select_single_mask(masks: Tensor, scores: Tensor, points: int) -> tuple[Tens
     return mask, (scores * chosen).sum(dim=1, keepdim=True)
 
 
-def one_object_decoder_spec(geometry: SamGeometry, single_mask: bool) -> GraphSpec:
-    """Return the contract of the Ascend decoder."""
-    channels, grid, low_res = geometry.embedding_channels, geometry.embedding_size, geometry.low_res_size
-    masks = 1 if single_mask else MASK_TOKENS
-    return GraphSpec(
-        name="decoder",
-        inputs=(
-            TensorSpec("image_embeddings", "float32", (1, channels, grid, grid)),
-            TensorSpec("point_coords", "float32", (1, "num_points", 2)),
-            TensorSpec("point_labels", "float32", (1, "num_points")),
-            TensorSpec("mask_input", "float32", (1, 1, low_res, low_res)),
-            TensorSpec("has_mask_input", "float32", (1,)),
-        ),
-        outputs=(
-            TensorSpec("iou_predictions", "float32", (1, masks)),
-            TensorSpec("low_res_masks", "float32", (1, masks, low_res, low_res)),
-        ),
-    )
-
-
-def official_decoder_spec(geometry: SamGeometry, single_mask: bool) -> GraphSpec:
-    """Return the contract of the reference's ONNX decoder; its masks have the size of the original image."""
-    cut = one_object_decoder_spec(geometry, single_mask)
-    scores, low_res = cut.outputs
-    masks = TensorSpec("masks", "float32", (1, scores.shape[1], "height", "width"))
-    return GraphSpec(
-        name="decoder",
-        inputs=(*cut.inputs, TensorSpec("orig_im_size", "float32", (2,))),
-        outputs=(masks, scores, low_res),
-    )
-
-
 def ascend_encoder_spec(geometry: SamGeometry) -> GraphSpec:
     """Return the contract of the Ascend encoder: input ``x``, batch dynamic."""
     side, channels, grid = geometry.image_size, geometry.embedding_channels, geometry.embedding_size
@@ -178,63 +148,6 @@ def pixel_encoder_spec(geometry: SamGeometry) -> GraphSpec:
         inputs=(TensorSpec("input_image", "float32", ("image_height", "image_width", 3)),),
         outputs=(TensorSpec("image_embeddings", "float32", (1, channels, grid, grid)),),
     )
-
-
-def append_upscaling(model: onnx.ModelProto, spec: GraphSpec, image_size: int) -> onnx.ModelProto:
-    """Turn the cut decoder into the official one, in place, whose contract is ``spec``.
-
-    The size of its ``masks`` depends on the value of ``orig_im_size``, which torch's exporter cannot trace. Follows
-    segment_anything/utils/onnx.py mask_postprocessing.
-    """
-    graph = model.graph
-    graph.initializer.extend(_constants(spec, image_size))
-    graph.node.extend(_nodes())
-    size_input = spec.inputs[-1]
-    graph.input.append(helper.make_tensor_value_info(size_input.name, TensorProto.FLOAT, list(size_input.shape)))
-    masks = spec.outputs[0]
-    outputs = {value.name: value for value in graph.output}
-    outputs[masks.name] = helper.make_tensor_value_info(masks.name, TensorProto.FLOAT, list(masks.shape))
-    ordered = [outputs[tensor.name] for tensor in spec.outputs]
-    del graph.output[:]
-    graph.output.extend(ordered)
-    return model
-
-
-def _constants(spec: GraphSpec, image_size: int) -> list[onnx.TensorProto]:
-    masks = spec.outputs[0].shape[1]
-    values: dict[str, NDArray[Any]] = {
-        "upscale.frame_side": np.array(image_size, np.float32),
-        "upscale.half": np.array(0.5, np.float32),
-        "upscale.batch_and_masks": np.array([1, masks], np.int64),
-        "upscale.frame_sizes": np.array([1, masks, image_size, image_size], np.int64),
-        "upscale.origin": np.array([0, 0], np.int64),
-        "upscale.axes": np.array([2, 3], np.int64),
-    }
-    return [numpy_helper.from_array(value, name) for name, value in values.items()]
-
-
-def _nodes() -> list[onnx.NodeProto]:
-    def resize(source: str, sizes: str, result: str) -> onnx.NodeProto:
-        return helper.make_node(
-            "Resize", [source, "", "", sizes], [result], mode="linear", coordinate_transformation_mode="half_pixel"
-        )
-
-    node = helper.make_node
-    # Max over two one-element slices instead of ReduceMax, whose form changed between opsets.
-    return [
-        node("Split", ["orig_im_size"], ["upscale.height", "upscale.width"], axis=0, num_outputs=2),
-        node("Max", ["upscale.height", "upscale.width"], ["upscale.longest"]),
-        node("Div", ["upscale.frame_side", "upscale.longest"], ["upscale.scale"]),
-        node("Mul", ["orig_im_size", "upscale.scale"], ["upscale.scaled"]),
-        node("Add", ["upscale.scaled", "upscale.half"], ["upscale.shifted"]),
-        node("Floor", ["upscale.shifted"], ["upscale.rounded"]),
-        node("Cast", ["upscale.rounded"], ["upscale.input_size"], to=TensorProto.INT64),
-        node("Cast", ["orig_im_size"], ["upscale.original_size"], to=TensorProto.INT64),
-        node("Concat", ["upscale.batch_and_masks", "upscale.original_size"], ["upscale.final_sizes"], axis=0),
-        resize("low_res_masks", "upscale.frame_sizes", "upscale.frame"),
-        node("Slice", ["upscale.frame", "upscale.origin", "upscale.input_size", "upscale.axes"], ["upscale.cut"]),
-        resize("upscale.cut", "upscale.final_sizes", "masks"),
-    ]
 
 
 def files_of(graphs: Iterable[Path]) -> list[Path]:

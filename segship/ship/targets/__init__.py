@@ -75,6 +75,12 @@ TARGETS: dict[str, Target] = {
         takes="checkpoint",
         ending=".ckpt",
     ),
+    "mnn": Target(
+        "segship.ship.targets.mnn",
+        "the encoder and the official decoder as .mnn files, for phones and embedded boards",
+        packages=("onnx", "MNN"),
+        extra="segship[quantize,mnn]",
+    ),
 }
 """Name -> row."""
 
@@ -94,10 +100,16 @@ class ConvertOptions:
         The engine or program: a name of `TARGETS`; left out, what the ending of the output says (``.ckpt``).
     force
         Replace a folder that an earlier conversion wrote.
+    weights
+        What weights are stored in: fp32, fp16 or int8.
+    single_mask
+        One mask of an object, chosen by the reference's rule, instead of all four.
     """
 
     target: str | None = None
     force: bool = False
+    weights: Literal["fp32", "fp16", "int8"] | None = _of("mnn")
+    single_mask: bool | None = _of("mnn")
 
     def __post_init__(self) -> None:
         check_types(self)
