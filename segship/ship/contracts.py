@@ -38,7 +38,16 @@ from segship.masks.scores import mask_iou
 from segship.promptable.task import prompt_tensors
 from segship.promptable.transforms import Preprocessing, prepare_image, resize_image, resized_size, upscale_mask
 from segship.semantic.preprocessing import ScaleLimits, SemanticPreprocessing
-from segship.ship.export import Begin, GraphChange, Progress, Report, graph_steps, save_graph, take_steps
+from segship.ship.export import (
+    Begin,
+    GraphChange,
+    Progress,
+    Report,
+    export_bundle,
+    graph_steps,
+    save_graph,
+    take_steps,
+)
 from segship.ship.families.sam.family import PROMPT_RULES
 from segship.ship.families.sam.model import ImageEncoderGraph, Sam, decode_prompts
 from segship.ship.families.semask.model import SemanticGraph
@@ -52,6 +61,7 @@ from segship.ship.official import (
     one_object_decoder_spec,
 )
 from segship.ship.options import ExportOptions
+from segship.ship.targets import TARGETS, ConvertOptions, convert
 from segship.ship.verify import open_graph, torch_sessions
 from segship.ship.weights import tool_versions
 from segship.spec import LABEL_EMPTY, MASK_TOKENS, GraphSpec, SamGeometry, TensorSpec
@@ -225,6 +235,8 @@ def export_contract(
     CheckpointError, OutputError
         As `segship.ship.export.export_bundle`.
     """
+    if options.contract in TARGETS:
+        return _export_for_target(checkpoint_path, output, options, report, progress)
     refuse_taken(output, force=options.force)
     refuse_stranger(output)
     begin = Begin(progress)
@@ -253,6 +265,18 @@ def export_contract(
         }
         write_folder(output, files, document, force=options.force)
     return document
+
+
+def _export_for_target(
+    checkpoint_path: Path, output: Path, options: ExportOptions, report: Report | None, progress: Progress | None
+) -> dict[str, Any]:
+    """Export a bundle that nobody sees, with all its comparisons, and convert that."""
+    refuse_taken(output, force=options.force)
+    conversion = ConvertOptions(options.contract, force=options.force, single_mask=options.single_mask)
+    own = replace(options, contract="segship", single_mask=None, force=False, measure=False)
+    with tempfile.TemporaryDirectory(prefix="segship-export-") as name:
+        bundle = export_bundle(checkpoint_path, Path(name) / "bundle", own, report, progress)
+        return convert(bundle.path, output, conversion, report)
 
 
 def _bar(model: LoadedModel, options: ExportOptions) -> Bar:

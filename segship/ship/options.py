@@ -16,10 +16,10 @@ from segship.semantic.preprocessing import ScaleLimits
 from segship.ship.graph.fill import LARGEST_INLINE_BYTES
 from segship.spec import SemanticOutput
 
-Contract = Literal["segship", "official", "ascend", "samexporter"]
+Contract = Literal["segship", "official", "ascend", "samexporter", "mnn"]
 
 DEFAULT_OPSETS: dict[str, dict[Contract, int]] = {
-    "promptable": {"segship": 18, "official": 17, "ascend": 14, "samexporter": 17},
+    "promptable": {"segship": 18, "official": 17, "ascend": 14, "samexporter": 17, "mnn": 18},
     "semantic": {"segship": 18, "ascend": 14},
 }
 """By task; what the readers of each contract were written against."""
@@ -38,8 +38,9 @@ class ExportOptions:
     ----------
     contract
         segship: a bundle. official: the reference's decoder. ascend: the Ascend guides' graphs. samexporter: its pair.
+        mnn: what `segship convert --target` of that name writes.
     opset
-        ONNX opset, 14 to 24; the contract's own when left out (segship 18, official and samexporter 17, ascend 14).
+        ONNX opset, 14 to 24; the contract's own when left out (official and samexporter 17, ascend 14, others 18).
     simplify
         Run onnxslim on the traced graph.
     single_mask
@@ -159,7 +160,7 @@ class ExportOptions:
         if self.single_mask and self.contract == "segship":
             raise _bad_option(
                 way("single_mask", "--single-mask")
-                + " belongs to the contracts official, ascend and samexporter; a segship bundle always "
+                + " belongs to the contracts official, ascend, samexporter and mnn; a segship bundle always "
                 "holds all four masks and chooses when it runs (multimask_output)"
             )
         if self.contract not in contracts:

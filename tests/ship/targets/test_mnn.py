@@ -12,7 +12,9 @@ from segship.bundle import Bundle
 from segship.catalog import find_model
 from segship.errors import ComparisonFailed, InputError
 from segship.promptable.task import EXACT_BAR
+from segship.ship import contracts
 from segship.ship.official import object_cases
+from segship.ship.options import ExportOptions
 from segship.ship.targets import ConvertOptions, convert
 from tests.small_bundle import make_bundle
 
@@ -133,3 +135,14 @@ def test_what_misses_its_bar_is_refused_and_leaves_nothing(tmp_path, monkeypatch
 def test_weights_are_of_a_known_kind():
     with pytest.raises(InputError, match="weights"):
         ConvertOptions("mnn", weights="int4")
+
+
+def test_a_checkpoint_is_exported_as_a_bundle_is_converted(tmp_path, monkeypatch):
+    bundle, asked = make_bundle(tmp_path), []
+    monkeypatch.setattr(contracts, "export_bundle", lambda *arguments: asked.append(arguments) or bundle)
+    options = ExportOptions(contract="mnn", single_mask=True, image_size=512)
+    document = contracts.export_contract(tmp_path / "mine.pth", tmp_path / "out", options)
+    ((source, folder, own, *_),) = asked
+    assert (source.name, own.contract, own.image_size, own.single_mask) == ("mine.pth", "segship", 512, None)
+    assert not folder.parent.exists()
+    assert document["options"] == {"target": "mnn", "single_mask": True} and (tmp_path / "out/export.json").is_file()
