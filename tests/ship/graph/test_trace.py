@@ -33,6 +33,15 @@ def test_graphs_have_the_names_and_shapes_of_their_contracts(encoder_proto, deco
     assert_contract(decoder_proto, mask_decoder_spec(SMALL_VIT.geometry))
 
 
+def test_decoders_compare_nothing(decoder_proto, cut_decoder_protos):
+    """Engines of phones and of NPUs refuse comparisons of labels, and bools."""
+    for model in (decoder_proto, cut_decoder_protos[False]):
+        used = {node.op_type for node in model.graph.node}
+        assert not used & {"Equal", "Greater", "GreaterOrEqual", "Less", "LessOrEqual", "Not", "And", "Or", "Where"}
+        casts = [node.attribute[0].i for node in model.graph.node if node.op_type == "Cast"]
+        assert onnx.TensorProto.BOOL not in casts
+
+
 @pytest.mark.parametrize("batch", [1, 3])
 def test_encoder_graph_equals_the_module(sam, encoder_proto, batch):
     spec = image_encoder_spec(SMALL_VIT.geometry)

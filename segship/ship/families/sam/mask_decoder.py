@@ -29,6 +29,14 @@ from segship.spec import (
 POINT_LABELS = (LABEL_BACKGROUND, LABEL_FOREGROUND, LABEL_BOX_TOP_LEFT, LABEL_BOX_BOTTOM_RIGHT)
 
 
+def label_is(labels: Tensor, label: int) -> Tensor:
+    """Return 1 where a float label is ``label`` and 0 where it is another whole number.
+
+    Arithmetic, since engines of phones and of NPUs refuse comparisons and their bools; exact for whole numbers.
+    """
+    return torch.relu(1 - (labels - label).abs())
+
+
 class RandomFourierFeatures(nn.Module):
     """Positional code of places in the unit square: [sin, cos](2 pi (2c - 1) G) with a fixed Gaussian matrix G."""
 
@@ -77,11 +85,11 @@ class PromptEncoder(nn.Module):
         """
         code: Tensor = self.pe_layer((point_coords + 0.5) / self.image_size)
         labels = point_labels.unsqueeze(-1)
-        embedded = code * (labels >= 0).to(code.dtype)
-        embedded = embedded + self.not_a_point_embed.weight * (labels == LABEL_NOT_A_POINT).to(code.dtype)
+        embedded = code * (labels + 1).clamp(0, 1)
+        embedded = embedded + self.not_a_point_embed.weight * label_is(labels, LABEL_NOT_A_POINT)
         for label, embedding in zip(POINT_LABELS, self.point_embeddings, strict=True):
             assert isinstance(embedding, nn.Embedding)
-            embedded = embedded + embedding.weight * (labels == label).to(code.dtype)
+            embedded = embedded + embedding.weight * label_is(labels, label)
         return embedded
 
     def embed_masks(self, mask_input: Tensor, has_mask_input: Tensor) -> Tensor:
@@ -234,8 +242,8 @@ class MaskDecoder(nn.Module):
         """Decode N objects to low-resolution mask logits (N, 4, 4h, 4w) and predicted IoUs (N, 4).
 
         The image is (1, C, h, w), shared by all objects, or (N, C, h, w); its code (1, C, h, w); points are (N, P, C)
-        and masks (N, C, h, w) from the prompt encoder. ``point_is_empty`` (N, P) bool masks places out of every
-        attention; None when no place is empty.
+        and masks (N, C, h, w) from the prompt encoder. ``point_is_empty`` (N, P) is 1 where a place is masked out
+        of every attention, else 0; None when no place is empty.
         """
         objects = point_embeddings.shape[0]
         height, width = image_embeddings.shape[2], image_embeddings.shape[3]
@@ -243,15 +251,14 @@ class MaskDecoder(nn.Module):
         tokens = torch.cat([output_tokens.unsqueeze(0).expand(objects, -1, -1), point_embeddings], dim=1)
         image = (image_embeddings + mask_embeddings).flatten(2).transpose(1, 2)
         code = image_code.flatten(2).transpose(1, 2)
-        key_bias = None if point_is_empty is None else self._key_bias(point_is_empty, tokens.dtype)
+        key_bias = None if point_is_empty is None else self._key_bias(point_is_empty)
         tokens, image = self.transformer(image, code, tokens, key_bias)
         image = image.transpose(1, 2).reshape(objects, -1, height, width)
         return self._masks(tokens, image), self.iou_prediction_head(tokens[:, 0])
 
-    def _key_bias(self, point_is_empty: Tensor, dtype: torch.dtype) -> Tensor:
-        bias = point_is_empty.to(dtype) * MASKED_SCORE
+    def _key_bias(self, point_is_empty: Tensor) -> Tensor:
         # The IoU token and the mask tokens are never empty.
-        bias = torch.nn.functional.pad(bias, (1 + MASK_TOKENS, 0))
+        bias = torch.nn.functional.pad(point_is_empty * MASKED_SCORE, (1 + MASK_TOKENS, 0))
         return bias[:, None, None, :]
 
     def _masks(self, tokens: Tensor, image: Tensor) -> Tensor:

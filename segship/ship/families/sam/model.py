@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from segship.ship.families.sam.config import HybridConfig, SamConfig, TinyVitConfig, VitConfig
 from segship.ship.families.sam.hybrid_vit import HybridEncoder
-from segship.ship.families.sam.mask_decoder import MaskDecoder, PromptEncoder
+from segship.ship.families.sam.mask_decoder import MaskDecoder, PromptEncoder, label_is
 from segship.ship.families.sam.tiny_vit import TinyVitEncoder
 from segship.ship.families.sam.vit import VitEncoder
 from segship.spec import LABEL_EMPTY
@@ -60,7 +60,7 @@ class MaskDecoderGraph(nn.Module):
         has_mask_input: Tensor,
     ) -> tuple[Tensor, Tensor]:
         prompts = (point_coords, point_labels, mask_input, has_mask_input)
-        return decode_prompts(self.sam, image_embeddings, *prompts, point_is_empty=point_labels == LABEL_EMPTY)
+        return decode_prompts(self.sam, image_embeddings, *prompts, point_is_empty=label_is(point_labels, LABEL_EMPTY))
 
 
 def decode_prompts(

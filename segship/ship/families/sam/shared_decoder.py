@@ -47,7 +47,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from segship.ship.families.layers import LayerNorm2d
-from segship.ship.families.sam.mask_decoder import MASKED_SCORE, Attention, TwoWayBlock
+from segship.ship.families.sam.mask_decoder import MASKED_SCORE, Attention, TwoWayBlock, label_is
 from segship.ship.families.sam.model import Sam
 from segship.spec import LABEL_EMPTY, MASK_TOKENS
 
@@ -330,7 +330,7 @@ class _Decoder(nn.Module):
         points = self.sam.prompt_encoder.embed_points(point_coords, point_labels)
         fixed = torch.cat([decoder.iou_token.weight, decoder.mask_tokens.weight], dim=0)
         tokens = torch.cat([fixed.unsqueeze(0).expand(points.shape[0], -1, -1), points], dim=1)
-        bias = (point_labels == LABEL_EMPTY).to(points.dtype) * MASKED_SCORE
+        bias = label_is(point_labels, LABEL_EMPTY) * MASKED_SCORE
         return _Start(tokens, F.pad(bias, (1 + MASK_TOKENS, 0)))
 
 

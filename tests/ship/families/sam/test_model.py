@@ -43,6 +43,20 @@ def test_other_image_sizes_equal_the_reference_of_that_size(image_size):
     assert difference(reference.image_encoder(image), ours.image_encoder(image)) <= 1e-5
 
 
+@torch.inference_mode()
+def test_labels_choose_the_same_bits_as_comparisons_would(pair):
+    """Labels are arithmetic in the graphs; the reference compares them."""
+    encoder = pair[0].prompt_encoder
+    labels = torch.cartesian_prod(*[torch.arange(-2.0, 4.0)] * 3)
+    places = torch.rand(*labels.shape, 2, generator=torch.Generator().manual_seed(3)) * SMALL_VIT.image_size
+    expected = encoder.pe_layer((places + 0.5) / SMALL_VIT.image_size)
+    expected[labels < 0] = 0
+    expected[labels == -1] += encoder.not_a_point_embed.weight
+    for label, embedding in enumerate(encoder.point_embeddings):
+        expected[labels == label] += embedding.weight
+    assert torch.equal(encoder.embed_points(places, labels), expected)
+
+
 PROMPT_FORMS = ["points", "box", "points and box", "mask", "points and mask", "everything"]
 
 
