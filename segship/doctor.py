@@ -163,7 +163,8 @@ def _backend(name: str) -> BackendStatus:
     row = BACKENDS[name]
     version, command = installed_version(name), f'pip install "{row.extra}"'
     if version is None:
-        return BackendStatus(name, False, problem="not installed", command=command)
+        problem = f"not installed; {row.apart}" if row.apart else "not installed"
+        return BackendStatus(name, False, problem=problem, command=command)
     try:
         return _tried(name)
     # A broken package may raise anything, and must not end the report.

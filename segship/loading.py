@@ -141,7 +141,7 @@ def _accepted_choice(bundle: Bundle, run: RunOptions) -> BackendChoice:
 
 
 def _open_checkpoint(path: Path, run: RunOptions) -> Predictor | SemanticPredictor:
-    from segship.backends import backends_of, load_backend
+    from segship.backends import BACKENDS, backends_of, load_backend
     from segship.backends.choice import AUTO, BackendChoice
     from segship.bundle.evidence import EXACT
 
@@ -160,7 +160,7 @@ def _open_checkpoint(path: Path, run: RunOptions) -> Predictor | SemanticPredict
         )
     backend, reason = run.backend, "it was asked for"
     if backend == AUTO:
-        backend, reason = able[0], f"checkpoints run in {able[0]} alone"
+        backend, reason = able[0], f"checkpoints run in {able[0]} unless another is named"
     # A checkpoint has no manifest that could have measured another precision.
     choice = BackendChoice(backend, EXACT if run.precision == AUTO else run.precision, reason)
     try:
@@ -171,7 +171,7 @@ def _open_checkpoint(path: Path, run: RunOptions) -> Predictor | SemanticPredict
         message = f"{error}; or make a bundle of {path} without torch: `segship bundle {path} -o BUNDLE`"
         raise BackendUnavailable(message, code=error.code) from error
     # By its name: the use road has no import of the ship road.
-    opened = import_module("segship.ship.loading").open_checkpoint(path, replace(run, precision=choice.precision))
+    opened = import_module(BACKENDS[backend].opener).open_checkpoint(path, replace(run, precision=choice.precision))
     return _predictor(opened.manifest, opened.sessions, opened.encoder_sha256, choice, run.threads)
 
 

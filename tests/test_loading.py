@@ -118,11 +118,14 @@ def test_openvino_runs_the_same_bundle(small_export):
 
 def test_checkpoint_in_auto_precision_is_fp32_and_says_why(small_checkpoint):
     predictor = segship.load(small_checkpoint, precision="auto")
-    assert (predictor.precision, predictor.backend_reason) == ("fp32", "checkpoints run in torch alone")
+    assert (predictor.precision, predictor.backend_reason) == (
+        "fp32",
+        "checkpoints run in torch unless another is named",
+    )
 
 
 def test_unknown_backend_lists_the_known_ones(small_export):
-    with pytest.raises(BackendUnavailable, match="known are mnn, onnxruntime, openvino, torch"):
+    with pytest.raises(BackendUnavailable, match="known are mindspore, mnn, onnxruntime, openvino, torch"):
         segship.load(small_export[0].path, backend="tensorflow")
 
 

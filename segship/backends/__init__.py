@@ -43,12 +43,16 @@ class Backend:
         What pip installs so that it can be imported.
     checkpoints
         It runs checkpoints, and no bundles.
+    opener
+        Where ``open_checkpoint(path, run)`` is, then.
     streams
         It works on several calls side by side.
     lower
         It runs artifacts in lower precisions than fp32.
     graphs
         All that it runs of a bundle; any when left out. A bundle needs no other to be opened.
+    apart
+        Why it is installed in an environment of its own, and how that is made; empty where it need not be.
     """
 
     module: str
@@ -56,9 +60,11 @@ class Backend:
     distributions: tuple[str, ...]
     extra: str
     checkpoints: bool = False
+    opener: str = "segship.ship.loading"
     streams: bool = False
     lower: bool = True
     graphs: frozenset[str] | None = None
+    apart: str = ""
 
     def runs(self, graphs: Iterable[str]) -> bool:
         """Return whether it runs all of some graphs."""
@@ -81,6 +87,15 @@ BACKENDS: dict[str, Backend] = {
         graphs=frozenset({"image_encoder", "mask_decoder"}),
     ),
     "torch": Backend("segship.backends.torch", "torch", ("torch",), extra="segship[torch]", checkpoints=True),
+    "mindspore": Backend(
+        "segship.backends.mindspore",
+        "mindspore",
+        ("mindspore",),
+        extra="segship[mindspore]",
+        checkpoints=True,
+        opener="segship.ship.families.sam.cells",
+        apart="it needs numpy < 2, so give it an environment of its own: `make target-mindspore` in a clone",
+    ),
 }
 """Name -> row."""
 
@@ -111,12 +126,13 @@ def load_backend(name: str) -> ModuleType:
     except ModuleNotFoundError as error:
         if error.name is not None and error.name.split(".")[0] == "segship":
             raise
-        message = f"backend {name!r} needs the package {error.name!r}, which is not installed; run: {command}"
+        apart = f"; {row.apart}" if row.apart else ""
+        message = f"backend {name!r} needs the package {error.name!r}, which is not installed; run: {command}{apart}"
         raise BackendUnavailable(message, code="backend_missing") from error
     except (ImportError, OSError) as error:
         # A shared library that is missing or built for another machine ends here.
         command = f'pip install --force-reinstall "{row.distributions[0]}"'
-        message = f"backend {name!r} is installed but cannot be imported ({error}); run: {command}"
+        message = f"backend {name!r} is installed but cannot be imported ({error}); {row.apart or f'run: {command}'}"
         raise BackendUnavailable(message, code="backend_broken") from error
 
 

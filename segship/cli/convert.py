@@ -27,7 +27,7 @@ def convert(
     out: Annotated[Path, Parameter(name=("--out", "-o"))],
     json: Json = False,
 ) -> None:
-    """Convert a model for another engine or program, and compare what comes out.
+    """Convert a model for another engine or program, and compare it.
 
     Parameters
     ----------

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import nn
@@ -16,11 +16,10 @@ from torch import nn
 from segship.arrays import AnyArray
 from segship.backends import torch as runtime
 from segship.backends.session import RunOptions, Session
-from segship.bundle.manifest import Manifest
 from segship.errors import BackendUnavailable
 from segship.ship.families import graphs_module
 from segship.ship.options import ExportOptions
-from segship.ship.weights import Weights, check_state, naming_unusable, read_weights
+from segship.ship.weights import OpenedCheckpoint, Weights, check_state, naming_unusable, read_weights
 
 TORCH_FLOOR = (2, 10)
 """What the extras ask for; nothing older is tested."""
@@ -89,17 +88,6 @@ def load_state(module: nn.Module, state: Mapping[str, AnyArray]) -> None:
     tensors = {name: torch.from_numpy(array) for name, array in check_state(shapes, state).items()}
     on_meta = any(tensor.is_meta for tensor in expected.values())
     module.load_state_dict(tensors, strict=True, assign=on_meta)
-
-
-class OpenedCheckpoint(NamedTuple):
-    """A checkpoint as sessions."""
-
-    manifest: Manifest
-    """What a bundle's manifest would say, without graphs."""
-    sessions: dict[str, Session]
-    """Graph -> session, for every graph that a bundle may have."""
-    encoder_sha256: str
-    """The digest that ties embeddings to this encoder."""
 
 
 def open_checkpoint(path: Path, run: RunOptions) -> OpenedCheckpoint:

@@ -10,13 +10,14 @@ from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 import segship
 from segship.arrays import AnyArray
-from segship.bundle.manifest import CheckpointFile
+from segship.backends.session import Session
+from segship.bundle.manifest import CheckpointFile, Manifest
 from segship.errors import CheckpointError, shown
 from segship.ship.checkpoints.reading import Checkpoint, listed, read_checkpoint
 from segship.ship.families import family_module, recognise
@@ -48,6 +49,17 @@ class Weights:
     def task(self) -> str:
         """The task that the model answers."""
         return str(self.verbs.TASK)
+
+
+class OpenedCheckpoint(NamedTuple):
+    """A checkpoint as sessions."""
+
+    manifest: Manifest
+    """What a bundle's manifest would say, without graphs."""
+    sessions: dict[str, Session]
+    """Graph -> session, for the graphs that a bundle may have."""
+    encoder_sha256: str
+    """The digest that ties embeddings to this encoder."""
 
 
 def read_weights(path: Path, options: ExportOptions | None = None) -> Weights:

@@ -55,5 +55,5 @@ def test_inspect_prints_text(run, model):
 def test_doctor_names_backends_and_versions(run, run_json):
     document = run_json("doctor")[1]
     assert document["segship"] == segship.__version__
-    assert {entry["name"] for entry in document["backends"]} == {"mnn", "onnxruntime", "openvino", "torch"}
+    assert {entry["name"] for entry in document["backends"]} == {"mindspore", "mnn", "onnxruntime", "openvino", "torch"}
     assert "onnxruntime" in run("doctor")[1]

@@ -6,8 +6,8 @@ from tests.house.package import PACKAGE, imports, is_within, own_imports, source
 SHIP_ROAD = ("ship", "backends.torch")
 # The command line and the reporters stand at the end of both roads.
 EDGES = ("cli", "inspection", "doctor", "tune")
-RUNTIMES = {"backends.onnxruntime": {"onnxruntime"}, "backends.mnn": {"MNN"}}
-HEAVY = {"torch", "onnx", "onnxscript", "onnxslim", "onnxruntime", "openvino", "MNN", "safetensors"}
+RUNTIMES = {"backends.onnxruntime": {"onnxruntime"}, "backends.mnn": {"MNN"}, "backends.mindspore": {"mindspore"}}
+HEAVY = {"torch", "onnx", "onnxscript", "onnxslim", "onnxruntime", "openvino", "MNN", "mindspore", "safetensors"}
 MOST_ENTRIES = 34
 
 
