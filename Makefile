@@ -10,7 +10,7 @@ PYTHON ?= python3.11
 BIN := .venv/bin
 
 # make target-mindspore  an environment with MindSpore, which needs numpy < 2 (2.5 GB); make test-mindspore runs its tests there
-.PHONY: demo test docs slow bench check format tiny clean
+.PHONY: demo test docs slow bench check format tiny clean target-mindspore test-mindspore
 
 demo: .stamps/core
 	$(BIN)/segship demo --out demo-output --overwrite
@@ -89,8 +89,8 @@ TARGET := .targets/mindspore
 target-mindspore: $(TARGET)/made
 $(TARGET)/made: pyproject.toml
 	$(PYTHON) -m venv $(TARGET)
-	$(TARGET)/bin/python -m pip install --quiet -e ".[mindspore]" mindspore==2.10.0 \
-	    torch==2.13.0 onnx pytest hypothesis segment-anything==1.0 safetensors
+	$(TARGET)/bin/python -m pip install --quiet -e ".[mindspore,export]" mindspore==2.10.0 \
+	    torch==2.13.0 pytest hypothesis segment-anything==1.0 safetensors
 	@touch $@
 
 test-mindspore: target-mindspore
