@@ -161,7 +161,7 @@ def _package(name: str, module: str) -> PackageStatus:
 
 def _backend(name: str) -> BackendStatus:
     row = BACKENDS[name]
-    version, command = installed_version(name), f'pip install "{row.extra}"'
+    version, command = installed_version(name), row.command
     if version is None:
         problem = f"not installed; {row.apart}" if row.apart else "not installed"
         return BackendStatus(name, False, problem=problem, command=command)

@@ -151,7 +151,7 @@ def _answer(bundle: Bundle, options: TuneOptions) -> Known:
 
 
 def candidates(manifest: Manifest | None = None) -> tuple[tuple[str, str], ...]:
-    """Return every backend that runs graphs and is installed, with every precision that it has on this chip.
+    """Return every backend that runs graphs on this processor and is installed, with every precision that it has here.
 
     Those of a bundle's artifacts are among them, where its manifest is given; without float32 graphs, they are all.
     """
@@ -159,8 +159,12 @@ def candidates(manifest: Manifest | None = None) -> tuple[tuple[str, str], ...]:
     found: list[tuple[str, str]] = []
     needed = () if manifest is None else manifest.graph_sets[0]
     for backend in backends_of():
+<<<<<<< HEAD
         row = BACKENDS[backend]
         if installed_version(backend) is not None and row.runs(needed):
+=======
+        if BACKENDS[backend].processor and installed_version(backend) is not None:
+>>>>>>> 3f3b116 (segship convert --target ascend: the kit, its doubles, backend ascend, ONNX Runtime on CANN)
             try:
                 own = load_backend(backend).precisions() if "fp32" in held else ()
                 lower = held if row.lower else ()

@@ -40,7 +40,7 @@ class Backend:
     distributions
         Builds of it that pip may have installed; the first that is there says the version.
     extra
-        What pip installs so that it can be imported.
+        What pip installs so that it can be imported; nothing where ``install`` says it.
     checkpoints
         It runs checkpoints, and no bundles.
     opener
@@ -53,6 +53,10 @@ class Backend:
         All that it runs of a bundle; any when left out. A bundle needs no other to be opened.
     apart
         Why it is installed in an environment of its own, and how that is made; empty where it need not be.
+    processor
+        It runs on the processor, where backends are measured and compared.
+    install
+        The command where its makers' own wheels are needed, which no registry has.
     """
 
     module: str
@@ -65,15 +69,24 @@ class Backend:
     lower: bool = True
     graphs: frozenset[str] | None = None
     apart: str = ""
+    processor: bool = True
+    install: str = ""
 
     def runs(self, graphs: Iterable[str]) -> bool:
         """Return whether it runs all of some graphs."""
         return self.graphs is None or self.graphs >= set(graphs)
 
+    @property
+    def command(self) -> str:
+        """What installs it."""
+        return self.install or f'pip install "{self.extra}"'
+
 
 BACKENDS: dict[str, Backend] = {
     "onnxruntime": Backend(
-        "segship.backends.onnxruntime", "onnxruntime", ("onnxruntime", "onnxruntime-gpu"), extra="segship"
+        "segship.backends.onnxruntime", "onnxruntime",
+        ("onnxruntime", "onnxruntime-gpu", "onnxruntime-cann"),
+        extra="segship",
     ),
     "openvino": Backend(
         "segship.backends.openvino", "openvino", ("openvino",), extra="segship[openvino]", streams=True
@@ -95,6 +108,16 @@ BACKENDS: dict[str, Backend] = {
         checkpoints=True,
         opener="segship.ship.families.sam.cells",
         apart="it needs numpy < 2, so give it an environment of its own: `make target-mindspore` in a clone",
+    ),
+    "ascend": Backend(
+        "segship.backends.ascend",
+        "ais_bench",
+        ("ais_bench", "ais-bench"),
+        extra="",
+        lower=False,
+        graphs=frozenset({"image_encoder", "mask_decoder", "semantic"}),
+        processor=False,
+        install="pip install aclruntime-*.whl ais_bench-*.whl",
     ),
 }
 """Name -> row."""
@@ -120,7 +143,7 @@ def load_backend(name: str) -> ModuleType:
         message = f"backend {name!r} is unknown; known are {', '.join(sorted(BACKENDS))}"
         raise BackendUnavailable(message, code="unknown_backend")
     row = BACKENDS[name]
-    command = f'pip install "{row.extra}"'
+    command = row.command
     try:
         return import_module(row.module)
     except ModuleNotFoundError as error:

@@ -129,7 +129,8 @@ def _unmeasured(wanted: Sequence[Check], run: RunOptions, held: Collection[str])
     if run.precision in held and run.streams == 1:
         return BackendChoice(DEFAULT_BACKEND, run.precision, f"nothing was measured, and this is the default; {_TUNE}")
     asked = f"precision {run.precision}" if run.streams == 1 else f"{run.streams} streams"
-    others = (name for name in backends_of() if name != DEFAULT_BACKEND and (run.streams == 1 or _has_streams(name)))
+    able = (name for name in backends_of() if BACKENDS[name].processor and name != DEFAULT_BACKEND)
+    others = (name for name in able if run.streams == 1 or _has_streams(name))
     return BackendChoice(next(others), _exact(run), f"the backend that has {asked}; {_TUNE}")
 
 

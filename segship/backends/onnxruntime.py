@@ -30,8 +30,21 @@ _ENABLE_CPU_MEM_ARENA = True
 _ENABLE_MEM_PATTERN = False
 _LOG_ERRORS, _LOG_FATAL = 3, 4
 _CUDA = "CUDAExecutionProvider"
-_CUDA_COMMAND = "pip uninstall -y onnxruntime && pip install onnxruntime-gpu"
+_CANN = "CANNExecutionProvider"
+_PROVIDERS = {"cuda": _CUDA, "npu": _CANN}
+_SETTINGS = {
+    # TF32 would miss the bar of fp32; EXHAUSTIVE, the default search, picks convolutions by timing them.
+    _CUDA: {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"},
+    # By itself CANN computes in float16.
+    _CANN: {"precision_mode": "must_keep_origin_dtype"},
+}
+_INSTEAD = {
+    "cuda": "an NVIDIA driver run: pip uninstall -y onnxruntime && pip install onnxruntime-gpu",
+    "npu": "CANN run: pip uninstall -y onnxruntime && pip install onnxruntime-cann",
+}
 
+# What CANN's build says, with the source file before it, where it has no driver.
+_NO_PROVIDER = re.compile(r"create \w+ ?ExecutionProvider fail")
 _ELEMENT_TYPES = {"tensor(float)": "float32", "tensor(double)": "float64"}
 
 
@@ -45,7 +58,8 @@ def version() -> str:
 
 def devices() -> dict[str, str]:
     """Return the devices that this build has a provider for."""
-    return {"cpu": "", "cuda": ""} if _CUDA in providers() else {"cpu": ""}
+    here = providers()
+    return {"cpu": "", **{device: "" for device, provider in _PROVIDERS.items() if provider in here}}
 
 
 def providers() -> tuple[str, ...]:
@@ -78,7 +92,7 @@ class Session(BaseSession):
     spec
         The contract; what the graph declares is checked against it.
     run
-        ``device`` ``cpu``, ``cuda`` or ``cuda:N``; ``precision`` only ``fp32``.
+        ``device`` ``cpu``, ``cuda``, ``cuda:N``, ``npu`` or ``npu:N``; ``precision`` only ``fp32``.
     once
         For a run or two: weights are not laid out anew, which makes runs faster and takes their memory a second time.
 
@@ -104,9 +118,12 @@ class Session(BaseSession):
         refuse_options(run, "onnxruntime")
         provider, settings = _provider(run)
         choices = _choices(threads, once=once)
-        self._session: onnxruntime.InferenceSession | None = _load(graph, spec, choices, (provider, settings))
+        self._session: onnxruntime.InferenceSession | None = _load(
+            graph, spec, choices, (provider, settings), run.device
+        )
         used = self._session.get_providers()
-        if provider not in used:
+        # Where the first does not start, CANN's build takes the CPU and says so here alone.
+        if provider != used[0]:
             raise _unavailable(run.device, f"ONNX Runtime could not start {provider} and uses {used}")
         check_interface(_tensors(self._session.get_inputs()), _tensors(self._session.get_outputs()), spec)
         self._outputs = [tensor.name for tensor in spec.outputs]
@@ -159,12 +176,15 @@ def _load(
     spec: GraphSpec,
     choices: onnxruntime.SessionOptions,
     provider: tuple[str, dict[str, str]],
+    device: str,
 ) -> onnxruntime.InferenceSession:
     source = graph if isinstance(graph, bytes) else os.fspath(graph)
     try:
         session = onnxruntime.InferenceSession(source, sess_options=choices, providers=[provider], enable_fallback=0)
     # The runtime's exceptions share no narrower base.
     except Exception as error:
+        if _NO_PROVIDER.search(str(error)):
+            raise _unavailable(device, f"ONNX Runtime could not start {provider[0]}: {first_line(error)}") from error
         message = f"ONNX Runtime {version()} does not load graph {spec.name!r}: {first_line(error)}"
         raise BundleError(message, code="graph_rejected") from error
     session.disable_fallback()
@@ -183,20 +203,21 @@ def _provider(run: RunOptions) -> tuple[str, dict[str, str]]:
         raise BackendUnavailable(message, code="precision_unavailable")
     if run.device == "cpu":
         return "CPUExecutionProvider", {}
-    cuda = re.fullmatch(r"cuda(?::(\d{1,3}))?", run.device, re.ASCII)
-    if cuda is None:
-        message = f"device {run.device!r} is unknown to the onnxruntime backend; accepted are cpu, cuda, cuda:N"
+    named = re.fullmatch(r"(cuda|npu)(?::(\d{1,3}))?", run.device, re.ASCII)
+    if named is None:
+        accepted = "cpu, cuda, cuda:N, npu, npu:N"
+        message = f"device {run.device!r} is unknown to the onnxruntime backend; accepted are {accepted}"
         raise BackendUnavailable(message, code="unknown_device")
-    if _CUDA not in providers():
-        raise _unavailable(run.device, f"this ONNX Runtime has no {_CUDA}")
-    # TF32 would miss the bar of fp32; EXHAUSTIVE, the default search, picks convolutions by timing them.
-    return _CUDA, {"device_id": cuda[1] or "0", "use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"}
+    provider, number = _PROVIDERS[named[1]], named[2] or "0"
+    if provider not in providers():
+        raise _unavailable(run.device, f"this ONNX Runtime has no {provider}")
+    return provider, {"device_id": number, **_SETTINGS[provider]}
 
 
 def _unavailable(device: str, reason: str) -> BackendUnavailable:
     message = (
-        f"device {device!r} cannot be had: {reason}; available here are {', '.join(providers())}; on a machine with an "
-        f"NVIDIA driver run: {_CUDA_COMMAND}"
+        f"device {device!r} cannot be had: {reason}; available here are {', '.join(providers())}; on a machine with "
+        f"{_INSTEAD[device.split(':')[0]]}"
     )
     return BackendUnavailable(message, code="device_unavailable")
 

@@ -4,7 +4,7 @@ import onnxruntime
 import pytest
 from onnx import helper
 
-from segship.backends.onnxruntime import Session, compile
+from segship.backends.onnxruntime import Session, compile, devices
 from segship.backends.session import Graph, RunOptions
 from segship.errors import BackendUnavailable, BundleError
 from segship.machine import usable_cores
@@ -122,6 +122,29 @@ def test_provider_that_falls_back_is_an_error(monkeypatch):
         BackendUnavailable, match=r"could not start CUDAExecutionProvider and uses \['CPUExecutionProvider'\]"
     ):
         Session(encoder_model().SerializeToString(), ENCODER, RunOptions(device="cuda:1"))
+
+
+@pytest.mark.parametrize(("device", "number"), [("npu", "0"), ("npu:3", "3")])
+def test_cann_that_does_not_start_is_an_error(monkeypatch, device, number):
+    # What onnxruntime-cann 1.24.4 does without CANN: it lists the provider, fails to make it, and takes the CPU.
+    real, asked = onnxruntime.InferenceSession, []
+
+    def take_the_cpu(source, sess_options, providers, **settings):
+        asked.append(providers)
+        return real(source, sess_options=sess_options, providers=["CPUExecutionProvider"], **settings)
+
+    def refuse(*_, **__):
+        raise RuntimeError("onnxruntime_pybind_state.cc:1189 CreateFactory() create CANN ExecutionProvider fail")
+
+    graph = encoder_model().SerializeToString()
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["CANNExecutionProvider"])
+    assert devices() == {"cpu": "", "npu": ""}
+    for made in (take_the_cpu, refuse):
+        monkeypatch.setattr(onnxruntime, "InferenceSession", made)
+        with pytest.raises(BackendUnavailable, match="could not start CANN.* pip install onnxruntime-cann") as caught:
+            Session(graph, ENCODER, RunOptions(device=device))
+        assert caught.value.code == "device_unavailable"
+    assert asked == [[("CANNExecutionProvider", {"device_id": number, "precision_mode": "must_keep_origin_dtype"})]]
 
 
 @pytest.mark.gpu

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: Apache-2.0
 """Conversion for engines and programs that take no bundles: one row of `TARGETS` and one module each.
 
-A module has one verb, ``write(source, folder, options, report)``: it writes its files into an empty folder, holds what
-it wrote against the float32 graphs wherever the engine runs here, and returns what `EXPORT_FILE` says of it
-beside what every target says. ``source`` is an opened `segship.bundle.Bundle`, or the path of a checkpoint for targets
+A module has the verb ``write(source, folder, options, report)``, and ``check_options(options)`` where options of its
+own have to fit each other. The first writes its files into an empty folder, holds what it wrote against the float32
+graphs wherever the engine runs here, and returns what `EXPORT_FILE` says of it beside what every target says. ``source`` is an opened `segship.bundle.Bundle`, or the path of a checkpoint for targets
 that start from the network itself. A target that is one file (``ending``) gets a stream to write to instead of a
 folder. Nothing is loaded before it is asked for.
 """
@@ -28,7 +28,7 @@ from segship.bundle.folder import EXPORT_FILE, refuse_taken
 from segship.catalog import find_model
 from segship.errors import BackendUnavailable, InputError, OutputError, way
 from segship.files import atomic_file, check_target, sha256_of, walk_folder, write_directory, write_file
-from segship.options import check_types
+from segship.options import check_types, check_whole
 from segship.ship.templates.bundling import bundle_checkpoint
 
 Report = Callable[[str, Sequence[Row]], None]
@@ -81,6 +81,11 @@ TARGETS: dict[str, Target] = {
         packages=("onnx", "MNN"),
         extra="segship[quantize,mnn]",
     ),
+    "ascend": Target(
+        "segship.ship.targets.ascend",
+        "a kit of graphs and scripts for Ascend NPUs, and what runs and proves them there",
+        tasks=("promptable", "semantic"),
+    ),
 }
 """Name -> row."""
 
@@ -104,12 +109,36 @@ class ConvertOptions:
         What weights are stored in: fp32, fp16 or int8.
     single_mask
         One mask of an object, chosen by the reference's rule, instead of all four.
+    soc
+        ascend: the chip, as ``npu-smi info`` names it behind Ascend, such as Ascend310P3.
+    cann
+        ascend: version of CANN on the device, 6, 7 (when left out) or 8; graphs have opset 14, and 18 for 8 in fp16.
+    int8
+        ascend: also in int8, calibrated on the device.
+    calibration
+        ascend: an image list of `segship calibrate`, or pictures, for int8; drawn scenes when left out.
+    places
+        ascend: points and box corners of an object; others are filled up to so many. 10 when left out.
+    objects
+        ascend: objects in a call of the decoder; 1 when left out.
+    gears
+        ascend: numbers of places that are compiled instead of a fixed one, such as 2..9.
+    size
+        ascend: (height, width) of a semantic model's pictures; the bundle's, or 1024,2048 when left out.
     """
 
     target: str | None = None
     force: bool = False
     weights: Literal["fp32", "fp16", "int8"] | None = _of("mnn")
     single_mask: bool | None = _of("mnn")
+    soc: str | None = _of("ascend")
+    cann: Literal[6, 7, 8] | None = _of("ascend")
+    int8: bool | None = _of("ascend")
+    calibration: Path | None = _of("ascend")
+    places: int | None = _of("ascend")
+    objects: int | None = _of("ascend")
+    gears: str | None = _of("ascend")
+    size: tuple[int, int] | None = _of("ascend")
 
     def __post_init__(self) -> None:
         check_types(self)
@@ -124,6 +153,7 @@ class ConvertOptions:
                 name = way(other.name, f"--{other.name.replace('_', '-')}")
                 message = f"{name} is an option of {', '.join(targets)}, and the target is {self.target}; leave it out"
                 raise InputError(message, code="bad_option")
+        check_whole(self, 1, 1024, "places", "objects")
 
 
 def convert(
@@ -161,8 +191,11 @@ def convert(
     require_packages(target)
     _refuse_output(output, row, target, force=options.force)
     document: dict[str, Any] = {}
+    module = import_module(row.module)
+    if hasattr(module, "check_options"):
+        module.check_options(options)
     with _source(model, row, target) as source:
-        write = import_module(row.module).write
+        write = module.write
 
         def fill(folder: Path) -> None:
             written = write(source, folder, options, report)

@@ -1,0 +1,2 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A double of ``aclruntime``: only there to be imported."""

@@ -1,0 +1,425 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kit for Ascend, through doubles of the device's own tools; see docs/ascend.md for what that cannot show."""
+
+import ast
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import helper
+from PIL import Image
+
+import segship
+from segship.datasets.calibration import CalibrateOptions, calibrate
+from segship.errors import ExportError, InputError
+from segship.images.comparison import comparison_images
+from segship.masks.scores import mask_iou
+from segship.ship.quantize.opened import open_graph
+from segship.ship.targets import ConvertOptions, convert
+from segship.ship.targets.ascend import graphs, runner
+from segship.spec import GraphSpec, TensorSpec
+from tests.small_bundle import make_bundle, make_model
+
+SOC = "Ascend310P3"
+
+
+def ascend(**options):
+    return ConvertOptions("ascend", soc=SOC, **options)
+
+
+@pytest.fixture(scope="module")
+def kit(small_export, tmp_path_factory, ascend_machine):
+    """The kit of the small SAM in both precisions, calibrated, quantized and compiled."""
+    folder = tmp_path_factory.mktemp("kits")
+    images = calibrate([], folder / "list", CalibrateOptions(limit=2, objects=1))
+    convert(small_export[0].path, folder / "kit", ascend(int8=True, calibration=images.path))
+    for name in ("00_check", "10_quantize", "20_compile"):
+        ascend_machine.script(folder / "kit", name)
+    return folder / "kit"
+
+
+@pytest.fixture(scope="module")
+def geared(small_export, tmp_path_factory, ascend_machine):
+    folder = tmp_path_factory.mktemp("kits") / "geared"
+    convert(small_export[0].path, folder, ascend(gears="2..9", cann=8))
+    for name in ("00_check", "20_compile", "30_bench"):
+        ascend_machine.script(folder, name)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def streets(small_semantic_bundle, tmp_path_factory, ascend_machine):
+    """The compiled kit of the small SeMask, and a folder of five pictures in the layout of Cityscapes."""
+    folder = tmp_path_factory.mktemp("streets")
+    convert(small_semantic_bundle.path, folder / "kit", ascend(cann=6))
+    for name in ("00_check", "20_compile", "30_bench"):
+        ascend_machine.script(folder / "kit", name)
+    rng = np.random.default_rng(0)
+    for number in range(5):
+        for part, suffix, mode in (("leftImg8bit", "leftImg8bit", 3), ("gtFine", "gtFine_labelIds", 0)):
+            place = folder / "data" / part / "val" / "ulm"
+            place.mkdir(parents=True, exist_ok=True)
+            size = small_semantic_bundle.manifest.preprocessing.frame
+            pixels = rng.integers(0, 256 if mode else 34, (*size, 3) if mode else size, np.uint8)
+            Image.fromarray(pixels).save(place / f"ulm_{number:06d}_000019_{suffix}.png")
+    return folder
+
+
+def entries(kit):
+    return json.loads((kit / "kit.json").read_text())["graphs"]
+
+
+def accept(machine, kit, precision, **more):
+    done = machine.run("python3", kit / "run.py", "accept", "--precision", precision, **more)
+    return done, json.loads((kit / "report.json").read_text())
+
+
+def test_graphs_are_of_fixed_sizes_in_opset_14_and_every_operator_is_registered(kit):
+    for name in entries(kit):
+        model = onnx.load(kit / "graphs" / f"{name}.onnx")
+        onnx.checker.check_model(model, full_check=True)
+        assert model.opset_import[0].version == 14 and model.ir_version <= 8
+        assert {node.op_type for node in model.graph.node}.isdisjoint({"LayerNormalization", "Einsum", "Shape"})
+        sizes = [dim for value in model.graph.input for dim in value.type.tensor_type.shape.dim]
+        assert all(dim.HasField("dim_value") for dim in sizes)
+
+
+def test_later_cann_gets_opset_18_with_whole_norms(geared):
+    model = onnx.load(geared / "graphs" / "mask_decoder.onnx")
+    assert model.opset_import[0].version == 18
+    assert "LayerNormalization" in {node.op_type for node in model.graph.node}
+    points = model.graph.input[2].type.tensor_type.shape
+    assert (points.dim[0].dim_value, points.dim[1].dim_param) == (1, "points")
+
+
+def test_the_norm_behind_the_transposed_convolution_is_kept_apart(kit):
+    decoder = entries(kit)["mask_decoder"]
+    assert len(decoder["kept_apart"]) == 1 and entries(kit)["image_encoder"]["kept_apart"] == []
+    model = onnx.load(kit / "graphs" / "mask_decoder.onnx")
+    (division,) = (node for node in model.graph.node if node.output[0] == decoder["kept_apart"][0])
+    (power,) = (node for node in model.graph.node if node.output[0] == division.input[0])
+    exponent = next(tensor for tensor in model.graph.initializer if tensor.name == power.input[1])
+    assert power.op_type == "Pow" and onnx.numpy_helper.to_array(exponent) == 1
+
+
+@pytest.mark.parametrize("precision", ["fp16", "int8"])
+def test_compiled_models_are_accepted(kit, ascend_machine, precision):
+    ascend_machine.script(kit, "30_bench")
+    done, report = accept(ascend_machine, kit, precision)
+    assert "within the bar" in done.stdout
+    figures = {(row["graph"], row["what"]): row["figures"] for row in report["rows"]}
+    assert figures["mask_decoder", "masks"]["mask_iou_min"] > 0.99
+    assert figures["image_encoder", "image_embeddings"]["cosine"] > 0.999999
+    assert report["precision"] == precision and "310P3" in report["machine"]["npu_smi"]
+    assert report["graphs"] == {name: entry["made_from"] for name, entry in entries(kit).items()}
+
+
+def test_a_device_that_answers_otherwise_is_not_accepted(kit, ascend_machine):
+    done, report = accept(ascend_machine, kit, "fp16", check=False, DOUBLE_NOISE="0.1")
+    assert done.returncode == 1 and "PAST the bar" in done.stdout
+    assert min(row["figures"].get("cosine", 1.0) for row in report["rows"]) < 0.999
+
+
+def test_gears_are_accepted_with_the_smallest_that_fits(geared, ascend_machine):
+    assert [form["points"] for form in entries(geared)["mask_decoder"]["forms"]] == list(range(2, 10))
+    places = {np.load(geared / case["inputs"][1]).shape[1] for case in entries(geared)["mask_decoder"]["cases"]}
+    assert places == {4}
+    assert "within the bar" in accept(ascend_machine, geared, "fp16")[0].stdout
+
+
+def test_calibration_is_paired_and_has_prompts_of_every_kind(kit):
+    decoder = entries(kit)["mask_decoder"]
+    files = {tensor["name"]: sorted((kit / "calibration/mask_decoder" / tensor["name"]).iterdir())
+             for tensor in decoder["inputs"]}  # fmt: skip
+    names = [[file.name for file in found] for found in files.values()]
+    assert names == [[f"{number:06d}.bin" for number in range(decoder["samples"])]] * 5
+    labels = np.stack([np.fromfile(file, "<f4") for file in files["point_labels"]])
+    assert labels.shape[1] == 10 and set(np.unique(labels)) >= {-2, 1, 2, 3}
+    assert any(np.fromfile(file, "<f4").any() for file in files["mask_input"])
+
+
+def test_the_runner_segments_as_the_bundle_does(kit, small_export, ascend_machine, tmp_path):
+    picture = tmp_path / "picture.png"
+    Image.fromarray(comparison_images()[0]).save(picture)
+    predictor = segship.load(small_export[0].path, backend="onnxruntime")
+    for given, prompts, many in (
+        (["--point", "120,90"], {"points": [[120, 90]]}, True),
+        (["--point", "120,90,1", "--point", "30,40,0"], {"points": [[120, 90], [30, 40]], "labels": [1, 0]}, False),
+        (["--box", "40,30,200,180"], {"boxes": [40, 30, 200, 180]}, False),
+    ):
+        out = tmp_path / "out.png"
+        ascend_machine.run("python3", kit / "run.py", "segment", picture, *given, "--out", out)
+        mask = np.asarray(Image.open(tmp_path / "out.mask.png")) > 0
+        known = predictor.predict(picture, **prompts, multimask_output=many, clean_up=False)
+        chosen = known.masks[0][int(np.argmax(known.iou_predictions[0]))]
+        assert mask_iou(mask, chosen) > 0.99
+        changed = np.asarray(Image.open(out)).astype(int) - np.asarray(Image.open(picture))
+        assert not changed[~mask].any() and changed[mask].any()
+
+
+def test_the_runner_tells_what_it_lacks(kit, ascend_machine, tmp_path):
+    Image.fromarray(comparison_images()[0]).save(tmp_path / "x.png")
+    many = [part for number in range(11) for part in ("--point", f"{number},5")]
+    for arguments, words in (
+        ([], "there is no prompt"),
+        (many, "the prompt has 12 places and the kit 10"),
+        (["--point", "1,1", "--device", "7"], None),
+    ):
+        command = ["python3", kit / "run.py", "segment", tmp_path / "x.png", *arguments]
+        if words is not None:
+            assert words in ascend_machine.run(*command, check=False).stderr
+    assert "this kit is of a promptable model" in ascend_machine.run(
+        "python3", kit / "run.py", "cityscapes", tmp_path, "--work", tmp_path / "w", check=False
+    ).stderr
+    kit_alone = tmp_path / "uncompiled"
+    shutil.copytree(kit, kit_alone, ignore=shutil.ignore_patterns("om"))
+    done = ascend_machine.run("python3", kit_alone / "run.py", "accept", check=False)
+    assert done.returncode == 1 and "run scripts/20_compile.sh first" in done.stderr
+
+
+def test_semantic_kits_have_a_graph_for_each_batch(streets, ascend_machine):
+    kit = streets / "kit"
+    assert {name: entry["sizes"] for name, entry in entries(kit).items()} == {
+        f"semantic_bs{batch}": {"batch": batch} for batch in (1, 4, 8)
+    }
+    done, report = accept(ascend_machine, kit, "fp16")
+    assert "within the bar" in done.stdout
+    assert [row["figures"] for row in report["rows"]] == [{"pixels_equal": 1.0}] * 3
+
+
+@pytest.mark.parametrize("batch", [1, 4])
+def test_cityscapes_becomes_bins_and_a_score(streets, ascend_machine, small_semantic_bundle, batch):
+    kit, data, work = streets / "kit", streets / "data", streets / f"work{batch}"
+    command = ["python3", kit / "run.py", "cityscapes", data, "--work", work, "--batch", batch]
+    found = json.loads(ascend_machine.run(*command).stdout)
+    known = segship.evaluate(small_semantic_bundle.path, data, dataset="cityscapes") if False else None
+    assert known is None and found["pictures"] == 5
+    predictor = segship.load(small_semantic_bundle.path, backend="onnxruntime")
+    for picture in sorted((data / "leftImg8bit/val/ulm").iterdir()):
+        classes = np.fromfile(work / "outputs" / f"{picture.stem}_0.bin", np.uint8)
+        assert np.array_equal(classes, predictor.segment(picture).array.ravel())
+
+
+def test_ais_bench_alone_gives_the_same_bins(streets, ascend_machine):
+    kit, data, work = streets / "kit", streets / "data", streets / "alone"
+    ascend_machine.run("python3", kit / "run.py", "preprocess", data, "--work", work / "in")
+    ascend_machine.run(
+        *("python3", "-m", "ais_bench", "--model", kit / "om/semantic_bs4_fp16.om", "--batchsize", 4),
+        *("--input", work / "in", "--output", work, "--output_dirname", "out", "--outfmt", "BIN"),
+    )
+    score = ascend_machine.run("python3", kit / "run.py", "score", data, "--work", work / "out").stdout
+    assert json.loads(score)["pictures"] == 5
+
+
+def test_the_scores_are_those_of_the_guide():
+    kit = {"task": "semantic", "classes": ["a", "b"], "frame": [1, 4], "label_ids": {"7": 0, "8": 1, "-1": 255}}
+    assert list(kit) and runner.within("max_abs", 0.2, {"max_abs": 0.1}) is False
+
+
+@pytest.mark.parametrize(("setting", "renamed"), [({}, False), ({"DOUBLE_MSIT": "1"}, True)])
+def test_both_spellings_of_ais_bench_are_used(kit, ascend_machine, setting, renamed):
+    done = ascend_machine.script(kit, "30_bench", **setting)
+    assert done.stdout.count("throughput") == 4
+    text = (kit / "scripts/30_bench.sh").read_text()
+    assert ("--om-model" in text) and ("--model" in text) and renamed == bool(setting)
+
+
+def test_the_check_names_what_is_missing(kit, ascend_machine):
+    def said(**environment):
+        return ascend_machine.script(kit, "00_check", check=False, **environment).stderr
+
+    assert "npu-smi info shows no 310P3; convert again" in said(DOUBLE_CHIP="910B3")
+    assert "python3 lacks ais_bench or aclruntime" in said(PYTHONPATH="")
+    assert "no CANN toolkit is set" in said(ASCEND_TOOLKIT_HOME="")
+    assert "npu-smi is not on PATH" in said(PATH="/usr/bin:/bin")
+
+
+def test_a_changed_graph_is_seen_on_the_device(kit, ascend_machine, tmp_path):
+    shutil.copytree(kit, tmp_path / "kit")
+    with open(tmp_path / "kit/graphs/mask_decoder.onnx", "ab") as stream:
+        stream.write(b"x")
+    assert "a graph was changed" in ascend_machine.script(tmp_path / "kit", "00_check", check=False).stderr
+
+
+def test_the_runner_is_python_3_7():
+    ast.parse(Path(runner.__file__).read_text("utf-8"), feature_version=(3, 7))
+
+
+DECODER = "image_embeddings:1,32,8,8;point_coords:1,{p},2;point_labels:1,{p};mask_input:1,1,32,32;has_mask_input:1"
+
+
+def change(**changes):
+    """A wrong use of atc: what is changed in the right line, None to leave it out."""
+    return lambda flags: {**flags, **changes}
+
+
+def dims(gears, shape=DECODER.format(p=-1)):
+    return change(dynamic_dims=gears, input_shape=shape)
+
+
+WRONG = {
+    "no framework": (change(framework=None), "E10007"),
+    "another framework": (change(framework="0"), "E10007"),
+    "no chip": (change(soc_version=None), "E10007"),
+    "the chip without Ascend": (change(soc_version="310P3"), "E10001"),
+    "a space behind the equals sign": (change(soc_version=""), "E10004"),
+    "a layout of Caffe": (change(input_format="NHWC"), "E10061"),
+    "an unknown log level": (change(log="loud"), "E10010"),
+    "an unknown precision": (change(precision_mode="fp8"), "E10061"),
+    "a folder as output": (change(output="om/"), "E10022"),
+    "no such model": (change(model="graphs/none.onnx"), "E10041"),
+    "no integer in a shape": (change(input_shape="image_embeddings:1,c,8,8"), "E10002"),
+    "a size of zero": (change(input_shape=DECODER.format(p=0)), "E10011"),
+    "an unknown input": (change(input_shape="x:1,3,128,128"), "E10016"),
+    "inputs in another order": (
+        change(input_shape=";".join(reversed(DECODER.format(p=10).split(";")))),
+        "E10001",
+    ),
+    "a missing input": (change(input_shape=DECODER.format(p=10).rpartition(";")[0]), "E10001"),
+    "another rank": (change(input_shape=DECODER.format(p=10).replace("10,2", "10,2,1")), "E10001"),
+    "another fixed size": (change(input_shape=DECODER.format(p=10).replace("8,8", "8,9")), "E10001"),
+    "one gear": (dims("2,2"), "E10035"),
+    "too many gears": (dims(";".join(f"{n},{n}" for n in range(1, 102))), "E10036"),
+    "gears of unequal length": (dims("2,2;3"), "E10037"),
+    "a negative gear": (dims("2,2;-3,-3"), "E10038"),
+    "a gear twice": (dims("2,2;3,3;2,2"), "E10039"),
+    "gears of a fixed model": (dims("2,2;3,3", DECODER.format(p=10)), "E10040"),
+    "a range with gears": (dims("2,2;3,3", DECODER.format(p="1~4")), "E10040"),
+    "more unknown sizes than a gear has": (dims("2;3"), "E10045"),
+    "fewer unknown sizes than a gear has": (dims("2,2,2;3,3,3"), "E10046"),
+    "two kinds of gears": (change(dynamic_dims="2,2;3,3", dynamic_batch_size="1,2"), "E10009"),
+    "int8 with gears": (
+        change(model="quantized/mask_decoder_deploy_model.onnx", dynamic_dims="2,2;3,3", input_shape=DECODER.format(p=-1)),
+        "E1",
+    ),
+    "int8 kept in float32": (
+        change(model="quantized/mask_decoder_deploy_model.onnx", precision_mode="force_fp32"),
+        "E10055",
+    ),
+    "an unknown option": (change(soc="Ascend310P3"), "unknown command line flag 'soc'"),
+}
+
+
+@pytest.fixture(scope="module")
+def right(kit):
+    """The kit's own line of atc for the decoder."""
+    line = next(line for line in (kit / "scripts/20_compile.sh").read_text().splitlines() if "mask_decoder" in line)
+    parts = [part.strip("'").removeprefix("--").partition("=") for part in line.split()[1:]]
+    return {name: value for name, _, value in parts}
+
+
+def run_atc(machine, kit, flags):
+    words = " ".join(f"--{name}='{value}'" for name, value in flags.items() if value is not None)
+    return machine.run("bash", "-c", f"cd '{kit}' && mkdir -p om && atc {words}", check=False)
+
+
+@pytest.mark.parametrize("use", WRONG)
+def test_wrong_uses_of_the_compiler_get_its_own_code(kit, geared, right, ascend_machine, use):
+    make, code = WRONG[use]
+    flags = make(right)
+    # The kit of fixed sizes declares them; only that of gears may be asked for others.
+    where = geared if "dynamic_dims" in flags and "quantized" not in flags["model"] and use != "two kinds of gears" else kit
+    done = run_atc(ascend_machine, where, flags)
+    assert done.returncode == 1 and code in done.stdout, done.stdout
+
+
+def test_the_right_line_is_taken(kit, right, ascend_machine):
+    assert "ATC run success" in run_atc(ascend_machine, kit, right).stdout
+
+
+def test_an_operator_or_an_opset_without_a_parser_is_refused_by_the_compiler(kit, right, ascend_machine, tmp_path):
+    for opset, kind in ((20, "Gelu"), (19, "Relu")):
+        tensor = TensorSpec("x", "float32", (1, 4))
+        node = helper.make_node(kind, ["x"], ["y"])
+        model = make_model([node], [tensor], [TensorSpec("y", "float32", (1, 4))], opset=opset)
+        onnx.save(model, tmp_path / "one.onnx")
+        flags = {**right, "model": tmp_path / "one.onnx", "input_shape": "x:1,4"}
+        assert "EZ9010: No parser is registered" in run_atc(ascend_machine, kit, flags).stdout
+
+
+@pytest.mark.parametrize(
+    ("spoil", "words"),
+    [
+        (lambda folder: (folder / "point_labels/000000.bin").write_bytes(b"1234"), "has 4 bytes"),
+        (lambda folder: (folder / "mask_input/000000.bin").unlink(), "must hold as many files"),
+        (lambda folder: shutil.rmtree(folder / "has_mask_input"), "does not exist"),
+    ],
+)
+def test_wrong_calibration_is_refused_by_amct(kit, ascend_machine, tmp_path, spoil, words):
+    shutil.copytree(kit, tmp_path / "kit")
+    spoil(tmp_path / "kit/calibration/mask_decoder")
+    done = ascend_machine.script(tmp_path / "kit", "10_quantize", check=False)
+    assert done.returncode == 1 and words in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"soc": None}, "soc is None; accepted is Ascend and the chip's name"),
+        ({"soc": "310P3"}, "soc is '310P3'"),
+        ({"gears": "2..9", "int8": True}, "gears and int8 exclude each other"),
+        ({"gears": "2..9", "places": 4}, "both say how many places"),
+        ({"gears": "9..2"}, "2 to 100 numbers of 1 or more"),
+        ({"gears": "0..4"}, "2 to 100 numbers of 1 or more"),
+        ({"gears": "1..200"}, "2 to 100 numbers of 1 or more"),
+        ({"gears": "2-9"}, "two numbers of places"),
+        ({"calibration": Path("x")}, "calibration is of int8, which was not asked for"),
+        ({"cann": 5}, "cann is 5; accepted is 6 or 7 or 8 or None"),
+        ({"places": 0}, "places is 0"),
+        ({"size": (64, 64)}, "size is of semantic models"),
+    ],
+)
+def test_options_that_do_not_fit_are_refused(small_export, tmp_path, options, words):
+    with pytest.raises(InputError, match=words) as caught:
+        convert(small_export[0].path, tmp_path / "kit", ConvertOptions("ascend", **{"soc": SOC, **options}))
+    assert caught.value.code == "bad_option" and not (tmp_path / "kit").exists()
+
+
+def test_semantic_models_have_no_places(small_semantic_bundle, small_semantic_logits, tmp_path):
+    for bundle, options, words in (
+        (small_semantic_bundle, {"places": 4}, "a semantic model has no prompts"),
+        (small_semantic_bundle, {"size": (64, 64)}, r"accepted is \(96, 160\), the one size of this bundle"),
+        (small_semantic_logits, {}, "gives logits, and a kit holds class maps"),
+    ):
+        with pytest.raises(InputError, match=words):
+            convert(bundle.path, tmp_path / "kit", ascend(**options))
+
+
+def one_node(tmp_path, kind, opset=18, **attributes):
+    spec = GraphSpec("one", (TensorSpec("x", "float32", ("n", 4)),), (TensorSpec("y", "float32", ("n", 4)),))
+    model = make_model([helper.make_node(kind, ["x"], ["y"], **attributes)], spec.inputs, spec.outputs, opset=opset)
+    onnx.save(model, tmp_path / "one.onnx")
+    return open_graph(tmp_path / "one.onnx")
+
+
+def test_operators_that_cann_does_not_know_are_refused_by_name(tmp_path):
+    with pytest.raises(ExportError, match=r"CANN 8 registers no Gelu .* for opset 20, which graph 'one'") as caught:
+        graphs.check_operators(one_node(tmp_path, "Gelu", 20), "one", 8)
+    assert caught.value.code == "unsupported_operator"
+    graphs.check_operators(one_node(tmp_path, "IsInf"), "one", 8)
+    with pytest.raises(ExportError, match="CANN 7 registers no IsInf"):
+        graphs.check_operators(one_node(tmp_path, "IsInf"), "one", 7)
+
+
+def test_a_norm_that_is_written_in_another_way_is_refused(tmp_path):
+    spec = GraphSpec("up", (TensorSpec("x", "float32", (1, 2, 3, 3)),), (TensorSpec("y", "float32", (1, 1, 6, 6)),))
+    weight = np.ones((2, 1, 2, 2), np.float32)
+    nodes = [
+        helper.make_node("ConvTranspose", ["x", "w"], ["up"], strides=[2, 2]),
+        helper.make_node("ReduceMean", ["up"], ["mean"], axes=[1]),
+        helper.make_node("Sub", ["up", "mean"], ["y"]),
+    ]
+    onnx.save(make_model(nodes, spec.inputs, spec.outputs, {"w": weight}), tmp_path / "up.onnx")
+    with pytest.raises(ExportError, match="written in an unknown way") as caught:
+        graphs.keep_norms_apart(open_graph(tmp_path / "up.onnx"))
+    assert caught.value.code == "unknown_pattern"
+
+
+def test_bundles_of_any_kind_of_graph_are_compared(tmp_path):
+    # Its decoder adds labels up, so that places that are filled in change it: no decoder of ours, and so refused.
+    with pytest.raises(segship.errors.ComparisonFailed, match="fixed sizes"):
+        convert(make_bundle(tmp_path).path, tmp_path / "kit", ascend())
+    assert not (tmp_path / "kit").exists()
