@@ -159,12 +159,8 @@ def candidates(manifest: Manifest | None = None) -> tuple[tuple[str, str], ...]:
     found: list[tuple[str, str]] = []
     needed = () if manifest is None else manifest.graph_sets[0]
     for backend in backends_of():
-<<<<<<< HEAD
         row = BACKENDS[backend]
-        if installed_version(backend) is not None and row.runs(needed):
-=======
-        if BACKENDS[backend].processor and installed_version(backend) is not None:
->>>>>>> 3f3b116 (segship convert --target ascend: the kit, its doubles, backend ascend, ONNX Runtime on CANN)
+        if row.processor and installed_version(backend) is not None and row.runs(needed):
             try:
                 own = load_backend(backend).precisions() if "fp32" in held else ()
                 lower = held if row.lower else ()

@@ -125,7 +125,11 @@ def test_checkpoint_in_auto_precision_is_fp32_and_says_why(small_checkpoint):
 
 
 def test_unknown_backend_lists_the_known_ones(small_export):
+<<<<<<< HEAD
     with pytest.raises(BackendUnavailable, match="known are mindspore, mnn, onnxruntime, openvino, torch"):
+=======
+    with pytest.raises(BackendUnavailable, match="known are ascend, mnn, onnxruntime, openvino, torch"):
+>>>>>>> 9ffd0ec (Backend ascend needs no package to be imported; its doubles prove it)
         segship.load(small_export[0].path, backend="tensorflow")
 
 

@@ -84,7 +84,8 @@ class Backend:
 
 BACKENDS: dict[str, Backend] = {
     "onnxruntime": Backend(
-        "segship.backends.onnxruntime", "onnxruntime",
+        "segship.backends.onnxruntime",
+        "onnxruntime",
         ("onnxruntime", "onnxruntime-gpu", "onnxruntime-cann"),
         extra="segship",
     ),

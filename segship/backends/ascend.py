@@ -18,10 +18,9 @@ from threading import Lock
 from typing import Any, NamedTuple
 
 import numpy as np
-from ais_bench.infer.interface import InferSession
 from numpy.typing import NDArray
 
-from segship.backends import installed_version
+from segship.backends import BACKENDS, installed_version
 from segship.backends.compiled import graph_digest
 from segship.backends.fixed import Call, Form, run_fixed
 from segship.backends.session import IDENTITY, Graph, RunOptions, closed, first_line, refuse_options, thread_count
@@ -50,8 +49,8 @@ def precisions() -> tuple[str, ...]:
 
 
 def beside(precision: str) -> str:
-    """Return how float32 parts of a graph in a lower precision are run."""
-    return "fp16"
+    """Return the precision itself, so that what no model is compiled in is refused and not taken for another."""
+    return precision
 
 
 class Model(NamedTuple):
@@ -75,9 +74,10 @@ def compile(graph: Graph, spec: GraphSpec, run: RunOptions) -> Compiled:
     Raises
     ------
     BackendUnavailable
-        ``kit_missing`` when no kit is named or it is of another graph, ``kit_not_compiled`` when it was not compiled;
+        ``backend_missing`` without ais_bench or aclruntime; ``kit_missing`` when no kit is named or it is of another graph, ``kit_not_compiled`` when it was not compiled;
         what cannot be had of ``run``.
     """
+    _infer_session()
     _device_id(run.device)
     thread_count(run)
     refuse_options(run, "ascend")
@@ -89,7 +89,9 @@ def compile(graph: Graph, spec: GraphSpec, run: RunOptions) -> Compiled:
     found = {name: entry for name, entry in document["graphs"].items() if entry["made_from"] == digest}
     if not found:
         message = f"the kit {kit} was made of other graphs than {spec.name!r}, whose digest is {digest}"
-        raise BackendUnavailable(f"{message}; convert this bundle, or name its kit in {KIT_VARIABLE}", code="kit_missing")
+        raise BackendUnavailable(
+            f"{message}; convert this bundle, or name its kit in {KIT_VARIABLE}", code="kit_missing"
+        )
     models = tuple(_model(kit, name, entry, run.precision) for name, entry in found.items())
     return Compiled(models, document["soc"])
 
@@ -145,6 +147,17 @@ class Session(BaseSession):
         return [np.array(array, tensor.dtype) for array, tensor in zip(answers, self.spec.outputs, strict=True)]
 
 
+def _infer_session() -> Any:
+    """Return the class of ais_bench, whose makers' wheels no registry has; so the module itself needs none of them."""
+    try:
+        from ais_bench.infer.interface import InferSession
+    except ImportError as error:
+        message = f"backend 'ascend' needs the packages ais_bench and aclruntime ({error}); get the wheels of Ascend/tools"
+        command = BACKENDS["ascend"].command
+        raise BackendUnavailable(f"{message} for this CANN, then run: {command}", code="backend_missing") from error
+    return InferSession
+
+
 def _device_id(device: str) -> int:
     found = re.fullmatch(r"npu(?::(\d{1,3}))?", device, re.ASCII)
     if found is None:
@@ -177,13 +190,15 @@ def _model(kit: Path, name: str, entry: Mapping[str, Any], precision: str) -> Mo
 
 def _open(model: Model, device_id: int, spec: GraphSpec) -> Any:
     try:
-        session = InferSession(device_id, str(model.path))
+        session = _infer_session()(device_id, str(model.path))
     except Exception as error:
         message = f"{model.path.name} does not start on npu:{device_id}: {first_line(error)}; run scripts/00_check.sh"
         raise BackendUnavailable(f"{message} in the kit", code="device_unavailable") from error
     found = [str(port.name) for port in session.get_inputs()]
     wanted = [tensor.name for tensor in spec.inputs]
     if found != wanted:
-        message = f"the inputs of {model.path.name} are {found}; expected {wanted}, in this order; compile the kit again"
+        message = (
+            f"the inputs of {model.path.name} are {found}; expected {wanted}, in this order; compile the kit again"
+        )
         raise BundleError(message, code="graph_interface")
     return session

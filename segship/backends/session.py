@@ -29,10 +29,11 @@ class RunOptions:
     Attributes
     ----------
     backend
-        ``onnxruntime``, ``openvino`` and ``mnn`` run bundles, ``torch`` and ``mindspore`` run checkpoints; ``auto``
-        takes the fastest that the bundle has found right.
+        ``onnxruntime``, ``openvino``, ``mnn``, ``tensorrt`` and ``ascend`` run bundles, ``torch`` and ``mindspore`` run
+        checkpoints; ``auto`` takes the fastest that the bundle has found right.
     device
-        ``cpu``, ``cuda`` or ``cuda:1``; one that is not there is an error, never a silent fallback.
+        ``cpu``, ``cuda`` or ``cuda:1``, ``npu`` or ``npu:1``; one that is not there is an error, never a silent
+        fallback.
     precision
         ``fp32``; ``bf16`` and ``fp16`` where the backend and the chip have them; ``auto`` takes another than ``fp32``
         only where it was measured on this processor, is faster and passed its bar.

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""A kit for Ascend NPUs: graphs of fixed sizes, scripts for the device's own tools, and a runner that proves them there.
+"""A kit for Ascend NPUs: graphs of fixed sizes, scripts for the device's own tools, a runner that proves them there.
 
 Starts from a bundle, so it needs no torch. Everything that a script does follows from ``kit.json``; `commands` writes
 the lines, `graphs` what they compile, and ``runner.py`` lies in the kit as ``run.py``. No NPU was ever at hand.
@@ -98,7 +98,9 @@ def write(source: Bundle, folder: Path, options: ConvertOptions, report: Report)
         When a graph of the kit answers otherwise than the bundle's.
     """
     if getattr(source.manifest, "foreign", None) is not None:
-        message = f"{source.path} holds imported graphs, whose decoder knows no empty places; give a bundle of a checkpoint"
+        message = (
+            f"{source.path} holds imported graphs, whose decoder knows no empty places; give a bundle of a checkpoint"
+        )
         raise InputError(message, code="foreign_graphs")
     manifest = _manifest(source, options)
     run = RunOptions(backend=DEFAULT_BACKEND)
@@ -132,12 +134,14 @@ def check_options(options: ConvertOptions) -> None:
         raise _bad("soc", options.soc, "Ascend and the chip's name, which npu-smi info shows, such as Ascend310P3")
     if options.int8 and options.gears:
         message = f"{way('gears', '--gears')} and int8 exclude each other: current CANN compiles no int8 model with"
-        raise InputError(f"{message} dynamic sizes; leave one out, places are filled up to a fixed number", code="bad_option")
+        raise InputError(
+            f"{message} dynamic sizes; leave one out, places are filled up to a fixed number", code="bad_option"
+        )
     if options.gears and options.places:
         message = f"{way('gears', '--gears')} and {way('places', '--places')} both say how many places there are"
         raise InputError(f"{message}; leave one out", code="bad_option")
     if options.calibration is not None and not options.int8:
-        message = f"{way('calibration', '--calibration')} is of int8, which was not asked for; add {way('int8', '--int8')}"
+        message = f"{way('calibration', '--calibration')} is of int8, which was not asked for; ask for it too"
         raise InputError(message, code="bad_option")
     gears_of(options)
 
@@ -166,7 +170,9 @@ def _manifest(source: Bundle, options: ConvertOptions) -> Any:
     given = [name for name in ("gears", "places", "objects") if getattr(options, name) is not None]
     if isinstance(manifest, SemanticManifest):
         if given:
-            message = f"{', '.join(way(name, f'--{name}') for name in given)}: a semantic model has no prompts; leave it out"
+            message = (
+                f"{', '.join(way(name, f'--{name}') for name in given)}: a semantic model has no prompts; leave it out"
+            )
             raise InputError(message, code="bad_option")
         if manifest.output != "class_map":
             message = f"{source.path} gives {manifest.output}, and a kit holds class maps, as the guide's graph does"
@@ -202,12 +208,14 @@ def _promptable(manifest: PromptableManifest, options: ConvertOptions) -> dict[s
 def _semantic(manifest: SemanticManifest) -> dict[str, _Graph]:
     (spec,) = manifest.graphs
     task = task_module(manifest.task)
+    assert manifest.preprocessing.frame is not None, "a kit is of one size"
+    height, width = manifest.preprocessing.frame
     batches = (manifest.batch,) if manifest.batch else BATCHES
     return {
         f"semantic_bs{batch}": _Graph(
             "semantic",
             spec,
-            ({"batch": batch},),
+            ({"batch": batch, "height": height, "width": width},),
             [{"image": image} for image in task.make_cases(manifest.preprocessing, batch).images],
         )
         for batch in batches
@@ -237,7 +245,8 @@ def _write_graph(source: Bundle, folder: Path, name: str, entry: _Graph, options
 def _fixed_spec(entry: _Graph) -> GraphSpec:
     def fixed(tensors: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
         return tuple(
-            replace(tensor, shape=tuple(entry.sizes.get(str(size), size) for size in tensor.shape)) for tensor in tensors
+            replace(tensor, shape=tuple(entry.sizes.get(size, size) if isinstance(size, str) else size for size in tensor.shape))
+            for tensor in tensors
         )
 
     return GraphSpec(entry.spec.name, fixed(entry.spec.inputs), fixed(entry.spec.outputs))
@@ -247,7 +256,7 @@ def _same_bits(name: str, entry: _Graph, before: OpenGraph, after: OpenGraph) ->
     """Run both graphs on numbers of any kind, and hold them against equality."""
     rng, form = np.random.default_rng(0), entry.forms[-1]
     feed = {
-        tensor.name: rng.normal(size=[form.get(str(size), size) for size in tensor.shape]).astype(tensor.dtype)
+        tensor.name: rng.normal(size=[form[size] if isinstance(size, str) else size for size in tensor.shape]).astype(tensor.dtype)
         for tensor in entry.spec.inputs
     }
     known, found = (graph.session().run(None, feed) for graph in (before, after))
@@ -356,7 +365,9 @@ def _grouped(calls: Sequence[Arrays], entry: _Graph) -> Iterator[Arrays]:
 def _write_sample(folder: Path, call: Call, number: int) -> None:
     for name, array in call.inputs.items():
         (folder / name).mkdir(parents=True, exist_ok=True)
-        write_file(folder / name / f"{number:06d}.bin", np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes())
+        write_file(
+            folder / name / f"{number:06d}.bin", np.ascontiguousarray(array, array.dtype.newbyteorder("<")).tobytes()
+        )
 
 
 def _document(
@@ -388,12 +399,18 @@ def _facts(manifest: Any) -> dict[str, Any]:
     if isinstance(manifest, SemanticManifest):
         table = manifest.table
         names = {"classes": table.classes, "palette": table.palette}
-        return {**facts, **names, "frame": preprocessing.frame, "label_ids": {label.id: label.train_id for label in LABELS}}
+        return {
+            **facts,
+            **names,
+            "frame": preprocessing.frame,
+            "label_ids": {label.id: label.train_id for label in LABELS},
+        }
     return {**facts, "image_size": preprocessing.image_size, "padding_point": manifest.prompt_rules.padding_point}
 
 
 def _entry(source: Bundle, folder: Path, name: str, entry: _Graph) -> dict[str, Any]:
     """Return what ``kit.json`` says of a graph."""
+
     def described(tensors: Sequence[TensorSpec]) -> list[dict[str, Any]]:
         return [{"name": tensor.name, "dtype": tensor.dtype, "shape": tensor.shape} for tensor in tensors]
 
@@ -414,7 +431,7 @@ def _entry(source: Bundle, folder: Path, name: str, entry: _Graph) -> dict[str, 
 
 
 def _bytes_of(tensor: TensorSpec, form: Form) -> int:
-    sizes = [form.get(size, 1) if isinstance(size, str) else size for size in tensor.shape]
+    sizes = [form.get(size, 1) if isinstance(size, str) else int(size) for size in tensor.shape]
     return int(np.prod(sizes)) * np.dtype(tensor.dtype).itemsize
 
 

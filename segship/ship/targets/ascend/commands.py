@@ -29,7 +29,7 @@ sha256sum --check --quiet graphs.sha256 || fail "a graph was changed after it wa
 echo "this machine has what the kit needs"
 """
 _AMCT = (
-    "command -v amct_onnx >/dev/null || fail \"amct_onnx is not on PATH; install AMCT, in an environment of its own\"\n"
+    'command -v amct_onnx >/dev/null || fail "amct_onnx is not on PATH; install AMCT, in an environment of its own"\n'
 )
 _BENCH = """# ais_bench's options were renamed in msit; the help says which are taken.
 if python3 -m ais_bench --help 2>&1 | grep -q -- --om-model; then

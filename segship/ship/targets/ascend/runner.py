@@ -5,8 +5,8 @@ python3 run.py accept                                             compare with w
 python3 run.py segment picture.jpg --point 500,375 --out out.png  one object of a picture (SAM)
 python3 run.py cityscapes DATA --work WORK --batch 4              pictures to BIN, BIN to BIN, mIoU (SeMask)
 
-``accept`` writes report.json, which `segship verify BUNDLE --kit report.json` takes into the bundle's certificate. A kit
-was never run on an NPU by those who wrote it; so begin with ``accept``.
+``accept`` writes report.json, which `segship verify BUNDLE --kit report.json` takes into the bundle's certificate. Who
+wrote this never had an NPU, so begin with ``accept``.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ import os
 import platform
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Iterator
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -29,6 +30,8 @@ HERE = Path(__file__).resolve().parent
 EMPTY, NOT_A_POINT, TOP_LEFT, BOTTOM_RIGHT = -2, -1, 2, 3
 IGNORED = 255
 COLOR = (30, 144, 255)
+BILINEAR: Any = 2
+"""Pillow's number of it, which all of its versions take."""
 
 
 class Graph:
@@ -84,7 +87,8 @@ class Graph:
 
 def accept(kit: dict[str, Any], arguments: argparse.Namespace) -> int:
     """Compare every model with the recorded answers, and write the report."""
-    rows, digest = [], hashlib.sha256()
+    rows: list[dict[str, Any]] = []
+    digest = hashlib.sha256()
     for name, entry in kit["graphs"].items():
         graph = Graph(kit, [name], arguments.precision, arguments.device)
         pairs: list[list[tuple[Any, Any]]] = [[] for _ in entry["outputs"]]
@@ -113,8 +117,9 @@ def accept(kit: dict[str, Any], arguments: argparse.Namespace) -> int:
     }
     arguments.report.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     for row in rows:
-        print(row["graph"], row["what"], " ".join("%s %.6g" % figure for figure in sorted(row["figures"].items())))
-    print("%s the bar %s; written to %s" % ("within" if passed else "PAST", bar, arguments.report))
+        figures = " ".join(f"{name} {value:.6g}" for name, value in sorted(row["figures"].items()))
+        print(row["graph"], row["what"], figures)
+    print(f"{'within' if passed else 'PAST'} the bar {bar}; written to {arguments.report}")
     return 0 if passed else 1
 
 
@@ -184,7 +189,7 @@ def segment(kit: dict[str, Any], arguments: argparse.Namespace) -> int:
     Image.fromarray(pixels.astype(np.uint8)).save(str(arguments.out))
     beside = arguments.out.with_name(arguments.out.stem + ".mask.png")
     Image.fromarray(mask.astype(np.uint8) * 255).save(str(beside))
-    print("score %.4f, %d pixels; written to %s and %s" % (scores[chosen], mask.sum(), arguments.out, beside))
+    print(f"score {scores[chosen]:.4f}, {mask.sum()} pixels; written to {arguments.out} and {beside}")
     return 0
 
 
@@ -194,7 +199,7 @@ def prepared(kit: dict[str, Any], picture: Any) -> tuple[Any, tuple[int, int]]:
     scale = side / max(picture.size)
     height, width = (int(length * scale + 0.5) for length in (picture.height, picture.width))
     image = np.zeros((1, 3, side, side), np.float32)
-    image[0, :, :height, :width] = normalised(kit, np.asarray(picture.resize((width, height), Image.BILINEAR)))
+    image[0, :, :height, :width] = normalised(kit, np.asarray(picture.resize((width, height), BILINEAR)))
     return image, (height, width)
 
 
@@ -269,7 +274,7 @@ def write_bins(kit: dict[str, Any], data: Path, split: str, folder: Path) -> Non
         with Image.open(str(path)) as picture:
             pixels = np.asarray(picture.convert("RGB"))
         if pixels.shape[:2] != (height, width):
-            found = "%d x %d" % pixels.shape[1::-1]
+            found = " x ".join(map(str, pixels.shape[1::-1]))
             raise SystemExit(f"{path} has {found} pixels and the kit takes {width} x {height}; convert with --size")
         normalised(kit, pixels).tofile(str(folder / (path.stem + ".bin")))
 
@@ -315,7 +320,9 @@ def score(kit: dict[str, Any], data: Path, split: str, folder: Path) -> int:
         "mAcc": np.mean(right[of_class > 0] / of_class[of_class > 0]),
         "mIoU": np.mean(right[there] / union[there]),
     }
-    print(json.dumps({"pictures": len(pictures_of(data, split)), **{k: round(float(v), 6) for k, v in measures.items()}}))
+    print(
+        json.dumps({"pictures": len(pictures_of(data, split)), **{k: round(float(v), 6) for k, v in measures.items()}})
+    )
     return 0
 
 
@@ -373,7 +380,9 @@ def cann_version() -> str:
 
 
 def package_version(name: str) -> str:
-    done = subprocess.run([sys.executable, "-m", "pip", "show", name], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    done = subprocess.run(
+        [sys.executable, "-m", "pip", "show", name], stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
     lines = done.stdout.decode("utf-8", "replace").splitlines()
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("Version:")), "unknown")
 
@@ -383,7 +392,7 @@ def said(*command: str) -> str:
         done = subprocess.run(list(command), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, timeout=60)
         return done.stdout.decode("utf-8", "replace")[:4000]
     except (OSError, subprocess.SubprocessError) as error:
-        return "%s: %s" % (type(error).__name__, error)
+        return f"{type(error).__name__}: {error}"
 
 
 def numbers(text: str) -> list[float]:
@@ -402,7 +411,9 @@ def parser(kit: dict[str, Any]) -> argparse.ArgumentParser:
             one.add_argument("--report", type=Path, default=HERE / "report.json")
         elif name == "segment":
             one.add_argument("image")
-            one.add_argument("--point", type=numbers, action="append", default=[], help="X,Y or X,Y,LABEL; again for more")
+            one.add_argument(
+                "--point", type=numbers, action="append", default=[], help="X,Y or X,Y,LABEL; again for more"
+            )
             one.add_argument("--box", type=numbers, help="X0,Y0,X1,Y1")
             one.add_argument("--out", type=Path, default=Path("segmented.png"))
         else:
@@ -427,7 +438,7 @@ def main() -> int:
     words = parser(kit)
     arguments = words.parse_args()
     if arguments.verb is None:
-        words.error("which of %s?" % ", ".join(VERBS))
+        words.error(f"which of {', '.join(VERBS)}?")
     return VERBS[arguments.verb](kit, arguments)
 
 

@@ -71,13 +71,19 @@ def check_flags(flags):
             refuse("E10007", f"--{name} is required.")
     if flags["soc_version"] not in CHIPS:
         refuse("E10001", f"Value {flags['soc_version']} for parameter soc_version is invalid.")
-    for name, accepted in VALUES.items():
-        if flags.get(name, next(iter(accepted))) not in accepted:
-            refuse("E10061", f"Value {flags[name]} for parameter {name} is invalid. Expected value: {sorted(accepted)}.")
-    if flags.get("log", "null") not in {"debug", "info", "warning", "error", "null"}:
-        refuse("E10010", f"Value {flags['log']} for parameter --log is invalid.")
     if flags["output"].endswith("/"):
         refuse("E10022", f"Path {flags['output']} for parameter --output does not include the file name.")
+    check_values(flags)
+
+
+def check_values(flags):
+    for name, accepted in VALUES.items():
+        if flags.get(name, next(iter(accepted))) not in accepted:
+            refuse(
+                "E10061", f"Value {flags[name]} for parameter {name} is invalid. Expected value: {sorted(accepted)}."
+            )
+    if flags.get("log", "null") not in {"debug", "info", "warning", "error", "null"}:
+        refuse("E10010", f"Value {flags['log']} for parameter --log is invalid.")
     dynamic = {"dynamic_batch_size", "dynamic_image_size", "dynamic_dims", "input_shape_range"} & flags.keys()
     if len(dynamic) > 1:
         refuse("E10009", "--dynamic_batch_size, --dynamic_image_size, ... are mutually exclusive.")
@@ -110,22 +116,19 @@ def parse_gears(text, unknown, input_format):
         gears = [tuple(int(size) for size in gear.split(",")) for gear in text.split(";")]
     except ValueError:
         refuse("E10001", f"Value {text} for parameter dynamic_dims is invalid.")
-    if not unknown:
-        refuse("E10040", "the nodes specified in --input_shape must have -1 axes.")
-    if len(gears) < 2:
-        refuse("E10035", f"--dynamic_dims has {len(gears)} profiles, which is less than the minimum 2.")
-    if len(gears) > MOST_GEARS:
-        refuse("E10036", f"--dynamic_dims has {len(gears)} profiles, which is greater than the maximum {MOST_GEARS}.")
-    if len({len(gear) for gear in gears}) > 1:
-        refuse("E10037", "The profiles have inconsistent dimension counts.")
-    if any(size < 1 for gear in gears for size in gear):
-        refuse("E10038", "Dimension size is invalid. The value must be greater than 0.")
-    if len(set(gears)) < len(gears):
-        refuse("E10039", "The --dynamic_dims argument has duplicate profiles.")
-    if unknown > len(gears[0]):
-        refuse("E10045", "The number of -1 axes exceeds the dimension count per profile in --dynamic_dims.")
-    if unknown < len(gears[0]):
-        refuse("E10046", "The total number of -1 axes does not match the dimension count per profile.")
+    lengths = {len(gear) for gear in gears}
+    for is_wrong, code, words in (
+        (not unknown, "E10040", "the nodes specified in --input_shape must have -1 axes."),
+        (len(gears) < 2, "E10035", f"--dynamic_dims has {len(gears)} profiles, which is less than the minimum 2."),
+        (len(gears) > MOST_GEARS, "E10036", f"--dynamic_dims has {len(gears)} profiles, more than {MOST_GEARS}."),
+        (len(lengths) > 1, "E10037", "The profiles have inconsistent dimension counts."),
+        (min(map(min, gears)) < 1, "E10038", "Dimension size is invalid. The value must be greater than 0."),
+        (len(set(gears)) < len(gears), "E10039", "The --dynamic_dims argument has duplicate profiles."),
+        (unknown > max(lengths), "E10045", "The number of -1 axes exceeds the dimension count per profile."),
+        (unknown < max(lengths), "E10046", "The number of -1 axes does not match the dimension count per profile."),
+    ):
+        if is_wrong:
+            refuse(code, words)
     return gears
 
 
@@ -151,14 +154,18 @@ def check_operators(model):
     table, opset = registered(), model.opset_import[0].version
     for node in model.graph.node:
         if node.op_type != "Constant" and opset not in table.get(node.op_type, ()):
-            refuse("EZ9010", f"No parser is registered for Op [{node.name}, optype [ai.onnx::{opset}::{node.op_type}]].")
+            refuse(
+                "EZ9010", f"No parser is registered for Op [{node.name}, optype [ai.onnx::{opset}::{node.op_type}]]."
+            )
 
 
 def check_inputs(model, shapes):
     if unknown := [name for name in shapes if name not in {value.name for value in model.graph.input}]:
         refuse("E10016", f"Opname {unknown[0]} specified in --input_shape is not found in the model.")
     if [value.name for value in model.graph.input] != list(shapes):
-        refuse("E10001", "Value for parameter --input_shape is invalid. Reason: inputs are missing or in another order.")
+        refuse(
+            "E10001", "Value for parameter --input_shape is invalid. Reason: inputs are missing or in another order."
+        )
     for value in model.graph.input:
         tensor = value.type.tensor_type
         if tensor.elem_type not in INPUT_TYPES:
