@@ -19,9 +19,10 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Annotated, Any, ClassVar
 
 import numpy as np
+from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
 
 import segship
 from segship import tune
@@ -30,6 +31,7 @@ from segship.backends.choice import processor_name
 from segship.backends.opening import open_sessions
 from segship.backends.session import RunOptions, Session, thread_count
 from segship.bundle import Bundle
+from segship.bundle.artifacts import Name, Sha256
 from segship.bundle.certificate import (
     CERTIFICATE_FILE,
     GOLD,
@@ -46,7 +48,7 @@ from segship.bundle.certificate import (
     read_certificate,
     strangeness,
 )
-from segship.bundle.evidence import Evidence, Figures
+from segship.bundle.evidence import Bar, Evidence, Figures, Label, Text, figures_row
 from segship.bundle.folder import renew_file
 from segship.bundle.manifest import task_module
 from segship.catalog import find_model
@@ -54,6 +56,7 @@ from segship.datasets.calibration import CalibrateOptions, calibrate
 from segship.datasets.image_list import ImageList, is_image_list, open_image_list
 from segship.errors import BackendUnavailable, BundleError, ComparisonFailed, InputError, SegshipError, way
 from segship.evaluation.agreement import Tally, make_tally
+from segship.files import read_bytes
 from segship.machine import describe_machine
 from segship.options import check_types, check_whole
 
@@ -70,6 +73,12 @@ TOLERANCES = {
 }
 """By how much a figure may be worse where a certificate is proven anew: runtimes choose other kernels elsewhere."""
 SCORE_TOLERANCE = 0.002
+KIT_FP16_BARS: dict[str, Bar] = {
+    "promptable": {"cosine": 0.999, "mask_iou_mean": 0.99},
+    "semantic": {"pixels_equal": 0.97},
+}
+"""By task, what float16 on a device is held against; int8 has the bar that it has everywhere."""
+_MOST_REPORT_BYTES = 1 << 20
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -334,6 +343,119 @@ def _feed(update: Callable[[bytes], None], answers: Any) -> None:
     else:
         for part in answers.values() if isinstance(answers, Mapping) else answers:
             _feed(update, part)
+
+
+@dataclass(frozen=True, slots=True)
+class KitRow:
+    """What a device's answers of one graph were worth; see `segship.bundle.evidence.FIGURES`."""
+
+    graph: Name
+    what: Name
+    cases: Annotated[int, Field(ge=1)]
+    figures: Figures
+
+
+@dataclass(frozen=True, kw_only=True)
+class KitReport:
+    """What ``run.py accept`` of a kit wrote on its device.
+
+    Attributes
+    ----------
+    bundle
+        Digest of the bundle that the kit was made of.
+    graphs
+        File of the kit -> digest of the bundle's graph.
+    kit, models, outputs
+        Digests of ``kit.json``, of the compiled models, of all answers.
+    soc, machine
+        The chip, and what ran there, in words.
+    """
+
+    __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="forbid")
+
+    format_version: int
+    bundle: Sha256
+    graphs: Annotated[
+        dict[Name, Annotated[str, Field(pattern=r"^[0-9a-f]{64,128}$")]], Field(min_length=1, max_length=64)
+    ]
+    kit: Sha256
+    precision: Label
+    soc: Name
+    machine: Annotated[dict[Label, Text], Field(max_length=32)]
+    models: Annotated[dict[Name, Sha256], Field(max_length=64)]
+    outputs: Sha256
+    rows: Annotated[tuple[KitRow, ...], Field(min_length=1, max_length=256)]
+    created: Annotated[str, Field(max_length=64)]
+
+
+def read_kit_report(path: str | Path) -> KitReport:
+    """Read the report of a kit; ``bad_report`` for one that cannot be used."""
+    try:
+        return TypeAdapter(KitReport).validate_json(read_bytes(Path(path), limit=_MOST_REPORT_BYTES))
+    except ValidationError as error:
+        first = error.errors(include_url=False, include_input=False)[0]
+        where = ".".join(map(str, first["loc"])) or "document"
+        message = f"{path} is no report of a kit ({where}: {first['msg']}); give the report.json that run.py wrote"
+        raise InputError(message, code="bad_report") from error
+
+
+def certify_kit(model: str | Path, report: str | Path) -> Certified:
+    """Take what a kit's own runner measured on a device into the certificate of the bundle that it was made of.
+
+    The figures are those of the report; the bar and the verdict are of this machine.
+
+    Raises
+    ------
+    BundleError
+        ``no_certificate``; ``other_bundle`` when the kit was made of other graphs.
+    InputError
+        ``bad_report``; ``bundle_in_package``.
+    ComparisonFailed
+        ``certificate_broken`` when the certificate is of another bundle.
+    """
+    bundle, found = Bundle.read(find_model(model)), read_kit_report(report)
+    certificate = require_certificate(bundle)
+    require_held(check_digests(bundle, certificate))
+    own = {artifact.digest for artifact in bundle.manifest.artifacts}
+    strange = sorted(set(found.graphs.values()) - own)
+    if strange:
+        message = f"{report} is of a kit that was made of other graphs than those of {bundle.path} ({strange[0]})"
+        raise BundleError(f"{message}; give the bundle that was converted", code="other_bundle")
+    row = _certified_kit(bundle, found)
+    kept = [one for one in certificate.certified if (one.backend, one.precision) != (row.backend, row.precision)]
+    renewed = replace(certificate, certified=(*kept, row))
+    renew_file(bundle, CERTIFICATE_FILE, renewed.to_json)
+    return row
+
+
+def _certified_kit(bundle: Bundle, found: KitReport) -> Certified:
+    task = bundle.manifest.task
+    bar = KIT_FP16_BARS[task] if found.precision == "fp16" else task_module(task).bar(found.precision)
+    rows = tuple(
+        figures_row(f"ascend {found.precision}", row.graph, row.what, row.cases, _numbers(row.figures), bar)
+        for row in found.rows
+    )
+    failed = [str(row) for row in rows if not row.passed]
+    agreements = [row.figures.get("mask_iou_mean", row.figures.get("pixels_equal")) for row in rows]
+    least = min((value for value in agreements if value is not None), default=0.0)
+    verdict: Verdict = "fail" if failed else "gold" if least >= GOLD_AGREEMENT else "silver"
+    missed = f"misses the bar of its precision: {'; '.join(failed)}"
+    about = {name: found.machine.get(name, "unknown") for name in ("cann", "ais_bench", "aclruntime", "platform")}
+    return Certified(
+        backend="ascend",
+        version=", ".join(f"{name} {value}" for name, value in about.items())[:4096],
+        precision=found.precision,
+        cpu=found.soc,
+        threads=1,
+        verdict=verdict,
+        reason=(missed if failed else f"the device's report agrees with the reference to {least:.5f}")[:4096],
+        outputs=found.outputs,
+        evidence=Evidence(dict(bar), rows),
+    )
+
+
+def _numbers(figures: Figures) -> dict[str, float]:
+    return {name: float("nan") if value is None else value for name, value in figures.items()}
 
 
 def verify_certificate(

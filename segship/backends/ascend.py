@@ -74,8 +74,8 @@ def compile(graph: Graph, spec: GraphSpec, run: RunOptions) -> Compiled:
     Raises
     ------
     BackendUnavailable
-        ``backend_missing`` without ais_bench or aclruntime; ``kit_missing`` when no kit is named or it is of another graph, ``kit_not_compiled`` when it was not compiled;
-        what cannot be had of ``run``.
+        ``backend_missing`` without ais_bench or aclruntime; ``kit_missing`` when no kit is named or it is of another
+        graph; ``kit_not_compiled`` when it was not compiled; what cannot be had of ``run``.
     """
     _infer_session()
     _device_id(run.device)
@@ -152,7 +152,9 @@ def _infer_session() -> Any:
     try:
         from ais_bench.infer.interface import InferSession
     except ImportError as error:
-        message = f"backend 'ascend' needs the packages ais_bench and aclruntime ({error}); get the wheels of Ascend/tools"
+        message = (
+            f"backend 'ascend' needs the packages ais_bench and aclruntime ({error}); get the wheels of Ascend/tools"
+        )
         command = BACKENDS["ascend"].command
         raise BackendUnavailable(f"{message} for this CANN, then run: {command}", code="backend_missing") from error
     return InferSession

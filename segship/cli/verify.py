@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from segship.bundle.evidence import EXACT, require_passed
-from segship.certify import CertifyOptions, Line, require_held, verify_certificate
+from segship.certify import CertifyOptions, Line, certify_kit, require_held, verify_certificate
 from segship.cli.export import comparison_table, require_exporter
 from segship.cli.options import LOCATE_GROUP, Fields, Force, Json, command
 from segship.cli.output import make_table, plain, print_json, progress_console, results_console
@@ -37,6 +37,7 @@ def verify(
     *,
     torch: Annotated[Path | None, Parameter(name="--torch")] = None,
     images: Path | None = None,
+    kit: Path | None = None,
     options: Annotated[CertifyOptions, CERTIFIED],
     locate: Annotated[bool, Parameter(group=LOCATE_GROUP)] = False,
     where: Annotated[LocateOptions, WHERE],
@@ -61,6 +62,8 @@ def verify(
         Compare with this checkpoint; it is run in torch, which must be installed.
     images
         The pictures of the certificate: measures its figures again. Digests and a few built-in cases when left out.
+    kit
+        The report.json that a kit's run.py wrote on its device: takes it into the certificate instead.
     locate
         Compare the tensors inside the graphs in the order of computing, and name the first that leaves its reference:
         that of --torch, of --against, or the graph in fp32.
@@ -77,6 +80,7 @@ def verify(
     --------
     segship verify sam_vit_b --images evaluation
     segship verify sam_vit_b --torch sam_vit_b_01ec64.pth
+    segship verify sam_vit_b --kit report.json
     segship verify sam_vit_b --locate --precision int8 --plot depth.svg
     segship verify sam_vit_b --locate --against changed.onnx
     """
@@ -89,6 +93,8 @@ def verify(
     if against is not None or plot is not None or precision != EXACT:
         message = "--against, --precision and --plot belong to --locate, which was not given; give it too"
         raise InputError(message, code="bad_option")
+    if kit is not None:
+        return _take_kit(bundle, kit, json, alone=torch is None and images is None)
     if torch is not None:
         if images is not None:
             message = "--images are of the certificate and --torch compares with torch; give one of them"
@@ -103,6 +109,20 @@ def verify(
     results_console().print(_lines_table(lines))
     require_held(lines)
     return 0
+
+
+def _take_kit(bundle: Path, report: Path, json: bool, *, alone: bool) -> int:
+    if not alone:
+        message = "--kit takes a report into the certificate; leave --images and --torch out"
+        raise InputError(message, code="bad_option")
+    row = certify_kit(bundle, report)
+    if json:
+        print_json({"path": str(bundle), "certified": asdict(row)})
+    else:
+        console = results_console()
+        console.print(comparison_table(row.evidence.rows if row.evidence else ()))
+        console.print(plain(f"{row.backend} {row.precision} on {row.cpu}: {row.verdict}, {row.reason}"))
+    return EXIT_DIFFERS if row.verdict == "fail" else 0
 
 
 def _compare(bundle: Path, torch: Path, json: bool) -> None:

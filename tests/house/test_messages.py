@@ -73,8 +73,10 @@ def known():
 def test_what_is_said_to_both_doors_names_no_way_of_one_of_them():
     for module, (_, tree) in sources().items():
         # The command line is one door; drawings, graphs and scripts for other machines hold other people's words.
-        others = ("cli", "bench.report", "compat", "pipelines", "ship.targets.ascend.commands")
-        for text in [] if is_within(module, others) else strings(tree):
+        scripts = ("ship.targets.ascend.commands", "ship.targets.ascend.runner")
+        for text in (
+            [] if is_within(module, ("cli", "bench.report", "compat", "pipelines", *scripts)) else strings(tree)
+        ):
             left = set(OPTION.findall(COMMAND.sub("", text))) - OF_PIP
             assert left == set() or text.startswith("--"), f"{module}: {text}"
 

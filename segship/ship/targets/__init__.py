@@ -3,9 +3,10 @@
 
 A module has the verb ``write(source, folder, options, report)``, and ``check_options(options)`` where options of its
 own have to fit each other. The first writes its files into an empty folder, holds what it wrote against the float32
-graphs wherever the engine runs here, and returns what `EXPORT_FILE` says of it beside what every target says. ``source`` is an opened `segship.bundle.Bundle`, or the path of a checkpoint for targets
-that start from the network itself. A target that is one file (``ending``) gets a stream to write to instead of a
-folder. Nothing is loaded before it is asked for.
+graphs wherever the engine runs here, and returns what `EXPORT_FILE` says of it beside what every target says.
+``source`` is an opened `segship.bundle.Bundle`, or the path of a checkpoint for targets that start from the network
+itself. A target that is one file (``ending``) gets a stream to write to instead of a folder. Nothing is loaded before
+it is asked for.
 """
 
 from __future__ import annotations

@@ -14,12 +14,15 @@ from onnx import helper
 from PIL import Image
 
 import segship
+from segship.cli.main import main
 from segship.backends.opening import open_sessions
 from segship.backends.session import RunOptions
+from segship.bundle.certificate import Certificate, EvaluationList, Reference, identity, read_certificate
 from segship.bundle.manifest import task_module
+from segship.certify import certify_kit, verify_certificate
 from segship.datasets.calibration import CalibrateOptions, calibrate
 from segship.datasets.known import label_ids_to_train_ids
-from segship.errors import ComparisonFailed, ExportError, InputError
+from segship.errors import BundleError, ComparisonFailed, ExportError, InputError
 from segship.evaluation.report import ConfusionMatrix
 from segship.images.comparison import comparison_images
 from segship.masks.scores import mask_iou
@@ -451,3 +454,66 @@ def test_bundles_of_any_kind_of_graph_are_compared(tmp_path):
     with pytest.raises(ComparisonFailed, match="fixed sizes"):
         convert(make_bundle(tmp_path).path, tmp_path / "kit", ascend())
     assert not (tmp_path / "kit").exists()
+
+
+@pytest.fixture
+def certified(small_sam_bundle, tmp_path):
+    """A copy of the bundle with a certificate in which nothing was measured yet."""
+    folder = tmp_path / "bundle"
+    shutil.copytree(small_sam_bundle.path, folder)
+    known = identity(small_sam_bundle)
+    certificate = Certificate(
+        segship=segship.__version__,
+        **known,
+        evaluation=EvaluationList("0" * 64, 1, False),
+        reference=Reference(known["model"], "onnxruntime", "1", "0" * 64, {}),
+        certified=(),
+        machine={},
+        created="2026-11-29T00:00:00+00:00",
+    )
+    (folder / "certificate.json").write_bytes(certificate.to_json())
+    return folder
+
+
+def test_a_report_becomes_part_of_the_certificate(kit, ascend_machine, certified, capsys):
+    accept(ascend_machine, kit, "fp16")
+    assert main(["verify", str(certified), "--kit", str(kit / "report.json")]) == 0
+    assert "ascend fp16 on Ascend310P3: gold" in capsys.readouterr().out
+    row = read_certificate(certified).verdict("ascend", "fp16")
+    assert row.cpu == "Ascend310P3" and "cann unknown" in row.version and row.evidence.bar["cosine"] == 0.999
+    assert {one.what for one in row.evidence.rows} >= {"image_embeddings", "masks"}
+    # Taken in again it stands there once.
+    certify_kit(certified, kit / "report.json")
+    accept(ascend_machine, kit, "int8")
+    certify_kit(certified, kit / "report.json")
+    assert [one.precision for one in read_certificate(certified).certified] == ["fp16", "int8"]
+    assert all(line.holds for line in verify_certificate(certified))
+
+
+def test_a_report_of_a_device_that_answers_otherwise_fails_and_is_refused_when_loading(
+    kit, ascend_machine, certified, capsys
+):
+    accept(ascend_machine, kit, "fp16", check=False, DOUBLE_NOISE="0.3")
+    assert main(["verify", str(certified), "--kit", str(kit / "report.json")]) == 5
+    assert read_certificate(certified).verdict("ascend", "fp16").verdict == "fail"
+    with pytest.raises(segship.BackendUnavailable, match="says that fp16 in ascend fails its bar") as caught:
+        segship.load(certified, backend="ascend", device="npu", precision="fp16")
+    assert caught.value.code == "accuracy_failed"
+    # What is no number is past every bar.
+    accept(ascend_machine, kit, "fp16", check=False, DOUBLE_NOISE="nan")
+    assert certify_kit(certified, kit / "report.json").verdict == "fail"
+
+
+def test_other_reports_are_refused(kit, streets, ascend_machine, certified, tmp_path):
+    accept(ascend_machine, streets / "kit", "fp16")
+    with pytest.raises(BundleError, match="made of other graphs than those of") as caught:
+        certify_kit(certified, streets / "kit/report.json")
+    assert caught.value.code == "other_bundle"
+    for text in ("{}", "[", '{"format_version": "1"}'):
+        (tmp_path / "report.json").write_text(text)
+        with pytest.raises(InputError, match="is no report of a kit") as caught:
+            certify_kit(certified, tmp_path / "report.json")
+        assert caught.value.code == "bad_report"
+    (certified / "certificate.json").unlink()
+    with pytest.raises(BundleError, match="has no certificate"):
+        certify_kit(certified, kit / "report.json")

@@ -28,8 +28,9 @@ from segship.backends.onnxruntime import Session as OrtSession
 from segship.backends.opening import open_graph
 from segship.backends.session import Recorder, RunOptions, Session
 from segship.bundle import Bundle
-from segship.bundle.evidence import EXACT, Bar, Row, figures_row, require_passed
+from segship.bundle.evidence import EXACT, Row, figures_row, require_passed
 from segship.bundle.manifest import task_module
+from segship.certify import KIT_FP16_BARS
 from segship.datasets.calibration import CalibrateOptions, calibrate
 from segship.datasets.image_list import ImageList, is_image_list, open_image_list
 from segship.datasets.known import LABELS
@@ -53,11 +54,6 @@ PLACES, OBJECTS = 10, 1
 BATCHES = (1, 4, 8)
 GUIDE_SIZE: Size = (1024, 2048)
 """Batches and (height, width) of the SeMask guide."""
-FP16_BAR: dict[str, Bar] = {
-    "promptable": {"cosine": 0.999, "mask_iou_mean": 0.99},
-    "semantic": {"pixels_equal": 0.97},
-}
-"""What float16 on the device is held against."""
 CASE_OF_ALL_PROMPTS = "seven objects in one call"
 
 
@@ -245,7 +241,10 @@ def _write_graph(source: Bundle, folder: Path, name: str, entry: _Graph, options
 def _fixed_spec(entry: _Graph) -> GraphSpec:
     def fixed(tensors: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
         return tuple(
-            replace(tensor, shape=tuple(entry.sizes.get(size, size) if isinstance(size, str) else size for size in tensor.shape))
+            replace(
+                tensor,
+                shape=tuple(entry.sizes.get(size, size) if isinstance(size, str) else size for size in tensor.shape),
+            )
             for tensor in tensors
         )
 
@@ -256,7 +255,9 @@ def _same_bits(name: str, entry: _Graph, before: OpenGraph, after: OpenGraph) ->
     """Run both graphs on numbers of any kind, and hold them against equality."""
     rng, form = np.random.default_rng(0), entry.forms[-1]
     feed = {
-        tensor.name: rng.normal(size=[form[size] if isinstance(size, str) else size for size in tensor.shape]).astype(tensor.dtype)
+        tensor.name: rng.normal(size=[form[size] if isinstance(size, str) else size for size in tensor.shape]).astype(
+            tensor.dtype
+        )
         for tensor in entry.spec.inputs
     }
     known, found = (graph.session().run(None, feed) for graph in (before, after))
@@ -376,7 +377,7 @@ def _document(
     """Return what ``kit.json`` says."""
     precisions = ["fp16", *(["int8"] if options.int8 else [])]
     task = task_module(manifest.task)
-    bars = {"fp16": FP16_BAR[manifest.task], "int8": task.bar("int8")}
+    bars = {"fp16": KIT_FP16_BARS[manifest.task], "int8": task.bar("int8")}
     return {
         "format_version": 1,
         "segship": segship.__version__,

@@ -102,6 +102,9 @@ def accept(kit: dict[str, Any], arguments: argparse.Namespace) -> int:
             rows.extend(measured(kit, name, port["name"], compared))
     bar = kit["bars"][arguments.precision]
     passed = all(within(figure, value, bar) for row in rows for figure, value in row["figures"].items())
+    for row in rows:
+        # JSON has no other numbers.
+        row["figures"] = {name: value if np.isfinite(value) else None for name, value in row["figures"].items()}
     report = {
         "format_version": 1,
         "bundle": kit["bundle"],
@@ -117,7 +120,7 @@ def accept(kit: dict[str, Any], arguments: argparse.Namespace) -> int:
     }
     arguments.report.write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     for row in rows:
-        figures = " ".join(f"{name} {value:.6g}" for name, value in sorted(row["figures"].items()))
+        figures = " ".join(f"{name} {value}" for name, value in sorted(row["figures"].items()))
         print(row["graph"], row["what"], figures)
     print(f"{'within' if passed else 'PAST'} the bar {bar}; written to {arguments.report}")
     return 0 if passed else 1
