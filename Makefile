@@ -5,12 +5,14 @@
 # make slow   the full-size proofs: vit_b against the reference, vit_t, vit_h past 2 GiB (about ten minutes)
 # make bench  the numbers of docs/measurements.md, written to benchmarks/results
 # make tiny   trains the model inside the package anew (about three hours on two cores); recipes/tiny/README.md
+# make target-nndeploy   makes the environment in which the slow tests run nndeploy's own engine
 # make clean  removes the environment and what was built
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-# make target-mindspore  an environment with MindSpore, which needs numpy < 2 (2.5 GB); make test-mindspore runs its tests there
-.PHONY: demo test docs slow bench check format tiny clean target-mindspore test-mindspore
+# make target-NAME  an environment with an engine that cannot share one: executorch, litert, ncnn, coreml, mindspore, nndeploy,
+#             tensorrt-rtx; make test-NAME runs its tests there
+.PHONY: demo test docs slow bench check format tiny clean
 
 demo: .stamps/core
 	$(BIN)/segship demo --out demo-output --overwrite
@@ -84,17 +86,31 @@ tiny: $(DRAWN)/bank.npz
 	$(BIN)/python -m pip install --quiet -e ".[dev]"
 	@touch .stamps/core $@
 
-# Engines that cannot share an environment with the rest have one each; its tests pass over what is not there.
-TARGET := .targets/mindspore
-target-mindspore: $(TARGET)/made
-$(TARGET)/made: pyproject.toml
-	$(PYTHON) -m venv $(TARGET)
-	$(TARGET)/bin/python -m pip install --quiet -e ".[mindspore,export]" mindspore==2.10.0 \
-	    torch==2.13.0 pytest hypothesis segment-anything==1.0 safetensors
+# Each has an environment of its own; its tests pass over what is not there.
+TESTING := torch==2.13.0 pytest hypothesis segment-anything==1.0 safetensors
+PHONE = -e ".[export]" $(TESTING)
+PACKAGES_executorch = $(PHONE) executorch==1.5.1
+PACKAGES_litert = $(PHONE) litert-torch==0.10.0
+PACKAGES_ncnn = $(PHONE) ncnn==1.0.20261020 pnnx==20261020
+PACKAGES_coreml = $(PHONE) coremltools==9.0
+PACKAGES_tensorrt-rtx = -e ".[export]" $(TESTING) tensorrt-rtx-cu12==1.7.1.116
+PACKAGES_mindspore = -e ".[mindspore,export]" $(TESTING) mindspore==2.10.0
+PACKAGES_nndeploy = nndeploy==3.0.10
+TESTS_tensorrt-rtx = tests/ship/targets/test_tensorrt.py
+TESTS_mindspore = tests/backends/test_mindspore.py tests/backends/test_contract.py -k mindspore
+target-%: .targets/%/made ;
+.PRECIOUS: .targets/%/made
+.targets/%/made: pyproject.toml
+	$(PYTHON) -m venv .targets/$*
+	.targets/$*/bin/python -m pip install --quiet $(PACKAGES_$*)
 	@touch $@
 
-test-mindspore: target-mindspore
-	$(TARGET)/bin/python -m pytest -q tests/backends/test_mindspore.py tests/backends/test_contract.py -k mindspore
+test-%: .targets/%/made
+	.targets/$*/bin/python -m pytest -q $(or $(TESTS_$*),tests/ship/targets/test_phones.py -k $*)
+
+# Its engine is a program; the tests call it.
+test-nndeploy: .targets/nndeploy/made .stamps/dev
+	$(BIN)/python -m pytest -q -s -m slow tests/ship/targets/test_nndeploy.py
 
 clean:
 	rm -rf .venv .targets .stamps build dist demo-output

@@ -16,10 +16,10 @@ from segship.semantic.preprocessing import ScaleLimits
 from segship.ship.graph.fill import LARGEST_INLINE_BYTES
 from segship.spec import SemanticOutput
 
-Contract = Literal["segship", "official", "ascend", "samexporter", "mnn"]
+Contract = Literal["segship", "official", "ascend", "samexporter", "mnn", "nndeploy"]
 
 DEFAULT_OPSETS: dict[str, dict[Contract, int]] = {
-    "promptable": {"segship": 18, "official": 17, "ascend": 14, "samexporter": 17, "mnn": 18},
+    "promptable": {"segship": 18, "official": 17, "ascend": 14, "samexporter": 17, "mnn": 18, "nndeploy": 18},
     "semantic": {"segship": 18, "ascend": 14},
 }
 """By task; what the readers of each contract were written against."""
@@ -38,7 +38,7 @@ class ExportOptions:
     ----------
     contract
         segship: a bundle. official: the reference's decoder. ascend: the Ascend guides' graphs. samexporter: its pair.
-        mnn: what `segship convert --target` of that name writes.
+        mnn, nndeploy: what `segship convert --target` of that name writes.
     opset
         ONNX opset, 14 to 24; the contract's own when left out (official and samexporter 17, ascend 14, others 18).
     simplify

@@ -87,6 +87,10 @@ TARGETS: dict[str, Target] = {
         "a kit of graphs and scripts for Ascend NPUs, and what runs and proves them there",
         tasks=("promptable", "semantic"),
     ),
+    "nndeploy": Target(
+        "segship.ship.targets.nndeploy",
+        "graphs, workflow and script for nndeploy and its SAM nodes",
+    ),
 }
 """Name -> row."""
 
