@@ -188,8 +188,8 @@ def _tried(name: str) -> BackendStatus:
         # Only a runtime that is built of parts has a list of them.
         providers=getattr(module, "providers", tuple)(),
         precisions=module.precisions(),
-        problem=problems[0] if problems else None,
-        command=None if started else f'pip install --force-reinstall "{BACKENDS[name].distributions[0]}"',
+        problem=problems[0] if problems else None if names else "installed, and finds no device here to run on",
+        command=None if started or not names else f'pip install --force-reinstall "{BACKENDS[name].distributions[0]}"',
     )
 
 

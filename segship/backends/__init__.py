@@ -35,8 +35,8 @@ class Backend:
     ----------
     module
         Where it is wrapped.
-    package
-        What that module imports.
+    packages
+        What that module imports: one of them, the first that is there.
     distributions
         Builds of it that pip may have installed; the first that is there says the version.
     extra
@@ -60,7 +60,7 @@ class Backend:
     """
 
     module: str
-    package: str
+    packages: tuple[str, ...]
     distributions: tuple[str, ...]
     extra: str
     checkpoints: bool = False
@@ -85,25 +85,34 @@ class Backend:
 BACKENDS: dict[str, Backend] = {
     "onnxruntime": Backend(
         "segship.backends.onnxruntime",
-        "onnxruntime",
+        ("onnxruntime",),
         ("onnxruntime", "onnxruntime-gpu", "onnxruntime-cann"),
         extra="segship",
     ),
     "openvino": Backend(
-        "segship.backends.openvino", "openvino", ("openvino",), extra="segship[openvino]", streams=True
+        "segship.backends.openvino", ("openvino",), ("openvino",), extra="segship[openvino]", streams=True
     ),
     "mnn": Backend(
         "segship.backends.mnn",
-        "MNN",
+        ("MNN",),
         ("MNN",),
         extra="segship[mnn]",
         lower=False,
         graphs=frozenset({"image_encoder", "mask_decoder"}),
     ),
-    "torch": Backend("segship.backends.torch", "torch", ("torch",), extra="segship[torch]", checkpoints=True),
+    "tensorrt": Backend(
+        "segship.backends.tensorrt",
+        ("tensorrt", "tensorrt_rtx"),
+        ("tensorrt", "tensorrt-cu12", "tensorrt-cu13", "tensorrt-rtx-cu12", "tensorrt-rtx-cu13"),
+        extra="segship[tensorrt]",
+        processor=False,
+        # Others have outputs whose sizes the values of a tensor decide.
+        graphs=frozenset({"image_encoder", "mask_decoder", "semantic"}),
+    ),
+    "torch": Backend("segship.backends.torch", ("torch",), ("torch",), extra="segship[torch]", checkpoints=True),
     "mindspore": Backend(
         "segship.backends.mindspore",
-        "mindspore",
+        ("mindspore",),
         ("mindspore",),
         extra="segship[mindspore]",
         checkpoints=True,
@@ -112,7 +121,7 @@ BACKENDS: dict[str, Backend] = {
     ),
     "ascend": Backend(
         "segship.backends.ascend",
-        "ais_bench",
+        ("ais_bench",),
         ("ais_bench", "ais-bench"),
         extra="",
         lower=False,
@@ -163,7 +172,7 @@ def load_backend(name: str) -> ModuleType:
 def installed_version(name: str) -> str | None:
     """Return the version of a backend's package without importing it; None if it is not installed, or unknown."""
     row = BACKENDS.get(name)
-    if row is None or not is_installed(row.package):
+    if row is None or not any(map(is_installed, row.packages)):
         return None
     for distribution in row.distributions:
         try:

@@ -45,7 +45,7 @@ def expected_arrays(*arrays):
 
 
 def module_of(name):
-    pytest.importorskip(BACKENDS[name].package)
+    pytest.importorskip(BACKENDS[name].packages[0])
     return load_backend(name)
 
 

@@ -18,7 +18,7 @@ def own_cache(monkeypatch, tmp_path):
 @pytest.mark.parametrize("external", [False, True])
 @pytest.mark.parametrize("backend", backends_of())
 def test_every_graph_is_a_session(tmp_path, backend, external):
-    pytest.importorskip(BACKENDS[backend].package)
+    pytest.importorskip(BACKENDS[backend].packages[0])
     bundle = make_bundle(tmp_path, external=external)
     sessions = open_sessions(bundle, RunOptions(backend=backend, threads=1))
     assert list(sessions) == [spec.name for spec in bundle.manifest.graphs]
@@ -28,7 +28,7 @@ def test_every_graph_is_a_session(tmp_path, backend, external):
 
 @pytest.mark.parametrize("backend", backends_of())
 def test_changed_graph_is_refused_even_where_a_compiled_one_exists(tmp_path, backend):
-    pytest.importorskip(BACKENDS[backend].package)
+    pytest.importorskip(BACKENDS[backend].packages[0])
     bundle = make_bundle(tmp_path)
     open_sessions(bundle, RunOptions(backend=backend, threads=1))
     graph = bundle.path / "mask_decoder.onnx"

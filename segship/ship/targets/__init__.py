@@ -67,6 +67,9 @@ class Target:
     ending: str | None = None
 
 
+Capability = Literal["SM75", "SM80", "SM86", "SM89", "SM120", "SM121"]
+"""Of GPUs, as TensorRT for RTX calls them; SM75 goes alone."""
+
 TARGETS: dict[str, Target] = {
     "ckpt": Target(
         "segship.ship.targets.ckpt",
@@ -91,8 +94,41 @@ TARGETS: dict[str, Target] = {
         "segship.ship.targets.nndeploy",
         "graphs, workflow and script for nndeploy and its SAM nodes",
     ),
+    "tensorrt-rtx": Target(
+        "segship.ship.targets.tensorrt",
+        "plans of TensorRT for RTX, built without a GPU",
+        tasks=("promptable", "semantic"),
+        packages=("tensorrt_rtx",),
+        extra="segship[tensorrt-rtx]",
+    ),
+    "tensorrt": Target(
+        "segship.ship.targets.tensorrt",
+        "the kit that builds and accepts plans of TensorRT 10 and 11 where the GPU is",
+        tasks=("promptable", "semantic"),
+        packages=(),
+        extra="segship",
+    ),
+    **{
+        name: Target(
+            "segship.ship.targets.phones",
+            what,
+            tasks=("promptable", "semantic"),
+            packages=packages,
+            # They clash with other packages, or are large: `make target-NAME` makes an environment of its own.
+            extra=f"segship[{name}]",
+            takes="checkpoint",
+        )
+        for name, what, packages in (
+            ("executorch", "files of fixed sizes for ExecuTorch, computed by XNNPACK", ("torch", "executorch")),
+            ("litert", "files of fixed sizes for LiteRT (TensorFlow Lite)", ("torch", "litert_torch")),
+            ("ncnn", "files of fixed sizes for ncnn, one object a call", ("torch", "ncnn", "pnnx")),
+            ("coreml", "packages of fixed sizes for Core ML, which run on a Mac alone", ("torch", "coremltools")),
+        )
+    },
 }
 """Name -> row."""
+TENSORRT = ("tensorrt", "tensorrt-rtx")
+PHONES = ("executorch", "litert", "ncnn", "coreml")
 
 
 def _of(*targets: str) -> Any:
@@ -123,13 +159,18 @@ class ConvertOptions:
     calibration
         ascend: an image list of `segship calibrate`, or pictures, for int8; drawn scenes when left out.
     places
-        ascend: points and box corners of an object; others are filled up to so many. 10 when left out.
+        Points and box corners of an object. tensorrt, tensorrt-rtx: the most of a call, 32 when left out; others are
+        filled up to so many, 10 when left out.
     objects
-        ascend: objects in a call of the decoder; 1 when left out.
+        Objects in a call of the decoder; 1 when left out. tensorrt, tensorrt-rtx: the most of a call with clicks, 8.
     gears
         ascend: numbers of places that are compiled instead of a fixed one, such as 2..9.
     size
-        ascend: (height, width) of a semantic model's pictures; the bundle's, or 1024,2048 when left out.
+        (height, width) of a semantic model's pictures. ascend: the bundle's, or 1024,2048 when left out; others 512,1024.
+    precision
+        fp32, or fp16 where the bundle holds it (`segship quantize`).
+    capability
+        GPUs that plans are for, such as SM86; all from 8.0 on when left out.
     """
 
     target: str | None = None
@@ -140,10 +181,12 @@ class ConvertOptions:
     cann: Literal[6, 7, 8] | None = _of("ascend")
     int8: bool | None = _of("ascend")
     calibration: Path | None = _of("ascend")
-    places: int | None = _of("ascend")
-    objects: int | None = _of("ascend")
+    places: int | None = _of("ascend", *TENSORRT, *PHONES)
+    objects: int | None = _of("ascend", *TENSORRT, *PHONES)
     gears: str | None = _of("ascend")
-    size: tuple[int, int] | None = _of("ascend")
+    size: tuple[int, int] | None = _of("ascend", *PHONES)
+    precision: Literal["fp32", "fp16"] | None = _of(*TENSORRT)
+    capability: tuple[Capability, ...] | None = _of("tensorrt-rtx")
 
     def __post_init__(self) -> None:
         check_types(self)
