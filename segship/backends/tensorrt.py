@@ -3,9 +3,9 @@
 
 A graph becomes a plan for one GPU and one version of TensorRT, kept in the cache folder (`segship.backends.compiled`).
 Networks are strongly typed: precision is what stands in the graph, so that a plan of TensorRT 10, of 11 and of RTX
-computes alike. Free axes are planned in ranges, which the parser does not hold against each other: here
-an axis has one range for all tensors that it is of (`segship.backends.profiles`). Plans are built without a GPU where TensorRT can (RTX does);
-the session was never run by us on one but where docs/measurements.md says so.
+computes alike. Free axes are planned in ranges, which the parser does not hold against each other: here an axis has one
+range for all tensors that it is of (`segship.backends.profiles`). RTX builds plans where no GPU is. The session was
+never run on one: it is tested on doubles of both interfaces.
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The TensorRT backend over doubles of TensorRT and CUDA, since no GPU is here; what builds is in tests/ship/targets."""
+"""The TensorRT backend over doubles of TensorRT and CUDA, since no GPU is here."""
 
 import importlib
 import sys
@@ -62,7 +62,9 @@ def test_calls_of_any_planned_size_are_answered(tensorrt, sizes):
 
 def test_a_call_that_no_range_holds_says_the_ranges(tensorrt):
     with opened(tensorrt) as session:
-        with pytest.raises(BackendUnavailable, match="objects 1 to 8, points 1 to 32 or .* 9 objects, 3 points") as told:
+        with pytest.raises(
+            BackendUnavailable, match="objects 1 to 8, points 1 to 32 or .* 9 objects, 3 points"
+        ) as told:
             session.run(decoder_inputs(9, 3))
         assert told.value.code == "no_profile"
         with pytest.raises(InputError, match="point_labels"):
@@ -124,7 +126,9 @@ def test_ranges_hold_every_axis_once():
     assert [profile["objects"] for profile in profiles_of(SPEC)] == [(1, 1, 8), (1, 64, 64)]
     shapes = shapes_of(SPEC, profiles_of(SPEC)[0])
     assert shapes["point_coords"] == [(1, 1, 2), (1, 2, 2), (8, 32, 2)] and shapes["has_mask_input"][2] == (8,)
-    assert all(1 <= least <= usual <= most for kept in PROFILES.values() for one in kept for least, usual, most in one.values())
+    assert all(
+        1 <= least <= usual <= most for kept in PROFILES.values() for one in kept for least, usual, most in one.values()
+    )
     with pytest.raises(BundleError, match="leaves height, width open") as told:
         profiles_of(semantic_spec(19, "class_map"))
     assert told.value.code == "no_profile"
