@@ -129,7 +129,9 @@ def _accepted_choice(bundle: Bundle, run: RunOptions) -> BackendChoice:
     refused = set() if run.accept_accuracy else failed(bundle)
     checks = [check for check in bundle.manifest.checks if (check.backend, check.precision) not in refused]
     held = {artifact.precision for artifact in bundle.manifest.artifacts}
-    choice = recorded_choice(bundle.manifest.choice, run) or choose_backend(checks, run, held)
+    taken = bundle.manifest.choice
+    allowed = None if taken is None or (taken.backend, taken.precision) in refused else taken
+    choice = recorded_choice(allowed, run) or choose_backend(checks, run, held)
     if (choice.backend, choice.precision) in refused:
         message = (
             f"the certificate of {bundle.path} says that {choice.precision} in {choice.backend} fails its bar; "

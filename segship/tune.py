@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
+from numbers import Real
 from pathlib import Path
 from typing import Any, NamedTuple
 from xml.sax.saxutils import escape
@@ -27,7 +28,7 @@ from segship.bundle.evidence import EXACT, FIGURES, Check, Choice, Evidence, Fig
 from segship.bundle.folder import renew_file
 from segship.bundle.manifest import MANIFEST_FILE, Manifest, task_module
 from segship.catalog import find_model
-from segship.errors import BackendUnavailable, InputError, SegshipError
+from segship.errors import BackendUnavailable, InputError, SegshipError, shown
 from segship.images.reading import demo_photograph
 from segship.machine import usable_cores
 from segship.options import check_types, check_whole
@@ -257,6 +258,8 @@ class Budget:
         The most that a process may take for a first answer.
     latency_ms
         The most milliseconds that what the task times may take.
+
+    Where no figure is named, what is taken has to have passed its comparison.
     """
 
     least: Mapping[str, float]
@@ -264,12 +267,15 @@ class Budget:
     latency_ms: float | None = None
 
     def __post_init__(self) -> None:
+        check_types(self)
         for name, value in self.least.items():
-            if FIGURES.get(name) != "at least" or not 0 <= value <= 1:
+            if FIGURES.get(name) != "at least" or not isinstance(value, Real) or not 0 <= value <= 1:
                 able = ", ".join(figure for figure, how in FIGURES.items() if how == "at least")
-                message = f"the budget has {name}={value:g}; accepted are numbers from 0 to 1 for {able}"
+                message = f"the budget has {name}={shown(repr(value))}; accepted are numbers from 0 to 1 for {able}"
                 raise InputError(message, code="bad_option")
-        if not self.limits or any(not value > 0 for value in (self.memory_bytes, self.latency_ms) if value is not None):
+        if not self.limits or any(
+            not 0 < value < math.inf for value in (self.memory_bytes, self.latency_ms) if value is not None
+        ):
             raise InputError("the budget has no bound above 0; give one, such as mask_iou=0.985", code="bad_option")
 
     @property
@@ -286,6 +292,8 @@ class Budget:
             past = math.inf if figure is None else (bound - figure if name in self.least else figure - bound)
             if past > 0:
                 found[name] = past / max(bound, 1e-9)
+        if not self.least and not trial.check.passed:
+            found["comparison"] = 1.0
         return found
 
 
@@ -321,7 +329,8 @@ def tune_budget(
     Raises
     ------
     InputError
-        ``over_budget`` when nothing keeps the budget, with the nearest; nothing is written then.
+        ``over_budget`` when nothing keeps the budget, with the nearest; ``bad_option`` for a figure that is not
+        measured of the bundle's task; nothing is written then.
     """
     options = options or TuneOptions()
     bundle = Bundle.read(find_model(model))
@@ -329,15 +338,29 @@ def tune_budget(
     checks: tuple[Check, ...] = ()
     trials: list[Trial] = []
 
+    def told(check: Check) -> None:
+        _require_measured(check, budget, bundle.manifest.task)
+        if report is not None:
+            report(check)
+
     def renewed() -> bytes:
         nonlocal checks
         for threads in counts:
-            checks = measure(bundle, replace(options, threads=threads), report)
+            checks = measure(bundle, replace(options, threads=threads), told)
             trials.extend(_trial(bundle, check) for check in checks if check.timings_ms)
         choice = choose(trials, budget)
         return replace(bundle.manifest, checks=checks, choice=choice).to_json()
 
     return renew_file(bundle, MANIFEST_FILE, renewed, out), tuple(trials)
+
+
+def _require_measured(check: Check, budget: Budget, task: str) -> None:
+    """Refuse figures that a task does not have when the first backend is done, and not after all of them."""
+    known = {name for row in check.evidence.rows for name in row.figures if FIGURES[name] == "at least"}
+    missing = sorted(budget.least.keys() - known)
+    if known and missing:
+        message = f"the budget has {', '.join(missing)}, which is not measured of {task} models; accepted are "
+        raise InputError(message + ", ".join(sorted(known)), code="bad_option")
 
 
 def choose(trials: Sequence[Trial], budget: Budget) -> Choice:
@@ -381,7 +404,7 @@ def _trial(bundle: Bundle, check: Check) -> Trial:
     scenario, more = ("segment", {"batch": 1}) if is_semantic else ("click", {})
     parameters = {"model": str(bundle.path), "photo": str(demo_photograph()), **more}
     peak = max(row.peak_bytes for row in run_fresh(scenario, parameters, run, processes=1))
-    size = sum(bundle.manifest.artifact(spec.name, check.precision).bytes for spec in bundle.manifest.graphs)
+    size = sum(bundle.manifest.artifact(spec.name, check.precision).all_bytes for spec in bundle.manifest.graphs)
     return Trial(check, {**worst, "latency_ms": check.milliseconds, "memory_bytes": float(peak), "bytes": float(size)})
 
 

@@ -12,8 +12,11 @@ import segship
 from segship import certify as certifying
 from segship import tune
 from segship.backends import installed_version
+from segship.backends.choice import processor_name
 from segship.bundle import Bundle
 from segship.bundle.certificate import CERTIFICATE_FILE, DOCUMENT, Certificate, Determinism, read_certificate
+from segship.bundle.evidence import Choice
+from segship.bundle.manifest import MANIFEST_FILE
 from segship.certify import (
     CertifyOptions,
     certify,
@@ -26,7 +29,7 @@ from segship.datasets.calibration import CalibrateOptions, calibrate
 from segship.datasets.image_list import read_image_list
 from segship.errors import BackendUnavailable, BundleError, ComparisonFailed, InputError, SegshipError
 from segship.images.comparison import draw_labelled_scene
-from segship.tune import TuneOptions, tune_bundle
+from segship.tune import Budget, TuneOptions, tune_budget, tune_bundle
 from tests.small_bundle import make_bundle
 
 QUICK = CertifyOptions(threads=1)
@@ -165,6 +168,19 @@ def test_what_fails_needs_a_word_from_the_caller(bundle, images, monkeypatch):
         assert predictor.precision == "fp32"
 
 
+def test_what_a_budget_chose_and_a_certificate_fails_is_not_taken_by_auto(bundle, images, monkeypatch):
+    only(monkeypatch, ("onnxruntime", "fp32"))
+    choice = Choice("onnxruntime", installed_version("onnxruntime"), "fp16-weights", processor_name(), 1, {}, {}, 2)
+    (bundle.path / MANIFEST_FILE).write_bytes(replace(bundle.manifest, choice=choice).to_json())
+    certificate = certify(bundle.path, images.path, QUICK).certificate
+    failing = replace(certificate.certified[0], precision="fp16-weights", verdict="fail")
+    (bundle.path / CERTIFICATE_FILE).write_bytes(replace(certificate, certified=(failing,)).to_json())
+    with segship.load(bundle.path, backend="auto", precision="auto") as predictor:
+        assert predictor.precision == "fp32" and "budget" not in predictor.backend_reason
+    with pytest.raises(BackendUnavailable, match="fp16-weights in onnxruntime fails its bar"):
+        segship.load(bundle.path, backend="auto", precision="fp16-weights")
+
+
 def test_a_certificate_of_other_artifacts_says_nothing_and_is_said_so(bundle, images, monkeypatch):
     only(monkeypatch, ("onnxruntime", "fp32"))
     certificate = certify(bundle.path, images.path, QUICK).certificate
@@ -184,6 +200,8 @@ def test_tuning_keeps_the_certificate_and_a_copy_takes_it_along(bundle, images, 
     certify(bundle.path, images.path, QUICK)
     copy = tune_bundle(bundle.path, TuneOptions(threads=1, repeats=1), out=tmp_path / "copy")
     assert all(one.holds for one in check_digests(copy, require_certificate(copy)))
+    chosen, _ = tune_budget(copy.path, Budget({"mask_iou_mean": 0.9}), TuneOptions(threads=1, repeats=1))
+    assert chosen.manifest.choice and all(one.holds for one in check_digests(chosen, require_certificate(chosen)))
     again = certify(copy.path, images.path, QUICK, out=tmp_path / "again").bundle
     assert Bundle.read(again.path).manifest.checks and require_certificate(again)
 

@@ -224,6 +224,22 @@ def test_a_budget_that_nothing_keeps_is_refused_with_the_nearest():
         choose(TRIALS, Budget({"pixels_equal": 0.5}))
 
 
+def test_what_failed_its_comparison_is_taken_only_by_a_figure_that_was_named():
+    fast = trial("fast", 40, 6e8, 5, 0.8)
+    failed = Trial(replace(fast.check, passed=False), fast.figures)
+    rivals = [trial("exact", 100, 4e8, 10), failed]
+    assert choose(rivals, Budget({}, latency_ms=200)).backend == "exact"
+    assert choose(rivals, Budget({"mask_iou_mean": 0.75})).backend == "fast"
+    assert list(Budget({}, latency_ms=200).excess(failed)) == ["comparison"]
+
+
+def test_a_figure_that_the_task_does_not_have_is_refused_before_the_second_backend(either, monkeypatch):
+    only(monkeypatch, ("onnxruntime", "fp32"), ("onnxruntime", "never reached"))
+    with pytest.raises(InputError, match="boundary_f, which is not measured of .* models; accepted are ") as caught:
+        tune_budget(either.path, Budget({"boundary_f": 0.5}), QUICK)
+    assert caught.value.code == "bad_option" and Bundle.read(either.path).digest == either.digest
+
+
 def test_what_nothing_beats_in_everything_is_on_the_front():
     front = pareto_front(TRIALS, "mask_iou_mean")
     assert [one.check.backend for one in front] == ["exact", "fast", "lean"]
@@ -232,12 +248,23 @@ def test_what_nothing_beats_in_everything_is_on_the_front():
 
 
 @pytest.mark.parametrize(
-    "least", [{"mask_iou": 0.9}, {"mask_iou_mean": 1.5}, {"max_abs": 0.1}, {"mask_iou_mean": math.nan}]
+    "least",
+    [
+        {"mask_iou": 0.9},
+        {"mask_iou_mean": 1.5},
+        {"max_abs": 0.1},
+        {"mask_iou_mean": math.nan},
+        {"mask_iou_mean": "0.9"},
+    ],
 )
 def test_budgets_that_mean_nothing_are_refused(least):
     with pytest.raises(InputError, match="the budget has") as caught:
         Budget(least)
     assert caught.value.code == "bad_option"
+    for given in ({"least": None}, {"least": {}, "memory_bytes": "1G"}, {"least": {}, "latency_ms": math.inf}):
+        with pytest.raises(InputError) as caught:
+            Budget(**given)
+        assert caught.value.code == "bad_option"
     for empty in ({}, {"memory_bytes": 0}, {"latency_ms": -1.0}):
         with pytest.raises(InputError, match="no bound above 0"):
             Budget({}, **empty)

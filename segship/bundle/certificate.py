@@ -127,7 +127,8 @@ class Certificate:
     checkpoint
         Digest of the weights that all was made from.
     model
-        Digest of what the manifest says but for the checks of backends: sizes, rules, preprocessing, artifacts.
+        Digest of what the manifest says but for what `segship tune` writes there: sizes, rules, preprocessing,
+        artifacts.
     artifacts
         Digest of every file of a graph, by its name.
     calibration
@@ -167,7 +168,7 @@ def identity(bundle: Bundle) -> dict[str, Any]:
         for artifact in manifest.artifacts
         if "calibration" in artifact.options
     }
-    model = hashlib.sha256(replace(manifest, checks=()).to_json()).hexdigest()
+    model = hashlib.sha256(replace(manifest, checks=(), choice=None).to_json()).hexdigest()
     return {
         "checkpoint": manifest.checkpoint.sha256,
         "model": model,

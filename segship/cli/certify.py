@@ -15,9 +15,9 @@ from segship.bundle.certificate import CERTIFICATE_FILE, Certified
 from segship.certify import CertifyOptions
 from segship.certify import certify as certify_bundle
 from segship.cli.options import OUTPUT_GROUP, Fields, Force, Json, command
-from segship.cli.output import make_table, plain, print_json, progress_console, results_console
+from segship.cli.output import check_plot, make_table, plain, print_json, progress_console, results_console
 from segship.evaluation.agreement import draw_agreements
-from segship.files import check_target, write_file
+from segship.files import write_file
 
 
 @command
@@ -53,8 +53,7 @@ def certify(
     --------
     segship certify sam_vit_b --images evaluation
     """
-    if plot is not None:
-        check_target(plot, overwrite=overwrite)
+    check_plot(plot, overwrite=overwrite)
     with progress_console().status(f"certifying {plain(model)}"):
         done = certify_bundle(model, images, options, _report, out=out)
     if plot is not None:

@@ -8,6 +8,7 @@ import sys
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal, cast
 
 from rich.console import Console
@@ -15,6 +16,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from segship.errors import InputError
+from segship.files import check_ending, check_target
 
 STANDARD_INPUT = "<standard input>"
 """What stands for a lone dash among the arguments."""
@@ -44,6 +46,13 @@ def progress_console() -> Console:
 def errors_console() -> Console:
     """Return the console for errors."""
     return Console(stderr=True, highlight=False)
+
+
+def check_plot(plot: Path | None, *, overwrite: bool) -> None:
+    """Refuse a place that no .svg file can be written to, before minutes are spent on what is drawn."""
+    if plot is not None:
+        check_ending(plot, [".svg"], "an SVG picture")
+        check_target(plot, overwrite=overwrite)
 
 
 def print_json(document: Mapping[str, Any]) -> None:

@@ -4,8 +4,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
+from math import isfinite
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -16,7 +17,7 @@ from segship.backends.choice import choose_backend
 from segship.backends.session import RunOptions
 from segship.cli.everything import parse_bytes
 from segship.cli.options import BUDGET_GROUP, Fields, Force, Json, command
-from segship.cli.output import make_table, megabytes, plain, print_json, progress_console, results_console
+from segship.cli.output import check_plot, make_table, megabytes, plain, print_json, progress_console, results_console
 from segship.errors import InputError
 from segship.files import write_file
 from segship.tune import Budget, Trial, TuneOptions, draw_trials, pareto_front, tune_budget, tune_bundle
@@ -73,6 +74,7 @@ def tune(
     segship tune sam_vit_b --budget mask_iou=0.985 --memory 1.5G --plot pareto.svg
     """
     if budget or memory is not None or latency is not None:
+        check_plot(plot, overwrite=overwrite)
         _tune_budget(model, make_budget(budget or [], memory, latency), options, out, plot, overwrite, json)
         return
     if plot is not None:
@@ -137,7 +139,7 @@ def _tune_budget(
     if json:
         tried = [
             {"backend": one.check.backend, "precision": one.check.precision, "threads": one.check.threads}
-            | {"figures": dict(one.figures), "pareto": one in front, "breaks": budget.excess(one)}
+            | {"figures": _finite(one.figures), "pareto": one in front, "breaks": _finite(budget.excess(one))}
             for one in trials
         ]
         print_json({"path": str(bundle.path), "tried": tried, "choice": asdict(choice)})
@@ -147,6 +149,10 @@ def _tune_budget(
     told = f"{choice.backend} {choice.precision} on {choice.threads} threads"
     console.print(f"--backend auto --precision auto: [bold]{plain(told)}[/], the fastest that keeps the budget")
     console.print(f"written to {plain(str(bundle.path))}")
+
+
+def _finite(figures: Mapping[str, float]) -> dict[str, float | None]:
+    return {name: value if isfinite(value) else None for name, value in figures.items()}
 
 
 def _trials_table(trials: Sequence[Trial], front: Sequence[Trial], budget: Budget, accuracy: str) -> Table:

@@ -15,7 +15,7 @@ from segship.bundle.evidence import EXACT, require_passed
 from segship.certify import CertifyOptions, Line, certify_kit, require_held, verify_certificate
 from segship.cli.export import comparison_table, require_exporter
 from segship.cli.options import LOCATE_GROUP, Fields, Force, Json, command
-from segship.cli.output import make_table, plain, print_json, progress_console, results_console
+from segship.cli.output import check_plot, make_table, plain, print_json, progress_console, results_console
 from segship.errors import ExportError, InputError
 from segship.files import write_file
 from segship.ship.options import LocateOptions
@@ -85,6 +85,7 @@ def verify(
     segship verify sam_vit_b --locate --against changed.onnx
     """
     if locate:
+        check_plot(plot, overwrite=overwrite)
         require_exporter("looking into graphs")
         from segship.ship.locate import locate_in_bundle
 
@@ -163,8 +164,9 @@ def _show_located(bundle: Path, graphs: list[Located], json: bool, plot: Path | 
     if json:
         print_json({"path": str(bundle), "graphs": [_document(located) for located in graphs]})
         return EXIT_DIFFERS if left else 0
-    columns = ("graph", "first tensor", "node", "dtype", "expected", "found", ">error", ">before")
-    rows = [(located.graph, *_cells(located.first)) for located in graphs]
+    columns = ("graph", ">compared", "first tensor", "node", "dtype", "expected", "found", ">error", ">before")
+    compared = (f"{len(located.depth)} of {located.tensors}" for located in graphs)
+    rows = [(located.graph, many, *_cells(located.first)) for located, many in zip(graphs, compared, strict=True)]
     results_console().print(make_table(columns, rows))
     if left:
         message = f"tensors of {', '.join(left)} leave their reference; what computes the first of each is named above"

@@ -232,7 +232,7 @@ def draw_agreements(title: str, agreements: Mapping[str, Sequence[float]], evide
     Beside it the relative L2 error of every output, in the order in which graphs run, on a logarithmic scale.
     """
     bins, step, left, panel = 40, 12, 240, 110
-    width, height = left + step * bins + 400, 60 + panel * len(agreements)
+    width, height = left + step * bins + 500, 60 + panel * len(agreements)
     lines = [
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" viewBox="0 0 {width} {height}">',
         "<style>text{font:13px system-ui,sans-serif;fill:#222}</style>",

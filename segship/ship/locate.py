@@ -29,7 +29,8 @@ from segship.backends.session import Recorder
 from segship.bundle import Bundle
 from segship.bundle.artifacts import Artifact
 from segship.bundle.evidence import EXACT
-from segship.bundle.manifest import Manifest, task_module
+from segship.bundle.manifest import task_module
+from segship.bundle.onnx_file import read_graph
 from segship.errors import BundleError, InputError, way
 from segship.ship.options import LocateOptions
 from segship.spec import GraphSpec
@@ -41,6 +42,7 @@ Inputs = Mapping[str, AnyArray]
 ROUNDING = {"fp32": 1e-6, "fp16": 2e-3, "fp16-weights": 1e-3, "bf16": 1e-2, "int8-weights": 1e-2}
 """Relative error of one operator that is the precision's own; what is missing rounds like integers."""
 _INTEGERS = 3e-2
+_GIVE = "give a reference that it was made from"
 # A tensor whose size nobody knows before it is there.
 _UNKNOWN_BYTES = 2**26
 
@@ -247,8 +249,15 @@ def graph_tensors(model: onnx.ModelProto, folder: Path, inputs: Inputs) -> Tenso
                 (Path(place) / file.name).symlink_to(file.resolve())
             path = Path(place) / "graph.onnx"
             path.write_bytes(asked.SerializeToString())
-            session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
-        return dict(zip(wanted, session.run(list(wanted), dict(inputs)), strict=True))
+            # The runtime's own exceptions have no common class but this.
+            try:
+                session = onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+                found = session.run(list(wanted), dict(inputs))
+            except Exception as error:
+                words = str(error).partition("\n")[0]
+                message = f"the graph {model.graph.name!r} does not run on what the other is given ({words})"
+                raise InputError(f"{message}; {_GIVE}", code="no_tensors") from error
+        return dict(zip(wanted, found, strict=True))
 
     return Tensors(names, read)
 
@@ -319,12 +328,16 @@ def locate_in_bundle(
         raise InputError(f"a graph is held against one reference; name one: {ways}", code="bad_option")
     bundle = Bundle.read(path)
     chosen = [artifact for artifact in bundle.manifest.artifacts if artifact.precision == precision]
+    held = {artifact.graph for artifact in bundle.manifest.artifacts if artifact.precision == EXACT}
     if not chosen:
         there = ", ".join(sorted({artifact.precision for artifact in bundle.manifest.artifacts}))
         message = f"{path} has no graph in {precision}; it has {there}"
         raise BundleError(message, code="precision_unavailable")
-    calls = _first_calls(bundle)
+    if against is checkpoint is None and any(artifact.graph not in held for artifact in chosen):
+        message = f"{path} has no graph in fp32 to hold {precision} against; name another reference"
+        raise InputError(f"{message}: {way('against or checkpoint', '--against or --torch')}", code="bad_option")
     references = _references(bundle, against, checkpoint)
+    calls, compared = _first_calls(bundle, precision), False
     for artifact in chosen:
         reference = references(artifact, calls[artifact.graph]) if artifact.graph in calls else None
         if reference is None:
@@ -343,20 +356,24 @@ def locate_in_bundle(
         )
         if not located.depth:
             message = f"no tensor of {artifact.graph} is found in its reference by name or place"
-            raise InputError(f"{message}; give a reference that it was made from", code="no_tensors")
+            raise InputError(f"{message}; {_GIVE}", code="no_tensors")
         yield located
+        compared = True
+    if not compared:
+        raise InputError(f"{against or checkpoint} has the inputs of no graph of {path}; {_GIVE}", code="no_tensors")
 
 
-def _first_calls(bundle: Bundle) -> dict[str, Inputs]:
+def _first_calls(bundle: Bundle, precision: str) -> dict[str, Inputs]:
     """Return what every graph is given in its first call for the built-in cases, in fp32 where there is such."""
     from segship.backends.onnxruntime import Session as Graph
 
     manifest = bundle.manifest
     task = task_module(manifest.task)
+    exact = {artifact.graph for artifact in manifest.artifacts if artifact.precision == EXACT}
     with ExitStack() as stack:
         recorders = {}
         for spec in manifest.graphs:
-            file = bundle.path / manifest.artifact(spec.name).file
+            file = bundle.path / manifest.artifact(spec.name, EXACT if spec.name in exact else precision).file
             recorders[spec.name] = Recorder(stack.enter_context(Graph(file, spec, once=True)))
         task.answer(task.few(task.cases(manifest)), manifest.adapt(dict(recorders)))
         calls = {name: recorder.take() for name, recorder in recorders.items()}
@@ -369,8 +386,10 @@ Reference = Callable[[Artifact, Inputs], "tuple[Tensors, list[str] | None] | Non
 def _references(bundle: Bundle, against: Path | None, checkpoint: Path | None) -> Reference:
     """Return what finds the reference of an artifact, and the operators that made its tensors if it is a graph."""
     if checkpoint is not None:
-        return _torch_references(bundle.manifest, checkpoint)
+        return _torch_references(bundle, checkpoint)
     if against is not None and against.is_file():
+        # Says what is wrong with a file that is no graph.
+        read_graph(against)
         only = onnx.load(against, load_external_data=False)
         names = {value.name for value in only.graph.input}
         return lambda artifact, inputs: _of_graph(only, against.parent, inputs) if names == set(inputs) else None
@@ -388,12 +407,11 @@ def _of_graph(model: onnx.ModelProto, folder: Path, inputs: Inputs) -> tuple[Ten
     return graph_tensors(model, folder, inputs), operators
 
 
-def _torch_references(manifest: Manifest, checkpoint: Path) -> Reference:
-    from segship.ship.loading import load_model
-    from segship.ship.verify import options_of
+def _torch_references(bundle: Bundle, checkpoint: Path) -> Reference:
+    from segship.ship.verify import load_origin, options_of
 
-    options = options_of(manifest)
-    model = load_model(checkpoint, options)
+    manifest = bundle.manifest
+    options, model = options_of(manifest), load_origin(bundle, checkpoint)
 
     def of_torch(artifact: Artifact, inputs: Inputs) -> tuple[Tensors, list[str] | None] | None:
         variant = artifact.options.get("variant")

@@ -28,6 +28,8 @@ from segship.spec import MASK_TOKENS, GraphSpec, TensorSpec
 if TYPE_CHECKING:
     from torch import nn
 
+    from segship.ship.loading import LoadedModel
+
 
 def torch_sessions(parts: Mapping[str, tuple[nn.Module, GraphSpec]]) -> dict[str, Session]:
     """Return modules as sessions in float32 on the CPU, by graph."""
@@ -91,21 +93,12 @@ def verify_bundle(path: Path, checkpoint_path: Path) -> list[Row]:
     CheckpointError
         When the checkpoint cannot be used.
     """
-    from segship.ship.loading import load_model
-
     bundle = Bundle.read(path)
     manifest = bundle.manifest
-    is_foreign = isinstance(manifest, PromptableManifest) and manifest.foreign is not None
     if isinstance(manifest, PromptableManifest) and manifest.decoder_masks != MASK_TOKENS:
         message = f"the decoder of {path} gives one mask, and its model gives {MASK_TOKENS}, so they are not compared"
         raise BundleError(f"{message}; import a decoder that gives all", code="one_mask")
-    model = load_model(checkpoint_path, options_of(manifest))
-    if model.checkpoint.sha256 != manifest.checkpoint.sha256 and not is_foreign:
-        message = (
-            f"{path} was made of {manifest.checkpoint.name} with the SHA-256 {manifest.checkpoint.sha256}, and that of "
-            f"{checkpoint_path} is {model.checkpoint.sha256}; give the checkpoint that it was made of"
-        )
-        raise BundleError(message, code="other_checkpoint")
+    model = load_origin(bundle, checkpoint_path)
     task = task_module(manifest.task)
     cases = task.cases(manifest)
     expected = task.answer(cases, torch_sessions(model.networks.reference(model)))
@@ -117,6 +110,25 @@ def verify_bundle(path: Path, checkpoint_path: Path) -> list[Row]:
         found = task.answer(cases, manifest.adapt(sessions), expected)
     rows: list[Row] = task.compare("verified", cases, expected, found, task.bar(EXACT))
     return rows
+
+
+def load_origin(bundle: Bundle, checkpoint_path: Path) -> LoadedModel:
+    """Load the checkpoint that a bundle was made of, or refuse another one as ``other_checkpoint``.
+
+    Imported graphs are only believed to be of a checkpoint, so theirs may be any.
+    """
+    from segship.ship.loading import load_model
+
+    manifest = bundle.manifest
+    model = load_model(checkpoint_path, options_of(manifest))
+    is_foreign = isinstance(manifest, PromptableManifest) and manifest.foreign is not None
+    if model.checkpoint.sha256 != manifest.checkpoint.sha256 and not is_foreign:
+        message = (
+            f"{bundle.path} was made of {manifest.checkpoint.name} with the SHA-256 {manifest.checkpoint.sha256}, and "
+            f"that of {checkpoint_path} is {model.checkpoint.sha256}; give the checkpoint that it was made of"
+        )
+        raise BundleError(message, code="other_checkpoint")
+    return model
 
 
 def options_of(manifest: Manifest) -> ExportOptions:

@@ -59,7 +59,7 @@ def test_what_the_backend_does_not_have_is_an_error_with_its_code(capsys, tmp_pa
     assert json.loads(capsys.readouterr().out)["error"]["code"] == "streams_unavailable"
 
 
-def test_a_budget_prints_what_was_tried_and_what_was_taken(bundle, capsys, tmp_path):
+def test_a_budget_prints_what_was_tried_and_what_was_taken(bundle, capsys, tmp_path, monkeypatch):
     arguments = [
         "tune",
         str(bundle),
@@ -76,6 +76,11 @@ def test_a_budget_prints_what_was_tried_and_what_was_taken(bundle, capsys, tmp_p
     out = capsys.readouterr().out
     assert "Pareto front" in out and "the fastest that keeps the budget" in out
     assert (tmp_path / "pareto.svg").read_text("utf-8").count("<circle") >= 1
+    with monkeypatch.context() as patch:
+        patch.setattr(tuning, "measure", lambda *_: pytest.fail("it was measured"))
+        for taken, code in ((tmp_path / "pareto.svg", "output_exists"), (tmp_path / "pareto.png", "unknown_format")):
+            assert main([*arguments, "--plot", str(taken), "--json"]) == 6
+            assert json.loads(capsys.readouterr().out)["error"]["code"] == code
     assert main([*arguments, "--memory", "1k", "--json"]) == 3
     error = json.loads(capsys.readouterr().out)["error"]
     assert error["code"] == "over_budget" and "the nearest is" in error["message"]

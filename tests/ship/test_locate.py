@@ -215,3 +215,39 @@ def test_what_is_not_there_is_refused(tmp_path):
     with pytest.raises(InputError, match="no tensor of image_side is found") as caught:
         next(locate_in_bundle(FOLDER, against=tmp_path / "other.onnx"))
     assert caught.value.code == "no_tensors"
+
+
+def unrelated(path, name, sizes):
+    """Write a graph of one node that reads an input of a name."""
+    value = helper.make_tensor_value_info(name, TensorProto.FLOAT, sizes)
+    graph = helper.make_graph([helper.make_node("Relu", [name], ["y"])], "g", [value], [onnx.ValueInfoProto(name="y")])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=10), path)
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes", "words"),
+    [
+        ("x", [1, 3], "has the inputs of no graph of"),
+        ("image", [1, 3, 7, 7], "does not run on what the other is given"),
+    ],
+)
+def test_a_reference_of_another_graph_is_refused(tmp_path, name, sizes, words):
+    unrelated(tmp_path / "other.onnx", name, sizes)
+    model = onnx.load(tmp_path / "other.onnx")
+    # A tensor of the same name, so that it is asked for.
+    inner = onnx.load(FOLDER / "image_encoder.onnx").graph.node[0].output[0]
+    model.graph.node[0].output[0] = model.graph.output[0].name = inner
+    onnx.save(model, tmp_path / "other.onnx")
+    with pytest.raises(InputError, match=words) as caught:
+        list(locate_in_bundle(FOLDER, against=tmp_path / "other.onnx"))
+    assert caught.value.code == "no_tensors"
+
+
+def test_a_reference_that_is_no_graph_or_of_another_checkpoint_is_refused(tmp_path, small_checkpoint):
+    (tmp_path / "photo.onnx").write_bytes(b"no graph at all")
+    with pytest.raises(BundleError) as caught:
+        next(locate_in_bundle(FOLDER, against=tmp_path / "photo.onnx"))
+    assert caught.value.code == "onnx_malformed"
+    with pytest.raises(BundleError, match="give the checkpoint that it was made of") as caught:
+        next(locate_in_bundle(FOLDER, checkpoint=small_checkpoint))
+    assert caught.value.code == "other_checkpoint"

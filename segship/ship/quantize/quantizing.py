@@ -22,7 +22,7 @@ from segship.backends.opening import open_session
 from segship.backends.session import RunOptions, Session
 from segship.bundle import Bundle
 from segship.bundle.artifacts import Option, artifact_file
-from segship.bundle.evidence import Bar, Row
+from segship.bundle.evidence import EXACT, Bar, Row
 from segship.bundle.folder import add_artifacts, refuse_package, refuse_stranger, refuse_taken
 from segship.bundle.manifest import MANIFEST_FILE, Manifest, task_module
 from segship.catalog import find_model
@@ -73,8 +73,8 @@ def quantize_bundle(
     Raises
     ------
     InputError
-        ``bundle_in_package`` as of `segship.tune.tune_bundle`; ``foreign_graphs`` for imported ones; what is wrong with
-        the calibration.
+        ``bundle_in_package`` as of `segship.tune.tune_bundle`; ``foreign_graphs`` for imported ones;
+        ``precision_unavailable`` without graphs in fp32; what is wrong with the calibration.
     ComparisonFailed
         When the bar is missed with every layer that could help in higher precision.
     BundleError, BackendUnavailable, OutputError
@@ -90,6 +90,10 @@ def quantize_bundle(
     if getattr(bundle.manifest, "foreign", None) is not None:
         message = f"{bundle.path} holds imported graphs, which are kept byte for byte; quantize a bundle of the weights"
         raise InputError(message, code="foreign_graphs")
+    held = {artifact.graph for artifact in bundle.manifest.artifacts if artifact.precision == EXACT}
+    if len(held) < len(bundle.manifest.graphs):
+        message = f"{bundle.path} has no graphs in fp32 to lower; quantize the bundle that it was made from"
+        raise InputError(message, code="precision_unavailable")
     with tempfile.TemporaryDirectory(prefix="segship-quantize-") as folder:
         reference = _reference(bundle, options, Path(folder))
         trial = _Trial(reference, options, Path(folder), report or (lambda *_: None))
@@ -369,7 +373,7 @@ def _written(trial: _Trial, notes: Notes, out: Path | None) -> Bundle:
     known = Known(reference.cases, reference.expected, reference.expected)
     checks = measure(written, TuneOptions(repeats=1), known=known, precisions=(precision,))
     kept = [check for check in bundle.manifest.checks if check.precision != precision and not options.only]
-    write_file(
-        written.path / MANIFEST_FILE, replace(written.manifest, checks=(*kept, *checks)).to_json(), overwrite=True
-    )
+    # What a budget chose was measured of other artifacts.
+    renewed = replace(written.manifest, checks=(*kept, *checks), choice=None)
+    write_file(written.path / MANIFEST_FILE, renewed.to_json(), overwrite=True)
     return Bundle.open(written.path)

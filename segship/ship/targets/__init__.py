@@ -166,7 +166,7 @@ class ConvertOptions:
     gears
         ascend: numbers of places that are compiled instead of a fixed one, such as 2..9.
     size
-        (height, width) of a semantic model's pictures. ascend: the bundle's, or 1024,2048 when left out; others 512,1024.
+        (height, width) of a semantic model's pictures; 512,1024 when left out. ascend: the bundle's, or 1024,2048.
     precision
         fp32, or fp16 where the bundle holds it (`segship quantize`).
     capability

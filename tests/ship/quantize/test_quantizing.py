@@ -13,9 +13,11 @@ from segship.bundle import Bundle
 from segship.bundle.manifest import task_module
 from segship.datasets.calibration import CalibrateOptions, calibrate
 from segship.errors import BundleError, ComparisonFailed, InputError, OutputError
+from segship.ship.locate import locate_in_bundle
 from segship.ship.quantize import quantizing
 from segship.ship.quantize.options import QuantizeOptions
 from segship.ship.quantize.quantizing import quantize_bundle
+from segship.tune import Budget, TuneOptions, tune_budget
 
 # The small models have seeded weights, whose masks are all outline; what is tested is what is done about a bar.
 EASY, IMPOSSIBLE = 0.3, 1.0
@@ -113,6 +115,13 @@ def test_a_bundle_of_its_own_holds_one_precision_and_no_graph_too_many(bundle, c
     }
     with pytest.raises(BundleError, match="ask for that: precision=int8"):
         segship.load(made.path, backend="onnxruntime")
+    with pytest.raises(InputError, match="no graphs in fp32 to lower; quantize the bundle") as caught:
+        quantize_bundle(made.path, given)
+    assert caught.value.code == "precision_unavailable"
+    with pytest.raises(InputError, match="no graph in fp32 to hold int8 against; name another reference"):
+        next(locate_in_bundle(made.path, precision="int8"))
+    located = list(locate_in_bundle(made.path, precision="int8", against=bundle))
+    assert [one.graph for one in located] == ["image_encoder", "mask_decoder"] and all(one.depth for one in located)
     with segship.load(made.path, precision="int8") as model:
         assert model.predict(np.zeros((64, 96, 3), np.uint8), points=[[3, 4]]).masks.shape[-2:] == (64, 96)
 
@@ -171,6 +180,12 @@ def test_drawn_scenes_calibrate_where_no_pictures_are_given(bundle, one_backend,
     monkeypatch.setattr(quantizing, "DRAWN", 2)
     made = quantize_bundle(bundle, QuantizeOptions())
     assert all(len(artifact.options["calibration"]) == 64 for artifact in made.manifest.artifacts[4:])
+
+
+def test_what_a_budget_chose_of_other_artifacts_is_forgotten(bundle, calibrations, one_backend):
+    tune_budget(bundle, Budget({"mask_iou_mean": 0.9}), TuneOptions(threads=1, repeats=1))
+    made = quantize_bundle(bundle, options(calibrations, "fp16-weights", only=True))
+    assert made.manifest.choice is None
 
 
 def test_a_precision_that_is_made_again_replaces_the_last(bundle, calibrations, one_backend):

@@ -14,12 +14,12 @@ from onnx import helper
 from PIL import Image
 
 import segship
-from segship.cli.main import main
 from segship.backends.opening import open_sessions
 from segship.backends.session import RunOptions
 from segship.bundle.certificate import Certificate, EvaluationList, Reference, identity, read_certificate
 from segship.bundle.manifest import task_module
 from segship.certify import certify_kit, verify_certificate
+from segship.cli.main import main
 from segship.datasets.calibration import CalibrateOptions, calibrate
 from segship.datasets.known import label_ids_to_train_ids
 from segship.errors import BundleError, ComparisonFailed, ExportError, InputError
