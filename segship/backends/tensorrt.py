@@ -15,7 +15,7 @@ from functools import cache
 from importlib import import_module
 from pathlib import Path
 from threading import Lock
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,11 +109,15 @@ def compile(graph: Graph, spec: GraphSpec, run: RunOptions) -> Compiled:
     if kept is not None:
         return Compiled(read_bytes(kept, limit=_MOST_PLAN_BYTES), profiles, name)
     plan = build_plan(source, spec, profiles)
-    store_compiled(name, lambda stream: stream.write(plan))
+
+    def fill(stream: BinaryIO) -> None:
+        stream.write(plan)
+
+    store_compiled(name, fill)
     return Compiled(plan, profiles, name)
 
 
-class _Listener(trt.ILogger):  # type: ignore[misc]  # The package has no types.
+class _Listener(trt.ILogger):  # type: ignore[misc,name-defined]  # The package has no types.
     """Keeps what TensorRT complains of, which it would print."""
 
     def __init__(self) -> None:
@@ -172,7 +176,7 @@ def _parse(graph: bytes | Path, spec: GraphSpec, network: Any, listener: _Listen
         told = [parser.get_error(index) for index in range(parser.num_errors)]
         reasons = [f"node {one.node_name()!r} ({one.node_operator()}): {one.desc()}" for one in told[:3]]
         raise _rejected(spec, "; ".join(reasons) or "; ".join(listener.errors[-2:]))
-    check_interface(*(_tensors(network, kind) for kind in ("input", "output")), spec)
+    check_interface(_tensors(network, "input"), _tensors(network, "output"), spec)
 
 
 def _tensors(network: Any, kind: str) -> list[TensorSpec]:
@@ -183,7 +187,7 @@ def _tensors(network: Any, kind: str) -> list[TensorSpec]:
     return [
         TensorSpec(
             tensor.name,
-            names.get(tensor.dtype, str(tensor.dtype)),  # type: ignore[arg-type]  # Refused by its name.
+            names.get(tensor.dtype, str(tensor.dtype)),
             tuple(f"axis {place}" if size < 0 else int(size) for place, size in enumerate(tensor.shape)),
         )
         for tensor in found

@@ -312,7 +312,7 @@ def workflow(encoder: str, decoder: str) -> dict[str, Any]:
         ),
         _node("codec::OpenCvImageEncode", "write", mask, [], "Output", path_="mask.png"),
     ]  # fmt: skip
-    urls = {f"{kind}_url_": [] for kind in ("image", "video", "audio", "model", "other")}
+    urls: dict[str, list[str]] = {f"{kind}_url_": [] for kind in ("image", "video", "audio", "model", "other")}
     return {
         **_described("nndeploy.dag.Graph", "segment", [], [], "Intermediate"),
         "is_graph_": True,

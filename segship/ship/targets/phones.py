@@ -127,7 +127,8 @@ def _fixed(spec: GraphSpec, form: Form) -> GraphSpec:
 
 
 def _make(engine: _Engine, module: nn.Module, spec: GraphSpec, form: Form, path: Path) -> None:
-    examples = tuple(torch.zeros(tensor.shape, dtype=torch.float32) for tensor in _fixed(spec, form).inputs)
+    shapes = [[int(size) for size in tensor.shape] for tensor in _fixed(spec, form).inputs]
+    examples = tuple(torch.zeros(shape, dtype=torch.float32) for shape in shapes)
     try:
         # Converters print; what is on standard output is ours.
         with torch.no_grad(), redirect_stdout(None):

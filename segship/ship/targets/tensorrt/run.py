@@ -42,7 +42,7 @@ class Plan:
     def run(self, inputs: dict[str, Any]) -> dict[str, Any]:
         """Return the outputs for arrays of the inputs, by name; a call that no range holds is an error."""
         self.context.set_optimization_profile_async(self.profile_of(inputs), self.stream)
-        memory = []
+        memory: list[int] = []
         held = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
         to_gpu, to_host = cuda.cudaMemcpyKind.cudaMemcpyHostToDevice, cuda.cudaMemcpyKind.cudaMemcpyDeviceToHost
         for name, array in held.items():
