@@ -19,9 +19,11 @@ from typing import Any
 import onnxruntime
 from numpy.typing import NDArray
 
+from segship.backends.profiles import PROFILES, profiles_of, shapes_of
 from segship.backends.session import IDENTITY, Graph, RunOptions, closed, first_line, refuse_options, thread_count
 from segship.backends.session import Session as BaseSession
 from segship.errors import BackendUnavailable, BundleError
+from segship.files import cache_folder
 from segship.spec import GraphSpec, TensorSpec, check_arrays, check_interface
 
 # The arena keeps freed memory for the next call: faster, and the process stays as large as its largest call.
@@ -31,16 +33,20 @@ _ENABLE_MEM_PATTERN = False
 _LOG_ERRORS, _LOG_FATAL = 3, 4
 _CUDA = "CUDAExecutionProvider"
 _CANN = "CANNExecutionProvider"
-_PROVIDERS = {"cuda": _CUDA, "npu": _CANN}
+_TENSORRT = "TensorrtExecutionProvider"
+_PROVIDERS = {"cuda": _CUDA, "npu": _CANN, "tensorrt": _TENSORRT}
 _SETTINGS = {
     # TF32 would miss the bar of fp32; EXHAUSTIVE, the default search, picks convolutions by timing them.
     _CUDA: {"use_tf32": "0", "cudnn_conv_algo_search": "HEURISTIC"},
     # By itself CANN computes in float16.
     _CANN: {"precision_mode": "must_keep_origin_dtype"},
+    # Precision is the graph's. Engines take minutes to build and are kept; see `_tensorrt_settings`.
+    _TENSORRT: {"trt_fp16_enable": "0", "trt_engine_cache_enable": "1", "trt_timing_cache_enable": "1"},
 }
 _INSTEAD = {
     "cuda": "an NVIDIA driver run: pip uninstall -y onnxruntime && pip install onnxruntime-gpu",
     "npu": "CANN run: pip uninstall -y onnxruntime && pip install onnxruntime-cann",
+    "tensorrt": "an NVIDIA driver run: pip uninstall -y onnxruntime && pip install onnxruntime-gpu tensorrt",
 }
 
 # What CANN's build says, with the source file before it, where it has no driver.
@@ -92,7 +98,8 @@ class Session(BaseSession):
     spec
         The contract; what the graph declares is checked against it.
     run
-        ``device`` ``cpu``, ``cuda``, ``cuda:N``, ``npu`` or ``npu:N``; ``precision`` only ``fp32``.
+        ``device`` ``cpu``, ``cuda``, ``npu`` or ``tensorrt``, the last three also with a number, such as ``cuda:1``;
+        ``precision`` only ``fp32``.
     once
         For a run or two: weights are not laid out anew, which makes runs faster and takes their memory a second time.
 
@@ -116,19 +123,20 @@ class Session(BaseSession):
         self.spec = spec
         threads = thread_count(run)
         refuse_options(run, "onnxruntime")
-        provider, settings = _provider(run)
+        wanted = _wanted_providers(run, spec)
+        provider = wanted[0][0]
         choices = _choices(threads, once=once)
-        self._session: onnxruntime.InferenceSession | None = _load(
-            graph, spec, choices, (provider, settings), run.device
-        )
+        self._session: onnxruntime.InferenceSession | None = _load(graph, spec, choices, wanted, run.device)
         used = self._session.get_providers()
         # Where the first does not start, CANN's build takes the CPU and says so here alone.
         if provider != used[0]:
             raise _unavailable(run.device, f"ONNX Runtime could not start {provider} and uses {used}")
         check_interface(_tensors(self._session.get_inputs()), _tensors(self._session.get_outputs()), spec)
         self._outputs = [tensor.name for tensor in spec.outputs]
-        self.description = f"onnxruntime {version()} {provider}, {threads} threads"
-        self.on_gpu = provider == _CUDA
+        # What TensorRT does not take, another computes; that is said.
+        told = f"{provider}, else {', '.join(used[1:])}" if provider == _TENSORRT else provider
+        self.description = f"onnxruntime {version()} {told}, {threads} threads"
+        self.on_gpu = provider in (_CUDA, _TENSORRT)
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run the graph once; see `segship.backends.session.Session.run`."""
@@ -175,16 +183,16 @@ def _load(
     graph: bytes | str | os.PathLike[str],
     spec: GraphSpec,
     choices: onnxruntime.SessionOptions,
-    provider: tuple[str, dict[str, str]],
+    wanted: list[tuple[str, dict[str, str]]],
     device: str,
 ) -> onnxruntime.InferenceSession:
     source = graph if isinstance(graph, bytes) else os.fspath(graph)
     try:
-        session = onnxruntime.InferenceSession(source, sess_options=choices, providers=[provider], enable_fallback=0)
+        session = onnxruntime.InferenceSession(source, sess_options=choices, providers=wanted, enable_fallback=0)
     # The runtime's exceptions share no narrower base.
     except Exception as error:
         if _NO_PROVIDER.search(str(error)):
-            raise _unavailable(device, f"ONNX Runtime could not start {provider[0]}: {first_line(error)}") from error
+            raise _unavailable(device, f"ONNX Runtime could not start {wanted[0][0]}: {first_line(error)}") from error
         message = f"ONNX Runtime {version()} does not load graph {spec.name!r}: {first_line(error)}"
         raise BundleError(message, code="graph_rejected") from error
     session.disable_fallback()
@@ -193,8 +201,8 @@ def _load(
     return session
 
 
-def _provider(run: RunOptions) -> tuple[str, dict[str, str]]:
-    """Return the execution provider for a device, and its settings."""
+def _wanted_providers(run: RunOptions, spec: GraphSpec) -> list[tuple[str, dict[str, str]]]:
+    """Return the execution provider for a device and its settings, and of TensorRT who takes what it leaves."""
     if run.precision not in precisions():
         message = (
             f"precision {run.precision!r} was asked for, and onnxruntime computes in the precision of the graph; "
@@ -202,16 +210,42 @@ def _provider(run: RunOptions) -> tuple[str, dict[str, str]]:
         )
         raise BackendUnavailable(message, code="precision_unavailable")
     if run.device == "cpu":
-        return "CPUExecutionProvider", {}
-    named = re.fullmatch(r"(cuda|npu)(?::(\d{1,3}))?", run.device, re.ASCII)
+        return [("CPUExecutionProvider", {})]
+    named = re.fullmatch(r"(cuda|npu|tensorrt)(?::(\d{1,3}))?", run.device, re.ASCII)
     if named is None:
-        accepted = "cpu, cuda, cuda:N, npu, npu:N"
+        accepted = "cpu, cuda, cuda:N, npu, npu:N, tensorrt, tensorrt:N"
         message = f"device {run.device!r} is unknown to the onnxruntime backend; accepted are {accepted}"
         raise BackendUnavailable(message, code="unknown_device")
     provider, number = _PROVIDERS[named[1]], named[2] or "0"
     if provider not in providers():
         raise _unavailable(run.device, f"this ONNX Runtime has no {provider}")
-    return provider, {"device_id": number, **_SETTINGS[provider]}
+    found = [(provider, {"device_id": number, **_SETTINGS[provider]})]
+    if provider == _TENSORRT:
+        found[0][1].update(_tensorrt_settings(spec))
+        found.append((_CUDA, {"device_id": number, **_SETTINGS[_CUDA]}))
+    return found
+
+
+def _tensorrt_settings(spec: GraphSpec) -> dict[str, str]:
+    """Return where engines are kept, and the ranges that one is built for: the widest of `PROFILES` in each axis."""
+    settings = {"trt_engine_cache_path": str(cache_folder() / "compiled" / "tensorrt")}
+    if spec.name not in PROFILES:
+        return settings
+    profiles = profiles_of(spec)
+    widest = {
+        axis: (
+            min(profile[axis][0] for profile in profiles),
+            profiles[0][axis][1],
+            max(profile[axis][2] for profile in profiles),
+        )
+        for axis in profiles[0]
+    }
+    for place, which in enumerate(("min", "opt", "max")):
+        shapes = {name: three[place] for name, three in shapes_of(spec, widest).items()}
+        settings[f"trt_profile_{which}_shapes"] = ",".join(
+            f"{name}:{'x'.join(map(str, shape))}" for name, shape in shapes.items()
+        )
+    return settings
 
 
 def _unavailable(device: str, reason: str) -> BackendUnavailable:

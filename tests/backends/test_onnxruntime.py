@@ -9,9 +9,9 @@ from segship.backends.session import Graph, RunOptions
 from segship.errors import BackendUnavailable, BundleError
 from segship.machine import usable_cores
 from segship.spec import GraphSpec, TensorSpec, image_encoder_spec, mask_decoder_spec
-from tests.small_bundle import GEOMETRY, encoder_model, make_bundle, make_model, save_models
+from tests.small_bundle import GEOMETRY, decoder_model, encoder_model, make_bundle, make_model, save_models
 
-ENCODER = image_encoder_spec(GEOMETRY)
+ENCODER, DECODER = image_encoder_spec(GEOMETRY), mask_decoder_spec(GEOMETRY)
 X, Y = TensorSpec("x", "float32", ("n", 4)), TensorSpec("y", "float32", ("n", 4))
 
 
@@ -145,6 +145,40 @@ def test_cann_that_does_not_start_is_an_error(monkeypatch, device, number):
             Session(graph, ENCODER, RunOptions(device=device))
         assert caught.value.code == "device_unavailable"
     assert asked == [[("CANNExecutionProvider", {"device_id": number, "precision_mode": "must_keep_origin_dtype"})]]
+
+
+def test_tensorrt_is_asked_with_ranges_and_what_it_leaves_is_told(monkeypatch, tmp_path):
+    real, asked = onnxruntime.InferenceSession, []
+
+    class Partly:
+        """A session of which TensorRT takes a part."""
+
+        def __init__(self, source, sess_options, providers, **settings):
+            asked.append(providers)
+            self._real = real(source, sess_options=sess_options, providers=["CPUExecutionProvider"], **settings)
+
+        def get_providers(self):
+            return ["TensorrtExecutionProvider", "CUDAExecutionProvider", "CPUExecutionProvider"]
+
+        def __getattr__(self, name):
+            return getattr(self._real, name)
+
+    monkeypatch.setenv("SEGSHIP_CACHE", str(tmp_path))
+    monkeypatch.setattr(onnxruntime, "get_available_providers", lambda: ["TensorrtExecutionProvider"])
+    monkeypatch.setattr(onnxruntime, "InferenceSession", Partly)
+    with Session(decoder_model().SerializeToString(), DECODER, RunOptions(device="tensorrt:1")) as session:
+        assert session.on_gpu and "TensorrtExecutionProvider, else CUDAExecutionProvider" in session.description
+    (name, settings), (other, cuda) = asked[0]
+    assert (name, settings["device_id"]) == ("TensorrtExecutionProvider", "1")
+    assert (other, cuda["device_id"], cuda["use_tf32"]) == ("CUDAExecutionProvider", "1", "0")
+    assert settings["trt_engine_cache_path"] == str(tmp_path / "compiled" / "tensorrt")
+    assert "point_labels:1x1," in settings["trt_profile_min_shapes"]
+    assert "point_labels:64x32," in settings["trt_profile_max_shapes"]
+    monkeypatch.setattr(Partly, "get_providers", lambda self: ["CPUExecutionProvider"])
+    with pytest.raises(
+        BackendUnavailable, match="could not start TensorrtExecutionProvider.*pip install onnxruntime-gpu"
+    ):
+        Session(decoder_model().SerializeToString(), DECODER, RunOptions(device="tensorrt"))
 
 
 @pytest.mark.gpu

@@ -68,6 +68,7 @@ def write(source: Bundle, folder: Path, options: ConvertOptions, report: Report)
     }
     return {
         "engine": {"name": "mnn", "version": mnn.version()},
+        "ran": {"engine": f"mnn {mnn.version()}", "own": True},
         "flags": [*mnn.EXACT_FLAGS, *FLAGS[weights]],
         "weights": weights,
         "single_mask": single,

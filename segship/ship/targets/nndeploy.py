@@ -21,7 +21,7 @@ import onnx
 from numpy.typing import NDArray
 from onnx import TensorProto, helper
 
-from segship.backends import DEFAULT_BACKEND
+from segship.backends import DEFAULT_BACKEND, installed_version
 from segship.backends.opening import open_session
 from segship.backends.session import RunOptions, Session
 from segship.bundle import Bundle
@@ -80,6 +80,7 @@ def write(source: Bundle, folder: Path, options: ConvertOptions, report: Report)
     require_passed(rows)
     _write_programs(folder, paths)
     return {
+        "ran": {"engine": f"onnxruntime {installed_version(DEFAULT_BACKEND)}", "own": False},
         "opset": OPSET,
         "graphs": {paths[part].name: asdict(spec) for part, spec in specs.items()},
         "tools": tool_versions(),

@@ -22,7 +22,7 @@ import numpy as np
 
 import segship
 from segship.arrays import AnyArray, Size
-from segship.backends import DEFAULT_BACKEND
+from segship.backends import DEFAULT_BACKEND, installed_version
 from segship.backends.fixed import Call, Form, fixed_calls, run_fixed
 from segship.backends.onnxruntime import Session as OrtSession
 from segship.backends.opening import open_graph
@@ -115,7 +115,8 @@ def write(source: Bundle, folder: Path, options: ConvertOptions, report: Report)
             _calibrate(folder, manifest, kit, known, options)
     document = _document(source, manifest, folder, kit, options)
     _write_texts(folder, document)
-    return {"soc": options.soc, "kit": "kit.json", "comparison": [str(row) for row in rows]}
+    ran = {"engine": f"onnxruntime {installed_version('onnxruntime')}", "own": False}
+    return {"soc": options.soc, "kit": "kit.json", "ran": ran, "comparison": [str(row) for row in rows]}
 
 
 def check_options(options: ConvertOptions) -> None:
