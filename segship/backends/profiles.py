@@ -5,7 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-from segship.errors import BundleError
+from segship.errors import BundleError, way
 from segship.spec import GraphSpec
 
 Range = tuple[int, int, int]
@@ -37,8 +37,9 @@ def profiles_of(spec: GraphSpec, given: Sequence[Profile] = ()) -> tuple[Profile
     for profile in chosen:
         missing = sorted(axes - profile.keys())
         if missing:
-            message = f"graph {spec.name!r} leaves {', '.join(missing)} open; TensorRT needs a range of every axis"
-            raise BundleError(f"{message}: make a bundle of fixed size, --size HEIGHT,WIDTH", code="no_profile")
+            size = way("size=(HEIGHT, WIDTH)", "--size HEIGHT,WIDTH")
+            message = f"graph {spec.name!r} leaves {', '.join(missing)} open, and TensorRT needs a range of every axis"
+            raise BundleError(f"{message}; make a bundle of one size: {size}", code="no_profile")
         for axis, (least, usual, most) in profile.items():
             if not 1 <= least <= usual <= most:
                 message = f"the range of {axis} is {least}, {usual}, {most}; accepted are three sizes from 1 up, rising"

@@ -25,11 +25,12 @@ MODULES = sorted(name for _, name, _ in pkgutil.walk_packages(segship.__path__, 
 
 
 def loaded(name):
-    """A module; None where it wraps a runtime that lives in an environment of its own, and this is another."""
+    """A module; None where it wraps a runtime that is not in this environment."""
     try:
         return importlib.import_module(name)
     except ModuleNotFoundError as error:
-        if error.name not in {row.package for row in BACKENDS.values() if row.apart}:
+        engines = {package for row in BACKENDS.values() for package in row.packages} | {"cuda"}
+        if error.name not in engines:
             raise
         return None
 

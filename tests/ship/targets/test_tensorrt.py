@@ -115,7 +115,7 @@ def test_options_that_cannot_be_are_refused(small_export, options, error, code, 
 
 
 def test_pictures_of_any_size_are_refused_with_what_to_do(small_semantic_bundle, tmp_path):
-    with pytest.raises(BundleError, match="--size HEIGHT,WIDTH") as told:
+    with pytest.raises(BundleError, match="make a bundle of one size: size=") as told:
         convert(small_semantic_bundle.path, tmp_path / "out", ConvertOptions(target="tensorrt"))
     assert told.value.code == "no_profile"
 
