@@ -71,8 +71,8 @@ def row_text(row: dict[str, Any]) -> str:
     agreement = ", ".join(f"{name} {value:g}" for name, value in row["agreement"].items()) or "-"
     cells = (
         row["name"],
-        described["precision"],
-        described["threads"],
+        described.get("precision", "-"),
+        described.get("threads", "-"),
         seconds_text(row["median_s"]),
         f"{seconds_text(min(row['seconds']))} to {seconds_text(max(row['seconds']))} ({len(row['seconds'])})",
         "-" if row["cold_s"] is None else seconds_text(row["cold_s"]),

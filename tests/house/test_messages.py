@@ -73,7 +73,12 @@ def known():
 def test_what_is_said_to_both_doors_names_no_way_of_one_of_them():
     for module, (_, tree) in sources().items():
         # The command line is one door; drawings, graphs and scripts for other machines hold other people's words.
-        scripts = ("ship.targets.ascend.commands", "ship.targets.ascend.runner", "ship.targets.tensorrt")
+        scripts = (
+            "ship.targets.ascend.commands",
+            "ship.targets.ascend.runner",
+            "ship.targets.tensorrt",
+            "ship.targets.nndeploy",
+        )
         for text in (
             [] if is_within(module, ("cli", "bench.report", "compat", "pipelines", *scripts)) else strings(tree)
         ):
