@@ -36,6 +36,7 @@ from segship.ship.templates.bundling import BundleOptions, bundle_checkpoint
 from segship.ship.templates.making import seeded_checkpoint
 
 SEMANTIC_SIZE = (512, 1024)
+README, MARK = Path(__file__).parents[1] / "README.md", "<!-- targets -->"
 FAMILIES = {"tiny": "sam", "vit_t": "sam", "vit_b": "sam", "semask_s.all": "semask"}
 """Model, as its template is called -> family."""
 GIVEN: dict[str, dict[str, Any]] = {"ascend": {"soc": "Ascend310P3"}}
@@ -58,7 +59,14 @@ def main() -> None:
                 found.append(_try(target, model, sources, Path(folder) / f"{target}-{model}"))
                 print(markdown_table(found[-1:]).splitlines()[-1], flush=True)
     if not arguments.no_save:
-        RESULTS_FILE.write_text(results_json(merge_results(read_results(), found)))
+        save(merge_results(read_results(), found))
+
+
+def save(results: Sequence[Result]) -> None:
+    """Write the results into the package, and their table into README.md."""
+    RESULTS_FILE.write_text(results_json(results))
+    before, _, after = README.read_text().split(MARK)
+    README.write_text(f"{before}{MARK}\n{markdown_table(results)}{MARK}{after}")
 
 
 def _sources(model: str, folder: Path) -> dict[str, Path]:

@@ -218,8 +218,8 @@ def _make_ncnn(module: nn.Module, examples: tuple[torch.Tensor, ...], path: Path
     import pnnx
 
     with tempfile.TemporaryDirectory(prefix="segship-pnnx-") as folder:
-        # It writes nine files beside the one that it is told.
-        pnnx.export(module, str(Path(folder) / "graph.pt"), inputs=examples)
+        # It writes nine files beside the one that it is told, and halves by itself.
+        pnnx.export(module, str(Path(folder) / "graph.pt"), inputs=examples, fp16=False)
         for ending in (".param", ".bin"):
             shutil.copyfile(Path(folder) / f"graph.ncnn{ending}", path.with_suffix(ending))
 
@@ -229,7 +229,7 @@ def _open_ncnn(path: Path, spec: GraphSpec) -> Run:
 
     network = ncnn.Net()
     network.opt.num_threads = 2
-    # By itself it shortens sums and stores halves where the processor has them.
+    # By itself it stores halves where the processor has them.
     for switch in ("use_fp16_packed", "use_fp16_storage", "use_fp16_arithmetic", "use_bf16_storage"):
         setattr(network.opt, switch, False)
     network.load_param(str(path))
