@@ -178,7 +178,7 @@ def test_what_a_budget_chose_and_a_certificate_fails_is_not_taken_by_auto(bundle
     with segship.load(bundle.path, backend="auto", precision="auto") as predictor:
         assert predictor.precision == "fp32" and "budget" not in predictor.backend_reason
     with pytest.raises(BackendUnavailable, match="fp16-weights in onnxruntime fails its bar"):
-        segship.load(bundle.path, backend="auto", precision="fp16-weights")
+        segship.load(bundle.path, backend="onnxruntime", precision="fp16-weights")
 
 
 def test_a_certificate_of_other_artifacts_says_nothing_and_is_said_so(bundle, images, monkeypatch):

@@ -61,12 +61,14 @@ from segship.ship.official import (
     one_object_decoder_spec,
 )
 from segship.ship.options import ExportOptions
-from segship.ship.targets import TARGETS, ConvertOptions, convert
+from segship.ship.targets import ConvertOptions, convert
 from segship.ship.verify import open_graph, torch_sessions
 from segship.ship.weights import tool_versions
 from segship.spec import LABEL_EMPTY, MASK_TOKENS, GraphSpec, SamGeometry, TensorSpec
 
 Arrays = dict[str, NDArray[Any]]
+CONVERTED = ("mnn", "nndeploy")
+"""Contracts that are targets of `segship convert`, and made by it; as a target, ``ascend`` is another thing, a kit."""
 ASCEND_SIZE = (1024, 2048)
 """Of the Ascend guide for SeMask, which has no other."""
 
@@ -235,7 +237,7 @@ def export_contract(
     CheckpointError, OutputError
         As `segship.ship.export.export_bundle`.
     """
-    if options.contract in TARGETS:
+    if options.contract in CONVERTED:
         return _export_for_target(checkpoint_path, output, options, report, progress)
     refuse_taken(output, force=options.force)
     refuse_stranger(output)

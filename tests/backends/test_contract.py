@@ -224,7 +224,7 @@ def test_unknown_backend_lists_the_known():
 
 
 def row(module):
-    return Backend(module, package="planted", distributions=("planted",), extra="segship[planted]")
+    return Backend(module, packages=("planted",), distributions=("planted",), extra="segship[planted]")
 
 
 def plant(monkeypatch, tmp_path, source):

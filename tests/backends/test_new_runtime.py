@@ -62,7 +62,7 @@ def toy(monkeypatch, tmp_path):
         "Metadata-Version: 2.1\nName: toyengine\nVersion: 1.5\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    row = Backend("toy_backend", package="toy_engine", distributions=("toyengine",), extra="toyengine")
+    row = Backend("toy_backend", packages=("toy_engine",), distributions=("toyengine",), extra="toyengine")
     monkeypatch.setitem(BACKENDS, "toy", row)
     yield "toy"
     for name in ("toy_engine", "toy_backend"):

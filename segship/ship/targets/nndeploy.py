@@ -211,6 +211,8 @@ def _resized() -> list[onnx.NodeProto]:
             ["nn.smooth"],
             mode="linear",
             antialias=1,
+            # As Pillow, which gives places outside the picture no weight; else borders are off by a dozen levels.
+            exclude_outside=1,
             coordinate_transformation_mode="half_pixel",
         ),
         node("Round", ["nn.smooth"], ["nn.bytes"]),
