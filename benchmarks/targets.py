@@ -36,6 +36,8 @@ from segship.ship.templates.bundling import BundleOptions, bundle_checkpoint
 from segship.ship.templates.making import seeded_checkpoint
 
 SEMANTIC_SIZE = (512, 1024)
+CITYSCAPES = 19
+"""Classes, whose names are known."""
 README, MARK = Path(__file__).parents[1] / "README.md", "<!-- targets -->"
 FAMILIES = {"tiny": "sam", "vit_t": "sam", "vit_b": "sam", "semask_s.all": "semask"}
 """Model, as its template is called -> family."""
@@ -75,7 +77,10 @@ def _sources(model: str, folder: Path) -> dict[str, Path]:
         checkpoint = Path(__file__).parents[1] / "recipes" / "tiny" / "tiny.safetensors"
         return {"bundle": embedded_bundle("tiny"), "checkpoint": checkpoint}
     family, bundle = FAMILIES[model], folder / f"{model}.bundle"
-    checkpoint = seeded_checkpoint(family, family_module(family).template_configs()[model], folder, 1)
+    config = family_module(family).template_configs()[model]
+    if family == "semask":
+        config = replace(config, classes=CITYSCAPES)
+    checkpoint = seeded_checkpoint(family, config, folder, 1)
     size = SEMANTIC_SIZE if family == "semask" else None
     bundle_checkpoint(checkpoint, bundle, BundleOptions(size=size))
     return {"bundle": bundle, "checkpoint": checkpoint}

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import redirect_stdout
 from dataclasses import asdict, dataclass, replace
@@ -130,8 +131,9 @@ def _make(engine: _Engine, module: nn.Module, spec: GraphSpec, form: Form, path:
     shapes = [[int(size) for size in tensor.shape] for tensor in _fixed(spec, form).inputs]
     examples = tuple(torch.zeros(shape, dtype=torch.float32) for shape in shapes)
     try:
-        # Converters print; what is on standard output is ours.
-        with torch.no_grad(), redirect_stdout(None):
+        # Converters print, and warn of what is theirs to mend; standard output is ours.
+        with torch.no_grad(), redirect_stdout(None), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             engine.make(module, examples, path)
     except SegshipError:
         raise
@@ -191,7 +193,10 @@ def _make_executorch(module: nn.Module, examples: tuple[torch.Tensor, ...], path
 def _open_executorch(path: Path, spec: GraphSpec) -> Run:
     from executorch.runtime import Runtime
 
-    method = Runtime.get().load_program(path).load_method("forward")
+    with warnings.catch_warnings():
+        # It says that it is experimental.
+        warnings.simplefilter("ignore")
+        method = Runtime.get().load_program(path).load_method("forward")
     return lambda arrays: [answer.numpy().copy() for answer in method.execute(list(map(torch.from_numpy, arrays)))]
 
 

@@ -2,6 +2,7 @@
 """Files for phones: what needs no converter everywhere, each converter where it is (`make test-executorch` ...)."""
 
 import json
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -10,6 +11,8 @@ import torch
 from segship.backends import is_installed
 from segship.errors import BackendUnavailable, ComparisonFailed, ExportError, InputError
 from segship.ship.targets import PHONES, TARGETS, ConvertOptions, convert, phones
+
+TINY = Path(__file__).parents[3] / "recipes" / "tiny" / "tiny.safetensors"
 
 
 def here(name):
@@ -108,8 +111,8 @@ def test_bundles_and_missing_packages_are_refused(small_export, small_checkpoint
 
 
 @pytest.mark.parametrize("name", [needs(name) for name in PHONES])
-def test_the_small_model_converts_and_agrees(small_checkpoint, tmp_path, name):
-    document = convert(small_checkpoint, tmp_path / "out", ConvertOptions(target=name))
+def test_tiny_converts_and_agrees(tmp_path, name):
+    document = convert(TINY, tmp_path / "out", ConvertOptions(target=name))
     assert ("ran" in document) == (name != "coreml")
     assert {file.partition(".")[0] for file in document["files"]} == {"image_encoder", "mask_decoder"}
     assert len(document["comparison"]) == (0 if name == "coreml" else 4)

@@ -14,10 +14,12 @@ import pytest
 from segship.bundle import Bundle
 from segship.catalog import embedded_bundle
 from segship.errors import BackendUnavailable, BundleError, InputError
+from segship.ship.contracts import ascend_encoder_spec, export_contract, one_object_decoder_spec
 from segship.ship.export import export_bundle
 from segship.ship.options import ExportOptions
 from segship.ship.targets import ConvertOptions, convert
 from tests.backends import tensorrt_double
+from tests.oracle import SMALL_VIT
 
 RTX = importlib.util.find_spec("tensorrt_rtx") is not None
 needs_rtx = pytest.mark.skipif(not RTX, reason="TensorRT for RTX is not installed; `make target-tensorrt-rtx`")
@@ -155,8 +157,18 @@ def test_the_small_model_and_its_semantic_sister_build(small_export, small_semas
     document = convert(
         small_export[0].path, tmp_path / "sam", ConvertOptions(target="tensorrt-rtx", objects=4, places=4)
     )
-    assert document["profiles"]["mask_decoder"][0]["objects"] == [1, 1, 4]
+    assert document["profiles"]["mask_decoder"][0]["objects"] == (1, 1, 4)
     bundle = export_bundle(small_semask_checkpoint, tmp_path / "bundle", ExportOptions(size=(64, 128), measure=False))
     assert (
         "semantic.plan" in convert(bundle.path, tmp_path / "semantic", ConvertOptions(target="tensorrt-rtx"))["files"]
     )
+
+
+@needs_rtx
+def test_the_pair_of_the_ascend_contract_builds(small_checkpoint, tmp_path):
+    from segship.backends import tensorrt
+
+    export_contract(small_checkpoint, tmp_path / "pair", ExportOptions(contract="ascend"))
+    encoder, decoder = ascend_encoder_spec(SMALL_VIT.geometry), one_object_decoder_spec(SMALL_VIT.geometry, False)
+    for spec, ranges in ((encoder, {"batch": (1, 1, 1)}), (decoder, {"num_points": (1, 2, 4)})):
+        assert tensorrt.build_plan(tmp_path / "pair" / f"{spec.name}.onnx", spec, (ranges,))
