@@ -191,11 +191,11 @@ def _make_executorch(module: nn.Module, examples: tuple[torch.Tensor, ...], path
 
 
 def _open_executorch(path: Path, spec: GraphSpec) -> Run:
-    from executorch.runtime import Runtime
-
     with warnings.catch_warnings():
         # It says that it is experimental.
         warnings.simplefilter("ignore")
+        from executorch.runtime import Runtime
+
         method = Runtime.get().load_program(path).load_method("forward")
     return lambda arrays: [answer.numpy().copy() for answer in method.execute(list(map(torch.from_numpy, arrays)))]
 
