@@ -25,6 +25,7 @@ from tests.small_bundle import GEOMETRY, make_bundle, make_model, small_manifest
 
 ENVIRONMENT = Path(__file__).parents[3] / ".targets" / "nndeploy" / "bin"
 """Made by `make target-nndeploy`."""
+TRUCK = Path(__file__).parents[3] / "../shared/images/truck.jpg"
 
 
 @pytest.fixture(scope="module")
@@ -112,12 +113,8 @@ def test_options_of_another_target_are_refused():
         ConvertOptions("nndeploy", weights="int8")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("way", ["workflow", "task", "script"])
-def test_the_engine_of_nndeploy_gives_the_mask_of_segship(converted, tmp_path, way):
-    if not ENVIRONMENT.is_dir():
-        pytest.skip("nndeploy is not here; make target-nndeploy")
-    output, _ = converted
+def photograph_and_click():
+    """The demo's photograph, a click of the cases that every export is compared on, and its mask."""
     tiny = Bundle.open(find_model("tiny"))
     known = next(
         one
@@ -126,19 +123,52 @@ def test_the_engine_of_nndeploy_gives_the_mask_of_segship(converted, tmp_path, w
     )
     photograph = read_image(segship.demo_photograph()).pixels
     # The model frame's longer side is the picture's.
-    x, y = (known.prompts["point_coords"][0, 0] * max(photograph.shape) / tiny.manifest.geometry.image_size).tolist()
-    Image.fromarray(photograph).save(output / "picture.jpg", quality=100, subsampling=0)
-    command = [ENVIRONMENT / "python", "segment.py", "picture.jpg", tmp_path / "mask.png", "--point", f"{x},{y}"]
+    point = known.prompts["point_coords"][0, 0] * max(photograph.shape) / tiny.manifest.geometry.image_size
+    return photograph, point.tolist(), known.masks[0]
+
+
+def truck_and_click():
+    """The truck of the published examples, a click of theirs, and the mask that the graphs give and segship chooses."""
+    truck = read_image(TRUCK).pixels
+    found = segship.load("tiny").predict(truck, points=[[500, 375]], clean_up=False, edges=False)
+    return truck, [500, 375], found.masks[0][int(np.argmax(found.iou_predictions[0]))]
+
+
+def run_nndeploy(folder, out, way, point):
+    """Segment ``picture.jpg`` of a converted folder by nndeploy itself, and return the mask."""
+    x, y = point
+    command = [ENVIRONMENT / "python", "segment.py", "picture.jpg", out / "mask.png", "--point", f"{x},{y}"]
     if way != "script":
-        text = (output / "workflow.json").read_text("utf-8").replace("mask.png", str(tmp_path / "mask.png"))
-        document = json.loads(
-            text.replace("kParallelTypeSequential", f"kParallelType{way.title()}") if way == "task" else text
-        )
+        text = (folder / "workflow.json").read_text("utf-8").replace("mask.png", str(out / "mask.png"))
+        if way == "task":
+            text = text.replace("kParallelTypeSequential", "kParallelTypeTask")
+        document = json.loads(text)
         prompt = next(node for node in document["node_repository_"] if node["name_"] == "prompt")
         prompt["param_"]["points"] = [x, y, 0, 0]
-        (tmp_path / "workflow.json").write_text(json.dumps(document))
-        command = [ENVIRONMENT / "nndeploy-run-json", "--json_file", tmp_path / "workflow.json", "--name", "segment"]
-    subprocess.run(command, cwd=output, check=True, capture_output=True, timeout=300)
-    mask = np.array(Image.open(tmp_path / "mask.png"))
+        (out / "workflow.json").write_text(json.dumps(document))
+        command = [ENVIRONMENT / "nndeploy-run-json", "--json_file", out / "workflow.json", "--name", "segment"]
+    subprocess.run(command, cwd=folder, check=True, capture_output=True, timeout=300)
+    return np.array(Image.open(out / "mask.png"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not ENVIRONMENT.is_dir(), reason="nndeploy is not here; make target-nndeploy")
+@pytest.mark.parametrize("way", ["workflow", "task", "script"])
+@pytest.mark.parametrize(
+    "picture_and_click",
+    [
+        photograph_and_click,
+        pytest.param(
+            truck_and_click,
+            marks=pytest.mark.skipif(not TRUCK.exists(), reason="the shared photographs are not beside the checkout"),
+        ),
+    ],
+)
+def test_the_engine_of_nndeploy_gives_the_mask_of_segship(converted, tmp_path, picture_and_click, way):
+    picture, point, known = picture_and_click()
+    Image.fromarray(picture).save(converted[0] / "picture.jpg", quality=100, subsampling=0)
+    mask = run_nndeploy(converted[0], tmp_path, way, point)
     assert set(np.unique(mask)) == {0, 255}
-    assert mask_iou(mask > 0, known.masks[0]) >= 0.99
+    iou = mask_iou(mask > 0, known)
+    print(f"nndeploy, {way}, {picture_and_click.__name__}: IoU {iou:.4f}")
+    assert iou >= 0.99
