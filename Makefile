@@ -10,8 +10,8 @@
 PYTHON ?= python3.11
 BIN := .venv/bin
 
-# make target-NAME  an environment with an engine that cannot share one: executorch, litert, ncnn, coreml, mindspore, nndeploy,
-#             tensorrt-rtx; make test-NAME runs its tests there
+# make target-NAME  an environment with an engine that cannot share one: executorch, litert, ncnn, coreml, mindspore,
+#             mindspore-lite (Python 3.7), nndeploy, tensorrt-rtx; make test-NAME runs its tests there
 .PHONY: demo test docs slow bench check format tiny clean
 
 demo: .stamps/core
@@ -111,6 +111,15 @@ test-%: .targets/%/made
 # Its engine is a program; the tests call it.
 test-nndeploy: .targets/nndeploy/made .stamps/dev
 	$(BIN)/python -m pytest -q -s -m slow tests/ship/targets/test_nndeploy.py
+
+# Its one published wheel is for Python 3.7, in a process of which the tests run it.
+.targets/mindspore-lite/made: pyproject.toml
+	python3.7 -m venv .targets/mindspore-lite
+	.targets/mindspore-lite/bin/python -m pip install --quiet mindspore-lite==2.0.0
+	@touch $@
+
+test-mindspore-lite: .targets/mindspore-lite/made .stamps/dev
+	$(BIN)/python -m pytest -q tests/backends/test_mindspore_lite.py
 
 clean:
 	rm -rf .venv .targets .stamps build dist demo-output

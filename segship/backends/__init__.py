@@ -129,6 +129,16 @@ BACKENDS: dict[str, Backend] = {
         processor=False,
         install="pip install aclruntime-*.whl ais_bench-*.whl",
     ),
+    "mindspore_lite": Backend(
+        "segship.backends.mindspore_lite",
+        ("mindspore_lite",),
+        ("mindspore-lite", "mindspore_lite"),
+        extra="",
+        lower=False,
+        graphs=frozenset({"image_encoder", "mask_decoder"}),
+        processor=False,
+        install="pip install mindspore_lite-*.whl",
+    ),
 }
 """Name -> row."""
 

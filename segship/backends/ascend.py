@@ -53,6 +53,14 @@ def beside(precision: str) -> str:
     return precision
 
 
+class Kit(NamedTuple):
+    """What a kit holds of one graph: of each file's name, what ``kit.json`` says of it."""
+
+    folder: Path
+    soc: str
+    entries: dict[str, Mapping[str, Any]]
+
+
 class Model(NamedTuple):
     """A compiled model: its file, the forms of its calls, and how ``InferSession`` is told them."""
 
@@ -84,16 +92,9 @@ def compile(graph: Graph, spec: GraphSpec, run: RunOptions) -> Compiled:
     if run.precision not in precisions():
         message = f"precision {run.precision!r} was asked for, and models for Ascend are compiled in"
         raise BackendUnavailable(f"{message} {' or '.join(precisions())}; ask for one of them", code=_NO_PRECISION)
-    kit, document = _read_kit()
-    digest = graph.digest or graph_digest(graph.source)
-    found = {name: entry for name, entry in document["graphs"].items() if entry["made_from"] == digest}
-    if not found:
-        message = f"the kit {kit} was made of other graphs than {spec.name!r}, whose digest is {digest}"
-        raise BackendUnavailable(
-            f"{message}; convert this bundle, or name its kit in {KIT_VARIABLE}", code="kit_missing"
-        )
-    models = tuple(_model(kit, name, entry, run.precision) for name, entry in found.items())
-    return Compiled(models, document["soc"])
+    kit = open_kit(graph, spec)
+    models = tuple(_model(kit.folder, name, entry, run.precision) for name, entry in kit.entries.items())
+    return Compiled(models, kit.soc)
 
 
 _NO_PRECISION = "precision_unavailable"
@@ -166,6 +167,25 @@ def _device_id(device: str) -> int:
         message = f"device {device!r} is unknown to the ascend backend; accepted are npu, npu:N"
         raise BackendUnavailable(message, code="unknown_device")
     return int(found[1] or 0)
+
+
+def open_kit(graph: Graph, spec: GraphSpec) -> Kit:
+    """Read the kit that ``SEGSHIP_ASCEND_KIT`` names, as far as it was made from a graph.
+
+    Raises
+    ------
+    BackendUnavailable
+        ``kit_missing`` when none is named, it cannot be read or is of other graphs.
+    """
+    folder, document = _read_kit()
+    digest = graph.digest or graph_digest(graph.source)
+    found = {name: entry for name, entry in document["graphs"].items() if entry["made_from"] == digest}
+    if not found:
+        message = f"the kit {folder} was made of other graphs than {spec.name!r}, whose digest is {digest}"
+        raise BackendUnavailable(
+            f"{message}; convert this bundle, or name its kit in {KIT_VARIABLE}", code="kit_missing"
+        )
+    return Kit(folder, document["soc"], found)
 
 
 def _read_kit() -> tuple[Path, dict[str, Any]]:

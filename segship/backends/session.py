@@ -29,8 +29,8 @@ class RunOptions:
     Attributes
     ----------
     backend
-        ``onnxruntime``, ``openvino``, ``mnn``, ``tensorrt`` and ``ascend`` run bundles, ``torch`` and ``mindspore`` run
-        checkpoints; ``auto`` takes the fastest that the bundle has found right.
+        ``onnxruntime``, ``openvino``, ``mnn``, ``tensorrt``, ``ascend`` and ``mindspore_lite`` run bundles, ``torch``
+        and ``mindspore`` run checkpoints; ``auto`` takes the fastest that the bundle has found right.
     device
         ``cpu``, ``cuda`` or ``cuda:1``, ``npu`` or ``npu:1``; one that is not there is an error, never a silent
         fallback.
