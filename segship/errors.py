@@ -44,11 +44,13 @@ def shown(value: object) -> str:
     return text[: _LONGEST_SHOWN - len(more)] + more
 
 
-_WAY = re.compile("\x02([^\x03]*)\x03([^\x04]*)\x04")
+_WAY = re.compile("\x02([^\x03]*)\x03([^\x04]*)\x04([^\x05]*)\x05")
 
 
-def way(python: str, command: str) -> str:
+def way(python: str, command: str, http: str | None = None) -> str:
     """Return a part of a message that names a way out: an argument in Python, an option on the command line.
+
+    ``http`` is what a server says, where it is not what Python does; nothing, where it has no such way.
 
     Examples
     --------
@@ -56,7 +58,7 @@ def way(python: str, command: str) -> str:
     >>> str(error), error.on_command_line
     ('x.png exists; replace it with overwrite=True', 'x.png exists; replace it with --overwrite')
     """
-    return f"\x02{python}\x03{command}\x04"
+    return f"\x02{python}\x03{command}\x04{python if http is None else http}\x05"
 
 
 def option(name: str, command: str | None = None) -> str:
@@ -84,8 +86,8 @@ class SegshipError(Exception):
     ----------
     code
         As above.
-    on_command_line
-        The message in the words of the command line; ``str`` gives those of Python.
+    on_command_line, over_http
+        The message in the words of the command line, and of a server; ``str`` gives those of Python.
     """
 
     default_code = "error"
@@ -93,6 +95,7 @@ class SegshipError(Exception):
     def __init__(self, message: str, *, code: str | None = None) -> None:
         super().__init__(_WAY.sub(r"\1", message))
         self.on_command_line = _WAY.sub(r"\2", message)
+        self.over_http = _WAY.sub(r"\3", message)
         self.code = code if code is not None else self.default_code
 
 

@@ -110,6 +110,7 @@ COMMANDS = {
         "segment": "Segment images from points, boxes and masks.",
         "everything": "Find everything in images, without a prompt.",
         "semantic": "Find the class of every pixel of images.",
+        "serve": "Serve masks over HTTP, and a page to click in.",
         "demo": "Segment a photograph inside the package from one click.",
     },
     "Ship": {

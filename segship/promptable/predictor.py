@@ -337,6 +337,15 @@ class Predictor:
         self._check_memory(embedding, resolved, limits, MASK_TOKENS)
         return self._select(embedding, self._prompt_tensors(embedding, resolved.objects), min_iou)
 
+    def with_image_side(self, embedding: ImageEmbedding) -> ImageEmbedding:
+        """Return an embedding with what all prompts of its image share, if the bundle has such a graph.
+
+        For embeddings that were kept without it, which is most of their memory.
+        """
+        if embedding.image_side is not None:
+            return embedding
+        return replace(embedding, image_side=self._decoder.image_side(embedding.image_embeddings))
+
     def encode_frames(self, frames: FloatArray) -> FloatArray:
         """Return the encoder's output (B, C, h, w) for (B, 3, S, S) float32 that the caller normalised and padded."""
         run, frames = self._sessions["image_encoder"].run, np.ascontiguousarray(frames, np.float32)

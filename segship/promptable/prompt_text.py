@@ -113,12 +113,28 @@ def parse_prompts_json(text: str | bytes, limits: PromptLimits = DEFAULT_LIMITS)
     PromptError
         With one of the codes in this module's list, or of `Prompts`.
     """
+    return prompts_of(load_json_object(text, limits), limits)
+
+
+def load_json_object(text: str | bytes, limits: PromptLimits = DEFAULT_LIMITS) -> dict[str, Any]:
+    """Return the one object that a JSON document is, its numbers as float; what may stand in it is not looked at.
+
+    Raises
+    ------
+    PromptError
+        ``bad_json``, ``json_too_large``, ``json_too_deep`` or ``duplicate_key``.
+    """
     document = _load_json(_checked_text(text, limits), limits)
     if not isinstance(document, dict):
         raise PromptError(
             f"the JSON document is {_kind(document)}; it must be an object with {', '.join(_KEYS)}, or with objects",
             code="bad_json",
         )
+    return document
+
+
+def prompts_of(document: dict[str, Any], limits: PromptLimits = DEFAULT_LIMITS) -> Prompts | list[Prompts]:
+    """Return the prompts of an object that `load_json_object` gave; errors are those of `parse_prompts_json`."""
     if "objects" not in document:
         return _prompts_of(document, "the JSON document")
     _refuse_unknown_keys(document, ("objects",), 'a JSON document with "objects"')

@@ -155,7 +155,8 @@ def read_mask_input(mask_input: npt.ArrayLike | None) -> FloatArray | None:
     return _as_float32(array.reshape(shape), "mask_input")
 
 
-_CLIP = way("outside='clip'", "--clip")
+_CLIP = way("outside='clip'", "--clip", '"clip": true')
+_EVERYTHING = way("segship.generate_masks", "`segship everything`", "the route everything")
 
 
 @dataclass(frozen=True, slots=True)
@@ -350,7 +351,7 @@ def resolve_prompts(
     if any(not part._parts() for part in given):
         raise PromptError(
             f"there are no prompts; give {way('points, boxes or a mask_input for every object', '--point or --box')}; "
-            f"to segment everything, use {way('segship.generate_masks', '`segship everything`')}",
+            f"to segment everything, use {_EVERYTHING}",
             code="no_prompts",
         )
     if limits is not None and limits.objects is not None and sum(counts) > limits.objects:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from segship.arrays import Size
-from segship.errors import InputError, option
+from segship.errors import InputError, option, way
 from segship.machine import describe_machine
 from segship.promptable.decoder import bytes_per_object, image_side_bytes
 from segship.promptable.everything.grids import crop_boxes, layer_grids
@@ -150,7 +150,9 @@ def check_speed(cost: AmgCost, encode_seconds: float, seconds_per_point: float) 
 
 
 def _over_cost(found: str, advice: str) -> InputError:
-    message = f"{found} are begun unasked; {advice}, or {option('force_cost')} to begin all the same"
+    # A server has not asked for what its clients send.
+    begin = way(", or force_cost to begin all the same", ", or --force-cost to begin all the same", "")
+    message = f"{found} are begun unasked; {advice}{begin}"
     return InputError(message, code="over_cost")
 
 

@@ -1,0 +1,142 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The whole: options to a server that runs until it is told to end."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import socket
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
+from pathlib import Path
+
+from segship.errors import BackendUnavailable, InputError, OutputError, option, shown
+from segship.serve.options import ServeOptions
+
+_NEEDED = {
+    "starlette": "starlette",
+    "uvicorn": "uvicorn",
+    "httptools": "httptools",
+    "prometheus_client": "prometheus-client",
+}
+_BACKLOG = 1_024
+
+
+def check_packages() -> None:
+    """Refuse as ``serve_missing`` where the packages of the extra are not installed."""
+    missing = [package for module, package in _NEEDED.items() if find_spec(module) is None]
+    if missing:
+        message = (
+            f"{', '.join(missing)} of the extra serve is not installed; install it with: pip install 'segship[serve]'"
+        )
+        raise BackendUnavailable(message, code="serve_missing")
+
+
+def serve(options: ServeOptions | None = None, *, started: Callable[[str], None] | None = None) -> int:
+    """Serve masks until SIGTERM or an interrupt.
+
+    Parameters
+    ----------
+    options
+        Those of `ServeOptions`, its defaults when left out.
+    started
+        Is called with the address once the server listens; models may still be loading, see ``/v2/health/ready``.
+
+    Returns
+    -------
+    int
+        0, once everything that was worked on is answered.
+
+    Raises
+    ------
+    BackendUnavailable
+        ``serve_missing`` without the extra.
+    BundleError
+        When there is no such model, as `segship.load` says.
+    OutputError
+        ``cannot_listen`` when the port is taken.
+    """
+    check_packages()
+    options = options or ServeOptions()
+    models = find_models(options.bundle)
+    with _listen(options) as listener:
+        return asyncio.run(_serve(options, models, listener, started))
+
+
+def find_models(names: tuple[str, ...]) -> dict[str, tuple[str, str]]:
+    """Return the models that names, places, or NAME=PLACE mean: name -> task and place."""
+    from segship.bundle import Bundle
+    from segship.catalog import find_model
+
+    found: dict[str, tuple[str, str]] = {}
+    for given in names:
+        before, parted, after = given.partition("=")
+        place = find_model(after if parted else given)
+        name = before if parted else (place.stem if place.is_file() else Path(given).name)
+        if name in found or not name:
+            message = f"{option('bundle')} has two models of the name {shown(name)}; give one another: NAME=PLACE"
+            raise InputError(message, code="bad_option")
+        task = Bundle.open(place).manifest.task if place.is_dir() else "promptable"
+        found[name] = task, str(place)
+    return found
+
+
+def _listen(options: ServeOptions) -> socket.socket:
+    family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((options.host, options.port))
+        listener.listen(_BACKLOG)
+    except OSError as error:
+        listener.close()
+        message = f"cannot listen on {options.host} port {options.port}: {error.strerror}; choose another port"
+        raise OutputError(message, code="cannot_listen") from None
+    return listener
+
+
+async def _serve(
+    options: ServeOptions,
+    models: dict[str, tuple[str, str]],
+    listener: socket.socket,
+    started: Callable[[str], None] | None,
+) -> int:
+    import uvicorn
+
+    from segship.serve.app import make_app
+    from segship.serve.protocol import Server, connection_class
+    from segship.serve.service import Service
+
+    if options.log != "none":
+        _log_to_stderr()
+    service = Service(options)
+    door = make_app(service, options)
+    config = uvicorn.Config(
+        door,
+        http=connection_class(options.limits),
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=max(1, round(options.drain_seconds)),
+    )
+    service.start(models)
+    if started is not None:
+        host, port = listener.getsockname()[:2]
+        started(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+    try:
+        await Server(config, door.leave).serve(sockets=[listener])
+    finally:
+        await service.stop()
+    return 0
+
+
+def _log_to_stderr() -> None:
+    log = logging.getLogger("segship.serve")
+    log.setLevel(logging.INFO)
+    log.propagate = False
+    if not log.handlers:
+        log.addHandler(logging.StreamHandler(sys.stderr))
