@@ -91,7 +91,8 @@ def test_each_side_of_a_way_out_exists_where_it_is_shown(known):
     assert len(found) >= 25
     every = set().union(*known.values())
     for module, sides in found:
-        python, command = ((text_of(side) or "").removeprefix("--x") for side in sides)
+        python, command, *http = ((text_of(side) or "").removeprefix("--x") for side in sides)
+        assert not any(OPTION.search(text) for text in http), f"{module}: {http}"
         assert not OPTION.search(python) and "`segship" not in python, f"{module}: {python}"
         assert not IN_PYTHON.search(command), f"{module}: {command}"
         assert set(OPTION.findall(command)) <= every, f"{module}: {command}"
@@ -114,6 +115,8 @@ def test_an_error_has_the_words_of_both_doors_and_keeps_them_on_its_way_between_
     import pickle
 
     error = errors.OutputError(f"x exists; replace it with {errors.way('force=True', '--overwrite')}", code="c")
+    assert error.over_http == str(error)
+    assert errors.InputError(f"no{errors.way(' x', ' --x', '')}").over_http == "no"
     for one in (error, pickle.loads(pickle.dumps(error))):
         assert str(one) == "x exists; replace it with force=True" and one.code == "c"
         assert one.on_command_line == "x exists; replace it with --overwrite"
