@@ -1,0 +1,748 @@
+// SPDX-License-Identifier: Apache-2.0
+// The page: what the person does becomes prompts, prompts become questions to the service, answers become masks.
+
+import { Annotation, Answers, COLORS, isEmpty, keptPrompts } from "./document.js";
+import { FORMATS, download, safeStem } from "./files.js";
+import { Mask } from "./mask.js";
+import { ObjectList, showHelp, showLegend } from "./panel.js";
+import { RemotePicture, Service, ServiceError, nameClasses } from "./service.js";
+import { Stage, readPicture } from "./stage.js";
+import { language, t, translate } from "./strings.js";
+
+const SLOW_MS = 200;
+const NEAR_POINT = 9;
+
+const $ = (id) => document.getElementById(id);
+
+const annotation = new Annotation(changed);
+const answers = new Answers();
+const service = new Service({ askKey, waiting: (seconds) => say("state.waiting", { seconds: Math.ceil(seconds) }) });
+const stage = new Stage($("stage"), { press, box: addBox, hover, view: showZoom });
+const list = new ObjectList($("list"), {
+  activate: (id) => annotation.activate(id),
+  change: (id, values) => annotation.change(id, values),
+  remove: removeObject,
+  choose: chooseMask,
+  others: askOthers,
+});
+
+let models = [];
+let limits = {};
+let picture = null;
+let opening = 0;
+let mode = "click";
+let layers = {};
+let isSaved = true;
+/** Questions on their way: object id -> {prompts, ending}. */
+const pending = new Map();
+
+// ---- what is said
+
+let said = { path: "state.starting" };
+
+/** Show words at a path of the strings; with them a progress from 0 to 1 (NaN: unknown), and what can be done. */
+function say(path, values = {}, { text = null, isError = false, progress = null, retry = null, cancel = null } = {}) {
+  said = { path, values, text, isError, progress, retry, cancel };
+  showStatus();
+}
+
+function showStatus() {
+  const { path, values, text, isError, progress, retry, cancel } = said;
+  $("status").textContent = text ?? t(path, values) ?? "";
+  document.querySelector("footer").classList.toggle("error", Boolean(isError));
+  $("progress").hidden = progress == null;
+  if (Number.isNaN(progress)) $("progress").removeAttribute("value");
+  else if (progress != null) $("progress").value = progress;
+  $("retry").hidden = !retry;
+  $("cancel").hidden = !cancel;
+}
+
+const megabytes = (bytes) => `${(bytes / 2 ** 20).toFixed(1)} MB`;
+
+function report(error, retry = null) {
+  if (!(error instanceof ServiceError)) console.error(error);
+  const { code = "unknown", message = "", limit = null } = error instanceof ServiceError ? error : {};
+  const values = limit ? { found: megabytes(limit.found), accepted: megabytes(limit.accepted) } : {};
+  const known = t(`error.${code}`) !== undefined;
+  say(`error.${known ? code : "unknown"}`, values, { text: known ? null : message || null, isError: true, retry });
+}
+
+const fail = (code, values = {}) => say(`error.${code}`, values, { isError: true });
+
+// ---- the picture
+
+const promptable = () => models.filter((model) => model.task === "promptable");
+const semantic = () => models.filter((model) => model.task === "semantic");
+
+async function connect() {
+  say("state.starting");
+  try {
+    const answer = await service.json("/v1/models");
+    [models, limits] = [answer.models, answer.limits ?? {}];
+  } catch (error) {
+    return report(error, connect);
+  }
+  fillSelect($("model"), promptable());
+  fillSelect($("semantic-model"), semantic());
+  document.querySelector("[data-mode=classes]").hidden = !semantic().length;
+  if (picture) await encode();
+  else say("state.ready");
+}
+
+function fillSelect(select, choices) {
+  select.replaceChildren(...choices.map(({ name }) => new Option(name, name)));
+  select.hidden = choices.length < 2;
+}
+
+async function open(blob, name) {
+  const turn = ++opening;
+  if (limits.body_bytes && blob.size > limits.body_bytes) {
+    return fail("body_too_large", { found: megabytes(blob.size), accepted: megabytes(limits.body_bytes) });
+  }
+  say("state.reading", {}, { progress: NaN });
+  let read;
+  try {
+    read = await readPicture(blob);
+  } catch {
+    return turn === opening && fail("cannot_show");
+  }
+  if (turn !== opening) return;
+  close();
+  picture = { ...read, blob, name };
+  $("file-name").textContent = name.replace(/[\p{Cc}\p{Cf}]/gu, "\ufffd");
+  $("empty").hidden = true;
+  $("zoom").hidden = false;
+  stage.setPicture(picture);
+  annotation.reset();
+  setMode("click");
+  $("stage").focus();
+  if (models.length) await encode();
+}
+
+/** Forget the picture that is open, and every question about it. */
+function close() {
+  picture?.remote?.close();
+  for (const { ending } of pending.values()) ending.abort();
+  pending.clear();
+  for (const layer of Object.values(layers)) layer.ending.abort();
+  layers = {};
+  answers.clear();
+  isSaved = true;
+}
+
+/** Upload the picture for the chosen model. */
+async function encode() {
+  const { name } = promptable().find((model) => model.name === $("model").value) ?? {};
+  if (!name) return semantic().length ? setMode("classes") : fail("no_model");
+  const remote = new RemotePicture(service, picture.blob, name, (sent, isAgain) => {
+    const path = isAgain ? "state.renewing" : sent < 1 ? "state.uploading" : "state.encoding";
+    if (picture?.remote === remote) say(path, {}, { progress: sent < 1 ? sent : NaN });
+  });
+  picture.remote = remote;
+  await awaitPicture(remote);
+}
+
+async function awaitPicture(remote) {
+  try {
+    const { width, height, notes = [] } = await remote.ready;
+    if (picture?.remote !== remote) return;
+    const note = notes.find((one) => t(`note.${one}`));
+    const isSame = width === picture.width && height === picture.height;
+    const sizes = { shown: `${picture.width} x ${picture.height}`, read: `${width} x ${height}` };
+    if (!isSame) fail("other_size", sizes);
+    else say(note ? `note.${note}` : "state.encoded", { width, height });
+    annotation.changed();
+  } catch (error) {
+    if (picture?.remote !== remote) return;
+    report(error, () => {
+      remote.upload();
+      return awaitPicture(remote);
+    });
+  }
+}
+
+async function openSample() {
+  try {
+    const response = await service.send("/page/sample.jpg");
+    await open(await response.blob(), "sample.jpg");
+  } catch (error) {
+    report(error, openSample);
+  }
+}
+
+function openFirst(files) {
+  const file = [...files].find((one) => one.type.startsWith("image/")) ?? files[0];
+  if (!file) return;
+  if (file.type && !file.type.startsWith("image/")) fail("no_picture");
+  else open(file, file.name);
+}
+
+// ---- prompts
+
+const newName = () => t("object", { n: annotation.made + 1 });
+
+/** Give the active object other prompts; begins a new one where there is none to go on with. */
+function prompt(change) {
+  const { active } = annotation;
+  if (active && !active.prompts.kept) annotation.change(active.id, { prompts: Object.freeze(change(active.prompts)), choice: null, hidden: false });
+  else annotation.add(newName(), { prompts: Object.freeze(change({ points: [], box: null })) });
+}
+
+function press(x, y, label) {
+  if (mode !== "click") return keepAt(x, y);
+  if (!promptable().length) return;
+  stage.setHighlight(null);
+  const near = pointNear(x, y);
+  if (near) return prompt(({ points, box }) => ({ points: points.filter((point) => point !== near), box }));
+  if ((annotation.active?.prompts.points.length ?? 0) >= (limits.points_per_object ?? Infinity)) return fail("too_many_points");
+  prompt(({ points, box }) => ({ points: [...points, [x, y, label]], box }));
+}
+
+/** The point of the active object whose mark is at x, y: pressed again, it goes. */
+function pointNear(x, y) {
+  const points = annotation.active?.prompts.points ?? [];
+  return points.find((point) => Math.hypot(point[0] - x, point[1] - y) * stage.view.scale <= NEAR_POINT);
+}
+
+function addBox(box) {
+  if (mode === "click" && promptable().length) prompt(({ points }) => ({ points, box }));
+}
+
+function newObject() {
+  const { active } = annotation;
+  if (!picture || (active && isEmpty(active.prompts))) return;
+  setMode("click");
+  annotation.add(newName());
+}
+
+function removeObject(id) {
+  const { name } = annotation.objects.find((object) => object.id === id);
+  annotation.remove(id);
+  say("state.deleted", { name });
+}
+
+// ---- masks
+
+const candidatesOf = (masks) => masks.map(({ segmentation, predicted_iou: score }) => ({ mask: new Mask(segmentation), score }));
+
+/** One click may mean three things; anything clearer has one answer. */
+const isAmbiguous = ({ points, box }) => points.length === 1 && !box;
+
+/** Ask for every mask that is not there, and no longer for what nobody waits for. */
+function askMissing() {
+  for (const [id, { prompts, ending }] of pending) {
+    if (annotation.objects.some((object) => object.id === id && object.prompts === prompts)) continue;
+    ending.abort();
+    pending.delete(id);
+  }
+  if (!picture?.remote) return;
+  for (const object of annotation.objects) {
+    const { prompts } = object;
+    if (isEmpty(prompts) || answers.get(prompts) || answers.failed.has(prompts) || pending.has(object.id)) continue;
+    ask(object.id, prompts);
+  }
+}
+
+async function ask(id, prompts) {
+  const ending = new AbortController();
+  pending.set(id, { prompts, ending });
+  const slow = setTimeout(() => said.progress == null && say("state.segmenting", {}, { progress: NaN }), SLOW_MS);
+  try {
+    const [masks] = await picture.remote.masks([prompts], isAmbiguous(prompts), ending.signal);
+    answers.put(prompts, candidatesOf(masks));
+    if (!ending.signal.aborted) pending.delete(id);
+    render();
+    if (annotation.active?.prompts === prompts) tellMask();
+  } catch (error) {
+    if (ending.signal.aborted) return;
+    pending.delete(id);
+    answers.failed.add(prompts);
+    render();
+    report(error, retryAll);
+  } finally {
+    clearTimeout(slow);
+  }
+}
+
+function retryAll() {
+  for (const { prompts } of annotation.objects) answers.failed.delete(prompts);
+  askMissing();
+}
+
+function tellMask() {
+  const { active } = annotation;
+  const shown = active && answers.shown(active);
+  if (!shown || shown.stale) return;
+  const { candidates, place, mask, score } = shown;
+  if (!mask.area) return say("state.nothing");
+  const values = { place: place + 1, count: candidates.length, score: score?.toFixed(2), area: mask.area.toLocaleString(language.current) };
+  say(score == null ? "state.maskless" : candidates.length > 1 ? "state.mask" : "state.oneMask", values);
+}
+
+function chooseMask(id, place) {
+  const object = annotation.objects.find((one) => one.id === id);
+  const shown = answers.shown(object);
+  if (!shown || shown.stale || place >= shown.candidates.length || place === shown.place) return;
+  annotation.change(id, { choice: place });
+  tellMask();
+}
+
+/** The three ambiguous masks besides the one that clearer prompts have given. */
+async function askOthers(id) {
+  const { prompts } = annotation.objects.find((object) => object.id === id);
+  const first = answers.get(prompts);
+  if (first?.length !== 1 || prompts.kept) return;
+  try {
+    const [masks] = await picture.remote.masks([prompts], true);
+    if (annotation.active?.prompts !== prompts) return;
+    answers.put(prompts, [...first, ...candidatesOf(masks)]);
+    annotation.change(id, { choice: 0 });
+    tellMask();
+  } catch (error) {
+    report(error, () => askOthers(id));
+  }
+}
+
+function nextMask() {
+  const { active } = annotation;
+  const shown = active && answers.shown(active);
+  if (!shown || shown.stale) return;
+  if (shown.candidates.length === 1) askOthers(active.id);
+  else chooseMask(active.id, (shown.place + 1) % shown.candidates.length);
+}
+
+// ---- everything, and classes
+
+function setMode(wanted) {
+  mode = picture && wanted !== mode ? wanted : "click";
+  stage.hasBoxes = mode === "click";
+  stage.setHighlight(null);
+  if (mode === "classes" && !layers.classes) findClasses();
+  if (mode === "click" && said.progress == null) tellMask();
+  render();
+}
+
+const layer = () => layers[mode] ?? null;
+
+function startLayer(kind) {
+  layers[kind]?.ending.abort();
+  const made = { items: [], ending: new AbortController(), isRunning: true };
+  layers[kind] = made;
+  return made;
+}
+
+/** Run the work of a layer; says how it ended if it is still the one that is shown. */
+async function runLayer(kind, made, work, again) {
+  render();
+  try {
+    await work();
+    made.isRunning = false;
+    if (layers[kind] === made) say(kind === "everything" ? "state.foundAll" : "state.classed", { n: made.items.length });
+  } catch (error) {
+    made.isRunning = false;
+    if (layers[kind] !== made) return;
+    if (made.ending.signal.aborted) say("state.cancelled");
+    else report(error, again);
+    if (!made.items.length) delete layers[kind];
+  } finally {
+    render();
+  }
+}
+
+function findEverything() {
+  if (!picture?.remote) return;
+  const made = startLayer("everything");
+  const { signal } = made.ending;
+  const cancel = () => made.ending.abort();
+  const use = (event) => {
+    if (signal.aborted) return;
+    if (event.type === "record") addRecord(made, event);
+    if (event.type === "progress") say("state.finding", {}, { progress: event.points / event.of, cancel });
+  };
+  const restarted = () => {
+    made.items = [];
+    say("state.finding", {}, { progress: NaN, cancel });
+  };
+  const options = { points_per_side: Number($("detail").value) };
+  return runLayer("everything", made, () => picture.remote.everything(options, { signal, use, restarted }), findEverything);
+}
+
+function addRecord(made, { segmentation, predicted_iou: score }) {
+  const mask = new Mask(segmentation);
+  made.items.push({ mask, score, name: null, color: COLORS[made.items.length % COLORS.length], prompts: keptPrompts(mask, score) });
+  if (!made.isPainted) requestAnimationFrame(() => render((made.isPainted = false)));
+  made.isPainted = true;
+}
+
+const hex = (color) => `#${color.map((value) => value.toString(16).padStart(2, "0")).join("")}`;
+
+function findClasses() {
+  const made = startLayer("classes");
+  const { signal } = made.ending;
+  say("state.classing", {}, { progress: NaN, cancel: () => made.ending.abort() });
+  return runLayer("classes", made, async () => {
+    const { classes } = await nameClasses(service, picture.blob, $("semantic-model").value, signal);
+    const found = classes.filter((one) => one.area > 0).sort((a, b) => b.area - a.area);
+    made.items = found.map(({ name, color, share, segmentation }) => {
+      const mask = new Mask(segmentation);
+      return { mask, score: null, name, share, color: hex(color), prompts: keptPrompts(mask, null) };
+    });
+  }, findClasses);
+}
+
+/** The smallest mask of the layer that holds a pixel. */
+function itemAt([x, y]) {
+  const holding = (layer()?.items ?? []).filter(({ mask }) => mask.has(x, y));
+  return holding.reduce((best, item) => (best && best.mask.area <= item.mask.area ? best : item), null);
+}
+
+const keptAs = (item) => annotation.objects.find((object) => object.prompts === item.prompts);
+
+function keepAt(x, y) {
+  const item = itemAt([x, y]);
+  if (item) toggleKept(item);
+}
+
+function toggleKept(item) {
+  const kept = keptAs(item);
+  if (kept) annotation.remove(kept.id);
+  else annotation.add(item.name ?? newName(), { prompts: item.prompts, color: item.name ? item.color : null });
+  say(kept ? "state.dropped" : "state.kept", { name: (kept ?? annotation.active).name });
+}
+
+function keepAll() {
+  for (const item of layer().items) if (!keptAs(item)) annotation.add(item.name ?? newName(), { prompts: item.prompts, color: item.color });
+}
+
+function point(item) {
+  $("readout").textContent = item?.name ?? "";
+  stage.setHighlight(item && { mask: item.mask, color: "#ffffff", opacity: 0.35 });
+}
+
+// ---- the pointer over the picture
+
+let hovered = null;
+let isPreviewing = false;
+
+function hover(place) {
+  hovered = place;
+  if (mode !== "click") return point(place && itemAt(place));
+  const { active } = annotation;
+  const isFree = !active || active.prompts.kept || isEmpty(active.prompts);
+  if (!place || !$("preview").checked || !isFree || !picture.remote) return stage.setHighlight(null);
+  if (!isPreviewing) preview();
+}
+
+/** Ask for the mask under the pointer, one question at a time, as long as it moves. */
+async function preview() {
+  isPreviewing = true;
+  try {
+    for (let asked = null; hovered && hovered !== asked; ) {
+      asked = hovered;
+      const [[best]] = await picture.remote.masks([{ points: [[...asked.map(Math.floor), 1]], box: null }], "best");
+      const isWanted = hovered && mode === "click" && $("preview").checked;
+      stage.setHighlight(isWanted ? { mask: new Mask(best.segmentation), color: "#ffffff", opacity: 0.3, dashed: true } : null);
+    }
+  } catch {
+    // A preview that fails is none; the click says what is wrong.
+  } finally {
+    isPreviewing = false;
+  }
+}
+
+// ---- files
+
+async function save() {
+  const entries = annotation.objects.map((object) => ({ object, shown: answers.shown(object) })).filter(({ shown }) => shown && !shown.stale && shown.mask.area);
+  const items = entries.filter(({ object }) => !object.hidden).map(({ object: { name, color }, shown: { mask, score } }) => ({ name, color, mask, score }));
+  if (!items.length) return say("state.nothingToSave", {}, { isError: true });
+  const source = { stem: safeStem(picture.name), fileName: picture.name, width: items[0].mask.width, height: items[0].mask.height, blob: picture.blob };
+  try {
+    const file = await FORMATS[$("format").value](source, items);
+    download(file);
+    isSaved = true;
+    const left = entries.length - items.length;
+    say(left ? "state.savedHidden" : "state.saved", { name: file.name, n: left });
+  } catch (error) {
+    if (error instanceof RangeError) fail("too_large_here");
+    else report(error);
+  }
+}
+
+// ---- the screen
+
+function changed() {
+  isSaved = annotation.objects.every((object) => isEmpty(object.prompts));
+  askMissing();
+  render();
+}
+
+function shapesOf(entries) {
+  const faint = mode === "click" ? 1 : 0.6;
+  const objects = entries.filter(({ object, shown }) => shown && !object.hidden).sort((a, b) => a.isActive - b.isActive);
+  const drawn = objects.map(({ object: { color }, shown, isActive }) => {
+    return { mask: shown.mask, color, opacity: shown.stale ? 0.25 : isActive ? 0.5 : 0.4 * faint, outline: isActive || mode !== "click" };
+  });
+  const found = (layer()?.items ?? []).filter((item) => !keptAs(item)).sort((a, b) => b.mask.area - a.mask.area);
+  return [...found.map(({ mask, color }) => ({ mask, color, opacity: 0.45, outline: false })), ...drawn];
+}
+
+function render() {
+  const { active, objects } = annotation;
+  const entries = objects.map((object) => ({ object, shown: answers.shown(object), failed: answers.failed.has(object.prompts), isActive: object === active }));
+  const { points = [], box = null } = (mode === "click" && active && !active.hidden && active.prompts) || {};
+  stage.show(shapesOf(entries), { points, boxes: box ? [box] : [] });
+  list.show(entries, picture);
+  $("no-objects").hidden = !picture || objects.length > 0;
+  $("undo").disabled = !annotation.past.length;
+  $("redo").disabled = !annotation.future.length;
+  $("new-object").disabled = !picture;
+  $("download").disabled = !entries.some(({ shown }) => shown);
+  for (const button of document.querySelectorAll("[data-tool]")) {
+    button.setAttribute("aria-pressed", String(mode === "click" && stage.tool === button.dataset.tool));
+    button.disabled = !picture;
+  }
+  for (const button of document.querySelectorAll("[data-mode]")) {
+    button.setAttribute("aria-pressed", String(mode === button.dataset.mode));
+    button.disabled = !picture;
+  }
+  stage.element.dataset.tool = mode === "click" ? stage.tool : "keep";
+  renderLayer();
+}
+
+let legendOf = null;
+
+function renderLayer() {
+  const current = layer();
+  const items = current?.items ?? [];
+  $("layer").hidden = mode === "click";
+  $("search").hidden = mode !== "everything";
+  $("find").disabled = Boolean(current?.isRunning);
+  $("layer-title").textContent = mode === "click" ? "" : t(mode);
+  $("layer-text").textContent = items.length ? t(mode === "everything" ? "keepHintOf" : "keepHint", { n: items.length }) : "";
+  $("semantic-model").hidden = mode !== "classes" || semantic().length < 2;
+  $("keep-all").hidden = mode !== "everything" || !items.length;
+  const legend = mode === "classes" ? items : [];
+  if (legend !== legendOf && (legend.length || legendOf?.length)) showLegend($("legend"), legend, { pick: toggleKept, point });
+  legendOf = legend;
+  legend.forEach((item, place) => $("legend").children[place].firstChild.setAttribute("aria-pressed", String(Boolean(keptAs(item)))));
+}
+
+function showZoom() {
+  $("zoom-now").textContent = `${Math.round(100 * stage.view.scale)}%`;
+}
+
+function renderLanguage() {
+  document.documentElement.lang = language.current;
+  $("language").textContent = language.current === "en" ? "中文" : "English";
+  $("language").lang = language.current === "en" ? "zh" : "en";
+  translate(document.body);
+  showStatus();
+  render();
+}
+
+// ---- dialogs
+
+function openHelp() {
+  const r = (name) => t(`helpRows.${name}`);
+  const both = (...words) => words.join(t("comma"));
+  showHelp($("help-tables"), [
+    [r("pointer"), [
+      [[r("click")], r("includePoint")],
+      [[r("rightClick")], r("excludePoint")],
+      [[r("drag")], r("drawBox")],
+      [[r("wheel")], r("zoom")],
+      [[r("spaceDrag")], r("move")],
+    ]],
+    [r("picture"), [
+      [[r("arrows")], r("cross")],
+      [["Enter"], r("includePoint")],
+      [["X"], r("excludePoint")],
+      [["B"], r("boxKeys")],
+      [["+", "-", "0"], both(r("zoom"), t("fit"))],
+      [["E"], t("everything")],
+      ...(semantic().length ? [[["L"], t("classes")]] : []),
+      [["P"], t("preview")],
+      [["Escape"], r("leave")],
+    ]],
+    [t("objects"), [
+      [["N"], t("newObject")],
+      [["1", "2", "3", "C"], r("choice")],
+      [["[", "]"], r("neighbors")],
+      [["F2"], r("rename")],
+      [["H"], both(t("hide"), t("show"))],
+      [["Delete"], t("remove")],
+      [["Ctrl+Z", "Ctrl+Y"], both(t("undo"), t("redo"))],
+      [["O"], t("open")],
+      [["D"], t("download")],
+    ]],
+  ]);
+  $("help-dialog").showModal();
+}
+
+function askKey(error) {
+  const dialog = $("key-dialog");
+  $("key-text").textContent = t(error.code === "unknown_key" ? "keyWrong" : "key");
+  $("key").value = "";
+  dialog.returnValue = "";
+  dialog.showModal();
+  return new Promise((resolve) => {
+    dialog.addEventListener("close", () => resolve(dialog.returnValue || null), { once: true });
+  });
+}
+
+$("key-dialog").querySelector("form").addEventListener("submit", (event) => {
+  event.preventDefault();
+  $("key-dialog").close($("key").value);
+});
+for (const dialog of document.querySelectorAll("dialog")) {
+  dialog.querySelector(".close").onclick = () => dialog.close("");
+  dialog.onclick = (event) => event.target === dialog && dialog.close("");
+}
+
+// ---- keys
+
+function step(by) {
+  const { objects, active } = annotation;
+  if (!objects.length) return;
+  const place = objects.indexOf(active);
+  annotation.activate(objects[(place + by + objects.length) % objects.length].id);
+  tellMask();
+}
+
+const withActive = (use) => annotation.active && use(annotation.active);
+const atCursor = (label) => {
+  if (!stage.cursor) return stage.moveCursor(0, 0);
+  press(...stage.cursor, label);
+};
+
+function leave() {
+  if (stage.cancel()) return;
+  if (said.cancel) return said.cancel();
+  if (mode !== "click") return setMode("click");
+  stage.hideCursor();
+}
+
+const undo = () => annotation.undo() && say("state.undone");
+const redo = () => annotation.redo() && say("state.redone");
+
+const KEYS = {
+  n: newObject,
+  h: () => withActive(({ id, hidden }) => annotation.change(id, { hidden: !hidden })),
+  delete: () => withActive(({ id }) => removeObject(id)),
+  backspace: () => withActive(({ id }) => removeObject(id)),
+  f2: () => document.querySelector("#list [aria-current] .name")?.select(),
+  "[": () => step(-1),
+  "]": () => step(1),
+  c: nextMask,
+  e: () => document.querySelector("[data-mode=everything]").click(),
+  l: () => semantic().length && setMode("classes"),
+  p: () => $("preview").click(),
+  d: save,
+  o: () => $("file").click(),
+  "?": openHelp,
+  "+": () => stage.zoom(1.5),
+  "=": () => stage.zoom(1.5),
+  "-": () => stage.zoom(1 / 1.5),
+  0: () => stage.fit(),
+  escape: leave,
+  ...Object.fromEntries([1, 2, 3, 4].map((n) => [n, () => withActive(({ id }) => chooseMask(id, n - 1))])),
+};
+
+/** Keys that mean something only while nothing but the picture has the focus. */
+const STAGE_KEYS = {
+  arrowleft: (event) => stage.moveCursor(-1, 0, event.shiftKey),
+  arrowright: (event) => stage.moveCursor(1, 0, event.shiftKey),
+  arrowup: (event) => stage.moveCursor(0, -1, event.shiftKey),
+  arrowdown: (event) => stage.moveCursor(0, 1, event.shiftKey),
+  enter: (event) => atCursor(event.altKey || stage.tool === "exclude" ? 0 : 1),
+  x: () => atCursor(0),
+  b: () => (stage.cursor && mode === "click" ? stage.boxCorner() : stage.moveCursor(0, 0)),
+  " ": () => stage.setSpace(true),
+};
+
+document.addEventListener("keydown", (event) => {
+  if (event.isComposing || document.querySelector("dialog[open]")) return;
+  if (event.target.closest("input:not([type=checkbox]), select")) return;
+  const key = event.key.toLowerCase();
+  let use = null;
+  if (event.ctrlKey || event.metaKey) use = { z: event.shiftKey ? redo : undo, y: redo }[key];
+  else if (picture && event.target.closest("#stage, body") && !event.target.closest("button, aside")) use = STAGE_KEYS[key];
+  if (!use && !event.ctrlKey && !event.metaKey && !event.altKey) use = KEYS[key];
+  if (!use || (!picture && !["o", "?", "escape"].includes(key))) return;
+  event.preventDefault();
+  use(event);
+});
+document.addEventListener("keyup", (event) => event.key === " " && stage.setSpace(false));
+window.addEventListener("blur", () => stage.setSpace(false));
+
+// ---- buttons, drops and pastes
+
+const clicks = {
+  open: () => $("file").click(),
+  choose: () => $("file").click(),
+  sample: openSample,
+  "use-sample": openSample,
+  help: openHelp,
+  undo,
+  redo,
+  "new-object": () => {
+    newObject();
+    $("stage").focus();
+  },
+  find: findEverything,
+  "keep-all": keepAll,
+  download: save,
+  retry: () => said.retry?.(),
+  cancel: () => said.cancel?.(),
+  "zoom-in": () => stage.zoom(1.5),
+  "zoom-out": () => stage.zoom(1 / 1.5),
+  "zoom-fit": () => stage.fit(),
+  language: () => {
+    language.switch();
+    renderLanguage();
+  },
+};
+for (const [id, use] of Object.entries(clicks)) $(id).onclick = use;
+
+for (const button of document.querySelectorAll("[data-tool]")) {
+  button.onclick = () => {
+    stage.tool = button.dataset.tool;
+    setMode("click");
+  };
+}
+for (const button of document.querySelectorAll("[data-mode]")) {
+  button.onclick = () => {
+    setMode(button.dataset.mode);
+    if (mode === "everything" && !layers.everything) findEverything();
+  };
+}
+
+$("file").onchange = () => {
+  openFirst($("file").files);
+  $("file").value = "";
+};
+$("model").onchange = () => {
+  close();
+  if (picture) encode();
+  changed();
+};
+$("semantic-model").onchange = findClasses;
+$("preview").onchange = () => stage.setHighlight(null);
+
+document.addEventListener("paste", (event) => openFirst(event.clipboardData.files));
+document.addEventListener("dragover", (event) => {
+  event.preventDefault();
+  $("drop-now").hidden = ![...event.dataTransfer.types].includes("Files");
+});
+document.addEventListener("dragleave", (event) => event.relatedTarget || ($("drop-now").hidden = true));
+document.addEventListener("drop", (event) => {
+  event.preventDefault();
+  $("drop-now").hidden = true;
+  openFirst(event.dataTransfer.files);
+});
+window.addEventListener("online", () => said.retry?.());
+window.addEventListener("beforeunload", (event) => isSaved || event.preventDefault());
+
+renderLanguage();
+connect();
