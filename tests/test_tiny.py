@@ -72,3 +72,10 @@ def test_the_manifest_asks_for_clean_masks_and_edges_and_has_its_own_thresholds(
     assert manifest.mask_clean_up is not None and manifest.mask_clean_up.box_margin == 0
     assert manifest.mask_edges == MaskEdges()
     assert manifest.amg_defaults is not None and manifest.amg_defaults.pred_iou_thresh < 0.88
+
+
+@pytest.mark.parametrize("size_hw", [(1, 1), (1, 2), (2, 1), (2, 2), (1, 50), (50, 1)])
+def test_pictures_of_few_pixels_have_masks(size_hw):
+    with segship.load("tiny") as predictor:
+        prediction = predictor.predict(np.full((*size_hw, 3), 9, np.uint8), points=[[0, 0]])
+    assert prediction.masks.shape == (1, 3, *size_hw) and len(prediction.rles[0]) == 3

@@ -134,6 +134,9 @@ def _small_holes(outside: BoolArray, smallest: float, meant_cells: NDArray[np.in
 
 def _label(inside: BoolArray, connectivity: int) -> tuple[int, AnyArray]:
     """Return how many labels there are, and the label of each cell: 0 outside, 1 and on in the connected pieces."""
+    # OpenCV reads past what has no cells. A part of a mask has none where logits lie beside a picture of a pixel or two.
+    if not inside.size:
+        return 1, np.zeros(inside.shape, np.uint16)
     # Without OpenCV's own statistics, which take many times as long as the labels; and in 16 bits while they suffice,
     # which is quicker still: there can be no more labels than every second cell and the outside.
     kind = cv2.CV_16U if inside.size < 2**17 else cv2.CV_32S

@@ -178,7 +178,8 @@ def make_serve_options(settings: Mapping[str, Any]) -> ServeOptions:
         if name not in places:
             message = f"there is no setting {shown(name)}; `segship serve --print-config` lists all"
             raise InputError(message, code="unknown_setting")
-        parts[places[name][0]][name] = value
+        # TOML has lists.
+        parts[places[name][0]][name] = tuple(value) if isinstance(value, list) else value
     return ServeOptions(**parts[""], limits=ServeLimits(**parts["limits"]), run=RunOptions(**parts["run"]))
 
 

@@ -4,7 +4,7 @@
 import numpy as np
 import pytest
 
-from segship.masks.cleanup import MaskCleanUp, box_window, clean_low_res, clear_outside_box
+from segship.masks.cleanup import MaskCleanUp, box_window, clean_low_res, clean_mask, clear_outside_box
 
 SIDE = 40
 
@@ -132,3 +132,10 @@ def test_a_box_beyond_the_image_is_the_image():
 def test_a_box_beside_the_image_is_empty():
     top, bottom, left, right = box_window(np.array([40, 5, 60, 15], np.float32), 0.0, (20, 30))
     assert bottom - top == 10 and left == right == 30
+
+
+@pytest.mark.parametrize("shape", [(0, 0), (0, 3), (3, 0)])
+def test_a_part_without_a_pixel_is_left_as_it_is(shape):
+    mask, none = np.zeros(shape, np.bool_), np.zeros((0, 2), np.float32)
+    clean_mask(mask, MaskCleanUp(), points_xy=none, labels=np.zeros(0, np.int64), has_box=False, area=1)
+    assert mask.shape == shape
