@@ -97,7 +97,8 @@ PACKAGES_tensorrt-rtx = -e ".[export]" $(TESTING) tensorrt-rtx-cu12==1.7.1.116
 PACKAGES_mindspore = -e ".[mindspore,export]" $(TESTING) mindspore==2.10.0
 PACKAGES_nndeploy = nndeploy==3.0.10
 TESTS_tensorrt-rtx = tests/ship/targets/test_tensorrt.py
-TESTS_mindspore = tests/backends/test_mindspore.py tests/backends/test_contract.py -k mindspore
+TESTS_mindspore = tests/backends/test_mindspore.py tests/backends/test_mindformers.py tests/backends/test_contract.py \
+	-k mindspore
 target-%: .targets/%/made ;
 .PRECIOUS: .targets/%/made
 .targets/%/made: pyproject.toml

@@ -76,6 +76,23 @@ def published_name(name: str) -> str:
     return stem + dot + {"gamma": "weight", "beta": "bias", "embedding_table": "weight"}.get(last, last)
 
 
+def with_published_names(tensors: dict[str, StoredTensor]) -> dict[str, StoredTensor]:
+    """Return the tensors of a safetensors file, renamed where MindFormers wrote it, which tables of embeddings show.
+
+    Raises
+    ------
+    CheckpointError
+        When two of them would have one name.
+    """
+    if not any(name.endswith(".embedding_table") for name in tensors):
+        return tensors
+    renamed: dict[str, StoredTensor] = {}
+    for given, tensor in tensors.items():
+        if renamed.setdefault(published_name(given), tensor) is not tensor:
+            _bad(f"the tensor '{shown(given)}' stands in it twice")
+    return renamed
+
+
 class _Piece(NamedTuple):
     """An entry: all bytes of a tensor, or some; the dtype is MindSpore's."""
 

@@ -33,7 +33,7 @@ from segship.ship.checkpoints.archive import (
     read_safetensors_header,
     require_little_endian,
 )
-from segship.ship.checkpoints.ckpt import read_ckpt
+from segship.ship.checkpoints.ckpt import read_ckpt, with_published_names
 from segship.ship.checkpoints.pickles import Opaque, kind_of, scan_pickle
 
 if TYPE_CHECKING:
@@ -403,9 +403,11 @@ def survey_file(path: str | os.PathLike[str]) -> Survey:
         kind = _kind_of_file(given, head)
         _refuse_other_kinds(kind, head, size)
         # The checks that a hostile file fails come before the digest, which takes as long as the file is large.
-        if kind != "torch":
-            read = read_safetensors_header if kind == "safetensors" else read_ckpt
-            contents, places = read(stream, size)
+        if kind == "safetensors":
+            found, places = read_safetensors_header(stream, size)
+            contents, sha256 = with_published_names(found), _digest(stream)
+        elif kind == "mindspore":
+            contents, places = read_ckpt(stream, size)
             sha256 = _digest(stream)
         else:
             archive = read_archive(stream, size)

@@ -37,6 +37,8 @@ def write(source: Path, stream: BinaryIO, options: ConvertOptions, report: Repor
         raise InputError(message, code="other_task")
     for entry in entries({_renamed(name): array for name, array in weights.state.items()}):
         stream.write(entry)
+    for change in weights.changes:
+        report(change, ())
     report(f"{len(weights.state)} tensors under the names of MindFormers", ())
     return {
         "architecture": weights.config.architecture,

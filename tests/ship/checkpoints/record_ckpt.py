@@ -71,6 +71,9 @@ def main():
     brain = mindspore.Tensor(np.float32(BRAIN)).astype(mindspore.bfloat16)
     save("brain", [{"name": "brain", "data": brain}])
     save("added", parameters({"x": np.float32([1, 2])}), append_dict=ADDED)
+    named = {name: array for name, array in tables()["kinds"].items() if "." in name}
+    mindspore.save_checkpoint(parameters(named), str(RECORDINGS / "named"), format="safetensors")
+    (RECORDINGS / "named.safetensors").chmod(0o644)
 
 
 if __name__ == "__main__":

@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from safetensors.numpy import save_file
 
 from segship.errors import CheckpointError
 from segship.ship.checkpoints.ckpt import CKPT_DTYPES, mindformers_name, published_name, read_ckpt
@@ -57,6 +58,25 @@ def test_what_mindspore_wrote_is_read(name):
         same = array.astype(np.float32) if array.dtype.kind == "f" else array
         assert state[key].dtype == same.dtype and state[key].shape == same.shape
         assert state[key].tobytes() == same.tobytes() and state[key].flags.writeable
+
+
+def test_safetensors_of_mindspore_have_the_same_names():
+    state = read_checkpoint(RECORDINGS / "named.safetensors").state_dict
+    expected = {published_name(name): array for name, array in tables()["kinds"].items() if "." in name}
+    assert sorted(state) == sorted(expected) and "prompt_encoder.point_embeddings.0.weight" in state
+    for name, array in expected.items():
+        assert state[name].tobytes() == array.tobytes() and state[name].shape == array.shape
+
+
+def test_safetensors_of_others_keep_their_names(tmp_path):
+    names = ["stage.gamma", "stage.beta", "prompt_encoder.no_mask_embed.weight"]
+    save_file({name: np.ones(1, np.float32) for name in names}, tmp_path / "other.safetensors")
+    assert sorted(read_checkpoint(tmp_path / "other.safetensors").state_dict) == sorted(names)
+    names = ["stage.gamma", "stage.weight", "mask_decoder.iou_token.embedding_table"]
+    save_file({name: np.ones(1, np.float32) for name in names}, tmp_path / "twice.safetensors")
+    with pytest.raises(CheckpointError, match="'stage.(gamma|weight)' stands in it twice") as refusal:
+        read_checkpoint(tmp_path / "twice.safetensors")
+    assert refusal.value.code == "bad_ckpt"
 
 
 def test_bfloat16_is_read():

@@ -48,6 +48,20 @@ def test_the_command_says_what_was_written(checkpoint, capsys):
     assert "exists" in capsys.readouterr().err
 
 
+def test_what_was_left_out_or_taken_off_is_said(tmp_path, capsys):
+    def wrap(state):
+        return {"model": {f"module.{name}": tensor for name, tensor in state.items()}, "epoch": 3}
+
+    source, output = save_checkpoint(tmp_path / "trained.pth", wrap=wrap), tmp_path / "trained.ckpt"
+    reported = []
+    document = convert(source, output, report=lambda step, rows: reported.append(step))
+    notes = list(read_checkpoint(source).notes)
+    assert notes and document["changes"] == notes and reported[:-1] == notes
+    assert main(["convert", str(source), "-o", str(tmp_path / "again.ckpt")]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert all(note in said for note in notes)
+
+
 def test_a_file_is_replaced_only_when_that_is_asked_for(checkpoint):
     output = checkpoint.with_suffix(".ckpt")
     output.write_bytes(b"mine")
