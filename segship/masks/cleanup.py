@@ -134,7 +134,7 @@ def _small_holes(outside: BoolArray, smallest: float, meant_cells: NDArray[np.in
 
 def _label(inside: BoolArray, connectivity: int) -> tuple[int, AnyArray]:
     """Return how many labels there are, and the label of each cell: 0 outside, 1 and on in the connected pieces."""
-    # OpenCV reads past what has no cells. A part of a mask has none where logits lie beside a picture of a pixel or two.
+    # OpenCV reads past what has no cells, as the part of a mask that lies beside a picture of a pixel or two.
     if not inside.size:
         return 1, np.zeros(inside.shape, np.uint16)
     # Without OpenCV's own statistics, which take many times as long as the labels; and in 16 bits while they suffice,

@@ -60,8 +60,8 @@ def serve(options: ServeOptions | None = None, *, started: Callable[[str], None]
     check_packages()
     options = options or ServeOptions()
     models = find_models(options.bundle)
-    with _listen(options) as listener:
-        return asyncio.run(_serve(options, models, listener, started))
+    with listen(options) as listener:
+        return asyncio.run(serve_on(listener, options, models, started))
 
 
 def find_models(names: tuple[str, ...]) -> dict[str, tuple[str, str]]:
@@ -82,7 +82,8 @@ def find_models(names: tuple[str, ...]) -> dict[str, tuple[str, str]]:
     return found
 
 
-def _listen(options: ServeOptions) -> socket.socket:
+def listen(options: ServeOptions) -> socket.socket:
+    """Return a socket that listens where the options say; ``cannot_listen`` where that is not possible."""
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
@@ -96,12 +97,14 @@ def _listen(options: ServeOptions) -> socket.socket:
     return listener
 
 
-async def _serve(
+async def serve_on(
+    listener: socket.socket,
     options: ServeOptions,
     models: dict[str, tuple[str, str]],
-    listener: socket.socket,
     started: Callable[[str], None] | None,
+    **how: str,
 ) -> int:
+    """Serve models on a socket that listens; ``how`` is what `segship.serve.service.Service` takes besides options."""
     import uvicorn
 
     from segship.serve.app import make_app
@@ -110,7 +113,7 @@ async def _serve(
 
     if options.log != "none":
         _log_to_stderr()
-    service = Service(options)
+    service = Service(options, **how)
     door = make_app(service, options)
     config = uvicorn.Config(
         door,

@@ -23,13 +23,14 @@ from segship.masks.rle import decode_rle
 from segship.masks.scores import mask_iou
 from segship.serve import wire
 from segship.serve.cache import EmbeddingCache, Entry
-from segship.serve.errors import Refusal
+from segship.serve.errors import Refusal, of_exception
 from segship.serve.lanes import Lane, PoisonList
 from segship.serve.options import ServeOptions
 from segship.serve.questions import Query, read_everything
 from segship.serve.wire import Header, Stored
 from segship.serve.workers import Reply, Worker
 
+WORKER_MODULE = "segship.serve.worker"
 _GOLDEN_IOU = 0.99
 _FOLDER = "segship-serve-"
 # Of the machine's own scheduler: encoding gives way to clicks.
@@ -97,10 +98,13 @@ class Service:
     ----------
     options
         What the server was told.
+    worker_module
+        What its workers run; load tests have models that only wait.
     """
 
-    def __init__(self, options: ServeOptions) -> None:
+    def __init__(self, options: ServeOptions, worker_module: str = WORKER_MODULE) -> None:
         self.options = options
+        self._worker_module = worker_module
         self.folder = _make_folder()
         self.cache = EmbeddingCache(options.cache_bytes, options.cache_seconds, self._drop)
         self.poison = PoisonList()
@@ -335,7 +339,7 @@ class Service:
             "nice": _NICE[kind],
             **more,
         }
-        return Worker(kind, settings, self._notice)
+        return Worker(kind, settings, self._notice, self._worker_module)
 
     def _notice(self, worker: Worker) -> None:
         for lane in self.lanes.values():
@@ -361,8 +365,8 @@ class Service:
                 await self.semantic(model, data, [("format", "rle")], deadline)
             else:
                 await self._prove_masks(model, data, deadline)
-        except Refusal as error:
-            model.failure = f"{model.name} failed its self-test: {error.message}"
+        except Exception as error:
+            model.failure = f"{model.name} failed its self-test: {of_exception(error).message}"
             print(f"segship serve: {model.failure}", file=sys.stderr, flush=True)
             return
         model.is_right, model.failure = True, ""

@@ -58,9 +58,11 @@ class Worker:
         What it is told at its start.
     changed
         Is called when it is ready, and when it is no longer.
+    module
+        What the process runs.
     """
 
-    def __init__(self, kind: str, settings: Header, changed: Callable[[Worker], None]) -> None:
+    def __init__(self, kind: str, settings: Header, changed: Callable[[Worker], None], module: str) -> None:
         self.kind = kind
         self.ready = False
         self.description: Header = {}
@@ -68,6 +70,7 @@ class Worker:
         self.restarts = 0
         self._settings = {"kind": kind, **settings}
         self._changed = changed
+        self._module = module
         self._calls: dict[int, Call] = {}
         self._number = 0
         self._process: asyncio.subprocess.Process | None = None
@@ -131,7 +134,7 @@ class Worker:
         self._process = process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
-            "segship.serve.worker",
+            self._module,
             stdin=asyncio.subprocess.PIPE,
             stdout=asyncio.subprocess.PIPE,
             # Not of the terminal's group: an interrupt there is for the server, which ends it in its own time.
