@@ -18,6 +18,8 @@ from collections.abc import Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from starlette.requests import ClientDisconnect
+
 from segship.errors import InputError
 from segship.serve.errors import Refusal, of_exception
 from segship.serve.metrics import Metrics
@@ -137,6 +139,8 @@ class Door:
             # Whoever cancels from inside wants to know; of a client that has gone nobody does.
             if connection is None or not connection.transport.is_closing():
                 raise
+            visit.status = _CLIENT_GONE
+        except ClientDisconnect:
             visit.status = _CLIENT_GONE
         except Exception as error:
             await answer.refuse(of_exception(error))

@@ -28,6 +28,8 @@ _LEAST_MEAN_CHUNK = 1024
 _FREE_BYTES = 1 << 20
 # After SIGTERM, for those that come before the word has gone round.
 _STRAGGLERS_SECONDS = 2.0
+# For a client that still sends what will not be read.
+_LINGER_SECONDS = 2.0
 
 logging.getLogger("uvicorn.error").setLevel(logging.CRITICAL)
 
@@ -44,10 +46,10 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """Expect the first request's head."""
-        super().connection_made(transport)
+        super().connection_made(cast("asyncio.Transport", _Lingering(transport, self)))
         self.running: asyncio.Task[Any] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._is_refused = False
+        self._is_refused = self.is_lingering = False
         self._stage = "between"
         self._begin_request()
         if len(self.connections) > self.limits.connections:
@@ -63,7 +65,7 @@ class Connection(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         """Take bytes, unless enough is enough."""
-        if self._is_refused:
+        if self._is_refused or self.is_lingering:
             return
         # The first byte of a request that follows another.
         if self._stage == "between":
@@ -123,6 +125,11 @@ class Connection(HttpToolsProtocol):
         if not self._is_refused:
             super().on_message_complete()
 
+    @property
+    def is_sent_whole(self) -> bool:
+        """Whether everything of the last request has arrived."""
+        return self._stage == "between"
+
     def refuse(self, refusal: Refusal) -> None:
         """Answer without asking anybody, and end the connection."""
         if self._is_refused or self.transport.is_closing():
@@ -136,6 +143,9 @@ class Connection(HttpToolsProtocol):
             fields = [*refusal.headers(), (b"content-length", str(len(body)).encode()), (b"connection", b"close")]
             lines = b"".join(b"%s: %s\r\n" % field for field in dict(fields).items())
             self.transport.write(b"HTTP/1.1 %d \r\n%s\r\n%s" % (refusal.status, lines, body))
+        if self.cycle is not None:
+            # What was begun for it says nothing any more.
+            self.cycle.disconnected = True
         self.transport.close()
 
     def _begin_request(self) -> None:
@@ -159,6 +169,37 @@ class Connection(HttpToolsProtocol):
     def _too_slow(self, what: str, seconds: float) -> None:
         message = f"the {what} of the request did not arrive within {seconds:g} seconds"
         self.refuse(Refusal(408, "too_slow", message, close=True))
+
+
+class _Lingering:
+    """A transport whose end the client can read: what it still sends is taken and thrown away for a while.
+
+    A socket that is closed with bytes unread is reset, and the answer may be lost with it.
+    """
+
+    def __init__(self, transport: asyncio.Transport, connection: Connection) -> None:
+        self._transport, self._connection = transport, connection
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        if not self._connection.is_lingering:
+            self._transport.write(data)
+
+    def is_closing(self) -> bool:
+        return self._connection.is_lingering or self._transport.is_closing()
+
+    def close(self) -> None:
+        connection = self._connection
+        if connection.is_sent_whole or self._transport.is_closing() or not self._transport.can_write_eof():
+            self._transport.close()
+        elif not connection.is_lingering:
+            connection.is_lingering = True
+            with contextlib.suppress(OSError, RuntimeError):
+                self._transport.write_eof()
+                self._transport.resume_reading()
+            connection.loop.call_later(_LINGER_SECONDS, self._transport.abort)
 
 
 class Server(uvicorn.Server):
