@@ -13,7 +13,7 @@ from typing import Literal, Self
 import numpy as np
 
 from segship.arrays import BoolArray, FloatArray, IntArray, Pixels
-from segship.errors import InputError, PromptError
+from segship.errors import InputError, PromptError, shown
 from segship.files import check_ending, make_directory, read_bytes, write_file
 from segship.images import FileAsRead, ImageSource
 from segship.masks.cleanup import MaskCleanUp, box_window, clean_low_res, clear_outside_box
@@ -280,9 +280,8 @@ class MaskPrediction:
 def check_choice(choice: MaskChoice) -> None:
     """Refuse what is no `MaskChoice`."""
     if choice is not True and choice is not False and choice not in ("best", "auto"):
-        raise PromptError(
-            f"multimask_output is {choice!r}; accepted are True, False, 'best' and 'auto'", code="bad_multimask_output"
-        )
+        found = f"multimask_output is {shown(repr(choice))}"
+        raise PromptError(f"{found}; accepted are True, False, 'best' and 'auto'", code="bad_multimask_output")
 
 
 def count_masks(choice: MaskChoice, masks: int = MASK_TOKENS) -> int:

@@ -17,7 +17,8 @@ def of_exception(error: BaseException) -> Refusal:
     if isinstance(error, Refusal):
         return error
     if isinstance(error, SegshipError):
-        return Refusal(422 if isinstance(error, InputError) else 503, error.code, error.over_http)
+        status = 422 if isinstance(error, InputError) else 503
+        return Refusal(status, error.code, error.over_http, kind=type(error).__name__)
     if isinstance(error, MemoryError):
         message = "there is not enough memory for it; ask for less at once, or send a smaller picture"
         return Refusal(422, "out_of_memory", message)
@@ -42,6 +43,8 @@ class Refusal(Exception):
         Name of the limit that was passed, what it accepts, and what was found.
     close
         Whether the connection ends with it.
+    kind
+        Name of the error that Python raises for the same, a class of `segship.errors`.
     """
 
     def __init__(
@@ -53,10 +56,11 @@ class Refusal(Exception):
         retry_after: int | None = None,
         limit: tuple[str, int, int | None] | None = None,
         close: bool = False,
+        kind: str | None = None,
     ) -> None:
         super().__init__(message)
         self.status, self.code, self.message = status, code, message
-        self.retry_after, self.limit, self.close = retry_after, limit, close
+        self.retry_after, self.limit, self.close, self.kind = retry_after, limit, close, kind
 
     def to_dict(self, request_id: str) -> dict[str, Any]:
         """Return the ``error`` of a document."""
@@ -64,6 +68,7 @@ class Refusal(Exception):
         return {
             "code": self.code,
             "message": self.message,
+            "kind": self.kind,
             "request_id": request_id,
             "retryable": self.status in _RETRYABLE,
             "limit": limit,

@@ -224,4 +224,4 @@ def _checked(reply: Reply) -> Reply:
     error = reply.header.get("error")
     if error is None:
         return reply
-    raise Refusal(reply.header["status"], error["code"], error["message"])
+    raise Refusal(reply.header["status"], error["code"], error["message"], kind=error["kind"])

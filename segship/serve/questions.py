@@ -18,7 +18,7 @@ from segship.errors import InputError, PromptError, shown
 from segship.masks.polygons import mask_to_polygons
 from segship.options import check_types
 from segship.promptable.everything.options import AmgOptions
-from segship.promptable.prediction import MaskChoice, MaskPrediction
+from segship.promptable.prediction import MaskChoice, MaskPrediction, check_choice
 from segship.promptable.prompt_text import load_json_object, parse_box, parse_point, parse_prompts_json, prompts_of
 from segship.promptable.prompts import PromptLimits, Prompts
 from segship.semantic.class_map import ClassMap
@@ -57,6 +57,7 @@ class MaskQuestion:
     edges: bool | None = None
 
     def __post_init__(self) -> None:
+        check_choice(self.multimask_output)
         check_types(self)
 
 

@@ -339,7 +339,8 @@ def describe_error(error: BaseException) -> Header:
         refusal = Refusal(410, "embedding_evicted", "what was known of this picture is gone; send the picture again")
     else:
         refusal = of_exception(error)
-    return {"error": {"code": refusal.code, "message": refusal.message}, "status": refusal.status}
+    said = {"code": refusal.code, "message": refusal.message, "kind": refusal.kind}
+    return {"error": said, "status": refusal.status}
 
 
 def _work(worker: Worker, jobs: queue.SimpleQueue[tuple[Header, bytes]], lines: _Lines) -> None:
