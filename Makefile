@@ -8,6 +8,7 @@
 # make target-nndeploy   makes the environment in which the slow tests run nndeploy's own engine
 # make clean  removes the environment and what was built
 PYTHON ?= python3.11
+PYTHON37 ?= python3.7
 BIN := .venv/bin
 
 # make target-NAME  an environment with an engine that cannot share one: executorch, litert, ncnn, coreml, mindspore,
@@ -115,7 +116,7 @@ test-nndeploy: .targets/nndeploy/made .stamps/dev
 
 # Its one published wheel is for Python 3.7, in a process of which the tests run it.
 .targets/mindspore-lite/made: pyproject.toml
-	python3.7 -m venv .targets/mindspore-lite
+	$(PYTHON37) -m venv .targets/mindspore-lite
 	.targets/mindspore-lite/bin/python -m pip install --quiet mindspore-lite==2.0.0
 	@touch $@
 
