@@ -5,8 +5,9 @@ import { Annotation, Answers, COLORS, isEmpty, keptPrompts } from "./document.js
 import { FORMATS, download, safeStem } from "./files.js";
 import { Mask } from "./mask.js";
 import { ObjectList, showHelp, showLegend } from "./panel.js";
+import { readPicture } from "./picture.js";
 import { RemotePicture, Service, ServiceError, nameClasses } from "./service.js";
-import { Stage, readPicture } from "./stage.js";
+import { Stage } from "./stage.js";
 import { language, t, translate } from "./strings.js";
 
 const SLOW_MS = 200;
@@ -250,7 +251,7 @@ async function ask(id, prompts) {
   try {
     const [masks] = await picture.remote.masks([prompts], isAmbiguous(prompts), ending.signal);
     answers.put(prompts, candidatesOf(masks));
-    if (!ending.signal.aborted) pending.delete(id);
+    if (pending.get(id)?.ending === ending) pending.delete(id);
     render();
     if (annotation.active?.prompts === prompts) tellMask();
   } catch (error) {
@@ -498,7 +499,7 @@ function render() {
   $("redo").disabled = !annotation.future.length;
   $("new-object").disabled = !picture;
   $("download").disabled = !entries.some(({ shown }) => shown);
-  for (const button of document.querySelectorAll("[data-tool]")) {
+  for (const button of document.querySelectorAll("#tools [data-tool]")) {
     button.setAttribute("aria-pressed", String(mode === "click" && stage.tool === button.dataset.tool));
     button.disabled = !picture;
   }
@@ -586,15 +587,19 @@ function askKey(error) {
   $("key").value = "";
   dialog.returnValue = "";
   dialog.showModal();
+  $("key").focus();
   return new Promise((resolve) => {
     dialog.addEventListener("close", () => resolve(dialog.returnValue || null), { once: true });
   });
 }
 
-$("key-dialog").querySelector("form").addEventListener("submit", (event) => {
-  event.preventDefault();
-  $("key-dialog").close($("key").value);
-});
+// No form: the page's policy lets none be sent.
+function useKey() {
+  if ($("key").reportValidity()) $("key-dialog").close($("key").value);
+}
+
+$("key").onkeydown = (event) => event.key === "Enter" && useKey();
+$("use-key").onclick = useKey;
 for (const dialog of document.querySelectorAll("dialog")) {
   dialog.querySelector(".close").onclick = () => dialog.close("");
   dialog.onclick = (event) => event.target === dialog && dialog.close("");
@@ -705,7 +710,7 @@ const clicks = {
 };
 for (const [id, use] of Object.entries(clicks)) $(id).onclick = use;
 
-for (const button of document.querySelectorAll("[data-tool]")) {
+for (const button of document.querySelectorAll("#tools [data-tool]")) {
   button.onclick = () => {
     stage.tool = button.dataset.tool;
     setMode("click");

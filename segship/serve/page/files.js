@@ -5,6 +5,7 @@
 // mask shape where there is a hole. An item is {name, color, mask, score}; a file is {name, type, parts}.
 
 import { ringArea, simplifyRing } from "./mask.js";
+import { decodeUpright } from "./picture.js";
 
 const LABELME_VERSION = "5.5.0";
 const LABELME_TOLERANCE = 1;
@@ -184,7 +185,7 @@ async function cutOutFile({ stem, blob }, items) {
   const box = [Math.min, Math.min, Math.max, Math.max].map((end, i) => end(...boxes.map((one) => one[i])));
   const [width, height] = [box[2] - box[0], box[3] - box[1]];
   if (!(width * height <= MOST_CANVAS_PIXELS && Math.max(width, height) <= LONGEST_CANVAS_SIDE)) throw new RangeError(`${width} x ${height}`);
-  const picture = await createImageBitmap(blob, { imageOrientation: "from-image" });
+  const picture = await decodeUpright(blob);
   const canvas = new OffscreenCanvas(width, height);
   const context = canvas.getContext("2d");
   context.drawImage(picture, -box[0], -box[1]);

@@ -65,7 +65,10 @@ export class ObjectList {
     const color = make("input", { type: "color", onchange: () => on.change(id, { color: color.value }) });
     const name = make("input", { className: "name", type: "text", maxLength: 200, spellcheck: false, autocomplete: "off" });
     name.onchange = () => on.change(id, { name: name.value });
-    name.onkeydown = (event) => event.key === "Enter" && name.blur();
+    name.onkeydown = ({ key }) => {
+      if (key === "Escape") name.value = this.rows.get(id).object.name;
+      if (key === "Escape" || key === "Enter") name.blur();
+    };
     const score = make("span", { className: "score" });
     const hide = make("button", { onclick: () => on.change(id, { hidden: hide.dataset.label === "show" }) }, makeIcon("shown"));
     const remove = make("button", { onclick: () => on.remove(id) }, makeIcon("remove"));
@@ -150,7 +153,7 @@ export function showLegend(list, items, { pick, point }) {
 /** Fill the help with tables of [what to do, what it does]. */
 export function showHelp(root, tables) {
   root.replaceChildren(...tables.map(([title, rows]) => {
-    const body = rows.map(([keys, text]) => make("tr", {}, make("th", { scope: "row" }, ...keys.map((key) => make("kbd", { textContent: key }))), make("td", { textContent: text })));
+    const body = rows.map(([keys, text]) => make("tr", {}, make("th", { scope: "row" }, ...keys.flatMap((key) => [make("kbd", { textContent: key }), " "])), make("td", { textContent: text })));
     return make("table", {}, make("caption", { textContent: title }), make("tbody", {}, ...body));
   }));
 }

@@ -4,32 +4,12 @@
 // Three canvases lie over one another, so that what moves with the pointer repaints alone: the picture, the masks, the
 // marks. All coordinates that go in and come out are pixels of the upright picture.
 
-const LARGEST_SIDE = 4096;
-const SMALLEST_SIDE = 1024;
 const MOST_ZOOM = 32;
 const CLICK_SLACK = { mouse: 4, touch: 10, pen: 6 };
 const DOUBLE_CLICK_MS = 350;
 const KEY_STEP = 10;
 const POINT_RADIUS = 6;
 const COLOR_OF_LABEL = ["#d92d20", "#12813f"];
-
-/** Decode a picture upright, no larger than is drawn: {levels, width, height}, sizes in its own pixels. */
-export async function readPicture(blob) {
-  const bitmap = await createImageBitmap(blob, { imageOrientation: "from-image" });
-  const { width, height } = bitmap;
-  const levels = [];
-  const longest = Math.max(width, height);
-  for (let side = Math.min(longest, LARGEST_SIDE); !levels.length || side > SMALLEST_SIDE / 2; side /= 2) {
-    const [w, h] = [width, height].map((length) => Math.max(1, Math.round((length * side) / longest)));
-    const level = new OffscreenCanvas(w, h);
-    const context = level.getContext("2d");
-    context.imageSmoothingQuality = "high";
-    context.drawImage(levels.at(-1) ?? bitmap, 0, 0, w, h);
-    levels.push(level);
-  }
-  bitmap.close();
-  return { levels, width, height };
-}
 
 export class Stage {
   /** on: {press(x, y, label), box([x0, y0, x1, y1]), hover(point or null), view()}. */
@@ -83,6 +63,7 @@ export class Stage {
   }
 
   setView(view) {
+    this.lastPress = null;
     const [width, height] = this.size;
     // Some of the picture stays to be seen.
     const keep = (offset, length, room) => Math.min(Math.max(offset, 60 - length), room - 60);

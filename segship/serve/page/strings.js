@@ -263,7 +263,7 @@ const ZH = {
   },
 };
 
-const LANGUAGES = { en: EN, zh: ZH };
+export const LANGUAGES = { en: EN, zh: ZH };
 const KEPT_AS = "segship-language";
 
 function preferred() {
