@@ -37,6 +37,7 @@ MEANT = {
 NOT_RUN = {
     "fetch": "needs the network",
     "import encoder.onnx": "needs another program's files; the recipes import our own",
+    "--target tensorrt-rtx": "needs an environment of its own, in which its tests build the same",
     "--backend openvino": "runs what onnxruntime runs, on machines that have it",
     "--mode reference": "takes minutes, and the tests of everything mode compare it",
     "bench model.onnx": "any graph; the decoder is measured",
