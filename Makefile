@@ -4,6 +4,7 @@
 # make docs   runs every command that README.md and docs/ show, with tiny and small seeded models (some minutes)
 # make slow   the full-size proofs: vit_b against the reference, vit_t, vit_h past 2 GiB (about ten minutes)
 # make bench  the numbers of docs/measurements.md, written to benchmarks/results
+# make serve-smoke  the server under load, in small (part of make test); make soak, fuzz-http: minutes, results in benchmarks/results
 # make tiny   trains the model inside the package anew (about three hours on two cores); recipes/tiny/README.md
 # make target-nndeploy   makes the environment in which the slow tests run nndeploy's own engine
 # make clean  removes the environment and what was built
@@ -13,7 +14,7 @@ BIN := .venv/bin
 
 # make target-NAME  an environment with an engine that cannot share one: executorch, litert, ncnn, coreml, mindspore,
 #             mindspore-lite (Python 3.7), nndeploy, tensorrt-rtx; make test-NAME runs its tests there
-.PHONY: demo test docs slow bench check format tiny clean
+.PHONY: demo test docs slow bench serve-smoke soak fuzz-http check format tiny clean
 
 demo: .stamps/core
 	$(BIN)/segship demo --out demo-output --overwrite
@@ -43,6 +44,15 @@ bench: .stamps/dev
 	$(BIN)/python -m benchmarks.everything
 	$(BIN)/python -m benchmarks.everything_recall
 	$(BIN)/python -m benchmarks.masks
+
+# The server under load: what must hold, then a hundred thousand requests, then requests that nobody would send.
+serve-smoke: .stamps/dev
+	$(BIN)/python -m pytest -q tests/serve/test_under_load.py
+soak: .stamps/dev
+	$(BIN)/python -m benchmarks.serving.proofs --out benchmarks/results/serving.json
+	$(BIN)/python -m benchmarks.serving.soak --out benchmarks/results/soak.json
+fuzz-http: .stamps/dev
+	$(BIN)/python -m benchmarks.serving.fuzz --out benchmarks/results/fuzz_http.json
 
 check: .stamps/dev
 	$(BIN)/ruff format --check .
