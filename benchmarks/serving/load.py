@@ -8,6 +8,7 @@ was due, not from when there was a connection for it.
 from __future__ import annotations
 
 import asyncio
+import math
 import random
 from dataclasses import dataclass, field
 
@@ -139,4 +140,4 @@ async def closed_loop(port: int, data: bytes, connections: int, seconds: float) 
 def quantile(samples: list[float], part: float) -> float:
     """The value that this part of all stays at or below."""
     ordered = sorted(samples)
-    return ordered[min(len(ordered) - 1, max(0, round(part * len(ordered) + 0.5) - 1))]
+    return ordered[max(0, math.ceil(part * len(ordered)) - 1)]
