@@ -346,6 +346,10 @@ class Predictor:
             return embedding
         return replace(embedding, image_side=self._decoder.image_side(embedding.image_embeddings))
 
+    def session(self, graph: str) -> Session:
+        """Return the session of one graph, for code that gives it tensors itself; a KeyError where there is none."""
+        return self._sessions[graph]
+
     def encode_frames(self, frames: FloatArray) -> FloatArray:
         """Return the encoder's output (B, C, h, w) for (B, 3, S, S) float32 that the caller normalised and padded."""
         run, frames = self._sessions["image_encoder"].run, np.ascontiguousarray(frames, np.float32)

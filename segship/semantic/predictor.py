@@ -172,6 +172,11 @@ class SemanticPredictor:
         """What really runs the model: runtime, version, device, threads."""
         return self._runner.session.description
 
+    @property
+    def session(self) -> Session:
+        """The session of the graph, for code that gives it tensors itself."""
+        return self._runner.session
+
     def check_options(self, options: SemanticOptions) -> None:
         """Refuse views that the graph has no answer for, whatever the image.
 

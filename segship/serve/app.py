@@ -29,6 +29,7 @@ from segship.serve.options import Scope, ServeOptions
 from segship.serve.protocol import read_body
 from segship.serve.questions import read_everything
 from segship.serve.service import Service, Timings
+from segship.serve.tensors import EXTENSION, HEADER_LENGTH, describe_graph, read_request
 from segship.serve.wire import Header
 
 _PAGE = Path(__file__).parent / "page"
@@ -74,15 +75,27 @@ ROUTES = (
     Row("GET", "/metrics", "metrics", "metrics"),
     Row("GET", "/openapi.json", "openapi", None),
 )
+TENSOR_ROUTES = (
+    Row("GET", "/v2", "tensors"),
+    Row("GET", "/v2/models/{model}", "graph"),
+    Row("GET", "/v2/models/{model}/ready", "graph_ready"),
+    Row("POST", "/v2/models/{model}/infer", "infer"),
+)
+"""Of the Open Inference Protocol, where it is switched on."""
 PAGE_ROUTES = (Row("GET", "/", "index", None), Row("GET", "/page/{file}", "page", None))
+
+
+def rows_of(options: ServeOptions) -> tuple[Row, ...]:
+    """Return the routes that a server has."""
+    return ROUTES + (TENSOR_ROUTES if options.tensors else ()) + (PAGE_ROUTES if options.page else ())
 
 
 def make_app(service: Service, options: ServeOptions) -> Door:
     """Return the application of a service, with its door."""
     metrics = Metrics(service)
     routes = Routes(service, options, metrics)
-    rows = ROUTES + (PAGE_ROUTES if options.page else ())
-    router = Router([Route(row.path, partial(routes.answer, row), methods=[row.method]) for row in rows])
+    rows = [Route(row.path, partial(routes.answer, row), methods=[row.method]) for row in rows_of(options)]
+    router = Router(rows)
 
     async def app(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         # Its presence makes the router raise what it would answer in words of its own.
@@ -118,6 +131,7 @@ class Routes:
     async def answer(self, row: Row, request: Request) -> Response:
         """Let those in who may, and answer."""
         request.scope[VISIT].route = row.name
+        request.scope[VISIT].plain_errors = row in TENSOR_ROUTES
         if row.scope is not None:
             self._guard.admit(request, row.scope)
         endpoint: Callable[[Request], Awaitable[Response]] = getattr(self, row.name)
@@ -215,6 +229,40 @@ class Routes:
         lines = _lines(first, parts, request.scope[VISIT].id, b"data: %s\n\n" if is_events else b"%s\n")
         kind = "text/event-stream" if is_events else "application/x-ndjson"
         return StreamingResponse(lines, media_type=kind, headers={"cache-control": "no-store"})
+
+    async def tensors(self, request: Request) -> Response:
+        """What speaks the Open Inference Protocol here, and every limit."""
+        about = {"name": "segship", "version": segship.__version__, "extensions": [EXTENSION]}
+        return JSONResponse({**about, "models": self._service.graphs(), "limits": self.limits()})
+
+    async def graph(self, request: Request) -> Response:
+        """What a graph takes and gives."""
+        name = request.path_params["model"]
+        model, spec = self._service.graph(name)
+        return JSONResponse(describe_graph(name, spec, model.description["backend"]))
+
+    async def graph_ready(self, request: Request) -> Response:
+        """Whether a graph answers."""
+        name = request.path_params["model"]
+        is_ready = self._service.graph(name)[0].ready and not self.is_leaving()
+        status = 200 if is_ready else 503
+        return JSONResponse({"name": name, "ready": is_ready}, status_code=status, headers={"retry-after": "1"})
+
+    async def infer(self, request: Request) -> Response:
+        """What a graph makes of tensors."""
+        name = request.path_params["model"]
+        model, spec = self._service.graph(name)
+        self._service.model(model.name, model.task)
+        deadline = self._deadline(request, "decode" if spec.name == "mask_decoder" else "encode")
+        self._guard.charge(request, 1.0 if spec.name == "mask_decoder" else _ENCODE_TOKENS)
+        data, options = await read_body(request, self._options.limits.body_bytes, "body_bytes"), self._options
+        length = request.headers.get(HEADER_LENGTH)
+        asked = read_request(data, length, spec, options.prompt_limits, options.limits.tensor_bytes)
+        answer, text, _ = await self._service.infer(name, asked, data, deadline)
+        kind, more = (
+            ("application/json", {}) if text is None else ("application/octet-stream", {HEADER_LENGTH: str(text)})
+        )
+        return Response(answer, media_type=kind, headers={"cache-control": "no-store", **more})
 
     def _deadline(self, request: Request, lane: str) -> float:
         """Return until when an answer is of use: as the request says, or as is usual for a lane."""

@@ -64,6 +64,8 @@ class Visit:
     route: str = "none"
     status: int = 0
     code: str = ""
+    plain_errors: bool = False
+    """Whether its protocol wants text as ``error``."""
     began: float = field(default_factory=time.perf_counter)
 
 
@@ -231,7 +233,7 @@ class _Answer:
         self._visit.code = refusal.code
         if self._visit.status:
             return
-        body = refusal.body(self._visit.id)
+        body = refusal.body(self._visit.id, plain=self._visit.plain_errors)
         fields = [*refusal.headers(), (b"content-length", str(len(body)).encode())]
         await self.send({"type": "http.response.start", "status": refusal.status, "headers": fields})
         await self._send({"type": "http.response.body", "body": body})

@@ -74,9 +74,10 @@ class Refusal(Exception):
             "limit": limit,
         }
 
-    def body(self, request_id: str) -> bytes:
-        """Return the whole answer."""
-        return json.dumps({"error": self.to_dict(request_id)}).encode()
+    def body(self, request_id: str, *, plain: bool = False) -> bytes:
+        """Return the whole answer; ``plain`` where a protocol wants text as ``error``, and has the rest beside it."""
+        said = self.to_dict(request_id)
+        return json.dumps({"error": said.pop("message"), **said} if plain else {"error": said}).encode()
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """Return the fields that belong to it."""

@@ -38,6 +38,8 @@ class ServeLimits:
         Bytes of a picture that is sent.
     json_bytes
         Bytes of prompts and options.
+    tensor_bytes
+        Bytes of the tensors that a single graph gives back.
     header_bytes, header_fields
         Bytes and number of the fields of a request's head.
     chunks
@@ -59,6 +61,7 @@ class ServeLimits:
 
     body_bytes: int = 32 * 2**20
     json_bytes: int = 2**20
+    tensor_bytes: int = 64 * 2**20
     header_bytes: int = 64 * 2**10
     header_fields: int = 100
     chunks: int = 65_536

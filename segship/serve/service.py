@@ -27,8 +27,10 @@ from segship.serve.errors import Refusal, of_exception
 from segship.serve.lanes import Lane, PoisonList
 from segship.serve.options import ServeOptions
 from segship.serve.questions import Query, read_everything
+from segship.serve.tensors import InferRequest, spec_from_json
 from segship.serve.wire import Header, Stored
 from segship.serve.workers import Reply, Worker
+from segship.spec import GraphSpec
 
 WORKER_MODULE = "segship.serve.worker"
 _GOLDEN_IOU = 0.99
@@ -38,6 +40,8 @@ _NICE = {"encoder": 10, "classes": 10, "pictures": 5, "clicks": 0}
 # Hashing so many bytes takes longer than going to another thread and back.
 _SMALL = 256 * 1024
 _READING_QUEUE = 32
+# Which lane runs a graph for tensors that a client has made.
+_LANES = {"image_encoder": "encode", "mask_decoder": "decode", "semantic": "classes"}
 
 
 @dataclass(slots=True, eq=False)
@@ -68,7 +72,7 @@ class Model:
 
     def to_dict(self) -> dict[str, Any]:
         """Return what GET /v1/models says."""
-        hidden = ("golden", "runs_on", "aspect_ratio")
+        hidden = ("golden", "runs_on", "aspect_ratio", "graphs")
         said = {key: value for key, value in self.description.items() if key not in hidden}
         return {"name": self.name, "task": self.task, "ready": self.ready, "classes": None, **said}
 
@@ -298,6 +302,38 @@ class Service:
         parts.put_nowait(
             {**end, "milliseconds": {"queue": round(1e3 * waited, 2), "run": round(1e3 * reply.seconds, 2)}}
         )
+
+    def graph(self, name: str) -> tuple[Model, GraphSpec]:
+        """Return the model of a graph by a name like tiny.mask_decoder, and its contract; raises ``unknown_model``."""
+        before, _, graph = name.rpartition(".")
+        model = self.models.get(before)
+        found = {} if model is None else model.description.get("graphs", {})
+        if model is None or graph not in found:
+            raise Refusal(404, "unknown_model", f"there is no such graph; there are {', '.join(self.graphs())}")
+        return model, spec_from_json(graph, found[graph])
+
+    def graphs(self) -> list[str]:
+        """Return the name of every graph."""
+        return [
+            f"{name}.{graph}" for name, model in self.models.items() for graph in model.description.get("graphs", {})
+        ]
+
+    async def infer(
+        self, name: str, request: InferRequest, data: bytes, deadline: float
+    ) -> tuple[bytes, int | None, Timings]:
+        """Return what a graph makes of tensors, as a body of the protocol, and how much of it is JSON."""
+        (model, spec), timings, digest = self.graph(name), Timings(), await _digest(data)
+        stored = await asyncio.to_thread(wire.store, self.folder, request.arrays)
+        header = {"graph": spec.name, "stored": stored.to_json(), "model_name": name, "id": request.id}
+        try:
+            lane = model.lanes[_LANES[spec.name]]
+            reply, waited = await lane.run(
+                "infer", {**header, "outputs": request.outputs}, deadline=deadline, digest=digest
+            )
+        finally:
+            wire.discard(self.folder, stored)
+        timings.add("infer", reply, waited)
+        return reply.body, reply.header["json"], timings
 
     async def semantic(self, model: Model, data: bytes, query: Query, deadline: float) -> tuple[bytes, Timings]:
         """Return the JSON of the class map of a picture."""

@@ -61,6 +61,14 @@ class Worker:
         pixels = wire.fetch(self.folder, Stored.from_json(header["pixels"]))["pixels"]
         return LoadedImage(pixels, tuple(header["notes"]))
 
+    def answer_tensors(self, header: Header, session: Any, portion: int) -> Answer:
+        """Return what one graph makes of tensors, as a body of the protocol, and how much of it is JSON."""
+        from segship.serve.tensors import run_graph, write_answer
+
+        found = run_graph(session, wire.fetch(self.folder, Stored.from_json(header["stored"])), portion)
+        data, text = write_answer(header["model_name"], header["id"], header["outputs"], found)
+        return {"json": text}, data
+
 
 class Pictures(Worker):
     """Decodes pictures that nobody has looked at, with little memory and time, and no network where that can be had."""
@@ -110,12 +118,20 @@ class Promptable(Worker):
             guide=EdgeGuide(arrays["guide"]) if "guide" in arrays else None,
         )
 
+    def infer(self, header: Header, body: bytes, tell: Tell) -> Answer:
+        """Run one graph on tensors: pictures one by one, as they are encoded, and objects as many as are decoded."""
+        name = header["graph"]
+        portion = self.predictor.objects_per_call if name == "mask_decoder" else 1
+        return self.answer_tensors(header, self.predictor.session(name), portion)
+
 
 class Encoder(Promptable):
     """Encodes pictures and finds everything in them, at a low priority: nobody who clicks waits for it."""
 
     def describe(self) -> Header:
         """Return what the model is, and a mask that it must always find."""
+        from segship.serve.tensors import spec_to_json
+
         predictor, manifest = self.predictor, self.predictor.manifest
         return {
             "task": "promptable",
@@ -127,6 +143,7 @@ class Encoder(Promptable):
             "masks": predictor.masks_per_point,
             "digest": predictor.encoder_sha256,
             "aspect_ratio": predictor.image_limits(self.image_limits).aspect_ratio,
+            "graphs": {name: spec_to_json(predictor.session(name).spec) for name in ("image_encoder", "mask_decoder")},
             "golden": self._golden(),
         }
 
@@ -249,6 +266,8 @@ class Classes(Worker):
 
     def describe(self) -> Header:
         """Return what the model is."""
+        from segship.serve.tensors import spec_to_json
+
         predictor, table = self.predictor, self.predictor.table
         classes = [
             {"id": number, "name": name, "color": list(table.palette[number])}
@@ -262,7 +281,12 @@ class Classes(Worker):
             "runs_on": predictor.description,
             "digest": predictor.manifest.artifact(predictor.manifest.first_graph).digest,
             "classes": classes,
+            "graphs": {"semantic": spec_to_json(predictor.session.spec)},
         }
+
+    def infer(self, header: Header, body: bytes, tell: Tell) -> Answer:
+        """Run the graph on tensors, one picture after another."""
+        return self.answer_tensors(header, self.predictor.session, 1)
 
     def segment(self, header: Header, body: bytes, tell: Tell) -> Answer:
         """Return the class map of one picture."""

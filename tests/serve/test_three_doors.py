@@ -106,7 +106,8 @@ def outcome(work):
         return type(error).__name__, error.code
     return [
         [[dict(rle) for rle in row] for row in found.rles],
-        np.round(found.iou_predictions.astype(float), 5).tolist(),
+        # As many digits as the server writes.
+        [[round(float(score), 6) for score in row] for row in found.iou_predictions],
         list(found.notes),
     ]
 
