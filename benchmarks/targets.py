@@ -108,7 +108,8 @@ def _try(target: str, model: str, sources: Mapping[str, Path], output: Path) -> 
         output = output.with_suffix(row.ending or "")
         document = convert(sources[row.takes], output, options, report)
     except SegshipError as error:
-        return replace(result, refused=str(error).split(";")[0][:160])
+        said = str(error).replace(f"{output.parent}/", "")
+        return replace(result, refused=said.split(";")[0][:160])
     ran = document.get("ran")
     said = f"{rows[-1].what}: {describe_figures(rows[-1].figures)}" if rows else None
     versions = ran["engine"] if ran else document.get("engine", {}).get("version", result.versions)

@@ -260,7 +260,10 @@ def _open_ncnn(path: Path, spec: GraphSpec) -> Run:
 def _make_coreml(module: nn.Module, examples: tuple[torch.Tensor, ...], path: Path) -> None:
     import coremltools
 
-    program = torch.export.export(module, examples).run_decompositions({})
+    # It knows `or` of bools under its name alone, not as the operator that masks of shifted windows are made by.
+    program = torch.export.export(module, examples).run_decompositions(
+        {torch.ops.aten.__or__.Tensor: torch.logical_or, torch.ops.aten.__and__.Tensor: torch.logical_and}
+    )
     precision = coremltools.precision.FLOAT32
     made = coremltools.convert(program, convert_to="mlprogram", compute_precision=precision, skip_model_load=True)
     make_directory(path.parent)

@@ -69,8 +69,10 @@ def geared(small_sam_bundle, tmp_path_factory, ascend_machine):
 def streets(small_street_bundle, tmp_path_factory, ascend_machine):
     """The compiled kit of the small SeMask, and a folder of five pictures in the layout of Cityscapes."""
     folder = tmp_path_factory.mktemp("streets")
-    convert(small_street_bundle.path, folder / "kit", ascend(cann=6, size=SIZE_HW))
-    for name in ("00_check", "20_compile", "30_bench"):
+    images = calibrate([], folder / "list", CalibrateOptions(task="semantic", limit=1))
+    options = ascend(cann=6, size=SIZE_HW, int8=True, calibration=images.path)
+    convert(small_street_bundle.path, folder / "kit", options)
+    for name in ("00_check", "10_quantize", "20_compile", "30_bench"):
         ascend_machine.script(folder / "kit", name)
     rng = np.random.default_rng(0)
     for number in range(5):
@@ -505,6 +507,7 @@ def test_a_report_of_a_device_that_answers_otherwise_fails_and_is_refused_when_l
 
 
 def test_other_reports_are_refused(kit, streets, ascend_machine, certified, tmp_path):
+    accept(ascend_machine, kit, "fp16")
     accept(ascend_machine, streets / "kit", "fp16")
     with pytest.raises(BundleError, match="made of other graphs than those of") as caught:
         certify_kit(certified, streets / "kit/report.json")
