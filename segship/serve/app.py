@@ -26,9 +26,9 @@ from segship.serve.errors import Refusal, of_exception
 from segship.serve.metrics import Metrics
 from segship.serve.openapi import make_document
 from segship.serve.options import Scope, ServeOptions
-from segship.serve.protocol import read_body
+from segship.serve.protocol import BODY, read_body
 from segship.serve.questions import read_everything
-from segship.serve.service import Service, Timings
+from segship.serve.service import Service, Timings, digest_of
 from segship.serve.tensors import EXTENSION, HEADER_LENGTH, describe_graph, read_request
 from segship.serve.wire import Header
 
@@ -134,8 +134,27 @@ class Routes:
         request.scope[VISIT].plain_errors = row in TENSOR_ROUTES
         if row.scope is not None:
             self._guard.admit(request, row.scope)
+        elsewhere = await self._elsewhere(row, request)
+        if elsewhere is not None:
+            return await self._service.shard.pass_on(elsewhere, request, request.scope[BODY])
         endpoint: Callable[[Request], Awaitable[Response]] = getattr(self, row.name)
         return await endpoint(request)
+
+    async def _elsewhere(self, row: Row, request: Request) -> int | None:
+        """Return which other process has the picture of a request; None where it belongs here."""
+        shard, limits = self._service.shard, self._options.limits
+        if shard.count == 1 or shard.is_passed_on(request):
+            return None
+        if row.name in ("upload", "segment"):
+            request.scope[BODY] = data = await read_body(request, limits.body_bytes, "body_bytes")
+            there = shard.of_digest(await digest_of(data))
+        elif "id" in request.path_params:
+            there = shard.of_handle(request.path_params["id"])
+            if there != shard.index:
+                request.scope[BODY] = await read_body(request, limits.json_bytes, "json_bytes")
+        else:
+            return None
+        return None if there == shard.index else there
 
     async def models(self, request: Request) -> Response:
         """What is served, and every limit."""
@@ -291,7 +310,10 @@ class Routes:
 
     async def metrics(self, request: Request) -> Response:
         """What is counted."""
-        return Response(self._metrics.text(), media_type="text/plain; version=0.0.4")
+        text, shard = self._metrics.text(), self._service.shard
+        if shard.count > 1 and not shard.is_passed_on(request):
+            text = await shard.metrics(text, request)
+        return Response(text, media_type="text/plain; version=0.0.4")
 
     async def openapi(self, request: Request) -> Response:
         """What the routes take and give."""

@@ -97,6 +97,8 @@ class ServeOptions:
         Bundles, checkpoints or known names that are served; the first is asked where a request names none.
     host, port
         Where it listens; port 0 takes a free one. Beyond this machine only with ``keys``.
+    processes
+        Server processes behind the port, each with workers and a part of the cache of its own.
     keys
         File with the hashes of keys, as `segship serve --new-key NAME` prints them; without it there are no keys.
     allowed_hosts
@@ -123,6 +125,7 @@ class ServeOptions:
     bundle: tuple[str, ...] = ("tiny",)
     host: str = "127.0.0.1"
     port: int = 8080
+    processes: int = 1
     keys: Path | None = None
     allowed_hosts: tuple[str, ...] = ()
     cache_bytes: int = 512 * 2**20
@@ -139,6 +142,7 @@ class ServeOptions:
         check_types(self)
         check_whole(self, 0, 65_535, "port")
         check_whole(self, 2**20, 2**50, "cache_bytes")
+        check_whole(self, 1, 64, "processes")
         if not self.bundle:
             raise InputError(f"{option('bundle')} names no model; give at least one", code="bad_option")
         if not self.keys and not _is_of_this_machine(self.host):

@@ -20,6 +20,8 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from segship.serve.errors import Refusal, too_large
 from segship.serve.options import ServeLimits
 
+BODY = "segship.body"
+"""Under this name a request's scope has its body, if that was read already."""
 CONNECTION = "segship.connection"
 """Under this name a request's scope has its `Connection`."""
 
@@ -237,6 +239,9 @@ async def read_body(request: Any, most: int, name: str) -> bytes:
     Refusal
         ``body_too_large``, before more is read than is accepted; ``encoded_body`` for what must be inflated.
     """
+    if BODY in request.scope:
+        read: bytes = request.scope[BODY]
+        return read
     if request.headers.get("content-encoding", "identity").lower() != "identity":
         message = "the body has a Content-Encoding; send it as it is"
         raise Refusal(415, "encoded_body", message, close=True)

@@ -10,11 +10,13 @@ import sys
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from segship.errors import BackendUnavailable, InputError, OutputError, option, shown
 from segship.serve.options import ServeOptions
 
 _NEEDED = {
+    "h11": "h11",
     "starlette": "starlette",
     "uvicorn": "uvicorn",
     "httptools": "httptools",
@@ -60,6 +62,10 @@ def serve(options: ServeOptions | None = None, *, started: Callable[[str], None]
     check_packages()
     options = options or ServeOptions()
     models = find_models(options.bundle)
+    if options.processes > 1:
+        from segship.serve.shards import serve_several
+
+        return serve_several(options, started)
     with listen(options) as listener:
         return asyncio.run(serve_on(listener, options, models, started))
 
@@ -82,14 +88,20 @@ def find_models(names: tuple[str, ...]) -> dict[str, tuple[str, str]]:
     return found
 
 
-def listen(options: ServeOptions) -> socket.socket:
-    """Return a socket that listens where the options say; ``cannot_listen`` where that is not possible."""
+def listen(options: ServeOptions, *, is_shared: bool = False, backlog: int | None = _BACKLOG) -> socket.socket:
+    """Return a socket that listens where the options say; ``cannot_listen`` where that is not possible.
+
+    A shared port may have several sockets; one without ``backlog`` is bound and does not listen.
+    """
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
     listener = socket.socket(family, socket.SOCK_STREAM)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if is_shared:
+            listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         listener.bind((options.host, options.port))
-        listener.listen(_BACKLOG)
+        if backlog is not None:
+            listener.listen(backlog)
     except OSError as error:
         listener.close()
         message = f"cannot listen on {options.host} port {options.port}: {error.strerror}; choose another port"
@@ -102,9 +114,14 @@ async def serve_on(
     options: ServeOptions,
     models: dict[str, tuple[str, str]],
     started: Callable[[str], None] | None,
-    **how: str,
+    *,
+    inside: socket.socket | None = None,
+    **how: Any,
 ) -> int:
-    """Serve models on a socket that listens; ``how`` is what `segship.serve.service.Service` takes besides options."""
+    """Serve models on a socket that listens, and on one ``inside`` the machine.
+
+    ``how`` is what `segship.serve.service.Service` takes besides options.
+    """
     import uvicorn
 
     from segship.serve.app import make_app
@@ -128,13 +145,18 @@ async def serve_on(
     )
     service.start(models)
     if started is not None:
-        host, port = listener.getsockname()[:2]
-        started(f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}")
+        started(address_of(listener))
     try:
-        await Server(config, door.leave).serve(sockets=[listener])
+        await Server(config, door.leave).serve(sockets=[listener] if inside is None else [listener, inside])
     finally:
         await service.stop()
     return 0
+
+
+def address_of(listener: socket.socket) -> str:
+    """Return where a socket listens, as a browser takes it."""
+    host, port = listener.getsockname()[:2]
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
 
 
 def _log_to_stderr() -> None:

@@ -27,6 +27,7 @@ from segship.serve.errors import Refusal, of_exception
 from segship.serve.lanes import Lane, PoisonList
 from segship.serve.options import ServeOptions
 from segship.serve.questions import Query, read_everything
+from segship.serve.shards import Shard
 from segship.serve.tensors import InferRequest, spec_from_json
 from segship.serve.wire import Header, Stored
 from segship.serve.workers import Reply, Worker
@@ -102,12 +103,15 @@ class Service:
     ----------
     options
         What the server was told.
+    shard
+        Which of several processes this is.
     worker_module
         What its workers run; load tests have models that only wait.
     """
 
-    def __init__(self, options: ServeOptions, worker_module: str = WORKER_MODULE) -> None:
+    def __init__(self, options: ServeOptions, shard: Shard | None = None, worker_module: str = WORKER_MODULE) -> None:
         self.options = options
+        self.shard = shard or Shard()
         self._worker_module = worker_module
         self.folder = _make_folder()
         self.cache = EmbeddingCache(options.cache_bytes, options.cache_seconds, self._drop)
@@ -188,7 +192,7 @@ class Service:
         tuple
             The entry, milliseconds of what was done, and whether it was kept.
         """
-        digest = await _digest(data)
+        digest = await digest_of(data)
         kept = self.cache.find(owner, model.name, digest)
         if kept is not None:
             return kept, {}, True
@@ -240,6 +244,7 @@ class Service:
         timings.add("encode", reply, waited)
         found = reply.header
         entry = Entry(
+            id=self.shard.new_handle(),
             owner=owner,
             model=model.name,
             digest=digest,
@@ -337,7 +342,7 @@ class Service:
 
     async def semantic(self, model: Model, data: bytes, query: Query, deadline: float) -> tuple[bytes, Timings]:
         """Return the JSON of the class map of a picture."""
-        timings, digest = Timings(), await _digest(data)
+        timings, digest = Timings(), await digest_of(data)
         source = await asyncio.to_thread(_store_source, self.folder, data)
         try:
             async with self._pixels(source, digest, deadline, timings) as read:
@@ -465,7 +470,8 @@ async def _until_done(task: asyncio.Task[None], parts: asyncio.Queue[Header]) ->
         return
 
 
-async def _digest(data: bytes) -> str:
+async def digest_of(data: bytes) -> str:
+    """Return the SHA-256 of bytes, in another thread if they are many."""
     if len(data) <= _SMALL:
         return hashlib.sha256(data).hexdigest()
     return await asyncio.to_thread(lambda: hashlib.sha256(data).hexdigest())
