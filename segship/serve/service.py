@@ -327,7 +327,7 @@ class Service:
         self, name: str, request: InferRequest, data: bytes, deadline: float
     ) -> tuple[bytes, int | None, Timings]:
         """Return what a graph makes of tensors, as a body of the protocol, and how much of it is JSON."""
-        (model, spec), timings, digest = self.graph(name), Timings(), await _digest(data)
+        (model, spec), timings, digest = self.graph(name), Timings(), await digest_of(data)
         stored = await asyncio.to_thread(wire.store, self.folder, request.arrays)
         header = {"graph": spec.name, "stored": stored.to_json(), "model_name": name, "id": request.id}
         try:
