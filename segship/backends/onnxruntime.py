@@ -9,9 +9,9 @@ are never registered.
 
 from __future__ import annotations
 
-import functools
 import os
 import re
+import threading
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -137,28 +137,39 @@ class Session(BaseSession):
         told = f"{provider}, else {', '.join(used[1:])}" if provider == _TENSORRT else provider
         self.description = f"onnxruntime {version()} {told}, {threads} threads"
         self.on_gpu = provider in (_CUDA, _TENSORRT)
+        self._runs: dict[int, onnxruntime.RunOptions] = {}
 
     def run(self, inputs: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
         """Run the graph once; see `segship.backends.session.Session.run`."""
         if self._session is None:
             raise closed()
         check_arrays(inputs, self.spec.inputs, self.spec.name)
+        settings, thread = _quiet(), threading.get_ident()
+        self._runs[thread] = settings
         try:
-            answers = self._session.run(self._outputs, dict(inputs), _quiet())
+            answers = self._session.run(self._outputs, dict(inputs), settings)
         # The runtime's exceptions share no narrower base.
         except Exception as error:
+            if settings.terminate:
+                raise BackendUnavailable(f"graph {self.spec.name!r} was stopped", code="stopped") from None
             message = f"graph {self.spec.name!r} failed in {self.description}: {first_line(error)}"
             raise BackendUnavailable(message, code="run_failed") from error
+        finally:
+            del self._runs[thread]
         return dict(zip(self._outputs, answers, strict=True))
+
+    def stop(self, thread: int) -> None:
+        """End the run that a thread is at, between two operators; see `segship.backends.session.Session.stop`."""
+        if (settings := self._runs.get(thread)) is not None:
+            settings.terminate = True
 
     def close(self) -> None:
         """Release the graph and its weights."""
         self._session = None
 
 
-@functools.cache
 def _quiet() -> onnxruntime.RunOptions:
-    """Return the settings of runs: what fails is raised, and need not be printed as well."""
+    """Return the settings of a run: what fails is raised, and need not be printed as well."""
     settings = onnxruntime.RunOptions()
     settings.log_severity_level = _LOG_FATAL
     return settings

@@ -147,6 +147,13 @@ class Session(ABC):
         """
         return self
 
+    # Not abstract on purpose: what cannot be stopped goes on to its end.
+    def stop(self, thread: int) -> None:  # noqa: B027
+        """End the run that a thread, by `threading.get_ident`, is at, where the runtime can: it raises ``stopped``.
+
+        Raised is a `segship.errors.BackendUnavailable`. A thread that is at none is left alone.
+        """
+
     # Not abstract on purpose: a session that holds nothing has nothing to release.
     def close(self) -> None:  # noqa: B027
         """Release what the session holds; a second call does nothing."""

@@ -383,6 +383,11 @@ class Predictor:
         """Return the (H, W) float32 logits, in the image frame, of one low-resolution mask (4h, 4w)."""
         return self.upscaler(embedding).enlarge(LogitsPatch(low_res))
 
+    def stop(self, thread: int) -> None:
+        """End what a thread runs now, where the runtime can; see `segship.backends.session.Session.stop`."""
+        for session in self._sessions.values():
+            session.stop(thread)
+
     def close(self) -> None:
         """Release the sessions; the predictor cannot be used afterwards."""
         for session in self._sessions.values():

@@ -14,7 +14,7 @@ import queue
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -51,10 +51,33 @@ class Worker:
         self.image_limits = ImageLimits(**settings["image_limits"])
         self.prompt_limits = PromptLimits(**settings["prompt_limits"])
         self.cancelled: set[int] = set()
+        self._threads: dict[int, int] = {}
+        self._switching = threading.Lock()
 
     def describe(self) -> Header:
         """Return what the server wants to know of it before it asks anything."""
         return {}
+
+    @contextlib.contextmanager
+    def at_work(self, number: int) -> Iterator[None]:
+        """Know which thread works on a job, for as long as it does."""
+        with self._switching:
+            self._threads[number] = threading.get_ident()
+        try:
+            yield
+        finally:
+            with self._switching:
+                del self._threads[number]
+
+    def cancel(self, number: int) -> None:
+        """Take notice that nobody waits for a job, and end what is run for it."""
+        self.cancelled.add(number)
+        with self._switching:
+            if number in self._threads:
+                self.stop(self._threads[number])
+
+    def stop(self, thread: int) -> None:
+        """End what a thread runs, if that can be done."""
 
     def loaded(self, header: Header) -> LoadedImage:
         """Return the picture that a job is about."""
@@ -100,6 +123,10 @@ class Promptable(Worker):
         self.predictor = load_promptable(settings["model"], **settings["run"])
         self.run = settings["run"]
         self.model = settings["model"]
+
+    def stop(self, thread: int) -> None:
+        """End what a thread runs, in runtimes that can."""
+        self.predictor.stop(thread)
 
     def embedding(self, header: Header) -> Any:
         """Return the embedding that a job is about."""
@@ -379,7 +406,8 @@ def _work(worker: Worker, jobs: queue.SimpleQueue[tuple[Header, bytes]], lines: 
             if number in worker.cancelled:
                 raise Cancelled
             job: Job = getattr(worker, header["job"])
-            answer, data = job(header, body, tell)
+            with worker.at_work(number):
+                answer, data = job(header, body, tell)
         # Whatever it is, the next job must not suffer for it.
         except BaseException as error:
             answer, data = describe_error(error), b""
@@ -408,7 +436,7 @@ def main() -> None:
     while (message := lines.read()) is not None:
         header, body = message
         if "cancel" in header:
-            worker.cancelled.add(int(header["cancel"]))
+            worker.cancel(int(header["cancel"]))
             continue
         lane = header["lane"]
         if lane not in lanes:

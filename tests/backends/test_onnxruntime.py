@@ -1,4 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
+import threading
+import time
+
 import numpy as np
 import onnxruntime
 import pytest
@@ -256,3 +259,41 @@ def test_nothing_is_printed(capfd):
     with pytest.raises(BundleError):
         Session(b"no graph", ENCODER)
     assert capfd.readouterr() == ("", "")
+
+
+def slow_graph():
+    """Forty products of matrices: about a second on two cores."""
+    wide = TensorSpec("x", "float32", (1536, 1536))
+    nodes = [helper.make_node("MatMul", [f"t{index}" if index else "x", "x"], [f"t{index + 1}"]) for index in range(40)]
+    nodes[-1].output[0] = "y"
+    values = [helper.make_tensor_value_info(name, 1, [1536, 1536]) for name in "xy"]
+    model = helper.make_model(
+        helper.make_graph(nodes, "slow", values[:1], values[1:]), opset_imports=[helper.make_opsetid("", 17)]
+    )
+    model.ir_version = 9
+    return Session(model.SerializeToString(), GraphSpec("slow", (wide,), (TensorSpec("y", "float32", (1536, 1536)),)))
+
+
+def test_a_run_is_stopped_by_its_thread_and_others_go_on():
+    zeros = {"x": np.zeros((1536, 1536), np.float32)}
+    found = {}
+
+    def run(name):
+        try:
+            found[name] = session.run(zeros)["y"].sum()
+        except BackendUnavailable as error:
+            found[name] = error.code
+
+    with slow_graph() as session:
+        session.stop(threading.get_ident())
+        threads = {name: threading.Thread(target=run, args=(name,)) for name in ("stopped", "other")}
+        for thread in threads.values():
+            thread.start()
+        time.sleep(0.1)
+        began = time.monotonic()
+        session.stop(threads["stopped"].ident)
+        threads["stopped"].join()
+        assert time.monotonic() - began < 1
+        threads["other"].join()
+        run("again")
+    assert found == {"stopped": "stopped", "other": 0.0, "again": 0.0}
