@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import math
 import mimetypes
+import os
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
 from dataclasses import asdict, dataclass
@@ -19,10 +21,13 @@ from starlette.responses import JSONResponse, Response, StreamingResponse
 from starlette.routing import Route, Router
 
 import segship
+from segship.errors import InputError, way
 from segship.images.reading import demo_photograph
 from segship.serve.cache import Entry
 from segship.serve.door import VISIT, Door, Guard, Receive, Send
 from segship.serve.errors import Refusal, of_exception
+from segship.serve.fetching import Fetcher
+from segship.serve.labelling import cvat_answer, label_studio_result, read_cvat, read_label_studio
 from segship.serve.metrics import Metrics
 from segship.serve.openapi import make_document
 from segship.serve.options import Scope, ServeOptions
@@ -36,6 +41,7 @@ _PAGE = Path(__file__).parent / "page"
 _PAGE_FILES = {"sample.jpg": demo_photograph()}
 _ENCODE_TOKENS, _POINTS_A_TOKEN = 10.0, 50.0
 _DEADLINE = "segship-deadline"
+LABEL_STUDIO_TOKEN = "SEGSHIP_LABEL_STUDIO_TOKEN"
 _MOST_DEADLINE = 600.0
 
 Endpoint = Callable[["Routes", Request], Awaitable[Response]]
@@ -70,6 +76,10 @@ ROUTES = (
     Row("POST", "/v1/images/{id}/everything", "everything"),
     Row("POST", "/v1/segment", "segment"),
     Row("POST", "/v1/semantic", "semantic"),
+    Row("POST", "/setup", "setup"),
+    Row("POST", "/predict", "predict"),
+    Row("GET", "/health", "health", None),
+    Row("POST", "/cvat/interactor", "cvat"),
     Row("GET", "/v2/health/live", "live", None),
     Row("GET", "/v2/health/ready", "ready", None),
     Row("GET", "/metrics", "metrics", "metrics"),
@@ -127,6 +137,10 @@ class Routes:
         self._options = options
         self._metrics = metrics
         self._guard = Guard(options)
+        self._fetcher = None
+        if options.label_studio is not None:
+            token = os.environ.get(LABEL_STUDIO_TOKEN)
+            self._fetcher = Fetcher(options.label_studio, token, options.limits.body_bytes)
 
     async def answer(self, row: Row, request: Request) -> Response:
         """Let those in who may, and answer."""
@@ -248,6 +262,51 @@ class Routes:
         lines = _lines(first, parts, request.scope[VISIT].id, b"data: %s\n\n" if is_events else b"%s\n")
         kind = "text/event-stream" if is_events else "application/x-ndjson"
         return StreamingResponse(lines, media_type=kind, headers={"cache-control": "no-store"})
+
+    async def setup(self, request: Request) -> Response:
+        """What Label Studio asks when a project begins to use the model; what it says of itself is not needed."""
+        await read_body(request, self._options.limits.json_bytes, "json_bytes")
+        return JSONResponse({"model_version": self._service.model(None, "promptable").version})
+
+    async def health(self, request: Request) -> Response:
+        """Whether the server is there, for Label Studio."""
+        return JSONResponse({"status": "UP", "model_class": "segship"})
+
+    async def predict(self, request: Request) -> Response:
+        """Regions for what somebody has drawn in Label Studio."""
+        deadline, model = self._deadline(request, "encode"), self._service.model(None, "promptable")
+        self._guard.charge(request, _ENCODE_TOKENS)
+        body = await read_body(request, self._options.limits.body_bytes, "body_bytes")
+        drawing = read_label_studio(body, self._options.prompt_limits)
+        if isinstance(drawing, int):
+            empty = {"model_version": model.version, "score": 0.0, "result": []}
+            return JSONResponse({"results": [empty] * drawing, "model_version": model.version})
+        data = drawing.picture if drawing.picture is not None else await self._fetch(drawing.address)
+        entry, _, _ = await self._service.upload(request.scope[VISIT].owner, model, data, deadline)
+        answer, _ = await self._service.masks(entry, deadline, body=drawing.prompts((entry.height, entry.width)))
+        regions = await asyncio.to_thread(label_studio_result, drawing, answer)
+        score = max((region["score"] for region in regions), default=0.0)
+        one = {"model_version": model.version, "score": score, "result": regions}
+        return JSONResponse({"results": [one], "model_version": model.version})
+
+    async def _fetch(self, address: str) -> bytes:
+        if self._fetcher is None:
+            way_out = way("label_studio=", "--label-studio", "label_studio")
+            message = f"a task names its picture by an address, and none is fetched; start the server with {way_out}"
+            raise InputError(message, code="no_fetching")
+        return await self._fetcher.fetch(address)
+
+    async def cvat(self, request: Request) -> Response:
+        """A mask of clicks, as CVAT's functions give it."""
+        deadline = self._deadline(request, "encode")
+        model = self._service.model(request.query_params.get("model"), "promptable")
+        self._guard.charge(request, _ENCODE_TOKENS)
+        body = await read_body(request, self._options.limits.body_bytes, "body_bytes")
+        data, prompts = read_cvat(body, self._options.prompt_limits)
+        entry, _, _ = await self._service.upload(request.scope[VISIT].owner, model, data, deadline)
+        answer, _ = await self._service.masks(entry, deadline, body=prompts)
+        text = await asyncio.to_thread(cvat_answer, answer, self._options.limits.tensor_bytes)
+        return Response(text, media_type="application/json", headers={"cache-control": "no-store"})
 
     async def tensors(self, request: Request) -> Response:
         """What speaks the Open Inference Protocol here, and every limit."""

@@ -8,6 +8,8 @@ which stops rebound names, and what changes something must come from this server
 from __future__ import annotations
 
 import asyncio
+import base64
+import contextlib
 import json
 import logging
 import secrets
@@ -290,4 +292,8 @@ class Guard:
 
 def _bearer(text: str) -> str:
     kind, _, secret = text.partition(" ")
+    if kind.lower() == "basic":
+        # Programs that know users and passwords alone: the key is the password, of any user.
+        with contextlib.suppress(ValueError):
+            return base64.b64decode(secret.strip(), validate=True).decode().partition(":")[2]
     return secret.strip() if kind.lower() == "bearer" else ""

@@ -67,6 +67,11 @@ class Model:
         return "semantic" if "classes" in self.lanes else "promptable"
 
     @property
+    def version(self) -> str:
+        """Its name and the beginning of its digest."""
+        return f"{self.name}:{self.description['digest'][:12]}"
+
+    @property
     def ready(self) -> bool:
         """Whether it answers, and rightly."""
         return self.is_right and all(worker.ready for worker in self.workers)
