@@ -2,7 +2,7 @@
 # make test   makes the development environment and passes every test but the full-size ones, two files at a time
 # make check  looks at format, lint and types; make format mends the first two
 # make docs   runs every command that README.md and docs/ show, with tiny and small seeded models (some minutes)
-# make slow   the full-size proofs: vit_b against the reference, vit_t, vit_h past 2 GiB (about ten minutes)
+# make slow   the full-size proofs: vit_b against the reference, vit_t, vit_h past 2 GiB, Ascend's kits (about twenty minutes)
 # make bench  the numbers of docs/measurements.md, written to benchmarks/results
 # make serve-smoke  the server under load, in small (part of make test); make soak, fuzz-http: minutes, results in benchmarks/results
 # make tiny   trains the model inside the package anew (about three hours on two cores); recipes/tiny/README.md
