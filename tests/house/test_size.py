@@ -14,9 +14,8 @@ MOST_LINES = 52_200
 other programs, 900 for image lists and what graphs are given for them, 300 for everything mode in fewer and faster
 questions, 400 for masks that follow the picture, 1,300 for certificates, 550 to find where graphs part, 300 to
 choose under a budget, 1,400 to write graphs in lower precisions, 5,800 for other engines and programs, 4,300 to
-serve, 600 for a program's side of that, 450 for single graphs by a protocol, 600 for programs
-that people label with; the rest is what was wrong or missing
-in it when people used it."""
+serve, 600 for a program's side of that, 450 for single graphs by a protocol, 600 for programs that people
+label with; the rest is what was wrong or missing in it when people used it."""
 LONGEST_TENTH = 20
 """Lines of code, without its docstring, that nine of ten functions stay below."""
 
