@@ -16,7 +16,7 @@ from PIL import Image
 
 import segship
 from benchmarks import page as house
-from segship.masks.rle import decode_rle
+from segship.masks.rle import decode_rle, encode_rle
 from segship.masks.scores import mask_iou
 from segship.serve.options import hash_key
 from segship.serve.server import check_packages
@@ -540,6 +540,19 @@ def test_what_newer_clicks_have_overtaken_is_ended(sample):
     assert len(ended) == 1 and MASKS.search(ended[0])
 
 
+def test_what_is_undone_is_not_waited_for(sample):
+    sample.page.route(MASKS, lambda route: None)
+    sample.press(SPOON)
+    sample.tell("^Segmenting")
+    sample.key("Delete")
+    sample.tell("^Deleted Object 1")
+    expect(sample.at("#progress")).to_be_hidden()
+    sample.press(CUP)
+    sample.tell("^Segmenting")
+    sample.key("Control+z")
+    expect(sample.at("#progress")).to_be_hidden()
+
+
 def test_a_lost_connection_is_said_and_tried_again(sample, spoon):
     sample.page.route(MASKS, lambda route: route.abort("connectionreset"))
     sample.press(SPOON)
@@ -662,6 +675,19 @@ def test_chinese(browser, address):
         visit.save("coco")
         visit.page.reload()
         expect(visit.at("#status")).to_have_text("Open a picture to begin.")
+
+
+def test_opening_another_picture_over_masks_that_are_not_saved_is_asked_about(sample):
+    sample.click(SPOON)
+    sample.choose("next.png", png())
+    sample.at("#loss-dialog .close").click()
+    assert len(sample.masks()) == 1
+    sample.at("#list .name").fill("Spoon")
+    sample.key("Enter")
+    sample.choose("next.png", png())
+    sample.at("#lose").click()
+    expect(sample.at("#file-name")).to_have_text("next.png")
+    expect(sample.at("#list li")).to_have_count(0)
 
 
 def test_leaving_with_masks_that_are_not_saved_is_asked_about(sample):
@@ -830,6 +856,54 @@ SEEN = """() => {
     texts.filter((e) => contrast(e) < 4.5).map((e) => `${contrast(e).toFixed(1)} ${e.outerHTML}`),
   ];
 }"""
+
+
+READ_MASKS = """async (rles) => {
+  const { Mask, ringArea } = await import("/page/mask.js");
+  return rles.map((rle) => {
+    try {
+      const mask = new Mask(rle);
+      const row = (y) => Array.from({length: mask.width}, (_, x) => mask.has(x, y));
+      const under = Array.from({length: mask.height}, (_, y) => row(y));
+      return {under, area: mask.area, box: mask.box, areas: mask.rings.map(ringArea), pixels: [...mask.pixels()]};
+    } catch (error) {
+      return String(error);
+    }
+  });
+}"""
+
+
+# Height, width, and how much of it is set.
+SHAPES = [(1, 1, 1), (1, 1, 0), (1, 9, 0.5), (9, 1, 0.5), *((7, 12, share / 20) for share in range(21)), (40, 40, 0.5)]
+
+
+def test_run_lengths_and_outlines_of_any_mask(visit):
+    visit.page.goto(visit.address)
+    chance = np.random.default_rng(0)
+    masks = [chance.random((height, width)) < share for height, width, share in SHAPES]
+    given = [encode_rle(mask, compressed=bool(n % 2)) for n, mask in enumerate(masks)]
+    for mask, found in zip(masks, visit.page.evaluate(READ_MASKS, given), strict=True):
+        assert np.array_equal(found["under"], mask)
+        assert np.array_equal(np.reshape(found["pixels"], mask.shape) > 0, mask)
+        assert found["area"] == mask.sum() == sum(found["areas"]) / 2
+        y, x = np.nonzero(mask)
+        assert found["box"] == ([x.min(), y.min(), x.max() + 1, y.max() + 1] if mask.any() else [0, 0, 0, 0])
+        # Pixels that touch in a corner are apart: one outline a part, one more for every hole.
+        parts = cv2.connectedComponents(mask.astype(np.uint8), connectivity=4)[0] - 1
+        around = cv2.connectedComponents(np.pad(~mask, 1, constant_values=True).astype(np.uint8), connectivity=8)[0] - 1
+        assert sum(area > 0 for area in found["areas"]) == parts
+        assert len(found["areas"]) == parts + around - 1
+
+
+def test_run_lengths_that_are_none_are_refused(visit):
+    visit.page.goto(visit.address)
+    size = [2, 2]
+    bad = [[4, 1], [-1, 5], [1.5, 2.5], [], "22", "222222222222", "P", "\x00", "oooooooooooo"]
+    good = {"size": size, "counts": [1, 3]}
+    answers = visit.page.evaluate(READ_MASKS, [good, *({"size": size, "counts": counts} for counts in bad)])
+    assert answers[0]["area"] == 3
+    # "22" is two columns of which the second is set.
+    assert [isinstance(answer, str) for answer in answers[1:]] == [counts != "22" for counts in bad]
 
 
 @pytest.mark.slow

@@ -2,12 +2,14 @@
 // The page: what the person does becomes prompts, prompts become questions to the service, answers become masks.
 
 import { Annotation, Answers, COLORS, isEmpty, keptPrompts } from "./document.js";
+import { askKey, askLoss, openHelp } from "./dialogs.js";
 import { FORMATS, download, safeStem } from "./files.js";
 import { Mask } from "./mask.js";
-import { ObjectList, showHelp, showLegend } from "./panel.js";
+import { ObjectList, showLegend } from "./panel.js";
 import { readPicture } from "./picture.js";
-import { RemotePicture, Service, ServiceError, nameClasses } from "./service.js";
+import { RemotePicture, Service, nameClasses } from "./service.js";
 import { Stage } from "./stage.js";
+import { cancelJob, fail, isWaiting, megabytes, report, retry, say, showJob, showStatus } from "./status.js";
 import { language, t, translate } from "./strings.js";
 
 const SLOW_MS = 200;
@@ -36,39 +38,6 @@ let layers = {};
 let isSaved = true;
 /** Questions on their way: object id -> {prompts, ending}. */
 const pending = new Map();
-
-// ---- what is said
-
-let said = { path: "state.starting" };
-
-/** Show words at a path of the strings; with them a progress from 0 to 1 (NaN: unknown), and what can be done. */
-function say(path, values = {}, { text = null, isError = false, progress = null, retry = null, cancel = null } = {}) {
-  said = { path, values, text, isError, progress, retry, cancel };
-  showStatus();
-}
-
-function showStatus() {
-  const { path, values, text, isError, progress, retry, cancel } = said;
-  $("status").textContent = text ?? t(path, values) ?? "";
-  document.querySelector("footer").classList.toggle("error", Boolean(isError));
-  $("progress").hidden = progress == null;
-  if (Number.isNaN(progress)) $("progress").removeAttribute("value");
-  else if (progress != null) $("progress").value = progress;
-  $("retry").hidden = !retry;
-  $("cancel").hidden = !cancel;
-}
-
-const megabytes = (bytes) => `${(bytes / 2 ** 20).toFixed(1)} MB`;
-
-function report(error, retry = null) {
-  if (!(error instanceof ServiceError)) console.error(error);
-  const { code = "unknown", message = "", limit = null } = error instanceof ServiceError ? error : {};
-  const values = limit ? { found: megabytes(limit.found), accepted: megabytes(limit.accepted) } : {};
-  const known = t(`error.${code}`) !== undefined;
-  say(`error.${known ? code : "unknown"}`, values, { text: known ? null : message || null, isError: true, retry });
-}
-
-const fail = (code, values = {}) => say(`error.${code}`, values, { isError: true });
 
 // ---- the picture
 
@@ -100,16 +69,20 @@ async function open(blob, name) {
   if (limits.body_bytes && blob.size > limits.body_bytes) {
     return fail("body_too_large", { found: megabytes(blob.size), accepted: megabytes(limits.body_bytes) });
   }
+  if (hasUnsaved() && !(await askLoss())) return;
   say("state.reading", {}, { progress: NaN });
+  // The service encodes while the browser decodes.
+  const remote = upload(blob);
   let read;
   try {
     read = await readPicture(blob);
   } catch {
+    remote?.close();
     return turn === opening && fail("cannot_show");
   }
-  if (turn !== opening) return;
+  if (turn !== opening) return remote?.close();
   close();
-  picture = { ...read, blob, name };
+  picture = { ...read, blob, name, remote };
   $("file-name").textContent = name.replace(/[\p{Cc}\p{Cf}]/gu, "\ufffd");
   $("empty").hidden = true;
   $("zoom").hidden = false;
@@ -117,7 +90,7 @@ async function open(blob, name) {
   annotation.reset();
   setMode("click");
   $("stage").focus();
-  if (models.length) await encode();
+  await encode();
 }
 
 /** Forget the picture that is open, and every question about it. */
@@ -128,19 +101,29 @@ function close() {
   for (const layer of Object.values(layers)) layer.ending.abort();
   layers = {};
   answers.clear();
+  showJob(null);
   isSaved = true;
 }
 
-/** Upload the picture for the chosen model. */
-async function encode() {
-  const { name } = promptable().find((model) => model.name === $("model").value) ?? {};
-  if (!name) return semantic().length ? setMode("classes") : fail("no_model");
-  const remote = new RemotePicture(service, picture.blob, name, (sent, isAgain) => {
+const chosenModel = () => promptable().find((model) => model.name === $("model").value);
+
+/** Send a picture to the chosen model; null if there is none. */
+function upload(blob) {
+  const model = chosenModel();
+  if (!model) return null;
+  const remote = new RemotePicture(service, blob, model.name, (sent, isAgain) => {
     const path = isAgain ? "state.renewing" : sent < 1 ? "state.uploading" : "state.encoding";
     if (picture?.remote === remote) say(path, {}, { progress: sent < 1 ? sent : NaN });
   });
-  picture.remote = remote;
-  await awaitPicture(remote);
+  return remote;
+}
+
+/** Wait until the picture is encoded for the chosen model; it is sent if that has not begun. */
+async function encode() {
+  picture.remote ??= upload(picture.blob);
+  if (picture.remote) await awaitPicture(picture.remote);
+  else if (semantic().length) setMode("classes");
+  else if (models.length) fail("no_model");
 }
 
 async function awaitPicture(remote) {
@@ -247,11 +230,12 @@ function askMissing() {
 async function ask(id, prompts) {
   const ending = new AbortController();
   pending.set(id, { prompts, ending });
-  const slow = setTimeout(() => said.progress == null && say("state.segmenting", {}, { progress: NaN }), SLOW_MS);
+  const isLatest = () => pending.get(id)?.ending === ending;
+  const slow = setTimeout(() => isLatest() && !isWaiting() && say("state.segmenting", {}, { progress: NaN }), SLOW_MS);
   try {
     const [masks] = await picture.remote.masks([prompts], isAmbiguous(prompts), ending.signal);
     answers.put(prompts, candidatesOf(masks));
-    if (pending.get(id)?.ending === ending) pending.delete(id);
+    if (isLatest()) pending.delete(id);
     render();
     if (annotation.active?.prompts === prompts) tellMask();
   } catch (error) {
@@ -319,16 +303,19 @@ function setMode(wanted) {
   stage.hasBoxes = mode === "click";
   stage.setHighlight(null);
   if (mode === "classes" && !layers.classes) findClasses();
-  if (mode === "click" && said.progress == null) tellMask();
+  if (mode === "click" && !isWaiting()) tellMask();
   render();
 }
 
 const layer = () => layers[mode] ?? null;
 
+/** Begin a layer; its work can be cancelled as long as it runs. */
 function startLayer(kind) {
   layers[kind]?.ending.abort();
   const made = { items: [], ending: new AbortController(), isRunning: true };
   layers[kind] = made;
+  made.tell = (progress) => layers[kind] === made && showJob({ progress, cancel: () => made.ending.abort() });
+  made.tell(NaN);
   return made;
 }
 
@@ -336,36 +323,35 @@ function startLayer(kind) {
 async function runLayer(kind, made, work, again) {
   render();
   try {
-    await work();
-    made.isRunning = false;
+    await work(made.ending.signal);
     if (layers[kind] === made) say(kind === "everything" ? "state.foundAll" : "state.classed", { n: made.items.length });
   } catch (error) {
-    made.isRunning = false;
     if (layers[kind] !== made) return;
     if (made.ending.signal.aborted) say("state.cancelled");
     else report(error, again);
     if (!made.items.length) delete layers[kind];
   } finally {
+    made.isRunning = false;
+    if ((layers[kind] ?? made) === made) showJob(null);
     render();
   }
 }
 
 function findEverything() {
   if (!picture?.remote) return;
+  say("state.finding");
   const made = startLayer("everything");
-  const { signal } = made.ending;
-  const cancel = () => made.ending.abort();
   const use = (event) => {
-    if (signal.aborted) return;
+    if (made.ending.signal.aborted) return;
     if (event.type === "record") addRecord(made, event);
-    if (event.type === "progress") say("state.finding", {}, { progress: event.points / event.of, cancel });
+    if (event.type === "progress") made.tell(event.points / event.of);
   };
   const restarted = () => {
     made.items = [];
-    say("state.finding", {}, { progress: NaN, cancel });
+    made.tell(NaN);
   };
   const options = { points_per_side: Number($("detail").value) };
-  return runLayer("everything", made, () => picture.remote.everything(options, { signal, use, restarted }), findEverything);
+  return runLayer("everything", made, (signal) => picture.remote.everything(options, { signal, use, restarted }), findEverything);
 }
 
 function addRecord(made, { segmentation, predicted_iou: score }) {
@@ -378,10 +364,9 @@ function addRecord(made, { segmentation, predicted_iou: score }) {
 const hex = (color) => `#${color.map((value) => value.toString(16).padStart(2, "0")).join("")}`;
 
 function findClasses() {
+  say("state.classing");
   const made = startLayer("classes");
-  const { signal } = made.ending;
-  say("state.classing", {}, { progress: NaN, cancel: () => made.ending.abort() });
-  return runLayer("classes", made, async () => {
+  return runLayer("classes", made, async (signal) => {
     const { classes } = await nameClasses(service, picture.blob, $("semantic-model").value, signal);
     const found = classes.filter((one) => one.area > 0).sort((a, b) => b.area - a.area);
     made.items = found.map(({ name, color, share, segmentation }) => {
@@ -453,6 +438,8 @@ async function preview() {
 
 // ---- files
 
+const hasUnsaved = () => !isSaved && annotation.objects.some((object) => answers.shown(object)?.mask.area);
+
 async function save() {
   const entries = annotation.objects.map((object) => ({ object, shown: answers.shown(object) })).filter(({ shown }) => shown && !shown.stale && shown.mask.area);
   const items = entries.filter(({ object }) => !object.hidden).map(({ object: { name, color }, shown: { mask, score } }) => ({ name, color, mask, score }));
@@ -473,7 +460,7 @@ async function save() {
 // ---- the screen
 
 function changed() {
-  isSaved = annotation.objects.every((object) => isEmpty(object.prompts));
+  isSaved = false;
   askMissing();
   render();
 }
@@ -493,19 +480,20 @@ function render() {
   const entries = objects.map((object) => ({ object, shown: answers.shown(object), failed: answers.failed.has(object.prompts), isActive: object === active }));
   const { points = [], box = null } = (mode === "click" && active && !active.hidden && active.prompts) || {};
   stage.show(shapesOf(entries), { points, boxes: box ? [box] : [] });
-  list.show(entries, picture);
+  list.show(entries, picture, (chosenModel()?.masks ?? 3) > 1);
   $("no-objects").hidden = !picture || objects.length > 0;
   $("undo").disabled = !annotation.past.length;
   $("redo").disabled = !annotation.future.length;
   $("new-object").disabled = !picture;
   $("download").disabled = !entries.some(({ shown }) => shown);
+  const hasPrompts = picture && (promptable().length > 0 || !models.length);
   for (const button of document.querySelectorAll("#tools [data-tool]")) {
     button.setAttribute("aria-pressed", String(mode === "click" && stage.tool === button.dataset.tool));
-    button.disabled = !picture;
+    button.disabled = button.dataset.tool === "pan" ? !picture : !hasPrompts;
   }
-  for (const button of document.querySelectorAll("[data-mode]")) {
+  for (const button of document.querySelectorAll("#tools [data-mode]")) {
     button.setAttribute("aria-pressed", String(mode === button.dataset.mode));
-    button.disabled = !picture;
+    button.disabled = button.dataset.mode === "everything" ? !hasPrompts : !picture;
   }
   stage.element.dataset.tool = mode === "click" ? stage.tool : "keep";
   renderLayer();
@@ -542,69 +530,6 @@ function renderLanguage() {
   render();
 }
 
-// ---- dialogs
-
-function openHelp() {
-  const r = (name) => t(`helpRows.${name}`);
-  const both = (...words) => words.join(t("comma"));
-  showHelp($("help-tables"), [
-    [r("pointer"), [
-      [[r("click")], r("includePoint")],
-      [[r("rightClick")], r("excludePoint")],
-      [[r("drag")], r("drawBox")],
-      [[r("wheel")], r("zoom")],
-      [[r("spaceDrag")], r("move")],
-    ]],
-    [r("picture"), [
-      [[r("arrows")], r("cross")],
-      [["Enter"], r("includePoint")],
-      [["X"], r("excludePoint")],
-      [["B"], r("boxKeys")],
-      [["+", "-", "0"], both(r("zoom"), t("fit"))],
-      [["E"], t("everything")],
-      ...(semantic().length ? [[["L"], t("classes")]] : []),
-      [["P"], t("preview")],
-      [["Escape"], r("leave")],
-    ]],
-    [t("objects"), [
-      [["N"], t("newObject")],
-      [["1", "2", "3", "C"], r("choice")],
-      [["[", "]"], r("neighbors")],
-      [["F2"], r("rename")],
-      [["H"], both(t("hide"), t("show"))],
-      [["Delete"], t("remove")],
-      [["Ctrl+Z", "Ctrl+Y"], both(t("undo"), t("redo"))],
-      [["O"], t("open")],
-      [["D"], t("download")],
-    ]],
-  ]);
-  $("help-dialog").showModal();
-}
-
-function askKey(error) {
-  const dialog = $("key-dialog");
-  $("key-text").textContent = t(error.code === "unknown_key" ? "keyWrong" : "key");
-  $("key").value = "";
-  dialog.returnValue = "";
-  dialog.showModal();
-  $("key").focus();
-  return new Promise((resolve) => {
-    dialog.addEventListener("close", () => resolve(dialog.returnValue || null), { once: true });
-  });
-}
-
-// No form: the page's policy lets none be sent.
-function useKey() {
-  if ($("key").reportValidity()) $("key-dialog").close($("key").value);
-}
-
-$("key").onkeydown = (event) => event.key === "Enter" && useKey();
-$("use-key").onclick = useKey;
-for (const dialog of document.querySelectorAll("dialog")) {
-  dialog.querySelector(".close").onclick = () => dialog.close("");
-  dialog.onclick = (event) => event.target === dialog && dialog.close("");
-}
-
 // ---- keys
 
 function step(by) {
@@ -623,7 +548,7 @@ const atCursor = (label) => {
 
 function leave() {
   if (stage.cancel()) return;
-  if (said.cancel) return said.cancel();
+  if (cancelJob()) return;
   if (mode !== "click") return setMode("click");
   stage.hideCursor();
 }
@@ -645,7 +570,7 @@ const KEYS = {
   p: () => $("preview").click(),
   d: save,
   o: () => $("file").click(),
-  "?": openHelp,
+  "?": () => openHelp(semantic().length > 0),
   "+": () => stage.zoom(1.5),
   "=": () => stage.zoom(1.5),
   "-": () => stage.zoom(1 / 1.5),
@@ -688,7 +613,7 @@ const clicks = {
   choose: () => $("file").click(),
   sample: openSample,
   "use-sample": openSample,
-  help: openHelp,
+  help: () => openHelp(semantic().length > 0),
   undo,
   redo,
   "new-object": () => {
@@ -698,8 +623,8 @@ const clicks = {
   find: findEverything,
   "keep-all": keepAll,
   download: save,
-  retry: () => said.retry?.(),
-  cancel: () => said.cancel?.(),
+  retry,
+  cancel: cancelJob,
   "zoom-in": () => stage.zoom(1.5),
   "zoom-out": () => stage.zoom(1 / 1.5),
   "zoom-fit": () => stage.fit(),
@@ -729,7 +654,10 @@ $("file").onchange = () => {
 };
 $("model").onchange = () => {
   close();
-  if (picture) encode();
+  if (picture) {
+    picture.remote = null;
+    encode();
+  }
   changed();
 };
 $("semantic-model").onchange = findClasses;
@@ -746,8 +674,8 @@ document.addEventListener("drop", (event) => {
   $("drop-now").hidden = true;
   openFirst(event.dataTransfer.files);
 });
-window.addEventListener("online", () => said.retry?.());
-window.addEventListener("beforeunload", (event) => isSaved || event.preventDefault());
+window.addEventListener("online", retry);
+window.addEventListener("beforeunload", (event) => hasUnsaved() && event.preventDefault());
 
 renderLanguage();
 connect();

@@ -28,6 +28,8 @@ function makeIcon(name) {
 
 const setIcon = (button, name) => button.firstChild.firstChild.setAttribute("href", `#i-${name}`);
 
+const scoreText = (score) => (score == null ? "" : score.toFixed(2));
+
 /** Make a list have one row a key, in order; rows that stay keep their elements. */
 function arrange(list, rows, keys, makeRow) {
   for (const [key, row] of rows) {
@@ -50,8 +52,9 @@ export class ObjectList {
     this.rows = new Map();
   }
 
-  /** entries: [{object, shown, failed, isActive}, ...]; picture: what thumbnails are made of. */
-  show(entries, picture) {
+  /** entries: [{object, shown, failed, isActive}, ...]; picture: of thumbnails; hasOthers: more masks can be had. */
+  show(entries, picture, hasOthers) {
+    this.hasOthers = hasOthers;
     const byId = new Map(entries.map((entry) => [entry.object.id, entry]));
     const hadFocus = this.list.contains(document.activeElement);
     arrange(this.list, this.rows, [...byId.keys()], (id) => this.makeRow(id));
@@ -87,12 +90,13 @@ export class ObjectList {
     row.color.value = object.color;
     if (document.activeElement !== row.name || row.object !== object) row.name.value = object.name;
     row.object = object;
-    row.score.textContent = failed ? "!" : shown?.score != null ? shown.score.toFixed(2) : "";
+    row.score.textContent = failed ? "!" : shown ? scoreText(shown.score) : "";
     row.element.classList.toggle("waiting", Boolean(shown?.stale));
     row.hide.dataset.label = object.hidden ? "show" : "hide";
     row.hide.dataset.key = "H";
     row.hide.setAttribute("aria-pressed", String(object.hidden));
     setIcon(row.hide, object.hidden ? "hidden" : "shown");
+    if (isActive && !row.element.ariaCurrent) row.element.scrollIntoView({ block: "nearest" });
     if (isActive) row.element.setAttribute("aria-current", "true");
     else row.element.removeAttribute("aria-current");
     this.fillCandidates(row, object, isActive ? shown : null, picture);
@@ -107,7 +111,7 @@ export class ObjectList {
     if (row.shownFor !== offered.candidates || row.shownIn !== object.color) {
       [row.shownFor, row.shownIn] = [offered.candidates, object.color];
       row.candidates.replaceChildren(...offered.candidates.map((candidate, place) => this.makeCandidate(object, candidate, place, picture)));
-      if (offered.candidates.length === 1) {
+      if (offered.candidates.length === 1 && this.hasOthers) {
         const others = make("button", { className: "others", onclick: () => this.on.others(object.id) });
         others.dataset.t = "others";
         row.candidates.append(others);
@@ -115,7 +119,7 @@ export class ObjectList {
     }
     offered.candidates.forEach(({ score }, place) => {
       const button = row.candidates.children[place];
-      const label = t("candidate", { n: place + 1, score: score.toFixed(2) });
+      const label = t("candidate", { n: place + 1, score: scoreText(score) });
       button.setAttribute("aria-pressed", String(place === offered.place));
       button.setAttribute("aria-label", label);
       button.title = `${label} (${place + 1})`;
@@ -133,7 +137,7 @@ export class ObjectList {
     context.globalAlpha = 0.85;
     context.fillStyle = object.color;
     context.fill(mask.path, "evenodd");
-    return make("button", { onclick: () => this.on.choose(object.id, place) }, canvas, make("span", { textContent: score.toFixed(2) }));
+    return make("button", { onclick: () => this.on.choose(object.id, place) }, canvas, make("span", { textContent: scoreText(score) }));
   }
 }
 

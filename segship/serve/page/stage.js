@@ -107,6 +107,8 @@ export class Stage {
     handle("pointerup", (event) => this.pointerUp(event));
     handle("pointercancel", (event) => this.forget(event));
     handle("pointerleave", () => this.gesture || this.on.hover(null));
+    // The middle button moves the picture, and scrolls nothing.
+    handle("mousedown", (event) => event.button === 1 && event.preventDefault());
     handle("contextmenu", (event) => event.preventDefault());
     handle("wheel", (event) => {
       event.preventDefault();
