@@ -564,6 +564,8 @@ const KEYS = {
   f2: () => document.querySelector("#list [aria-current] .name")?.select(),
   "[": () => step(-1),
   "]": () => step(1),
+  pageup: () => step(-1),
+  pagedown: () => step(1),
   c: nextMask,
   e: () => document.querySelector("[data-mode=everything]").click(),
   l: () => semantic().length && setMode("classes"),
@@ -594,7 +596,8 @@ const STAGE_KEYS = {
 document.addEventListener("keydown", (event) => {
   if (event.isComposing || document.querySelector("dialog[open]")) return;
   if (event.target.closest("input:not([type=checkbox]), select")) return;
-  const key = event.key.toLowerCase();
+  // By its place where the layout has other letters.
+  const key = (/^[!-~ ]+$/.test(event.key) ? event.key : event.code.replace("Key", "")).toLowerCase();
   let use = null;
   if (event.ctrlKey || event.metaKey) use = { z: event.shiftKey ? redo : undo, y: redo }[key];
   else if (picture && event.target.closest("#stage, body") && !event.target.closest("button, aside")) use = STAGE_KEYS[key];

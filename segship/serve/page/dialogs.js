@@ -58,7 +58,7 @@ export function openHelp(hasClasses) {
     [t("objects"), [
       [["N"], t("newObject")],
       [["1", "2", "3", "C"], row("choice")],
-      [["[", "]"], row("neighbors")],
+      [["[", "]", "PageUp", "PageDown"], row("neighbors")],
       [["F2"], row("rename")],
       [["H"], both(t("hide"), t("show"))],
       [["Delete"], t("remove")],
