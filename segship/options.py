@@ -8,8 +8,10 @@ door, by the name of the option, and not by whatever meets it first inside.
 from __future__ import annotations
 
 import functools
+import inspect
+import re
 import types
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from difflib import get_close_matches
 from numbers import Integral, Real
@@ -103,3 +105,16 @@ def _accepted(hint: Any) -> str:
 
 def _quoted(value: object) -> str:
     return shown(value if isinstance(value, int) else repr(value))
+
+
+def read_help(documented: Callable[..., Any]) -> dict[str, str]:
+    """Return what a docstring says of each parameter or attribute, on one line; base classes speak for theirs."""
+    found: dict[str, str] = {}
+    for one in reversed(getattr(documented, "__mro__", (documented,))[:-1] or (documented,)):
+        section = re.search(
+            r"\n(?:Parameters|Attributes)\n-+\n(.*?)(?:\n\n\w+\n---|\Z)", inspect.getdoc(one) or "", re.S
+        )
+        for names, text in re.findall(r"^(\S.*)\n((?: +.*\n?|\n)+)", section[1] if section else "", re.M):
+            line = " ".join(text.split()).replace("``", "")
+            found.update(dict.fromkeys(names.split(", "), line))
+    return found

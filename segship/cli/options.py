@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 import inspect
-import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
@@ -19,6 +18,7 @@ from cyclopts import Group, Parameter
 
 from segship.backends.session import RunOptions
 from segship.cli.output import be_quiet
+from segship.options import read_help
 from segship.writers import WRITERS, check_formats
 from segship.writers.instances import Kind
 
@@ -212,19 +212,6 @@ def _as_text(value: Any) -> str:
 
 def _unwrap(hint: Any) -> tuple[Any, tuple[Any, ...]]:
     return (get_args(hint)[0], get_args(hint)[1:]) if get_origin(hint) is Annotated else (hint, ())
-
-
-def read_help(documented: Callable[..., Any]) -> dict[str, str]:
-    """Return what a docstring says of each parameter or attribute, on one line; base classes speak for theirs."""
-    found: dict[str, str] = {}
-    for one in reversed(getattr(documented, "__mro__", (documented,))[:-1] or (documented,)):
-        section = re.search(
-            r"\n(?:Parameters|Attributes)\n-+\n(.*?)(?:\n\n\w+\n---|\Z)", inspect.getdoc(one) or "", re.S
-        )
-        for names, text in re.findall(r"^(\S.*)\n((?: +.*\n?|\n)+)", section[1] if section else "", re.M):
-            line = " ".join(text.split()).replace("``", "")
-            found.update(dict.fromkeys(names.split(", "), line))
-    return found
 
 
 def parse_words(text: str) -> tuple[str, ...]:

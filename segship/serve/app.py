@@ -376,7 +376,15 @@ class Routes:
 
     async def openapi(self, request: Request) -> Response:
         """What the routes take and give."""
-        return JSONResponse(make_document(self.limits()))
+        document = make_document(
+            rows_of(self._options),
+            Routes,
+            self.limits(),
+            has_keys=self._options.keys is not None,
+            most_deadline=_MOST_DEADLINE,
+            plain=TENSOR_ROUTES,
+        )
+        return JSONResponse(document)
 
     async def index(self, request: Request) -> Response:
         """The page."""

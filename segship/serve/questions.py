@@ -31,7 +31,7 @@ Query = Sequence[tuple[str, str]]
 _PROMPT_KEYS = ("points", "labels", "boxes", "mask_input", "objects")
 _MOST_LOGITS = 1024 * 1024
 # Of the machine, or of what the answer looks like; not a client's to say.
-_NOT_ASKED = {"output_mode", "memory_bytes", "force_cost"}
+NOT_ASKED = ("output_mode", "memory_bytes", "force_cost")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -143,7 +143,7 @@ def _query_options(query: Query, kind: type, others: Sequence[str] = ()) -> dict
 def read_everything(body: bytes, limits: PromptLimits) -> AmgOptions:
     """Return the options of everything mode that a JSON document states; an empty body states none."""
     document = load_json_object(body, limits) if body.strip() else {}
-    known = [one.name for one in fields(AmgOptions) if one.name not in _NOT_ASKED]
+    known = [one.name for one in fields(AmgOptions) if one.name not in NOT_ASKED]
     _refuse_unknown(document, known)
     if "point_grids" in document:
         document.setdefault("points_per_side", None)
