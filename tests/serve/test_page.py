@@ -359,6 +359,11 @@ def test_everything_is_found_and_kept(sample, predictor):
     expect(sample.at("#list li")).to_have_count(1)
     sample.at("#keep-all").click()
     expect(sample.at("#list li")).to_have_count(len(records))
+    assert len(set(sample.names())) == len(records)
+    sample.key("Control+z")
+    expect(sample.at("#list li")).to_have_count(1)
+    sample.key("Control+y")
+    expect(sample.at("#list li")).to_have_count(len(records))
     sample.key("Escape")
     # A click after it is a new object, not another prompt of a mask that was kept.
     sample.click(SPOON)
@@ -690,6 +695,13 @@ def test_opening_another_picture_over_masks_that_are_not_saved_is_asked_about(sa
     sample.at("#lose").click()
     expect(sample.at("#file-name")).to_have_text("next.png")
     expect(sample.at("#list li")).to_have_count(0)
+    sample.click((8, 8), (24, 16))
+    sample.key("n")
+    sample.click((20, 12), (24, 16))
+    sample.save("svg")
+    # To look at what is saved changes nothing.
+    sample.key("[")
+    sample.open("last.png", png())
 
 
 def test_leaving_with_masks_that_are_not_saved_is_asked_about(sample):

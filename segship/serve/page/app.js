@@ -35,7 +35,8 @@ let picture = null;
 let opening = 0;
 let mode = "click";
 let layers = {};
-let isSaved = true;
+/** The objects as they were when they were saved last. */
+let savedObjects = null;
 /** Questions on their way: object id -> {prompts, ending}. */
 const pending = new Map();
 
@@ -102,7 +103,6 @@ function close() {
   layers = {};
   answers.clear();
   showJob(null);
-  isSaved = true;
 }
 
 const chosenModel = () => promptable().find((model) => model.name === $("model").value);
@@ -163,13 +163,13 @@ function openFirst(files) {
 
 // ---- prompts
 
-const newName = () => t("object", { n: annotation.made + 1 });
+const newName = (after = 0) => t("object", { n: annotation.made + 1 + after });
 
 /** Give the active object other prompts; begins a new one where there is none to go on with. */
 function prompt(change) {
   const { active } = annotation;
   if (active && !active.prompts.kept) annotation.change(active.id, { prompts: Object.freeze(change(active.prompts)), choice: null, hidden: false });
-  else annotation.add(newName(), { prompts: Object.freeze(change({ points: [], box: null })) });
+  else annotation.add({ name: newName(), prompts: Object.freeze(change({ points: [], box: null })) });
 }
 
 function press(x, y, label) {
@@ -196,7 +196,7 @@ function newObject() {
   const { active } = annotation;
   if (!picture || (active && isEmpty(active.prompts))) return;
   setMode("click");
-  annotation.add(newName());
+  annotation.add({ name: newName() });
 }
 
 function removeObject(id) {
@@ -392,12 +392,13 @@ function keepAt(x, y) {
 function toggleKept(item) {
   const kept = keptAs(item);
   if (kept) annotation.remove(kept.id);
-  else annotation.add(item.name ?? newName(), { prompts: item.prompts, color: item.name ? item.color : null });
+  else annotation.add({ name: item.name ?? newName(), prompts: item.prompts, color: item.name ? item.color : undefined });
   say(kept ? "state.dropped" : "state.kept", { name: (kept ?? annotation.active).name });
 }
 
 function keepAll() {
-  for (const item of layer().items) if (!keptAs(item)) annotation.add(item.name ?? newName(), { prompts: item.prompts, color: item.color });
+  const left = layer().items.filter((item) => !keptAs(item));
+  if (left.length) annotation.add(...left.map(({ prompts, color }, place) => ({ name: newName(place), prompts, color })));
 }
 
 function point(item) {
@@ -438,7 +439,7 @@ async function preview() {
 
 // ---- files
 
-const hasUnsaved = () => !isSaved && annotation.objects.some((object) => answers.shown(object)?.mask.area);
+const hasUnsaved = () => annotation.objects !== savedObjects && annotation.objects.some((object) => answers.shown(object)?.mask.area);
 
 async function save() {
   const entries = annotation.objects.map((object) => ({ object, shown: answers.shown(object) })).filter(({ shown }) => shown && !shown.stale && shown.mask.area);
@@ -448,7 +449,7 @@ async function save() {
   try {
     const file = await FORMATS[$("format").value](source, items);
     download(file);
-    isSaved = true;
+    savedObjects = annotation.objects;
     const left = entries.length - items.length;
     say(left ? "state.savedHidden" : "state.saved", { name: file.name, n: left });
   } catch (error) {
@@ -460,7 +461,6 @@ async function save() {
 // ---- the screen
 
 function changed() {
-  isSaved = false;
   askMissing();
   render();
 }

@@ -55,12 +55,12 @@ export class Annotation {
     this.changed();
   }
 
-  /** Add an object; values beside its prompts are optional. */
-  add(name, { prompts = NO_PROMPTS, color = null } = {}) {
-    const id = ++this.made;
-    const object = { id, name, color: color ?? this.freeColor(), hidden: false, prompts, choice: null };
-    this.commit([...this.objects, Object.freeze(object)], id);
-    return id;
+  /** Add objects in one step: {name, prompts, color} each, of which prompts and color are optional. */
+  add(...added) {
+    const made = added.map(({ name, prompts = NO_PROMPTS, color = this.freeColor() }) => {
+      return Object.freeze({ id: ++this.made, name, color, hidden: false, prompts, choice: null });
+    });
+    this.commit([...this.objects, ...made], made.at(-1).id);
   }
 
   change(id, values) {
@@ -128,7 +128,10 @@ export class Answers {
       this.last.set(object.id, shown);
       return shown;
     }
-    if (isEmpty(object.prompts)) return null;
+    if (isEmpty(object.prompts)) {
+      this.last.delete(object.id);
+      return null;
+    }
     const before = this.last.get(object.id);
     return before ? { ...before, stale: true } : null;
   }

@@ -275,7 +275,7 @@ export class Stage {
 
   /** A shape over all others, or null. */
   setHighlight(shape) {
-    if (shape === this.highlight) return;
+    if (shape?.mask === this.highlight?.mask) return;
     this.highlight = shape;
     this.repaint(2);
   }
