@@ -382,6 +382,7 @@ class Routes:
             self.limits(),
             has_keys=self._options.keys is not None,
             most_deadline=_MOST_DEADLINE,
+            graphs=self._service.graphs(),
             plain=TENSOR_ROUTES,
         )
         return JSONResponse(document)

@@ -290,6 +290,10 @@ _ANSWERS: dict[str, Schema] = {
     "index": _HTML,
     "page": {"*/*": {}},
 }
+_LINKS = {
+    name: {"operationId": name, "parameters": {"id": "$response.body#/id"}}
+    for name in ("image", "delete", "masks", "everything")
+}
 _POINT = "x,y or x,y,label in pixels of the upright picture; may be there several times."
 _QUERIES: dict[str, dict[str, Schema]] = {
     "upload": {},
@@ -306,10 +310,11 @@ _DEADLINE = "Segship-Deadline"
 _NO_MODEL = "Name of a model of GET /v1/models; the first that can do it when left out."
 
 
-def _parameters(row: Row, most_deadline: float) -> list[Schema]:
+def _parameters(row: Row, most_deadline: float, graphs: Sequence[str]) -> list[Schema]:
+    forms = {"id": _TEXT, "file": _TEXT, "model": {"enum": list(graphs)} if graphs else _TEXT}
     found: list[Schema] = [
-        {"name": name, "in": "path", "required": True, "schema": _TEXT}
-        for name in ("id", "model", "file")
+        {"name": name, "in": "path", "required": True, "schema": form}
+        for name, form in forms.items()
         if f"{{{name}}}" in row.path
     ]
     query = _QUERIES.get(row.name)
@@ -341,7 +346,8 @@ def _responses(row: Row, is_plain: bool) -> dict[str, Schema]:
     }
     if row.name in ("ready", "graph_ready"):
         refused["503"] = {"description": "Not yet, or not any more.", "content": _ANSWERS[row.name]}
-    return {"200": {"description": "What was asked for.", "content": _ANSWERS[row.name]}, **refused}
+    links = {"links": _LINKS} if row.name == "upload" else {}
+    return {"200": {"description": "What was asked for.", "content": _ANSWERS[row.name], **links}, **refused}
 
 
 def make_document(
@@ -351,6 +357,7 @@ def make_document(
     *,
     has_keys: bool,
     most_deadline: float,
+    graphs: Sequence[str] = (),
     plain: Sequence[Row] = (),
 ) -> dict[str, Any]:
     """Return the document of a server.
@@ -367,6 +374,8 @@ def make_document(
         Whether a key is needed.
     most_deadline
         The longest that a client may name, in seconds.
+    graphs
+        Names of single graphs.
     plain
         Routes whose errors have text as ``error``.
     """
@@ -376,7 +385,7 @@ def make_document(
         operation: dict[str, Any] = {
             "operationId": row.name,
             "summary": about.splitlines()[0],
-            "parameters": _parameters(row, most_deadline),
+            "parameters": _parameters(row, most_deadline, graphs),
             "responses": _responses(row, row in plain),
         }
         if row.name in _BODIES:

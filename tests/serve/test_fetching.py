@@ -203,11 +203,19 @@ def test_bytes_are_bounded(length):
 )
 def test_one_that_sends_a_byte_now_and_then_is_given_up(monkeypatch, parts):
     monkeypatch.setattr(fetching, "FETCH_SECONDS", 0.6)
-    with answering(*parts, pause=0.2) as (address, _):
+
+    async def ask(fetcher):
         began = time.monotonic()
         with pytest.raises((Refusal, BackendUnavailable)):
-            fetch(address)
+            await fetcher.fetch(PATH)
         assert time.monotonic() - began < 2
+        # And its place is free again, long before all bytes would have come.
+        while fetcher._running and time.monotonic() - began < 5:
+            await asyncio.sleep(0.02)
+        assert not fetcher._running
+
+    with answering(*parts, pause=0.2) as (address, _):
+        asyncio.run(ask(Fetcher(address, None, 999)))
 
 
 def test_few_are_fetched_at_once(monkeypatch):

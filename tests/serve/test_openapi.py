@@ -69,6 +69,14 @@ def test_options_have_the_words_and_defaults_of_their_classes(document):
     assert everything["points_per_side"]["default"] == 32 and "memory_bytes" not in everything
 
 
+def test_names_of_graphs_and_what_a_picture_is_good_for(document):
+    (name,) = document["paths"]["/v2/models/{model}/infer"]["post"]["parameters"][:1]
+    assert name["schema"] == {"enum": ["tiny.image_encoder", "tiny.mask_decoder"]}
+    links = document["paths"]["/v1/images"]["post"]["responses"]["200"]["links"]
+    there = {one["operationId"] for path in document["paths"].values() for one in path.values()}
+    assert {link["operationId"] for link in links.values()} == set(links) <= there
+
+
 def test_a_server_says_only_what_it_has(serve):
     plain = serve("--no-page")
     paths = plain.get("/openapi.json").json["paths"]
