@@ -1,0 +1,294 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The plan of a run: what is asked of which pictures, in shards, written once and never changed.
+
+Its fingerprint names everything that the answers depend on. Items are in the order of their ids, and shards are row
+groups of one Parquet file, so that a worker reads its own alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from importlib import import_module
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any, Literal
+
+from segship.backends.session import RunOptions
+from segship.errors import BackendUnavailable, BundleError, InputError, option, shown
+from segship.images import ImageLimits
+from segship.options import check_types, check_whole
+from segship.promptable.everything.options import AmgOptions
+from segship.promptable.prediction import MaskChoice
+from segship.run.sources import Item, find_items
+from segship.run.storage import Folder
+from segship.writers.tables import has_pyarrow
+
+Task = Literal["everything", "prompts", "semantic"]
+PLAN, ITEMS = "plan.json", "items.parquet"
+FORMAT = 1
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PlanOptions:
+    """What a run asks of every picture.
+
+    Attributes
+    ----------
+    task
+        ``everything``, ``prompts`` from the source's table, or ``semantic`` classes.
+    bundle
+        Which model.
+    amg
+        What to look for, in ``everything``.
+    multimask_output
+        Which masks come out, for ``prompts``.
+    clip
+        Move points outside a picture to its edge.
+    flip
+        The mirrored picture too, for ``semantic``.
+    shard_items, shard_bytes
+        A shard ends at so many pictures or bytes of them, whichever comes first.
+    limits
+        Bounds that a picture must keep.
+    run
+        What runs the model. Threads are part of the plan, since sums depend on them.
+    """
+
+    task: Task = "everything"
+    bundle: str = "tiny"
+    amg: AmgOptions = field(default_factory=AmgOptions)
+    multimask_output: MaskChoice = "auto"
+    clip: bool = False
+    flip: bool = False
+    shard_items: int = 256
+    shard_bytes: int = 64 * 2**20
+    limits: ImageLimits = field(default_factory=ImageLimits)
+    run: RunOptions = field(default_factory=lambda: RunOptions(threads=1))
+
+    def __post_init__(self) -> None:
+        check_types(self)
+        check_whole(self, 1, 100_000, "shard_items")
+        check_whole(self, 1, 2**40, "shard_bytes")
+        if self.amg.deadline_seconds is not None:
+            message = f"{option('deadline_seconds')} makes answers depend on the machine's speed; leave it out"
+            raise InputError(message, code="bad_option")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return every option for `json.dumps`."""
+        return asdict(self)
+
+    @classmethod
+    def from_dict(cls, found: Mapping[str, Any]) -> PlanOptions:
+        """Return the options that `to_dict` gave."""
+        parts = {"amg": AmgOptions, "limits": ImageLimits, "run": RunOptions}
+        return cls(**{name: parts[name](**value) if name in parts else value for name, value in found.items()})
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """A plan that was written.
+
+    Attributes
+    ----------
+    options
+        What is asked.
+    model
+        Place and digest of the bundle.
+    items, shards, size
+        How many there are, and bytes of the pictures.
+    fingerprint
+        SHA-256 of all that answers depend on.
+    source
+        As it was given.
+    """
+
+    options: PlanOptions
+    model: dict[str, str]
+    items: int
+    shards: int
+    size: int
+    fingerprint: str
+    source: str
+
+    def to_bytes(self) -> bytes:
+        """Return the file of the plan."""
+        document = {"format": FORMAT, **{name: getattr(self, name) for name in _FIELDS}}
+        document["options"] = self.options.to_dict()
+        return json.dumps(document, indent=1, sort_keys=True).encode() + b"\n"
+
+
+_FIELDS = ("model", "items", "shards", "size", "fingerprint", "source")
+
+
+def make_plan(source: str | os.PathLike[str], folder: Folder, options: PlanOptions) -> Plan:
+    """Find the pictures of a source and write the plan of a run; the same plan again changes nothing.
+
+    Raises
+    ------
+    InputError
+        ``nothing_found``, ``same_name``, ``other_plan`` where the folder has another plan, or what `find_items` says.
+    BackendUnavailable
+        ``pyarrow_missing``.
+    """
+    require_pyarrow()
+    model = _model(options)
+    found = _sorted(find_items(source))
+    if not len(found["id"]):
+        raise InputError(f"there is no picture in {shown(os.fspath(source))}", code="nothing_found")
+    groups = _shards(found["bytes"].to_pylist(), options)
+    data = _encode(found, groups)
+    depends = {
+        "items": hashlib.sha256(data).hexdigest(),
+        "model": model["digest"],
+        "options": {name: value for name, value in options.to_dict().items() if name != "bundle"},
+        "versions": _versions(),
+    }
+    plan = Plan(
+        options,
+        model,
+        len(found["id"]),
+        len(groups),
+        sum(size for size in found["bytes"].to_pylist() if size > 0),
+        hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest(),
+        os.fspath(source),
+    )
+    # The items first: whoever sees a plan finds them.
+    folder.create(f"plan/{plan.fingerprint[:16]}.{ITEMS}", data)
+    if not folder.create(PLAN, plan.to_bytes()) and (there := read_plan(folder)).fingerprint != plan.fingerprint:
+        message = (
+            "the folder has the run of another plan (other pictures, options, model or versions); give another folder, "
+            f"or go on with that one; it was made of {shown(there.source)}"
+        )
+        raise InputError(message, code="other_plan")
+    return plan
+
+
+def read_plan(folder: Folder) -> Plan:
+    """Return the plan of a run.
+
+    Raises
+    ------
+    BundleError
+        ``no_plan``, or ``bad_plan`` for one that cannot be read, or that another version wrote.
+    """
+    try:
+        found = json.loads(folder.read(PLAN))
+        if found["format"] != FORMAT:
+            message = f"the plan has the format {shown(found['format'])}; this version reads {FORMAT}"
+            raise BundleError(message, code="bad_plan")
+        return Plan(PlanOptions.from_dict(found["options"]), **{name: found[name] for name in _FIELDS})
+    except FileNotFoundError:
+        raise BundleError("there is no run here; plan one: `segship run plan SOURCE -o RUN`", code="no_plan") from None
+    except (ValueError, KeyError, TypeError, InputError) as error:
+        message = f"the plan of the run cannot be read: {shown(str(error))}"
+        raise BundleError(message, code="bad_plan") from None
+
+
+class Items:
+    """The items of a plan, a shard at a time."""
+
+    def __init__(self, folder: Folder, plan: Plan) -> None:
+        data = folder.read(f"plan/{plan.fingerprint[:16]}.{ITEMS}")
+        self._file = import_module("pyarrow.parquet").ParquetFile(io.BytesIO(data))
+
+    def of(self, shard: int) -> list[Item]:
+        """Return the items of a shard, in the plan's order."""
+        rows = self._file.read_row_group(shard).to_pylist()
+        return [Item(**{**row, "place": os.fsdecode(row["place"])}) for row in rows]
+
+
+def require_pyarrow() -> None:
+    """Refuse as ``pyarrow_missing`` where tables cannot be written."""
+    if not has_pyarrow():
+        message = 'a run writes Parquet, and pyarrow is not installed; pip install "segship[run]"'
+        raise BackendUnavailable(message, code="pyarrow_missing")
+
+
+def _model(options: PlanOptions) -> dict[str, str]:
+    from segship.bundle import Bundle
+    from segship.catalog import find_model
+
+    place = find_model(options.bundle)
+    if not place.is_dir():
+        message = f"{place} is a checkpoint; make a bundle of it first: `segship bundle {place} -o BUNDLE`"
+        raise BackendUnavailable(message, code="not_a_bundle")
+    bundle = Bundle.open(place)
+    wanted = "semantic" if options.task == "semantic" else "promptable"
+    if bundle.manifest.task != wanted:
+        message = f"{options.bundle} is a {bundle.manifest.task} model, and {options.task} needs a {wanted} one"
+        raise InputError(message, code="other_family")
+    return {"place": str(Path(place).resolve()), "digest": bundle.digest}
+
+
+def _versions() -> dict[str, str]:
+    """Return versions on which the bytes of answers depend."""
+    return {
+        name: version(name)
+        for name in ("segship", "numpy", "onnxruntime", "opencv-python-headless", "Pillow", "pyarrow")
+    }
+
+
+def _sorted(items: Iterable[Item]) -> Any:
+    """Return items as a table in the order of their ids; two of one name are refused."""
+    pyarrow = import_module("pyarrow")
+    compute = import_module("pyarrow.compute")
+    columns: dict[str, list[Any]] = {name: [] for name in Item._fields}
+    parts = []
+    for item in items:
+        for name, value in zip(Item._fields, item, strict=True):
+            columns[name].append(os.fsencode(str(value)) if name == "place" else _storable(value))
+        if len(columns["id"]) >= _PART:
+            parts.append(_table(pyarrow, columns))
+            columns = {name: [] for name in Item._fields}
+    parts.append(_table(pyarrow, columns))
+    table = pyarrow.concat_tables(parts)
+    table = table.take(compute.sort_indices(table["id"]))
+    counts = compute.value_counts(table["id"].combine_chunks())
+    twice = compute.filter(counts.field("values"), compute.greater(counts.field("counts"), 1))
+    if len(twice):
+        name = table.filter(compute.equal(table["id"], twice[0]))["name"][0].as_py()
+        raise InputError(f"two pictures have the name {shown(name)}; each must be there once", code="same_name")
+    return table
+
+
+# Rows that are Python's own before they are a table's.
+_PART = 50_000
+
+
+def _storable(value: Any) -> Any:
+    # Names that are no text keep their bytes in an escaped form, which no file name has.
+    return (
+        value.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+        if isinstance(value, str)
+        else value
+    )
+
+
+def _table(pyarrow: Any, columns: Mapping[str, list[Any]]) -> Any:
+    kinds = dict.fromkeys(("offset", "bytes", "changed"), pyarrow.int64()) | {"place": pyarrow.binary()}
+    schema = pyarrow.schema([(name, kinds.get(name, pyarrow.string())) for name in Item._fields])
+    return pyarrow.table(dict(columns), schema=schema)
+
+
+def _shards(sizes: list[int], options: PlanOptions) -> list[tuple[int, int]]:
+    """Return first and last row, half-open, of each shard."""
+    shards, begin, held = [], 0, 0
+    for row, size in enumerate(sizes):
+        if row > begin and (row - begin >= options.shard_items or held + max(size, 0) > options.shard_bytes):
+            shards.append((begin, row))
+            begin, held = row, 0
+        held += max(size, 0)
+    return [*shards, (begin, len(sizes))]
+
+
+def _encode(table: Any, shards: list[tuple[int, int]]) -> bytes:
+    parquet, stream = import_module("pyarrow.parquet"), io.BytesIO()
+    with parquet.ParquetWriter(stream, table.schema, compression="zstd") as writer:
+        for begin, end in shards:
+            writer.write_table(table.slice(begin, end - begin), row_group_size=max(1, end - begin))
+    return stream.getvalue()

@@ -1,0 +1,240 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Where a run lies: files that are whole, that appear at once, and of which some can be made only once.
+
+Everything that a run believes goes through `Folder`, and that through the few operations of a `Disk`: tests put a disk
+there that forgets what was not synced, or fails at any operation.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import time
+from collections.abc import Iterator
+from pathlib import PurePosixPath
+from typing import Protocol
+
+from segship.errors import InputError, OutputError
+
+TEMPORARY = "tmp"
+# What takes longer to write belongs to nobody any more.
+LEASE_SECONDS = 3600.0
+
+
+class Disk(Protocol):
+    """What a folder needs of a file system; names are relative to it, with slashes."""
+
+    def write(self, name: str, data: bytes) -> None:
+        """Write a new file; whether it outlives a loss of power is not certain before `sync`."""
+
+    def sync(self, name: str) -> None:
+        """Make the bytes of a file certain."""
+
+    def link(self, name: str, target: str) -> None:
+        """Give a file a second name; a FileExistsError where that is taken."""
+
+    def rename(self, name: str, target: str) -> None:
+        """Give a file another name, in the place of what has it."""
+
+    def remove(self, name: str) -> None:
+        """Take a name away; nothing happens where there is none."""
+
+    def sync_folder(self, name: str) -> None:
+        """Make the names in a folder certain."""
+
+    def make_folder(self, name: str) -> None:
+        """Make a folder and those above it, certainly."""
+
+    def read(self, name: str) -> bytes:
+        """Return the bytes of a file; a FileNotFoundError where there is none."""
+
+    def names(self, name: str) -> list[str]:
+        """Return the names in a folder; none where there is no folder."""
+
+    def age(self, name: str) -> float:
+        """Return the seconds since a file was written."""
+
+
+class RealDisk:
+    """The file system itself, below one folder."""
+
+    def __init__(self, root: str | os.PathLike[str]) -> None:
+        self.root = os.fspath(root)
+
+    def _path(self, name: str) -> str:
+        return os.path.join(self.root, name)
+
+    def write(self, name: str, data: bytes) -> None:
+        with open(self._path(name), "xb") as file:
+            file.write(data)
+
+    def sync(self, name: str) -> None:
+        self._sync(self._path(name), os.O_RDWR)
+
+    def link(self, name: str, target: str) -> None:
+        os.link(self._path(name), self._path(target))
+
+    def rename(self, name: str, target: str) -> None:
+        os.rename(self._path(name), self._path(target))
+
+    def remove(self, name: str) -> None:
+        try:
+            os.unlink(self._path(name))
+        except FileNotFoundError:
+            pass
+
+    def sync_folder(self, name: str) -> None:
+        # Windows opens no folders, and keeps names by itself.
+        if os.name != "nt":
+            self._sync(self._path(name), os.O_RDONLY)
+
+    def make_folder(self, name: str) -> None:
+        os.makedirs(self._path(name), exist_ok=True)
+        for parent in (name, *map(str, PurePosixPath(name).parents)):
+            self.sync_folder(parent)
+
+    def read(self, name: str) -> bytes:
+        with open(self._path(name), "rb") as file:
+            return file.read()
+
+    def names(self, name: str) -> list[str]:
+        try:
+            return os.listdir(self._path(name))
+        except FileNotFoundError:
+            return []
+
+    def age(self, name: str) -> float:
+        return time.time() - os.stat(self._path(name)).st_mtime
+
+    @staticmethod
+    def _sync(path: str, flags: int) -> None:
+        descriptor = os.open(path, flags)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+class Folder:
+    """Whole files below one folder.
+
+    Parameters
+    ----------
+    disk
+        What they are written with.
+    """
+
+    def __init__(self, disk: Disk) -> None:
+        self._disk = disk
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Make a file that there is not, once and for all.
+
+        Returns
+        -------
+        bool
+            Whether this call has made it; False where it was there already, whoever has made it.
+
+        Raises
+        ------
+        OutputError
+            ``no_space`` or ``cannot_write``; the file is then not there, or whole.
+        """
+        with _explained(name):
+            temporary = self._temporary(name, data)
+            try:
+                self._disk.link(temporary, name)
+                made = True
+            except FileExistsError:
+                made = False
+            finally:
+                self._disk.remove(temporary)
+            # Also where another has made it: it shall be certain before anybody builds on it.
+            self._disk.sync_folder(_parent(name))
+            return made
+
+    def publish(self, name: str, data: bytes) -> None:
+        """Put a file in place whose name says its content, so that it may be there already; errors as `create`."""
+        with _explained(name):
+            self._disk.rename(self._temporary(name, data), name)
+            self._disk.sync_folder(_parent(name))
+
+    def read(self, name: str) -> bytes:
+        """Return a file; a FileNotFoundError where there is none."""
+        return self._disk.read(name)
+
+    def names(self, folder: str) -> list[str]:
+        """Return the names in a folder, sorted."""
+        return sorted(self._disk.names(folder))
+
+    def exists(self, name: str) -> bool:
+        """Return whether there is a file."""
+        return PurePosixPath(name).name in self._disk.names(_parent(name))
+
+    def remove(self, name: str) -> None:
+        """Delete a file, if it is there."""
+        self._disk.remove(name)
+
+    def age(self, name: str) -> float:
+        """Return how many seconds ago a file was made."""
+        return self._disk.age(name)
+
+    def left_over(self) -> Iterator[str]:
+        """Yield temporary files that nobody can be writing any more."""
+        for name in self.names(TEMPORARY):
+            try:
+                if self._disk.age(f"{TEMPORARY}/{name}") > LEASE_SECONDS:
+                    yield f"{TEMPORARY}/{name}"
+            except FileNotFoundError:
+                continue
+
+    def _temporary(self, name: str, data: bytes) -> str:
+        for folder in (TEMPORARY, _parent(name)):
+            self._disk.make_folder(folder)
+        temporary = f"{TEMPORARY}/{secrets.token_hex(16)}"
+        try:
+            self._disk.write(temporary, data)
+            self._disk.sync(temporary)
+        except OSError:
+            self._disk.remove(temporary)
+            raise
+        return temporary
+
+
+def _parent(name: str) -> str:
+    return str(PurePosixPath(name).parent)
+
+
+class _explained:
+    """Errors of the system in our words."""
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: object) -> None:
+        if not isinstance(error, OSError):
+            return
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            message = f"there is no space for {self._name}; make some, and start the run again: nothing is lost"
+            raise OutputError(message, code="no_space") from error
+        message = f"cannot write {self._name}: {error.strerror}; mend that, and start the run again"
+        raise OutputError(message, code="cannot_write") from error
+
+
+def open_folder(place: str | os.PathLike[str]) -> Folder:
+    """Return the folder of a run.
+
+    Raises
+    ------
+    InputError
+        ``bad_place`` for an address, of which none is understood.
+    """
+    if "://" in os.fspath(place):
+        message = f"{os.fspath(place)} is an address; a run lies in a folder"
+        raise InputError(message, code="bad_place")
+    os.makedirs(place, exist_ok=True)
+    return Folder(RealDisk(place))

@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: Apache-2.0
+"""One shard of a run: its pictures to a table of answers, of which every byte is the same whoever makes it."""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from importlib import import_module
+from typing import Any
+
+from segship.errors import InputError, SegshipError
+from segship.images import LoadedImage, read_image
+from segship.jobs import (
+    EverythingOptions,
+    JobImage,
+    MapOptions,
+    SegmentOptions,
+    answer_classes,
+    answer_everything,
+    answer_prompts,
+)
+from segship.promptable.prompt_text import parse_prompts_json
+from segship.run.ledger import Commit, Ledger, Quarantined
+from segship.run.plan import Items, Plan
+from segship.run.sources import Item, read_item
+from segship.run.storage import Folder
+from segship.semantic.views import SemanticOptions
+from segship.writers.names import storable_text
+
+Row = dict[str, Any]
+Announce = Callable[[Item], None]
+
+# Faults of the machine, after which another attempt may succeed; all others are the picture's own.
+_OF_THE_MACHINE = {"run_failed", "backend_missing", "worker_died", "no_space"}
+
+
+@dataclass(frozen=True, slots=True)
+class Answered:
+    """One picture's rows, or why there are none."""
+
+    item: Item
+    rows: list[Row]
+    quarantined: Quarantined | None = None
+
+
+class Worker:
+    """Works on shards of a plan with one model.
+
+    Parameters
+    ----------
+    folder, plan
+        Of the run.
+    announce
+        Is told of every picture before it is begun, for whoever must know which one a death belongs to.
+    """
+
+    def __init__(self, folder: Folder, plan: Plan, announce: Announce = lambda item: None) -> None:
+        self._plan = plan
+        self._ledger = Ledger(folder, plan.shards)
+        self._items = Items(folder, plan)
+        self._announce = announce
+        self._answer = _answerer(plan)
+
+    def work(self, shard: int, skipped: Mapping[str, Quarantined] | None = None) -> Commit:
+        """Work on a shard and commit it; ``skipped`` are items that have killed workers.
+
+        Raises
+        ------
+        SegshipError
+            When the machine fails; the shard is then not committed.
+        """
+        answered = [self._one(item, skipped or {}) for item in self._items.of(shard)]
+        rows = [row for one in answered for row in one.rows]
+        done = [one.item.id for one in answered if one.quarantined is None]
+        quarantined = [one.quarantined for one in answered if one.quarantined is not None]
+        return self._ledger.commit(shard, encode_rows(rows), len(rows), done, quarantined)
+
+    def _one(self, item: Item, skipped: Mapping[str, Quarantined]) -> Answered:
+        if item.id in skipped:
+            return Answered(item, [], skipped[item.id])
+        self._announce(item)
+        try:
+            data = read_item(item, self._plan.options.limits.bytes)
+            loaded = read_image(data, limits=self._plan.options.limits)
+            return Answered(item, self._answer(item, loaded))
+        except SegshipError as error:
+            if error.code in _OF_THE_MACHINE:
+                raise
+            return Answered(item, [], quarantine(item, error.code, str(error)))
+        except MemoryError:
+            return Answered(item, [], quarantine(item, "out_of_memory", "there was not enough memory for it"))
+
+
+def quarantine(item: Item, code: str, message: str, attempts: int = 1) -> Quarantined:
+    """Return an item as one without an answer."""
+    return Quarantined(item.id, storable_text(item.name), code, storable_text(message), attempts)
+
+
+def _answerer(plan: Plan) -> Callable[[Item, LoadedImage], list[Row]]:
+    from segship.loading import load_promptable, load_semantic
+
+    options, run = plan.options, asdict(plan.options.run)
+    place = plan.model["place"]
+    if options.task == "semantic":
+        semantic = load_semantic(place, **run)
+        views = MapOptions(limits=options.limits, semantic=SemanticOptions(flip=options.flip))
+        return lambda item, loaded: _class_rows(item, answer_classes(semantic, JobImage(loaded), views))
+    predictor = load_promptable(place, **run)
+    limits = predictor.image_limits(options.limits)
+    if options.task == "everything":
+        wanted = EverythingOptions(limits=limits, amg=options.amg)
+
+        def everything(item: Item, loaded: LoadedImage) -> list[Row]:
+            read_image(loaded, limits=limits)
+            return _record_rows(item, answer_everything(predictor, None, JobImage(loaded), wanted))
+
+        return everything
+    asked = SegmentOptions(limits=limits, multimask_output=options.multimask_output, clip=options.clip)
+
+    def prompts(item: Item, loaded: LoadedImage) -> list[Row]:
+        if not item.prompts:
+            raise InputError("the source has no prompts for it; give a table with prompts, x and y", code="no_prompts")
+        read_image(loaded, limits=limits)
+        return _mask_rows(item, answer_prompts(predictor, parse_prompts_json(item.prompts), JobImage(loaded), asked))
+
+    return prompts
+
+
+def _row(item: Item, size_hw: Sequence[int], index: int, **more: Any) -> Row:
+    height, width = size_hw
+    return {
+        **dict.fromkeys(COLUMNS),
+        "image_id": item.id,
+        "image": item.name,
+        "height": height,
+        "width": width,
+        "index": index,
+        **more,
+    }
+
+
+def _record_rows(item: Item, answer: Any) -> list[Row]:
+    result = answer.result
+    return [
+        _row(
+            item,
+            result.size,
+            index,
+            counts=record.rle["counts"],
+            area=record.area,
+            bbox=list(record.bbox),
+            predicted_iou=record.predicted_iou,
+            stability_score=record.stability_score,
+            point_coords=[list(point) for point in record.point_coords],
+            crop_box=[float(side) for side in record.crop_box],
+        )
+        for index, record in enumerate(result.records)
+    ]
+
+
+def _mask_rows(item: Item, answer: Any) -> list[Row]:
+    prediction, rows = answer.prediction, list[Row]()
+    objects, masks = prediction.held.shape
+    for entry in range(objects):
+        for mask in range(masks):
+            x0, y0, x1, y1 = prediction.held.box(entry, mask)
+            rows.append(
+                _row(
+                    item,
+                    prediction.original_size,
+                    len(rows),
+                    object=entry,
+                    mask=mask,
+                    counts=prediction.mask_rle(entry, mask)["counts"],
+                    area=prediction.held.area(entry, mask),
+                    bbox=[float(side) for side in (x0, y0, x1 - x0, y1 - y0)],
+                    predicted_iou=float(prediction.iou_predictions[entry, mask]),
+                    prompt=item.prompts,
+                )
+            )
+    return rows
+
+
+def _class_rows(item: Item, answer: Any) -> list[Row]:
+    from segship.masks.rle import encode_rle, read_rle, runs_to_box
+
+    class_map, rows = answer.class_map, list[Row]()
+    for name, area in class_map.areas().items():
+        rle = encode_rle(class_map.mask(name))
+        x0, y0, x1, y1 = runs_to_box(*read_rle(rle))
+        box = [float(side) for side in (x0, y0, x1 - x0, y1 - y0)]
+        more = {"category": name, "counts": rle["counts"], "area": area, "bbox": box}
+        rows.append(_row(item, class_map.array.shape, len(rows), **more))
+    return rows
+
+
+def _columns() -> dict[str, tuple[str, bool]]:
+    """Column -> its type in pyarrow's words, and whether it may be null."""
+    return {
+        "image_id": ("string", False),
+        "image": ("string", False),
+        "height": ("int32", False),
+        "width": ("int32", False),
+        "index": ("int32", False),
+        "object": ("int32", True),
+        "mask": ("int32", True),
+        "category": ("string", True),
+        "counts": ("string", False),
+        "area": ("int64", False),
+        "bbox": ("boxes", False),
+        "predicted_iou": ("float64", True),
+        "stability_score": ("float64", True),
+        "point_coords": ("points", True),
+        "crop_box": ("boxes", True),
+        "prompt": ("string", True),
+    }
+
+
+COLUMNS = tuple(_columns())
+"""The columns of a run's tables: which picture, which of its masks, for which object of its prompts and which of that
+object's masks, its class, COCO's compressed run lengths for the size [height, width], pixels, box as x y width height
+(SA-1B's for everything), scores, points that asked for it, crop, and the prompt as JSON. What is not known is null."""
+
+
+def encode_rows(rows: Sequence[Row]) -> bytes:
+    """Return a table as Parquet: the same bytes for the same rows and version of pyarrow."""
+    pyarrow, parquet, stream = import_module("pyarrow"), import_module("pyarrow.parquet"), io.BytesIO()
+    lists = {"boxes": pyarrow.list_(pyarrow.float64(), 4), "points": pyarrow.list_(pyarrow.list_(pyarrow.float64(), 2))}
+    kinds = {
+        "string": pyarrow.string(),
+        "int32": pyarrow.int32(),
+        "int64": pyarrow.int64(),
+        "float64": pyarrow.float64(),
+    }
+    kinds |= lists
+    schema = pyarrow.schema(
+        [pyarrow.field(name, kinds[kind], nullable=nullable) for name, (kind, nullable) in _columns().items()]
+    )
+    table = pyarrow.Table.from_pylist(list(rows), schema=schema)
+    parquet.write_table(table, stream, compression="zstd", compression_level=3, write_statistics=True)
+    return stream.getvalue()
+
+
+def describe_item(item: Item) -> str:
+    """Return an item as one line of JSON."""
+    return json.dumps({"id": item.id, "name": storable_text(item.name)})
