@@ -54,8 +54,9 @@ class Help(DefaultFormatter):
     """Prints each part of a help as a title over indented lines, without a frame."""
 
     def render_usage(self, console: Console, options: ConsoleOptions, usage: Any) -> None:
-        """Print how a command is called; the only arguments that may be many are images."""
-        super().render_usage(console, options, Text(usage.plain.replace("[ARGS...]", "IMAGES..."), "cyclopts.usage"))
+        """Print how a command is called; arguments that may be many are images, but for those of ``run``."""
+        many = "[plan | start | status | verify | gc] SOURCE-OR-RUN" if "segship run" in usage.plain else "IMAGES..."
+        super().render_usage(console, options, Text(usage.plain.replace("[ARGS...]", many), "cyclopts.usage"))
 
     def __call__(self, console: Console, options: ConsoleOptions, panel: HelpPanel) -> None:
         """Print one part, unless nothing is in it."""
@@ -110,6 +111,7 @@ COMMANDS = {
         "segment": "Segment images from points, boxes and masks.",
         "everything": "Find everything in images, without a prompt.",
         "semantic": "Find the class of every pixel of images.",
+        "run": "Segment any number of pictures into Parquet, each exactly once.",
         "serve": "Serve masks over HTTP, and a page to click in.",
         "demo": "Segment a photograph inside the package from one click.",
     },

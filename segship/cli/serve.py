@@ -15,6 +15,7 @@ from segship.serve.options import SCOPES, ServeOptions, describe_options, hash_k
 
 ACCESS_GROUP = Group("Who may ask", sort_key=0.1)
 LIMITS_GROUP = Group("Limits of requests", sort_key=0.2)
+TIME_GROUP = Group("Time and queues", sort_key=0.3)
 
 
 def settle(*, config: Path | None = None, **given: Any) -> ServeOptions:
@@ -39,7 +40,15 @@ OPTIONS = Fields(
     allowed_hosts=Option(group=ACCESS_GROUP, negative=""),
     **in_group(ACCESS_GROUP, "keys"),
     page=Option(negative="--no-page"),
-    limits=Fields(_as_given, LIMITS_GROUP),
+    limits=Fields(
+        _as_given,
+        LIMITS_GROUP,
+        **in_group(
+            TIME_GROUP,
+            *(f"{part}_seconds" for part in ("head", "body", "read", "encode", "decode", "everything")),
+            *(f"{lane}_queue" for lane in ("encode", "decode", "everything")),
+        ),
+    ),
     run=Fields(_as_given, MODEL_GROUP),
 )
 

@@ -21,7 +21,7 @@ from segship.writers import WRITERS
 
 COMMANDS = ("segment", "everything", "demo", "fetch", "export", "inspect", "models", "doctor", "bench")
 COMMANDS += ("tune", "evaluate", "train-ids", "semantic", "import", "bundle", "verify", "template", "calibrate")
-COMMANDS += ("certify", "quantize", "convert")
+COMMANDS += ("certify", "quantize", "convert", "serve", "run")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

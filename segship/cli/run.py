@@ -1,0 +1,167 @@
+# SPDX-License-Identifier: Apache-2.0
+"""``segship run``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import Group, Parameter
+
+from segship.backends.session import RunOptions
+from segship.cli.everything import AMG
+from segship.cli.options import (
+    INPUT_GROUP,
+    MODEL_GROUP,
+    OUTPUT_GROUP,
+    Fields,
+    Json,
+    Option,
+    command,
+    in_group,
+)
+from segship.cli.output import dump_json, make_table, megabytes, plain, progress_bar, results_console
+from segship.errors import InputError
+from segship.images import ImageLimits
+from segship.promptable.everything.options import AmgOptions
+from segship.run.plan import Plan, PlanOptions, make_plan
+from segship.run.running import Status, collect_garbage, start, status, verify
+from segship.run.storage import open_folder
+
+PLAN_GROUP = Group("The plan", sort_key=-0.95)
+ACTIONS = ("plan", "start", "status", "verify", "gc")
+_USAGE = (
+    "`segship run SOURCE -o RUN`, or plan SOURCE -o RUN, start RUN, status RUN, verify RUN, gc RUN; a source that is "
+    "called like one of these is ./plan"
+)
+DONE_WITH_QUARANTINE = 7
+"""The exit code of a run that is done, and has pictures without an answer."""
+
+
+def _amg(**given: Any) -> AmgOptions | None:
+    return AMG.make(**given) if given and AMG.make is not None else None
+
+
+def _limits(**given: Any) -> ImageLimits | None:
+    return ImageLimits(**given) if given else None
+
+
+def _as_given(**given: Any) -> dict[str, Any]:
+    return {name: value for name, value in given.items() if value not in (None, {})}
+
+
+GIVEN = Fields(
+    _as_given,
+    amg=Fields(_amg, **{**AMG.fields, "deadline_seconds": None}),
+    limits=Fields(
+        _limits,
+        pixels=Option(name="--max-pixels", help="Take images of up to this many pixels.", group=INPUT_GROUP),
+        bytes=None,
+        side=None,
+        aspect_ratio=None,
+    ),
+    bundle=Option(name=("--bundle", "--model"), group=MODEL_GROUP),
+    run=Fields(_as_given, MODEL_GROUP, compile=None, streams=None),
+    **in_group(PLAN_GROUP, "task", "multimask_output", "clip", "flip", "shard_items", "shard_bytes"),
+)
+
+
+@command
+def run(
+    *words: Annotated[str, Parameter(help="A source, or what to do with a run.")],
+    options: Annotated[PlanOptions, GIVEN],
+    out: Annotated[Path | None, Parameter(name=("--out", "-o"), help="Folder of the run.", group=OUTPUT_GROUP)] = None,
+    workers: Annotated[int | None, Parameter(group=MODEL_GROUP)] = None,
+    json: Json = False,
+) -> int:
+    """Segment any number of pictures into Parquet, each exactly once.
+
+    A source is a folder, a .txt with a path a line, a .csv or .parquet with a column image and prompts, or tar
+    archives. What was begun goes on where it stands, whatever has ended it: start it again.
+
+    Parameters
+    ----------
+    workers
+        Processes that work; one for each usable core when left out.
+
+    Examples
+    --------
+    segship run photos -o run --points-per-side 16
+    segship run status run
+    segship run verify run
+    """
+    given: dict[str, Any] = options  # type: ignore[assignment]
+    action, place = _understood(words)
+    if action in ("plan", "all"):
+        if out is None:
+            raise InputError("the folder of the run is missing; give it with --out", code="bad_option")
+        plan = _plan(place, out, given)
+        if action == "plan":
+            return _tell_plan(plan, out, json)
+    elif given or out is not None:
+        message = f"{action} goes on with what was planned, and takes no options of a plan and no --out"
+        raise InputError(message, code="bad_option")
+    folder = str(out) if action == "all" else place
+    if action in ("all", "start"):
+        with progress_bar(folder) as tick:
+            return _tell_status(start(folder, workers=workers, told=tick), folder, json)
+    if action == "status":
+        return _tell_status(status(folder), folder, json)
+    if action == "verify":
+        return _tell(verify(folder), json, "each picture is there exactly once, and every byte as it was committed")
+    return _tell({"deleted": collect_garbage(folder)}, json, "what nobody needs is deleted")
+
+
+def _understood(words: tuple[str, ...]) -> tuple[str, str]:
+    """Return what is to be done and with which source or run."""
+    if len(words) == 2 and words[0] in ACTIONS:
+        return words[0], words[1]
+    if len(words) == 1 and words[0] not in ACTIONS:
+        return "all", words[0]
+    found = " ".join(words) or "nothing"
+    raise InputError(f"{found} is not understood; accepted are {_USAGE}", code="bad_option")
+
+
+def _plan(source: str, out: Path, given: dict[str, Any]) -> Plan:
+    parts = {name: value for name, value in given.items() if value}
+    if "run" in parts:
+        parts["run"] = RunOptions(**{"threads": 1, **parts["run"]})
+    return make_plan(source, open_folder(out), PlanOptions(**parts))
+
+
+def _tell_plan(plan: Plan, out: Path, json: bool) -> int:
+    found = {"items": plan.items, "shards": plan.shards, "bytes": plan.size, "fingerprint": plan.fingerprint}
+    if json:
+        print(dump_json({"run": str(out), **found}))
+        return 0
+    console = results_console()
+    console.print(f"{plan.items:,} pictures ({megabytes(plan.size)}) in {plan.shards:,} shards")
+    console.print(f"begin: segship run start {plain(os.fspath(out))}")
+    return 0
+
+
+def _tell_status(found: Status, folder: str, json: bool) -> int:
+    if json:
+        print(dump_json({"run": folder, **found.to_dict()}))
+    else:
+        told = found.to_dict()
+        lost = ", ".join(f"{count:,} {name}" for name, count in found.quarantined.items())
+        rows = [
+            ("pictures answered", f"{found.done:,} of {found.items:,}"),
+            ("without an answer", lost or "none"),
+            ("shards", f"{found.committed:,} of {found.shards:,}"),
+            ("masks", f"{found.rows:,}, {megabytes(found.size)}"),
+            ("pictures an hour", "" if told["per_hour"] is None else f"{told['per_hour']:,}"),
+            ("finished", f"yes, {found.root}" if found.sealed else "no"),
+        ]
+        results_console().print(make_table(("", ""), rows))
+    return DONE_WITH_QUARANTINE if found.sealed and found.quarantined else 0
+
+
+def _tell(found: dict[str, Any], json: bool, words: str) -> int:
+    if json:
+        print(dump_json(found))
+    else:
+        results_console().print(words)
+    return 0
