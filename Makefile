@@ -51,8 +51,8 @@ serve-smoke: .stamps/dev
 soak: .stamps/dev
 	$(BIN)/python -m benchmarks.serving.proofs --out benchmarks/results/serving.json
 	$(BIN)/python -m benchmarks.serving.soak --out benchmarks/results/soak.json
-fuzz-http: .stamps/dev
-	$(BIN)/python -m benchmarks.serving.fuzz --out benchmarks/results/fuzz_http.json
+fuzz-http: .stamps/dev .targets/fuzz/made
+	$(BIN)/python -m benchmarks.serving.fuzz --schemathesis .targets/fuzz/bin/schemathesis --out benchmarks/results/fuzz_http.json
 
 check: .stamps/dev
 	$(BIN)/ruff format --check .
@@ -106,6 +106,7 @@ PACKAGES_ncnn = $(PHONE) ncnn==1.0.20261020 pnnx==20261020
 PACKAGES_coreml = $(PHONE) coremltools==9.0
 PACKAGES_tensorrt-rtx = -e ".[export]" $(TESTING) tensorrt-rtx-cu12==1.7.1.116
 PACKAGES_mindspore = -e ".[mindspore,export]" $(TESTING) mindspore==2.10.0
+PACKAGES_fuzz = schemathesis==4.32.5
 PACKAGES_nndeploy = nndeploy==3.0.10
 TESTS_tensorrt-rtx = tests/ship/targets/test_tensorrt.py
 TESTS_mindspore = tests/backends/test_mindspore.py tests/backends/test_mindformers.py tests/backends/test_contract.py \

@@ -105,7 +105,7 @@ def make_app(service: Service, options: ServeOptions) -> Door:
     metrics = Metrics(service)
     routes = Routes(service, options, metrics)
     rows = [Route(row.path, partial(routes.answer, row), methods=[row.method]) for row in rows_of(options)]
-    router = Router(rows)
+    router = Router(rows, redirect_slashes=False)
 
     async def app(scope: MutableMapping[str, Any], receive: Receive, send: Send) -> None:
         # Its presence makes the router raise what it would answer in words of its own.

@@ -57,11 +57,13 @@ class Running:
     def post(self, path, body=b"", **fields):
         return self.ask("POST", path, body, **fields)
 
-    def raw(self, data, timeout=10):
-        """Everything that comes back for these bytes, until the server closes or is silent."""
+    def raw(self, data, timeout=10, end=False):
+        """Everything that comes back for these bytes, until the server closes or is silent; ``end`` ends ours first."""
         with socket.create_connection(("127.0.0.1", self.port), timeout=timeout) as line:
             with contextlib.suppress(BrokenPipeError, ConnectionResetError):
                 line.sendall(data)
+                if end:
+                    line.shutdown(socket.SHUT_WR)
             found = b""
             with contextlib.suppress(TimeoutError, ConnectionResetError):
                 while part := line.recv(65536):
