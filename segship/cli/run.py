@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
 
@@ -25,6 +25,7 @@ from segship.cli.output import dump_json, make_table, megabytes, plain, progress
 from segship.errors import InputError
 from segship.images import ImageLimits
 from segship.promptable.everything.options import AmgOptions
+from segship.run.local import Executor
 from segship.run.plan import Plan, PlanOptions, make_plan
 from segship.run.running import Status, collect_garbage, start, status, verify
 from segship.run.storage import open_folder
@@ -72,6 +73,9 @@ def run(
     *words: Annotated[str, Parameter(help="A source, or what to do with a run.")],
     options: Annotated[PlanOptions, GIVEN],
     out: Annotated[Path | None, Parameter(name=("--out", "-o"), help="Folder of the run.", group=OUTPUT_GROUP)] = None,
+    executor: Annotated[Literal["local", "ray"], Parameter(group=MODEL_GROUP)] = "local",
+    address: Annotated[str | None, Parameter(group=MODEL_GROUP)] = None,
+    gpus: Annotated[float, Parameter(group=MODEL_GROUP)] = 0.0,
     workers: Annotated[int | None, Parameter(group=MODEL_GROUP)] = None,
     json: Json = False,
 ) -> int:
@@ -82,8 +86,14 @@ def run(
 
     Parameters
     ----------
+    executor
+        Processes of this machine, or a Ray cluster, all of whose machines see the folder of the run.
+    address
+        Of the Ray cluster; a new one on this machine when left out.
+    gpus
+        With ray: of a GPU that each shard takes.
     workers
-        Processes that work; one for each usable core when left out.
+        Shards that are worked on at once; one for each usable core when left out.
 
     Examples
     --------
@@ -105,12 +115,19 @@ def run(
     folder = str(out) if action == "all" else place
     if action in ("all", "start"):
         with progress_bar(folder) as tick:
-            return _tell_status(start(folder, workers=workers, told=tick), folder, json)
+            by = _ray(address, workers, gpus) if executor == "ray" else None
+            return _tell_status(start(folder, workers=workers, executor=by, told=tick), folder, json)
     if action == "status":
         return _tell_status(status(folder), folder, json)
     if action == "verify":
         return _tell(verify(folder), json, "each picture is there exactly once, and every byte as it was committed")
     return _tell({"deleted": collect_garbage(folder)}, json, "what nobody needs is deleted")
+
+
+def _ray(address: str | None, workers: int | None, gpus: float) -> Executor:
+    from segship.run.ray import RayExecutor
+
+    return RayExecutor(address, workers, gpus)
 
 
 def _understood(words: tuple[str, ...]) -> tuple[str, str]:

@@ -82,21 +82,12 @@ class LocalExecutor:
             raise self._errors[0]
 
     def _serve(self, place: Path, next_shard: Callable[[], int | None], told: Callable[[int], None]) -> None:
-        process, failed_starts = _Process(place), 0
+        process = Process(place)
         try:
             while (shard := next_shard()) is not None:
-                while not self._stop.is_set():
-                    outcome = process.work(shard)
-                    if outcome.committed:
-                        failed_starts = 0
-                        told(shard)
-                        break
-                    if outcome.error is not None:
-                        raise outcome.error
-                    failed_starts = failed_starts + 1 if outcome.item is None else 0
-                    if failed_starts >= _MOST_FAILED_STARTS:
-                        message = f"workers die before they begin ({outcome.how}); look at what they print"
-                        raise BackendUnavailable(message, code="worker_died")
+                if not process.finish(shard, self._stop.is_set):
+                    break
+                told(shard)
         except BaseException as error:
             self._errors.append(error)
             self._stop.set()
@@ -112,8 +103,8 @@ class _Outcome:
     error: SegshipError | None = None
 
 
-class _Process:
-    """One worker process, started when it is needed."""
+class Process:
+    """One worker process, started when it is needed and anew when it has died; whoever holds it sees its deaths."""
 
     def __init__(self, place: Path) -> None:
         self._place = place
@@ -121,8 +112,29 @@ class _Process:
         self._ledger = Ledger(self._folder, read_plan(self._folder).shards)
         self._process: subprocess.Popen[str] | None = None
 
-    def work(self, shard: int) -> _Outcome:
-        """Have one shard worked on; a death is noted."""
+    def finish(self, shard: int, is_over: Callable[[], bool] = lambda: False) -> bool:
+        """Have a shard worked on until it is committed; returns False where it is over before.
+
+        Raises
+        ------
+        SegshipError
+            What the worker has raised, or ``worker_died`` when it dies again and again without having begun anything.
+        """
+        failed_starts = 0
+        while not is_over():
+            outcome = self._work(shard)
+            if outcome.error is not None:
+                raise outcome.error
+            if outcome.committed:
+                return True
+            failed_starts = failed_starts + 1 if outcome.item is None else 0
+            if failed_starts >= _MOST_FAILED_STARTS:
+                message = f"workers die before they begin ({outcome.how}); look at what they print"
+                raise BackendUnavailable(message, code="worker_died")
+        return False
+
+    def _work(self, shard: int) -> _Outcome:
+        """Have one shard worked on once; a death is noted."""
         process, attempt, item = self._started(), self._ledger.begin(shard), None
         assert process.stdin is not None and process.stdout is not None
         skipped = [dict(zip(_SKIP_FIELDS, one, strict=True)) for one in self._killers(shard)]

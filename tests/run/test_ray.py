@@ -1,0 +1,79 @@
+# SPDX-License-Identifier: Apache-2.0
+"""A cluster gives the same bytes as one machine, whatever of it is lost."""
+
+import contextlib
+import random
+import threading
+import time
+
+import pytest
+
+from segship.errors import BackendUnavailable
+from segship.run import ray as executor
+from segship.run.plan import make_plan
+from segship.run.ray import RayExecutor
+from segship.run.running import start, verify
+from segship.run.storage import open_folder
+from tests.run.test_running import OPTIONS, expected, source, tables  # noqa: F401
+
+ray = pytest.importorskip("ray")
+pytestmark = pytest.mark.filterwarnings("ignore")
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    from ray.cluster_utils import Cluster
+
+    found = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
+    found.add_node(num_cpus=1)
+    ray.init(address=found.address, log_to_driver=False)
+    yield found
+    ray.shutdown()
+    with contextlib.suppress(Exception):
+        found.shutdown()
+
+
+def test_a_cluster_gives_the_same_bytes(cluster, source, expected, tmp_path):  # noqa: F811
+    make_plan(source, open_folder(tmp_path), OPTIONS)
+    done = start(tmp_path, executor=RayExecutor())
+    assert (done.done, done.root) == (18, expected[0].root) and tables(tmp_path) == expected[1]
+
+
+def test_machines_that_are_lost_lose_nothing(cluster, source, expected, tmp_path):  # noqa: F811
+    make_plan(source, open_folder(tmp_path), OPTIONS)
+    draw, is_over = random.Random(0), threading.Event()
+
+    def lose():
+        for _ in range(2):
+            node = cluster.add_node(num_cpus=1)
+            if is_over.wait(draw.uniform(1.0, 2.5)):
+                break
+            cluster.remove_node(node, allow_graceful=False)
+
+    losing = threading.Thread(target=lose)
+    losing.start()
+    try:
+        done = start(tmp_path, executor=RayExecutor(workers=3))
+    finally:
+        is_over.set()
+        losing.join()
+    assert (done.done, done.quarantined, done.root) == (18, {}, expected[0].root)
+    assert tables(tmp_path) == expected[1]
+    verify(tmp_path)
+
+
+def test_errors_of_workers_are_raised(cluster, source, tmp_path):  # noqa: F811
+    make_plan(source, open_folder(tmp_path), OPTIONS)
+    (tmp_path / "plan").rename(tmp_path / "elsewhere")
+    began = time.monotonic()
+    with pytest.raises(BackendUnavailable) as caught:
+        start(tmp_path, executor=RayExecutor(workers=1))
+    assert caught.value.code == "worker_died" and time.monotonic() - began < 60
+
+
+def test_without_ray_the_extra_is_named(monkeypatch, source, tmp_path):  # noqa: F811
+    monkeypatch.setattr(executor, "find_spec", lambda name: None)
+    make_plan(source, open_folder(tmp_path), OPTIONS)
+    with pytest.raises(BackendUnavailable) as caught:
+        start(tmp_path, executor=RayExecutor())
+    assert caught.value.code == "ray_missing" and "segship[ray]" in str(caught.value)
