@@ -5,6 +5,7 @@
 # make slow   the full-size proofs: vit_b against the reference, vit_t, vit_h past 2 GiB, Ascend's kits (about twenty minutes)
 # make bench  the numbers of docs/measurements.md, written to benchmarks/results
 # make serve-smoke  the server under load, in small (part of make test); make soak, fuzz-http: minutes, results in benchmarks/results
+# make crash  runs of many pictures that are killed (eight minutes; crash-night in full); crash-smoke is part of make test
 # make tiny   trains the model inside the package anew (about three hours on two cores); recipes/tiny/README.md
 # make target-nndeploy   makes the environment in which the slow tests run nndeploy's own engine
 # make clean  removes the environment and what was built
@@ -14,7 +15,7 @@ BIN := .venv/bin
 
 # make target-NAME  an environment with an engine that cannot share one: executorch, litert, ncnn, coreml, mindspore,
 #             mindspore-lite (Python 3.7), nndeploy, tensorrt-rtx; make test-NAME runs its tests there
-.PHONY: demo test docs slow bench serve-smoke soak fuzz-http check format tiny clean
+.PHONY: demo test docs slow bench serve-smoke soak fuzz-http crash-smoke crash crash-night check format tiny clean
 
 demo: .stamps/core
 	$(BIN)/segship demo --out demo-output --overwrite
@@ -53,6 +54,15 @@ soak: .stamps/dev
 	$(BIN)/python -m benchmarks.serving.soak --out benchmarks/results/soak.json
 fuzz-http: .stamps/dev .targets/fuzz/made
 	$(BIN)/python -m benchmarks.serving.fuzz --schemathesis .targets/fuzz/bin/schemathesis --out benchmarks/results/fuzz_http.json
+
+# Runs that are killed, and disks that fail: some minutes, and in full.
+crash-smoke: .stamps/dev
+	$(BIN)/python -m pytest -q tests/run
+crash: .stamps/dev
+	$(BIN)/python -m benchmarks.crash --local 20 --ray 5 --seeds 200
+crash-night: .stamps/dev
+	$(BIN)/python -m benchmarks.crash --local 100 --ray 100 --seeds 1000 --out benchmarks/results/crash.json
+	$(BIN)/python -m benchmarks.million --out benchmarks/results/million.json
 
 check: .stamps/dev
 	$(BIN)/ruff format --check .

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -230,4 +231,8 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    # Nobody listens any more: another driver goes on where this one stood.
+    except BrokenPipeError:
+        os._exit(1)

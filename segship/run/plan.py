@@ -18,6 +18,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+from segship.arrays import IntArray
 from segship.backends.session import RunOptions
 from segship.errors import BackendUnavailable, BundleError, InputError, option, shown
 from segship.images import ImageLimits
@@ -140,7 +141,8 @@ def make_plan(source: str | os.PathLike[str], folder: Folder, options: PlanOptio
     found = _sorted(find_items(source))
     if not len(found["id"]):
         raise InputError(f"there is no picture in {shown(os.fspath(source))}", code="nothing_found")
-    groups = _shards(found["bytes"].to_pylist(), options)
+    sizes = found["bytes"].to_numpy()
+    groups = _shards(sizes, options)
     data = _encode(found, groups)
     depends = {
         "items": hashlib.sha256(data).hexdigest(),
@@ -153,7 +155,7 @@ def make_plan(source: str | os.PathLike[str], folder: Folder, options: PlanOptio
         model,
         len(found["id"]),
         len(groups),
-        sum(size for size in found["bytes"].to_pylist() if size > 0),
+        int(sizes[sizes > 0].sum()),
         hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest(),
         os.fspath(source),
     )
@@ -247,17 +249,22 @@ def _sorted(items: Iterable[Item]) -> Any:
             columns = {name: [] for name in Item._fields}
     parts.append(_table(pyarrow, columns))
     table = pyarrow.concat_tables(parts)
-    table = table.take(compute.sort_indices(table["id"]))
-    counts = compute.value_counts(table["id"].combine_chunks())
-    twice = compute.filter(counts.field("values"), compute.greater(counts.field("counts"), 1))
-    if len(twice):
-        name = table.filter(compute.equal(table["id"], twice[0]))["name"][0].as_py()
+    del parts, columns
+    order = compute.sort_indices(table["id"])
+    # Column by column, so that never more than one is there twice; and what they leave goes back at once.
+    for index, name in enumerate(Item._fields):
+        table = table.set_column(index, table.schema.field(index), table[name].combine_chunks().take(order))
+        pyarrow.default_memory_pool().release_unused()
+    ids = table["id"].combine_chunks()
+    twice = compute.equal(ids[1:], ids[:-1])
+    if compute.any(twice).as_py():
+        name = table["name"][compute.index(twice, True).as_py()].as_py()
         raise InputError(f"two pictures have the name {shown(name)}; each must be there once", code="same_name")
     return table
 
 
 # Rows that are Python's own before they are a table's.
-_PART = 50_000
+_PART = 20_000
 
 
 def _storable(value: Any) -> Any:
@@ -275,10 +282,10 @@ def _table(pyarrow: Any, columns: Mapping[str, list[Any]]) -> Any:
     return pyarrow.table(dict(columns), schema=schema)
 
 
-def _shards(sizes: list[int], options: PlanOptions) -> list[tuple[int, int]]:
+def _shards(sizes: IntArray, options: PlanOptions) -> list[tuple[int, int]]:
     """Return first and last row, half-open, of each shard."""
     shards, begin, held = [], 0, 0
-    for row, size in enumerate(sizes):
+    for row, size in enumerate(sizes.tolist()):
         if row > begin and (row - begin >= options.shard_items or held + max(size, 0) > options.shard_bytes):
             shards.append((begin, row))
             begin, held = row, 0

@@ -3,6 +3,7 @@
 
 import hashlib
 import json
+import os
 
 import pytest
 
@@ -66,7 +67,7 @@ def test_every_point_at_which_a_driver_can_end(how, expected):
         check(disk)
 
 
-@pytest.mark.parametrize("seed", range(200))
+@pytest.mark.parametrize("seed", range(int(os.environ.get("SEGSHIP_POWER_SEEDS", "50"))))
 def test_loss_of_power_at_any_moment(seed, expected):
     draw, disk = draw_from(seed), LossyDisk()
     for _ in range(draw.randint(1, 4)):
