@@ -16,6 +16,7 @@ from segship.cli.options import (
     MODEL_GROUP,
     OUTPUT_GROUP,
     Fields,
+    Force,
     Json,
     Option,
     command,
@@ -25,17 +26,19 @@ from segship.cli.output import dump_json, make_table, megabytes, plain, progress
 from segship.errors import InputError
 from segship.images import ImageLimits
 from segship.promptable.everything.options import AmgOptions
+from segship.run.exporting import export, retry
 from segship.run.local import Executor
 from segship.run.plan import Plan, PlanOptions, make_plan
 from segship.run.running import Status, collect_garbage, start, status, verify
 from segship.run.storage import open_folder
 
 PLAN_GROUP = Group("The plan", sort_key=-0.95)
-ACTIONS = ("plan", "start", "status", "verify", "gc")
+ACTIONS = ("plan", "start", "status", "verify", "export", "retry", "gc")
 _USAGE = (
-    "`segship run SOURCE -o RUN`, or plan SOURCE -o RUN, start RUN, status RUN, verify RUN, gc RUN; a source that is "
-    "called like one of these is ./plan"
+    "`segship run SOURCE -o RUN`, or plan SOURCE -o RUN, start RUN, status RUN, verify RUN, export RUN -o FOLDER, "
+    "retry RUN -o OTHER, gc RUN; a source that is called like one of these is ./plan"
 )
+_WITH_OUT = ("export", "retry")
 DONE_WITH_QUARANTINE = 7
 """The exit code of a run that is done, and has pictures without an answer."""
 
@@ -77,6 +80,9 @@ def run(
     address: Annotated[str | None, Parameter(group=MODEL_GROUP)] = None,
     gpus: Annotated[float, Parameter(group=MODEL_GROUP)] = 0.0,
     workers: Annotated[int | None, Parameter(group=MODEL_GROUP)] = None,
+    format: Annotated[tuple[str, ...], Parameter(group=OUTPUT_GROUP, negative="")] = ("coco",),
+    reason: Annotated[tuple[str, ...], Parameter(group=OUTPUT_GROUP, negative="")] = (),
+    overwrite: Force = False,
     json: Json = False,
 ) -> int:
     """Segment any number of pictures into Parquet, each exactly once.
@@ -92,6 +98,10 @@ def run(
         Of the Ray cluster; a new one on this machine when left out.
     gpus
         With ray: of a GPU that each shard takes.
+    format
+        With export: formats of masks, as `segship everything` has them; once each.
+    reason
+        With retry: why pictures have no answer that are tried again; all of them when left out.
     workers
         Shards that are worked on at once; one for each usable core when left out.
 
@@ -109,14 +119,21 @@ def run(
         plan = _plan(place, out, given)
         if action == "plan":
             return _tell_plan(plan, out, json)
-    elif given or out is not None:
-        message = f"{action} goes on with what was planned, and takes no options of a plan and no --out"
+    elif given or (out is None) == (action in _WITH_OUT):
+        needs = "needs --out, and" if action in _WITH_OUT else "takes no --out and"
+        message = f"{action} goes on with what was planned: it {needs} takes no options of a plan"
         raise InputError(message, code="bad_option")
     folder = str(out) if action == "all" else place
     if action in ("all", "start"):
         with progress_bar(folder) as tick:
             by = _ray(address, workers, gpus) if executor == "ray" else None
             return _tell_status(start(folder, workers=workers, executor=by, told=tick), folder, json)
+    if action == "export" and out is not None:
+        with progress_bar(folder) as tick:
+            count = export(place, out, format, overwrite=overwrite, told=tick)
+        return _tell({"pictures": count, "formats": list(format)}, json, f"{count:,} pictures in {plain(str(out))}")
+    if action == "retry" and out is not None:
+        return _tell_plan(retry(place, out, reason), out, json)
     if action == "status":
         return _tell_status(status(folder), folder, json)
     if action == "verify":

@@ -172,6 +172,13 @@ class Ledger:
         """Return the commit of a shard; a FileNotFoundError where there is none yet."""
         return Commit.from_bytes(self._folder.read(_commit_name(shard)))
 
+    def require_finished(self) -> None:
+        """Refuse as ``not_finished`` while shards are open."""
+        open_shards = self.state().open
+        if open_shards:
+            message = f"{len(open_shards)} of {self.shards} shards are not done; start the run again"
+            raise BundleError(message, code="not_finished")
+
     def seal(self, fingerprint: str) -> dict[str, Any]:
         """Write the manifest of a run all of whose shards are committed, and return it; a second time changes nothing.
 
@@ -180,10 +187,7 @@ class Ledger:
         BundleError
             ``not_finished`` or, where a table is not what its commit says, ``bad_commit``.
         """
-        open_shards = self.state().open
-        if open_shards:
-            message = f"{len(open_shards)} of {self.shards} shards are not done; start the run again"
-            raise BundleError(message, code="not_finished")
+        self.require_finished()
         commits = [self.read_commit(shard) for shard in range(self.shards)]
         document = manifest_of(commits, fingerprint)
         self._folder.create(MANIFEST, json.dumps(document, indent=1, sort_keys=True).encode() + b"\n")

@@ -136,11 +136,16 @@ def make_plan(source: str | os.PathLike[str], folder: Folder, options: PlanOptio
     BackendUnavailable
         ``pyarrow_missing``.
     """
+    return write_plan(find_items(source), os.fspath(source), folder, options)
+
+
+def write_plan(items: Iterable[Item], source: str, folder: Folder, options: PlanOptions) -> Plan:
+    """Write the plan of a run of items that were found; errors are those of `make_plan`."""
     require_pyarrow()
     model = _model(options)
-    found = _sorted(find_items(source))
+    found = _sorted(items)
     if not len(found["id"]):
-        raise InputError(f"there is no picture in {shown(os.fspath(source))}", code="nothing_found")
+        raise InputError(f"there is no picture in {shown(source)}", code="nothing_found")
     sizes = found["bytes"].to_numpy()
     groups = _shards(sizes, options)
     data = _encode(found, groups)
@@ -157,7 +162,7 @@ def make_plan(source: str | os.PathLike[str], folder: Folder, options: PlanOptio
         len(groups),
         int(sizes[sizes > 0].sum()),
         hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest(),
-        os.fspath(source),
+        source,
     )
     # The items first: whoever sees a plan finds them.
     folder.create(f"plan/{plan.fingerprint[:16]}.{ITEMS}", data)

@@ -7,6 +7,7 @@ when it is read, and never answered for.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -191,6 +192,15 @@ def _prompts_of(row: dict[str, Any], name: str) -> str:
     if all(row.get(side) is not None for side in _PROMPT_COLUMNS[4:]):
         found["boxes"] = [[float(row[side]) for side in _PROMPT_COLUMNS[4:]]]
     return json.dumps(found) if found else ""
+
+
+def renewed(item: Item) -> Item:
+    """Return an item as its file is now, for a new plan."""
+    if item.offset >= 0:
+        with contextlib.suppress(OSError):
+            return item._replace(changed=os.stat(item.place).st_mtime_ns)
+        return item
+    return _file_item(Path(item.place), item.name, item.prompts)
 
 
 def read_item(item: Item, limit: int) -> bytes:
