@@ -55,7 +55,7 @@ class Help(DefaultFormatter):
 
     def render_usage(self, console: Console, options: ConsoleOptions, usage: Any) -> None:
         """Print how a command is called; arguments that may be many are images, but for those of ``run``."""
-        many = "[plan | start | status | verify | export | retry | gc] SOURCE-OR-RUN" if "segship run" in usage.plain else "IMAGES..."
+        many = "[ACTION] SOURCE-OR-RUN" if "segship run" in usage.plain else "IMAGES..."
         super().render_usage(console, options, Text(usage.plain.replace("[ARGS...]", many), "cyclopts.usage"))
 
     def __call__(self, console: Console, options: ConsoleOptions, panel: HelpPanel) -> None:

@@ -73,7 +73,9 @@ GIVEN = Fields(
 
 @command
 def run(
-    *words: Annotated[str, Parameter(help="A source, or what to do with a run.")],
+    *words: Annotated[
+        str, Parameter(help="A source; or plan, start, status, verify, export, retry or gc, and a source or run.")
+    ],
     options: Annotated[PlanOptions, GIVEN],
     out: Annotated[Path | None, Parameter(name=("--out", "-o"), help="Folder of the run.", group=OUTPUT_GROUP)] = None,
     executor: Annotated[Literal["local", "ray"], Parameter(group=MODEL_GROUP)] = "local",
