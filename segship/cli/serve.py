@@ -11,6 +11,7 @@ from cyclopts import Group, Parameter
 
 from segship.cli.options import MODEL_GROUP, Fields, Json, Option, command, in_group
 from segship.cli.output import dump_json, plain, results_console
+from segship.errors import InputError, shown
 from segship.serve.options import SCOPES, ServeOptions, describe_options, hash_key, make_serve_options, read_settings
 
 ACCESS_GROUP = Group("Who may ask", sort_key=0.1)
@@ -91,6 +92,9 @@ def serve(
 def _print_new_key(name: str, json: bool) -> int:
     secret = secrets.token_urlsafe(32)
     line = f"{name} {','.join(SCOPES)} {hash_key(secret)}"
+    if len(name.split()) != 1 or "#" in name:
+        message = f"the name of a key is {shown(name)}; accepted is one word without #"
+        raise InputError(message, code="bad_option")
     if json:
         print(dump_json({"key": secret, "line": line}))
         return 0

@@ -25,7 +25,7 @@ from segship.errors import InputError, way
 from segship.images.reading import demo_photograph
 from segship.serve.cache import Entry
 from segship.serve.door import VISIT, Door, Guard, Receive, Send
-from segship.serve.errors import Refusal, of_exception
+from segship.serve.errors import NO_SPACE, Refusal, of_exception
 from segship.serve.fetching import Fetcher
 from segship.serve.labelling import cvat_answer, label_studio_result, read_cvat, read_label_studio
 from segship.serve.metrics import Metrics
@@ -114,6 +114,10 @@ def make_app(service: Service, options: ServeOptions) -> Door:
             await router(scope, receive, send)
         except HTTPException as error:
             raise _unknown(error.status_code) from None
+        except (OSError, Refusal) as error:
+            if (refusal := of_exception(error)).code == NO_SPACE:
+                service.cache.make_room()
+            raise refusal from error
 
     door = Door(app, options, metrics)
     routes.is_leaving = lambda: door.is_leaving

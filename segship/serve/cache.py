@@ -135,6 +135,11 @@ class EmbeddingCache:
         if not entry.users:
             self._drop(entry)
 
+    def make_room(self) -> None:
+        """Let go of the half that was not used for longest: the disk, or the memory, has less room than was allowed."""
+        for entry in list(self._entries.values())[: (len(self._entries) + 1) // 2]:
+            self._evict(entry)
+
     def expire(self) -> None:
         """Let go of what was not used for too long."""
         oldest = self._clock() - self.seconds

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import sys
 from typing import Any
@@ -10,6 +11,9 @@ from typing import Any
 from segship.errors import InputError, SegshipError
 
 _RETRYABLE = {408, 410, 429, 503, 504}
+
+
+NO_SPACE = "no_space"
 
 
 def of_exception(error: BaseException) -> Refusal:
@@ -22,6 +26,12 @@ def of_exception(error: BaseException) -> Refusal:
     if isinstance(error, MemoryError):
         message = "there is not enough memory for it; ask for less at once, or send a smaller picture"
         return Refusal(422, "out_of_memory", message)
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        message = "there is no room for pictures now; ask again"
+        return Refusal(503, NO_SPACE, message, retry_after=1)
+    if isinstance(error, OSError) and error.errno in (errno.EMFILE, errno.ENFILE):
+        message = "as many files and connections are open as the system allows; ask again"
+        return Refusal(503, "overloaded", message, retry_after=1)
     print(f"segship serve: {error!r}", file=sys.stderr, flush=True)
     return Refusal(500, "internal", "the server failed; this is its own fault")
 

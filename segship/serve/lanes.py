@@ -20,6 +20,8 @@ from segship.serve.wire import Header
 from segship.serve.workers import Call, Reply, Tell, Worker, WorkerDied
 
 _LEAST_WAIT, _MOST_WAIT = 1.0, 60.0
+# After a fault of the machine.
+_AGAIN_SECONDS = 1
 # How much a new job counts in the mean of how long jobs take.
 _NEW = 0.2
 # What killed so many workers is asked of no other for so long.
@@ -66,9 +68,19 @@ class Lane:
         After so long at one job the worker is ended.
     poison
         What workers have died of, across lanes.
+    unclaimed
+        Is given answers that nobody waits for any more: what they name would stay for ever.
     """
 
-    def __init__(self, name: str, worker: Worker, most: int, stuck_seconds: float, poison: PoisonList) -> None:
+    def __init__(
+        self,
+        name: str,
+        worker: Worker,
+        most: int,
+        stuck_seconds: float,
+        poison: PoisonList,
+        unclaimed: Callable[[Header], None] = lambda header: None,
+    ) -> None:
         self.name = name
         self.worker = worker
         self.most = most
@@ -76,6 +88,7 @@ class Lane:
         self.jobs = 0
         self._stuck_seconds = stuck_seconds
         self._poison = poison
+        self._unclaimed = unclaimed
         self._waiting: deque[asyncio.Future[None]] = deque()
         self._busy = False
         self._followers: set[asyncio.Task[None]] = set()
@@ -199,7 +212,9 @@ class Lane:
     async def _see_through(self, call: Call, digest: str) -> None:
         try:
             async with asyncio.timeout(self._stuck_seconds):
-                self._count((await asyncio.shield(call.reply)).seconds)
+                reply = await asyncio.shield(call.reply)
+            self._count(reply.seconds)
+            self._unclaimed(reply.header)
         except TimeoutError:
             self._poison.add(digest)
             self.worker.kill()
@@ -224,4 +239,6 @@ def _checked(reply: Reply) -> Reply:
     error = reply.header.get("error")
     if error is None:
         return reply
-    raise Refusal(reply.header["status"], error["code"], error["message"], kind=error["kind"])
+    status: int = reply.header["status"]
+    retry_after = _AGAIN_SECONDS if status == 503 else None
+    raise Refusal(status, error["code"], error["message"], kind=error["kind"], retry_after=retry_after)

@@ -149,7 +149,7 @@ class ServeOptions:
             message = (
                 f"{option('host')} is {shown(self.host)}, which others reach, and there are no keys; make one with "
                 f"`segship serve --new-key NAME`, put the line it prints into a file, and name that file with "
-                f"{way('keys=', '--keys ')}; or listen on 127.0.0.1"
+                f"{way('keys=', '--keys')}; or listen on 127.0.0.1"
             )
             raise InputError(message, code="needs_keys")
 

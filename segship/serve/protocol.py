@@ -11,6 +11,9 @@ import asyncio
 import contextlib
 import logging
 import signal
+import socket
+import threading
+from collections.abc import Callable
 from types import FrameType
 from typing import Any, cast
 
@@ -204,6 +207,14 @@ class _Lingering:
             connection.loop.call_later(_LINGER_SECONDS, self._transport.abort)
 
 
+def on_hang_up(act: Callable[[], object]) -> None:
+    """Do something when the terminal is closed, unless that is ignored, as nohup has it."""
+    number = getattr(signal, "SIGHUP", None)
+    is_main = threading.current_thread() is threading.main_thread()
+    if number is not None and is_main and signal.getsignal(number) is signal.SIG_DFL:
+        signal.signal(number, lambda *_: act())
+
+
 class Server(uvicorn.Server):
     """Ends gently: first it says that it is going, then it listens no more, then it waits for what is worked on."""
 
@@ -226,6 +237,11 @@ class Server(uvicorn.Server):
         with contextlib.suppress(RuntimeError):
             loop = asyncio.get_running_loop()
             loop.call_soon_threadsafe(loop.call_later, _STRAGGLERS_SECONDS, self._stop_listening)
+
+    async def serve(self, sockets: list[socket.socket] | None = None) -> None:
+        """Serve until the end; a terminal that is closed asks for it as SIGTERM does."""
+        on_hang_up(lambda: self.handle_exit(signal.SIGTERM, None))
+        await super().serve(sockets)
 
     def _stop_listening(self) -> None:
         self.should_exit = True

@@ -4,13 +4,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import logging
+import math
 import socket
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from segship.errors import BackendUnavailable, InputError, OutputError, option, shown
 from segship.serve.options import ServeOptions
@@ -23,6 +28,10 @@ _NEEDED = {
     "prometheus_client": "prometheus-client",
 }
 _BACKLOG = 1_024
+# Of the interpreter, workers and pictures that are stored.
+_OTHER_FILES = 32
+_NOTE_SECONDS = 10.0
+_noted: WeakKeyDictionary[asyncio.AbstractEventLoop, float] = WeakKeyDictionary()
 
 
 def check_packages() -> None:
@@ -104,7 +113,7 @@ def listen(options: ServeOptions, *, is_shared: bool = False, backlog: int | Non
             listener.listen(backlog)
     except OSError as error:
         listener.close()
-        message = f"cannot listen on {options.host} port {options.port}: {error.strerror}; choose another port"
+        message = f"cannot listen on {options.host} port {options.port}: {error.strerror}; choose another host or port"
         raise OutputError(message, code="cannot_listen") from None
     return listener
 
@@ -130,6 +139,8 @@ async def serve_on(
 
     if options.log != "none":
         _log_to_stderr()
+    options = _with_room_for_files(options)
+    asyncio.get_running_loop().set_exception_handler(_note_full_table)
     service = Service(options, **how)
     door = make_app(service, options)
     config = uvicorn.Config(
@@ -151,6 +162,36 @@ async def serve_on(
     finally:
         await service.stop()
     return 0
+
+
+def _with_room_for_files(options: ServeOptions) -> ServeOptions:
+    """Let this process open as many files as its connections need, or else take fewer connections."""
+    if find_spec("resource") is None:
+        return options
+    import resource
+
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    others = _OTHER_FILES + 8 * len(options.bundle)
+    wanted = options.limits.connections + others + _BACKLOG
+    if not 0 <= soft < wanted:
+        return options
+    most = wanted if hard == resource.RLIM_INFINITY else min(wanted, hard)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+        soft = most
+    connections = min(options.limits.connections, max(1, soft - others))
+    return replace(options, limits=replace(options.limits, connections=connections))
+
+
+def _note_full_table(loop: asyncio.AbstractEventLoop, context: dict[str, Any]) -> None:
+    """Say in a line what asyncio says in a page for each connection that waits, thousands of times a second."""
+    error = context.get("exception")
+    if not isinstance(error, OSError) or error.errno not in (errno.EMFILE, errno.ENFILE):
+        loop.default_exception_handler(context)
+        return
+    if loop.time() - _noted.get(loop, -math.inf) > _NOTE_SECONDS:
+        _noted[loop] = loop.time()
+        print(f"segship serve: newcomers wait: {error.strerror}", file=sys.stderr, flush=True)
 
 
 def address_of(listener: socket.socket) -> str:

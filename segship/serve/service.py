@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from segship.arrays import AnyArray
 from segship.images.reading import DEMO_POINT_XY, demo_photograph
 from segship.masks.rle import decode_rle
 from segship.masks.scores import mask_iou
@@ -125,7 +126,7 @@ class Service:
         self._background: set[asyncio.Task[Any]] = set()
         limits = options.limits
         self.pictures = self._worker("pictures", {})
-        self.reading = Lane("read", self.pictures, _READING_QUEUE, limits.read_seconds, self.poison)
+        self.reading = self._lane("read", self.pictures, _READING_QUEUE, limits.read_seconds)
         self.models: dict[str, Model] = {}
 
     def start(self, tasks: Mapping[str, tuple[str, str]]) -> None:
@@ -238,7 +239,7 @@ class Service:
         self, owner: str, model: Model, data: bytes, digest: str, deadline: float
     ) -> tuple[Entry, dict[str, float]]:
         timings = Timings()
-        source = await asyncio.to_thread(_store_source, self.folder, data)
+        source = await self._store({"source": np.frombuffer(data, np.uint8)})
         try:
             async with self._pixels(source, digest, deadline, timings) as read:
                 header = {"pixels": read["pixels"], "notes": read["notes"]}
@@ -261,6 +262,29 @@ class Service:
             embedding=Stored.from_json(found["stored"]),
         )
         return self.cache.add(entry), timings.milliseconds
+
+    async def _store(self, arrays: Mapping[str, AnyArray]) -> Stored:
+        """Store arrays in another thread; of what is stored for nobody any more nothing stays."""
+        storing = asyncio.ensure_future(asyncio.to_thread(wire.store, self.folder, arrays))
+        try:
+            return await asyncio.shield(storing)
+        except asyncio.CancelledError:
+            storing.add_done_callback(self._unstore)
+            raise
+
+    def _unstore(self, done: asyncio.Future[Stored]) -> None:
+        if not done.cancelled() and done.exception() is None:
+            wire.discard(self.folder, done.result())
+
+    def _discard_unclaimed(self, header: Header) -> None:
+        """Delete what a worker has stored for an answer that nobody waits for."""
+        for name in ("pixels", "stored"):
+            # A worker that says what is no message is ended elsewhere.
+            with suppress(KeyError, TypeError, ValueError):
+                wire.discard(self.folder, Stored.from_json(header[name]))
+
+    def _lane(self, name: str, worker: Worker, most: int, stuck_seconds: float) -> Lane:
+        return Lane(name, worker, most, stuck_seconds, self.poison, self._discard_unclaimed)
 
     def _pixels(self, source: Stored, digest: str, deadline: float, timings: Timings) -> _Pixels:
         return _Pixels(self, source, digest, deadline, timings)
@@ -333,7 +357,7 @@ class Service:
     ) -> tuple[bytes, int | None, Timings]:
         """Return what a graph makes of tensors, as a body of the protocol, and how much of it is JSON."""
         (model, spec), timings, digest = self.graph(name), Timings(), await digest_of(data)
-        stored = await asyncio.to_thread(wire.store, self.folder, request.arrays)
+        stored = await self._store(request.arrays)
         header = {"graph": spec.name, "stored": stored.to_json(), "model_name": name, "id": request.id}
         try:
             lane = model.lanes[_LANES[spec.name]]
@@ -348,7 +372,7 @@ class Service:
     async def semantic(self, model: Model, data: bytes, query: Query, deadline: float) -> tuple[bytes, Timings]:
         """Return the JSON of the class map of a picture."""
         timings, digest = Timings(), await digest_of(data)
-        source = await asyncio.to_thread(_store_source, self.folder, data)
+        source = await self._store({"source": np.frombuffer(data, np.uint8)})
         try:
             async with self._pixels(source, digest, deadline, timings) as read:
                 header = {"pixels": read["pixels"], "notes": read["notes"], "query": query}
@@ -362,15 +386,15 @@ class Service:
         limits = self.options.limits
         encoder, clicks = self._model_worker("encoder", place), self._model_worker("clicks", place)
         lanes = {
-            "encode": Lane("encode", encoder, limits.encode_queue, 4 * limits.encode_seconds, self.poison),
-            "everything": Lane("everything", encoder, limits.everything_queue, limits.encode_seconds, self.poison),
-            "decode": Lane("decode", clicks, limits.decode_queue, 4 * limits.decode_seconds, self.poison),
+            "encode": self._lane("encode", encoder, limits.encode_queue, 4 * limits.encode_seconds),
+            "everything": self._lane("everything", encoder, limits.everything_queue, limits.encode_seconds),
+            "decode": self._lane("decode", clicks, limits.decode_queue, 4 * limits.decode_seconds),
         }
         return Model(name, (encoder, clicks), lanes)
 
     def _semantic(self, name: str, place: str) -> Model:
         limits, worker = self.options.limits, self._model_worker("classes", place)
-        lane = Lane("classes", worker, limits.encode_queue, 4 * limits.encode_seconds, self.poison)
+        lane = self._lane("classes", worker, limits.encode_queue, 4 * limits.encode_seconds)
         return Model(name, (worker,), {"classes": lane})
 
     def _model_worker(self, kind: str, place: str) -> Worker:
@@ -403,7 +427,9 @@ class Service:
         """Ask what must be found, until the answer is right: a model that is wrong is never ready."""
         while not (self.pictures.ready and all(worker.ready for worker in model.workers)):
             failures = [worker.failure for worker in (self.pictures, *model.workers) if worker.failure]
-            model.failure = failures[0] if failures else ""
+            if failures and not model.failure:
+                model.failure = f"{model.name} cannot be loaded; the log of the server says why"
+                print(f"segship serve: {model.name}: {failures[0]}", file=sys.stderr, flush=True)
             await asyncio.sleep(0.05)
         data, deadline = demo_photograph().read_bytes(), time.monotonic() + 600.0
         try:
@@ -480,10 +506,6 @@ async def digest_of(data: bytes) -> str:
     if len(data) <= _SMALL:
         return hashlib.sha256(data).hexdigest()
     return await asyncio.to_thread(lambda: hashlib.sha256(data).hexdigest())
-
-
-def _store_source(folder: Path, data: bytes) -> Stored:
-    return wire.store(folder, {"source": np.frombuffer(data, np.uint8)})
 
 
 def _make_folder() -> Path:

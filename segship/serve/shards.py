@@ -209,6 +209,9 @@ class _Processes:
         """Run until somebody asks for the end; returns the exit code."""
         for kind in (signal.SIGTERM, signal.SIGINT):
             signal.signal(kind, self._end)
+        from segship.serve.protocol import on_hang_up
+
+        on_hang_up(lambda: self._end(signal.SIGTERM, None))
         self._running = [self._start(index) for index in range(self._count)]
         pauses = [0.0] * self._count
         while not self._asked:

@@ -84,9 +84,18 @@ class Stored(NamedTuple):
 
 
 def store(folder: Path, arrays: Mapping[str, npt.NDArray[Any]]) -> Stored:
-    """Write arrays into a new file of a folder."""
-    name, offset = secrets.token_hex(16), 0
+    """Write arrays into a new file of a folder; where there is no room, nothing is left of it."""
+    name = secrets.token_hex(16)
+    try:
+        return _write(folder, name, arrays)
+    except BaseException:
+        (folder / name).unlink(missing_ok=True)
+        raise
+
+
+def _write(folder: Path, name: str, arrays: Mapping[str, npt.NDArray[Any]]) -> Stored:
     layout: dict[str, tuple[str, tuple[int, ...], int]] = {}
+    offset = 0
     with open(folder / name, "xb", opener=_private) as file:
         for key, array in arrays.items():
             file.write(bytes(-offset % _ALIGNMENT))

@@ -11,6 +11,7 @@ import contextlib
 import json
 import os
 import queue
+import shutil
 import threading
 import time
 from collections import OrderedDict
@@ -443,6 +444,8 @@ def main() -> None:
             lanes[lane] = queue.SimpleQueue()
             threading.Thread(target=_work, args=(worker, lanes[lane], lines), daemon=True).start()
         lanes[lane].put((header, body))
+    # A server that was killed cannot do it, and what lies in memory would stay there.
+    shutil.rmtree(worker.folder, ignore_errors=True)
     # Threads of runtimes may still be at work, for nobody.
     os._exit(0)
 

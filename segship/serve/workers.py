@@ -124,6 +124,9 @@ class Worker:
             began = time.monotonic()
             try:
                 await self._run()
+            # The system has no room for a process now.
+            except OSError as error:
+                self.failure = f"it cannot be started: {error.strerror}"
             finally:
                 self._lose()
             worked = self.description and time.monotonic() - began > _FIRST_PAUSE

@@ -106,3 +106,13 @@ def test_bytes_never_pass_the_bound_by_more_than_one_entry(steps):
         assert len(cache._by_picture) == len(held)
     cache.clear()
     assert cache.bytes == 0 and not cache._by_picture
+
+
+def test_room_is_made_of_what_was_not_used_for_longest():
+    cache, dropped, _ = make()
+    entries = [cache.add(entry(name)) for name in "abc"]
+    cache.make_room()
+    assert dropped == entries[:2] and code(cache, "a", entries[0].id) == (410, "embedding_evicted")
+    cache.make_room()
+    cache.make_room()
+    assert len(cache) == cache.bytes == 0

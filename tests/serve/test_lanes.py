@@ -226,8 +226,38 @@ def test_what_a_worker_refuses_is_refused():
     async def scenario(worker, lane):
         task = ask(lane, 0)
         await turn()
-        worker.answer(0, error={"code": "point_outside", "message": "m"}, status=422)
+        worker.answer(0, error={"code": "point_outside", "message": "m", "kind": "PromptError"}, status=422)
         await turn()
         assert task.exception().status == 422 and task.exception().code == "point_outside" and not lane.busy
+
+    run(scenario)
+
+
+def test_an_answer_that_comes_too_late_is_handed_over_and_one_that_was_waited_for_is_not():
+    async def scenario(worker, lane):
+        left = []
+        lane = Lane("encode", worker, 2, 5.0, PoisonList(), left.append)
+        waited, late = ask(lane), ask(lane)
+        await turn()
+        worker.answer(0, stored="kept")
+        await turn()
+        late.cancel()
+        await turn()
+        worker.answer(1, stored="for nobody")
+        await turn()
+        assert waited.done() and [header["stored"] for header in left] == ["for nobody"] and not lane.busy
+
+    run(scenario)
+
+
+def test_a_fault_of_the_machine_says_when_to_come_again():
+    async def scenario(worker, lane):
+        for status, retry_after in ((503, 1), (422, None)):
+            task = ask(lane)
+            await turn()
+            worker.answer(-1, status=status, error={"code": "no_space", "message": "no", "kind": None})
+            with pytest.raises(Refusal) as caught:
+                await task
+            assert (caught.value.status, caught.value.retry_after) == (status, retry_after)
 
     run(scenario)

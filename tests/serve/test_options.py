@@ -128,3 +128,9 @@ def test_keys_come_and_go_with_their_file(tmp_path):
     file.write_text(f"ben metrics {hash_key('two')}\n")
     ring.refresh()
     assert ring.find("one") is None
+
+
+@pytest.mark.parametrize("name", ["", "a b", "a\tb", "#anna"])
+def test_a_key_has_a_name_that_its_file_can_hold(name):
+    done = command("--new-key", name)
+    assert done.returncode == 3 and "bad_option" in done.stderr and not done.stdout

@@ -4,7 +4,9 @@
 import base64
 import io
 import os
+import shutil
 import signal
+import socket
 import threading
 import time
 from pathlib import Path
@@ -15,6 +17,7 @@ import pytest
 from PIL import Image
 
 import segship
+from segship.catalog import find_model
 from segship.images.reading import DEMO_POINT_XY
 from segship.masks.rle import decode_rle
 from segship.promptable.everything.search import generate
@@ -159,7 +162,7 @@ REFUSED = [
     ({}, "no_prompts"),
     ({"points": [POINT], "what": 1}, "unknown_key"),
     ({"points": [POINT], "format": "gif"}, "bad_option"),
-    ({"points": [POINT], "multimask_output": 3}, "bad_option"),
+    ({"points": [POINT], "multimask_output": 3}, "bad_multimask_output"),
     ({"points": [POINT] * 65}, "too_many_points"),
     ({"objects": [{"points": [POINT]}] * 65}, "too_many_objects"),
     ({"points": "x"}, "bad_shape"),
@@ -319,3 +322,62 @@ def test_the_end_is_gentle(tmp_path):
         folder = [name for name in os.listdir("/dev/shm") if name.startswith(f"segship-serve-{running.process.pid}-")]
         assert running.process.wait(20) == 0
         assert not any(os.path.exists(f"/dev/shm/{name}") for name in folder)
+
+
+def folder_of(running):
+    (found,) = [name for name in os.listdir("/dev/shm") if name.startswith(f"segship-serve-{running.process.pid}-")]
+    return Path("/dev/shm") / found
+
+
+def test_nothing_is_kept_of_pictures_that_were_abandoned(server):
+    time.sleep(0.5)
+    before = sorted(folder_of(server).iterdir())
+    for number in range(30):
+        # Small to send and long to read.
+        stream = io.BytesIO()
+        Image.new("RGB", (2500, 2000), (number, 1, 2)).save(stream, "PNG")
+        data = stream.getvalue()
+        head = f"POST /v1/images HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(data)}\r\n\r\n".encode()
+        with socket.create_connection(("127.0.0.1", server.port)) as line:
+            line.sendall(head + data)
+            time.sleep(0.01 + number / 500)
+    ends = time.monotonic() + 10
+    # Some may have been done in time, and are kept.
+    while time.monotonic() < ends:
+        entries = server.metric("segship_cache_entries")
+        if len(found := sorted(folder_of(server).iterdir())) == 2 * entries:
+            break
+        time.sleep(0.1)
+    assert len(found) == 2 * entries and set(before) <= set(found)
+
+
+@pytest.mark.parametrize("how", [signal.SIGHUP, signal.SIGKILL])
+def test_no_end_leaves_pictures_in_memory(tmp_path, how):
+    with serving(log=tmp_path / "log") as running:
+        folder, workers = folder_of(running), running.children()
+        assert running.post("/v1/images", PHOTOGRAPH).status == 200 and len(workers) == 3
+        assert running.stop(how) == (0 if how == signal.SIGHUP else -signal.SIGKILL)
+        ends = time.monotonic() + 5
+        while folder.exists() and time.monotonic() < ends:
+            time.sleep(0.05)
+        assert not folder.exists()
+
+
+def test_a_bundle_that_is_damaged_is_told_in_the_log_and_hinders_no_other(tmp_path):
+    damaged, log = tmp_path / "damaged", tmp_path / "log"
+    shutil.copytree(find_model("tiny"), damaged)
+    graph = damaged / "mask_decoder.onnx"
+    graph.write_bytes(graph.read_bytes()[:-1] + b"?")
+    with serving("--bundle", str(damaged), "--bundle", "tiny", log=log, ready=False) as running:
+        ends = time.monotonic() + 30
+        while time.monotonic() < ends:
+            ready = running.get("/v2/health/ready")
+            is_there = running.post("/v1/segment?model=tiny&point=300,200", PHOTOGRAPH).status == 200
+            if is_there and ready.json["failures"]:
+                break
+            time.sleep(0.1)
+        assert is_there and ready.status == 503
+        (failure,) = ready.json["failures"]
+        refused = running.post("/v1/segment?point=300,200", PHOTOGRAPH)
+        assert failure.startswith("damaged cannot be loaded") and refused.json["error"]["message"] == failure
+        assert str(tmp_path) not in failure and "mask_decoder.onnx" in log.read_text()

@@ -61,3 +61,15 @@ def test_messages_are_header_and_bytes():
     assert message[wire.SIZES_BYTES + header :] == b"xyz" and body == 3
     with pytest.raises(ValueError):
         wire.read_header(b"[1]")
+
+
+def test_nothing_is_left_of_what_could_not_be_written(tmp_path):
+    class Full(dict):
+        def items(self):
+            yield "written", np.zeros(9)
+            assert list(tmp_path.iterdir())
+            raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space"):
+        wire.store(tmp_path, Full())
+    assert not list(tmp_path.iterdir())
