@@ -19,7 +19,7 @@ from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, Literal
 
 import numpy as np
 from pydantic import ConfigDict, Field, TypeAdapter, ValidationError
@@ -373,13 +373,13 @@ class KitReport:
 
     __pydantic_config__: ClassVar[ConfigDict] = ConfigDict(strict=True, extra="forbid")
 
-    format_version: int
+    format_version: Literal[1]
     bundle: Sha256
     graphs: Annotated[
         dict[Name, Annotated[str, Field(pattern=r"^[0-9a-f]{64,128}$")]], Field(min_length=1, max_length=64)
     ]
     kit: Sha256
-    precision: Label
+    precision: Literal["fp16", "int8"]
     soc: Name
     machine: Annotated[dict[Label, Text], Field(max_length=32)]
     models: Annotated[dict[Name, Sha256], Field(max_length=64)]
@@ -421,11 +421,32 @@ def certify_kit(model: str | Path, report: str | Path) -> Certified:
     if strange:
         message = f"{report} is of a kit that was made of other graphs than those of {bundle.path} ({strange[0]})"
         raise BundleError(f"{message}; give the bundle that was converted", code="other_bundle")
+    _require_whole(bundle, found, report)
     row = _certified_kit(bundle, found)
     kept = [one for one in certificate.certified if (one.backend, one.precision) != (row.backend, row.precision)]
     renewed = replace(certificate, certified=(*kept, row))
     renew_file(bundle, CERTIFICATE_FILE, renewed.to_json)
     return row
+
+
+def _require_whole(bundle: Bundle, found: KitReport, report: str | Path) -> None:
+    """Refuse a report that leaves out a graph of the kit, or what its masks or classes are worth."""
+    wanted = {bundle.manifest.artifact(graph).digest for graph in bundle.manifest.graph_sets[0]}
+    measured = {row.graph for row in found.rows if {"cosine", *_AGREEMENTS} & row.figures.keys()}
+    lacking = sorted(found.graphs.keys() - measured)
+    if lacking or wanted - set(found.graphs.values()) or not any(map(_agreement, found.rows)):
+        what = ", ".join(lacking) or "a graph of the bundle, or its masks or classes"
+        message = f"{report} measures too little: figures of {what} are missing; give the report.json that run.py wrote"
+        raise InputError(message, code="bad_report")
+
+
+_AGREEMENTS = ("mask_iou_mean", "pixels_equal")
+
+
+def _agreement(row: KitRow) -> list[float]:
+    """Return the figure that a verdict is given by, where a row has one; NaN for one that is no number."""
+    figures = _numbers(row.figures)
+    return [figures[name] for name in _AGREEMENTS if name in figures]
 
 
 def _certified_kit(bundle: Bundle, found: KitReport) -> Certified:
@@ -436,8 +457,7 @@ def _certified_kit(bundle: Bundle, found: KitReport) -> Certified:
         for row in found.rows
     )
     failed = [str(row) for row in rows if not row.passed]
-    agreements = [row.figures.get("mask_iou_mean", row.figures.get("pixels_equal")) for row in rows]
-    least = min((value for value in agreements if value is not None), default=0.0)
+    least = min(value for row in found.rows for value in _agreement(row))
     verdict: Verdict = "fail" if failed else "gold" if least >= GOLD_AGREEMENT else "silver"
     missed = f"misses the bar of its precision: {'; '.join(failed)}"
     about = {name: found.machine.get(name, "unknown") for name in ("cann", "ais_bench", "aclruntime", "platform")}

@@ -8,13 +8,14 @@ but by rounding. Rows that were filled in are cut off again.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
 
 from segship.arrays import AnyArray
 from segship.errors import InputError
-from segship.spec import LABEL_EMPTY, GraphSpec
+from segship.spec import LABEL_EMPTY, GraphSpec, TensorSpec
 
 Form = Mapping[str, int]
 """Axis of a contract -> the one size that a compiled graph takes of it."""
@@ -28,6 +29,28 @@ class Call(NamedTuple):
     form: Form
     rows: int
     inputs: dict[str, AnyArray]
+
+
+def fixed_spec(spec: GraphSpec, sizes: Form) -> GraphSpec:
+    """Return a contract in which some axes have one size.
+
+    Examples
+    --------
+    >>> from segship.spec import TensorSpec
+    >>> labels = TensorSpec("point_labels", "float32", ("objects", "points"))
+    >>> fixed_spec(GraphSpec("decoder", (labels,), ()), {"objects": 1}).inputs[0].shape
+    (1, 'points')
+    """
+
+    def fixed(tensors: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
+        return tuple(
+            replace(
+                tensor, shape=tuple(sizes.get(size, size) if isinstance(size, str) else size for size in tensor.shape)
+            )
+            for tensor in tensors
+        )
+
+    return GraphSpec(spec.name, fixed(spec.inputs), fixed(spec.outputs))
 
 
 def fixed_calls(inputs: Mapping[str, AnyArray], spec: GraphSpec, forms: Sequence[Form]) -> Iterator[Call]:

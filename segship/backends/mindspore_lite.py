@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segship.backends.ascend import open_kit
-from segship.backends.fixed import Call, Form, run_fixed
+from segship.backends.fixed import Call, Form, fixed_spec, run_fixed
 from segship.backends.session import IDENTITY, Graph, RunOptions, closed, first_line, refuse_options, thread_count
 from segship.backends.session import Session as BaseSession
 from segship.errors import BackendUnavailable, BundleError
@@ -150,10 +150,7 @@ def _open(model: Model, spec: GraphSpec, threads: int) -> Any:
         message = f"MindSpore Lite {version()} does not load {model.path}: {first_line(error)}; convert it again"
         raise BundleError(f"{message}, by the converter of this version", code="graph_rejected") from error
     found = {tensor.name: (tensor.dtype.name.lower(), tuple(tensor.shape)) for tensor in engine.get_inputs()}
-    wanted = {
-        tensor.name: (tensor.dtype, tuple(model.form.get(str(size), size) for size in tensor.shape))
-        for tensor in spec.inputs
-    }
+    wanted = {tensor.name: (tensor.dtype, tensor.shape) for tensor in fixed_spec(spec, model.form).inputs}
     if found != wanted:
         message = f"the inputs of {model.path.name} are {found}; expected {wanted}; convert the kit again"
         raise BundleError(message, code="graph_interface")

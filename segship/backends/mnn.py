@@ -31,7 +31,7 @@ from numpy.typing import NDArray
 from segship.backends.compiled import CompiledName, find_compiled, graph_digest, remove_compiled, store_compiled
 from segship.backends.session import IDENTITY, Graph, RunOptions, closed, refuse_options, thread_count
 from segship.backends.session import Session as BaseSession
-from segship.errors import BackendUnavailable, BundleError
+from segship.errors import BackendUnavailable, BundleError, OutputError
 from segship.files import write_file
 from segship.spec import GraphSpec, check_arrays
 
@@ -43,6 +43,8 @@ PROBE = IDENTITY
 # How far 3 x 3 convolutions may be shortened (Winograd), of 0 to 3: a mode of hints and its value. With MNN's own 3
 # single values of an embedding are wrong by 5e-4 to 1.4e-3 of its scale; with 1 by 1e-6, for a tenth more time.
 _WINOGRAD_HINT = (3, 1)
+
+_LEAST_FREE = 1 << 16
 
 _STANDARD_OUTPUT = 1
 _STANDARD_OUTPUT_LOCK = Lock()
@@ -159,6 +161,8 @@ def convert_graph(graph: bytes | Path, target: Path, name: str, flags: Sequence[
     ------
     BundleError
         ``graph_rejected`` when there is no file afterwards; the message has the converter's last words.
+    OutputError
+        ``disk_full``.
     """
     with TemporaryDirectory(prefix="segship-mnn-") as folder:
         source = Path(folder) / "graph.onnx" if isinstance(graph, bytes) else graph
@@ -172,7 +176,9 @@ def convert_graph(graph: bytes | Path, target: Path, name: str, flags: Sequence[
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
         )
-    # Whatever happened, the converter says True and ends well.
+    # Whatever happened, the converter says True and ends well; a file that found no room is cut short.
+    if shutil.disk_usage(target.parent).free < _LEAST_FREE:
+        raise OutputError(f"cannot write {target}: no space is left on the device; free some space", code="disk_full")
     if not target.is_file():
         said = done.stdout.decode(errors="replace").strip().rpartition("\n")[2]
         raise _rejected(name, f"its converter wrote no file and ended with: {said[:300]}")

@@ -9,13 +9,24 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
 
-from segship.cli.options import OVERWRITE, Fields, Json, command
+from segship.cli.export import parse_pair
+from segship.cli.options import OVERWRITE, Fields, Json, Option, command
 from segship.cli.output import make_table, megabytes, plain, print_json, progress_console, results_console
-from segship.ship.targets import ConvertOptions
+from segship.ship.targets import TARGETS, ConvertOptions
 from segship.ship.targets import convert as convert_model
 
 if TYPE_CHECKING:
     from segship.bundle.evidence import Row
+
+
+_CONVERT = Fields(
+    force=OVERWRITE,
+    target=Option(help=f"The engine or program: {', '.join(TARGETS)}; left out, what the ending of the output says."),
+    size=Option(
+        parse=lambda text: None if text is None else parse_pair("--size", "HEIGHT,WIDTH such as 512,1024", text),
+        metavar="HEIGHT,WIDTH",
+    ),
+)
 
 
 @command
@@ -23,7 +34,7 @@ def convert(
     model: str,
     /,
     *,
-    options: Annotated[ConvertOptions, Fields(force=OVERWRITE)],
+    options: Annotated[ConvertOptions, _CONVERT],
     out: Annotated[Path, Parameter(name=("--out", "-o"))],
     json: Json = False,
 ) -> None:
@@ -34,7 +45,7 @@ def convert(
     model
         A bundle's folder, a checkpoint, or a known name.
     out
-        Folder to make.
+        Folder to make, or file where the target is one.
 
     Examples
     --------

@@ -76,8 +76,8 @@ def official_decoder_spec(geometry: SamGeometry, single_mask: bool) -> GraphSpec
 # Graphs
 
 
-def official_decoder(bundle: Bundle, *, single_mask: bool) -> onnx.ModelProto:
-    """Return the official decoder, made of a bundle's ``mask_decoder``.
+def own_manifest(bundle: Bundle) -> PromptableManifest:
+    """Return the manifest of a bundle of segship's own promptable graphs.
 
     Raises
     ------
@@ -90,6 +90,12 @@ def official_decoder(bundle: Bundle, *, single_mask: bool) -> onnx.ModelProto:
             f"{bundle.path} has graphs of another program, and this is made of segship's own; export the checkpoint"
         )
         raise InputError(message, code="foreign_graphs")
+    return manifest
+
+
+def official_decoder(bundle: Bundle, *, single_mask: bool) -> onnx.ModelProto:
+    """Return the official decoder, made of a bundle's ``mask_decoder``; only of `own_manifest`."""
+    manifest = own_manifest(bundle)
     model = read_model(bundle, "mask_decoder")
     spec = official_decoder_spec(manifest.geometry, single_mask)
     if single_mask:
@@ -277,8 +283,7 @@ class Engine:
 
 def object_cases(bundle: Bundle, *, single_mask: bool) -> tuple[PictureCase, ...]:
     """Return every object of the comparison's pictures and mixes, answered by the bundle in ONNX Runtime in fp32."""
-    manifest = bundle.manifest
-    assert isinstance(manifest, PromptableManifest)
+    manifest = own_manifest(bundle)
     with ExitStack() as stack:
         opened = open_sessions(bundle, RunOptions(backend=DEFAULT_BACKEND))
         sessions = {name: stack.enter_context(session) for name, session in opened.items()}

@@ -27,7 +27,7 @@ from segship.bundle import Bundle
 from segship.bundle.evidence import Row
 from segship.bundle.folder import EXPORT_FILE, refuse_taken
 from segship.catalog import find_model
-from segship.errors import BackendUnavailable, InputError, OutputError, way
+from segship.errors import BackendUnavailable, InputError, OutputError, shown, way
 from segship.files import atomic_file, check_target, sha256_of, walk_folder, write_directory, write_file
 from segship.options import check_types, check_whole
 from segship.ship.templates.bundling import bundle_checkpoint
@@ -131,9 +131,9 @@ TENSORRT = ("tensorrt", "tensorrt-rtx")
 PHONES = ("executorch", "litert", "ncnn", "coreml")
 
 
-def _of(*targets: str) -> Any:
-    """Return the default of an option that only some targets have."""
-    return field(default=None, metadata={"targets": targets})
+def _of(*targets: str, task: str | None = None) -> Any:
+    """Return the default of an option that only some targets have, and perhaps only for models of one task."""
+    return field(default=None, metadata={"targets": targets, "task": task})
 
 
 @dataclass(frozen=True, slots=True)
@@ -147,9 +147,9 @@ class ConvertOptions:
     force
         Replace a folder that an earlier conversion wrote.
     weights
-        What weights are stored in: fp32, fp16 or int8.
+        mnn: what weights are stored in, fp32 (when left out), fp16 or int8.
     single_mask
-        One mask of an object, chosen by the reference's rule, instead of all four.
+        mnn: one mask of an object, chosen by the reference's rule, instead of all four.
     soc
         ascend: the chip, as ``npu-smi info`` names it behind Ascend, such as Ascend310P3.
     cann
@@ -168,9 +168,9 @@ class ConvertOptions:
     size
         (height, width) of a semantic model's pictures; 512,1024 when left out. ascend: the bundle's, or 1024,2048.
     precision
-        fp32, or fp16 where the bundle holds it (`segship quantize`).
+        tensorrt, tensorrt-rtx: fp32 (when left out), or fp16 where the bundle holds it (`segship quantize`).
     capability
-        GPUs that plans are for, such as SM86; all from 8.0 on when left out.
+        tensorrt-rtx: GPUs that plans are for, such as SM86; all from 8.0 on when left out.
     """
 
     target: str | None = None
@@ -181,10 +181,10 @@ class ConvertOptions:
     cann: Literal[6, 7, 8] | None = _of("ascend")
     int8: bool | None = _of("ascend")
     calibration: Path | None = _of("ascend")
-    places: int | None = _of("ascend", *TENSORRT, *PHONES)
-    objects: int | None = _of("ascend", *TENSORRT, *PHONES)
-    gears: str | None = _of("ascend")
-    size: tuple[int, int] | None = _of("ascend", *PHONES)
+    places: int | None = _of("ascend", *TENSORRT, *PHONES, task="promptable")
+    objects: int | None = _of("ascend", *TENSORRT, *PHONES, task="promptable")
+    gears: str | None = _of("ascend", task="promptable")
+    size: tuple[int, int] | None = _of("ascend", *PHONES, task="semantic")
     precision: Literal["fp32", "fp16"] | None = _of(*TENSORRT)
     capability: tuple[Capability, ...] | None = _of("tensorrt-rtx")
 
@@ -202,6 +202,16 @@ class ConvertOptions:
                 message = f"{name} is an option of {', '.join(targets)}, and the target is {self.target}; leave it out"
                 raise InputError(message, code="bad_option")
         check_whole(self, 1, 1024, "places", "objects")
+
+
+def require_options_of(task: str, options: ConvertOptions) -> None:
+    """Refuse options, as ``bad_option``, that mean nothing for models of a task."""
+    for one in fields(options):
+        only = one.metadata.get("task")
+        if only not in (None, task) and getattr(options, one.name) is not None:
+            name = way(one.name, f"--{one.name}")
+            message = f"{name} is an option of {only} models, and this is a {task} one; leave it out"
+            raise InputError(message, code="bad_option")
 
 
 def convert(
@@ -242,12 +252,12 @@ def convert(
     module = import_module(row.module)
     if hasattr(module, "check_options"):
         module.check_options(options)
-    with _source(model, row, target) as source:
-        write = module.write
+    with _source(model, row, options) as source:
+        write, made_from = module.write, _digest(source)
 
         def fill(folder: Path) -> None:
             written = write(source, folder, options, report)
-            document.update(_document(source, options, written, folder))
+            document.update(_document(made_from, options, written, folder))
             write_file(folder / EXPORT_FILE, (json.dumps(document, indent=2) + "\n").encode())
 
         if row.ending is None:
@@ -255,7 +265,7 @@ def convert(
             return document
         with atomic_file(output, overwrite=options.force) as stream:
             written = write(source, stream, options, report)
-        return _document(source, options, written, output)
+        return _document(made_from, options, written, output)
 
 
 def _refuse_output(output: Path, row: Target, target: str, *, force: bool) -> None:
@@ -304,9 +314,12 @@ def refuse_stranger(output: Path) -> None:
     if not os.path.isdir(output):
         return
     found = {path.relative_to(output).as_posix() for path in walk_folder(output) if not path.is_dir()}
-    if found - _written_files(output):
-        message = f"{output} is no export, so it is not replaced; choose another folder, or empty this one yourself"
-        raise OutputError(message, code="not_an_export")
+    strange = sorted(found - _written_files(output))
+    if strange:
+        message = (
+            f"{output} holds {shown(strange[0])}, which no conversion wrote, so it is not replaced; choose another"
+        )
+        raise OutputError(f"{message} folder, or empty this one yourself", code="not_an_export")
 
 
 def _written_files(output: Path) -> set[str]:
@@ -318,9 +331,9 @@ def _written_files(output: Path) -> set[str]:
 
 
 @contextmanager
-def _source(model: str | Path, row: Target, target: str) -> Iterator[Bundle | Path]:
+def _source(model: str | Path, row: Target, options: ConvertOptions) -> Iterator[Bundle | Path]:
     """Give what a target starts from, of a model of a task that it takes."""
-    path = find_model(model)
+    path, target = find_model(model), options.target
     if row.takes == "checkpoint":
         if os.path.isdir(path):
             message = f"target {target!r} starts from a checkpoint, and {path} is a bundle; give the checkpoint"
@@ -333,20 +346,25 @@ def _source(model: str | Path, row: Target, target: str) -> Iterator[Bundle | Pa
         if task not in row.tasks:
             message = f"{path} is a {task} model, and target {target!r} takes {' and '.join(row.tasks)} ones"
             raise InputError(message, code="other_task")
+        require_options_of(task, options)
         yield bundle
 
 
+def _digest(source: Bundle | Path) -> dict[str, str]:
+    """Return what a target is made from; taken before it is written, which may be in place of its checkpoint."""
+    return {"bundle": source.digest} if isinstance(source, Bundle) else {"checkpoint": sha256_of(source)}
+
+
 def _document(
-    source: Bundle | Path, options: ConvertOptions, written: Mapping[str, Any], output: Path
+    made_from: Mapping[str, str], options: ConvertOptions, written: Mapping[str, Any], output: Path
 ) -> dict[str, Any]:
     """Return what every target says of what it wrote, and after it what this one does."""
-    digest = {"bundle": source.digest} if isinstance(source, Bundle) else {"checkpoint": sha256_of(source)}
     given = {name: value for name, value in asdict(options).items() if name != "force" and value is not None}
     one = output.is_file()
     folder, files = (output.parent, [output]) if one else (output, sorted(filter(Path.is_file, walk_folder(output))))
     return {
         "segship": segship.__version__,
-        "made_from": digest,
+        "made_from": made_from,
         "options": {name: str(value) if isinstance(value, Path) else value for name, value in given.items()},
         **written,
         "files": {

@@ -20,7 +20,6 @@ from numpy.typing import NDArray
 from segship.backends import mnn
 from segship.bundle import Bundle
 from segship.bundle.evidence import EXACT, Bar, require_passed
-from segship.promptable.manifest import PromptableManifest
 from segship.promptable.task import EXACT_BAR, REDUCED_BAR
 from segship.ship.official import (
     Engine,
@@ -30,6 +29,7 @@ from segship.ship.official import (
     object_cases,
     official_decoder,
     official_decoder_spec,
+    own_manifest,
 )
 from segship.ship.targets import ConvertOptions, Report
 from segship.ship.weights import tool_versions
@@ -43,8 +43,7 @@ BARS: dict[str, Bar] = {"fp32": EXACT_BAR, "fp16": REDUCED_BAR, "int8": REDUCED_
 
 def write(source: Bundle, folder: Path, options: ConvertOptions, report: Report) -> dict[str, Any]:
     """Write both files and return what is said of them; see `segship.ship.targets`."""
-    manifest = source.manifest
-    assert isinstance(manifest, PromptableManifest)
+    manifest = own_manifest(source)
     weights, single = options.weights or EXACT, bool(options.single_mask)
     decoder = official_decoder(source, single_mask=single)
     paths = {part: folder / f"{manifest.architecture}.{part}.mnn" for part in ("encoder", "decoder")}

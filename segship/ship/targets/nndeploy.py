@@ -29,7 +29,6 @@ from segship.bundle.artifacts import weights_file
 from segship.bundle.evidence import Bar, require_passed
 from segship.errors import InputError
 from segship.files import write_file
-from segship.promptable.manifest import PromptableManifest
 from segship.promptable.task import EXACT_BAR
 from segship.promptable.transforms import Preprocessing
 from segship.ship.official import (
@@ -41,6 +40,7 @@ from segship.ship.official import (
     object_cases,
     official_decoder,
     official_decoder_spec,
+    own_manifest,
     rename_tensor,
     set_interface,
 )
@@ -58,8 +58,7 @@ CHAINED_BAR: Bar = {"cosine": 0.9999, "mask_iou_mean": 0.99}
 
 def write(source: Bundle, folder: Path, options: ConvertOptions, report: Report) -> dict[str, Any]:
     """Write all files and return what is said of them; see `segship.ship.targets`."""
-    manifest = source.manifest
-    assert isinstance(manifest, PromptableManifest)
+    manifest = own_manifest(source)
     geometry = manifest.geometry
     decoder = nndeploy_decoder(source)
     specs = {"encoder": encoder_spec(geometry), "decoder": decoder_spec(geometry)}
@@ -228,7 +227,7 @@ def nndeploy_decoder(bundle: Bundle) -> onnx.ModelProto:
     """Return the official decoder of a bundle for points in a frame of 1024, with masks of 0 and 1."""
     model = official_decoder(bundle, single_mask=True)
     _require_opset(model)
-    geometry = bundle.manifest.geometry  # type: ignore[attr-defined]
+    geometry = own_manifest(bundle).geometry
     low_res = geometry.low_res_size
     constants: dict[str, NDArray[Any]] = {
         "nn.scale": np.array(geometry.image_size / FRAME, np.float32),

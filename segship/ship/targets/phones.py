@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from segship.arrays import AnyArray
-from segship.backends.fixed import Form, run_fixed
+from segship.backends.fixed import Form, fixed_spec, run_fixed
 from segship.backends.session import Session
 from segship.bundle.evidence import EXACT, Row, require_passed
 from segship.bundle.manifest import task_module
@@ -31,7 +31,7 @@ from segship.errors import ExportError, SegshipError, way
 from segship.files import make_directory, write_file
 from segship.ship.loading import LoadedModel, load_model
 from segship.ship.options import ExportOptions
-from segship.ship.targets import ConvertOptions, Report
+from segship.ship.targets import ConvertOptions, Report, require_options_of
 from segship.ship.verify import torch_sessions
 from segship.spec import GraphSpec
 
@@ -84,6 +84,7 @@ def write(source: Path, folder: Path, options: ConvertOptions, report: Report) -
     """
     engine = ENGINES[str(options.target)]
     model = load_model(source)
+    require_options_of(model.task, options)
     wanted = _wanted(model, options)
     form = {"batch": 1, "objects": options.objects or 1, "points": options.places or PLACES}
     if engine.one_object and form["objects"] != 1:
@@ -99,7 +100,7 @@ def write(source: Path, folder: Path, options: ConvertOptions, report: Report) -
     return {
         "engine": {"name": options.target, "version": metadata.version(engine.distribution)},
         "architecture": model.config.architecture,
-        "graphs": {name: asdict(_fixed(spec, form)) for name, (_, spec) in parts.items()},
+        "graphs": {name: asdict(fixed_spec(spec, form)) for name, (_, spec) in parts.items()},
         "changes": list(model.changes),
         "comparison": [asdict(row) for row in rows],
         **(
@@ -117,18 +118,8 @@ def _wanted(model: LoadedModel, options: ConvertOptions) -> ExportOptions:
     return ExportOptions(size=options.size or SEMANTIC_SIZE, batch=1)
 
 
-def _fixed(spec: GraphSpec, form: Form) -> GraphSpec:
-    def sized(tensors: Sequence[Any]) -> tuple[Any, ...]:
-        return tuple(
-            replace(tensor, shape=tuple(form[size] if isinstance(size, str) else size for size in tensor.shape))
-            for tensor in tensors
-        )
-
-    return GraphSpec(spec.name, sized(spec.inputs), sized(spec.outputs))
-
-
 def _make(engine: _Engine, module: nn.Module, spec: GraphSpec, form: Form, path: Path) -> None:
-    shapes = [[int(size) for size in tensor.shape] for tensor in _fixed(spec, form).inputs]
+    shapes = [[int(size) for size in tensor.shape] for tensor in fixed_spec(spec, form).inputs]
     examples = tuple(torch.zeros(shape, dtype=torch.float32) for shape in shapes)
     try:
         # Converters print, and warn of what is theirs to mend; standard output is ours.

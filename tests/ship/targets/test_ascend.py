@@ -29,7 +29,7 @@ from segship.masks.scores import mask_iou
 from segship.semantic.preprocessing import to_tensor
 from segship.ship.quantize.opened import open_graph
 from segship.ship.targets import ConvertOptions, convert
-from segship.ship.targets.ascend import graphs, runner, write
+from segship.ship.targets.ascend import commands, graphs, runner, write
 from segship.spec import GraphSpec, TensorSpec
 from tests.small_bundle import make_bundle, make_model
 from tests.small_semask import SIZE_HW
@@ -198,6 +198,45 @@ def test_the_runner_tells_what_it_lacks(kit, ascend_machine, tmp_path):
     assert done.returncode == 1 and "run scripts/20_compile.sh first" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["--point", "5"], "'5' is no point; give X,Y or X,Y,LABEL"),
+        (["--point", "1,2,3"], "'1,2,3' is no point"),
+        (["--point", "nan,2"], "invalid point value: 'nan,2'"),
+        (["--box", "1,2,3"], "'1,2,3' is no box; give X0,Y0,X1,Y1"),
+        (["--box", "9,9,1,1"], "'9,9,1,1' is no box"),
+        (["--point", "1,1", "--out", "x.txt"], "x.txt cannot be written; give --out a name"),
+        (["--point", "1,1", "--out", "nowhere/x.png"], "nowhere/x.png cannot be written"),
+    ],
+)
+def test_the_runner_refuses_what_it_does_not_understand(kit, ascend_machine, tmp_path, arguments, words):
+    Image.fromarray(comparison_images()[0]).save(tmp_path / "x.png")
+    done = ascend_machine.run("python3", kit / "run.py", "segment", tmp_path / "x.png", *arguments, check=False)
+    assert words in done.stderr and "Traceback" not in done.stderr and done.returncode
+
+
+def test_the_runner_refuses_pictures_that_are_none(kit, ascend_machine, tmp_path):
+    (tmp_path / "x.png").write_bytes(b"no picture")
+    Image.new("RGB", (1000, 1)).save(tmp_path / "line.png")
+    for name, words in (
+        ("x.png", "cannot be read as a picture"),
+        ("none.png", "cannot be read as a picture"),
+        ("line.png", "1000 x 1 pixels shrinks to nothing"),
+    ):
+        command = ["python3", kit / "run.py", "segment", tmp_path / name, "--point", "1,0"]
+        done = ascend_machine.run(*command, check=False)
+        assert words in done.stderr and "Traceback" not in done.stderr and done.returncode
+
+
+def test_a_kit_works_wherever_it_lies(kit, ascend_machine, tmp_path):
+    strange = tmp_path / "a kit, 図 $HOME"
+    shutil.copytree(kit, strange, ignore=shutil.ignore_patterns("om", "quantized"))
+    for name in ("00_check", "10_quantize", "20_compile", "30_bench"):
+        ascend_machine.script(strange, name)
+    assert "within the bar" in accept(ascend_machine, strange, "int8")[0].stdout
+
+
 def test_semantic_kits_have_a_graph_for_each_batch(streets, ascend_machine):
     kit = streets / "kit"
     assert {name: entry["sizes"] for name, entry in entries(kit).items()} == {
@@ -252,6 +291,41 @@ def test_ais_bench_alone_and_maps_of_other_types_score_the_same(streets, ascend_
     assert said[0] == said[1] and json.loads(said[0])["pictures"] == 5
 
 
+def test_what_does_not_fit_a_kit_of_streets_is_refused(streets, ascend_machine, tmp_path):
+    kit, data = streets / "kit", streets / "data"
+
+    def said(*command):
+        done = ascend_machine.run("python3", kit / "run.py", *command, check=False)
+        assert done.returncode and "Traceback" not in done.stderr
+        return done.stderr
+
+    for batch in (0, 3):
+        assert f"--batch is {batch}, and models take 1, 4, 8 pictures" in said(
+            "cityscapes", data, "--work", tmp_path, "--batch", batch
+        )
+    assert not list(tmp_path.iterdir())
+    for picture in (data / "leftImg8bit/val/ulm").iterdir():
+        np.full(SIZE_HW, 19, np.uint8).tofile(tmp_path / f"{picture.stem}_0.bin")
+    assert "do not fit each other, or a kit of 19 classes" in said("score", data, "--work", tmp_path)
+    other = tmp_path / "other"
+    shutil.copytree(data, other)
+    for truth in (other / "gtFine/val/ulm").iterdir():
+        Image.new("L", (8, 8)).save(truth)
+    for file in tmp_path.glob("*.bin"):
+        np.zeros(SIZE_HW, np.uint8).tofile(file)
+    assert "do not fit each other" in said("score", other, "--work", tmp_path)
+
+
+def test_a_kit_of_one_batch_takes_no_rest(ascend_machine, streets, tmp_path):
+    shutil.copytree(streets / "kit", tmp_path / "kit")
+    document = json.loads((tmp_path / "kit/kit.json").read_text())
+    document["graphs"] = {"semantic_bs4": document["graphs"]["semantic_bs4"]}
+    (tmp_path / "kit/kit.json").write_text(json.dumps(document))
+    command = ["cityscapes", streets / "data", "--work", tmp_path / "work", "--batch", 4]
+    done = ascend_machine.run("python3", tmp_path / "kit/run.py", *command, check=False)
+    assert "models take 4 pictures; 1 would be left over" in done.stderr
+
+
 @pytest.mark.parametrize("setting", [{}, {"DOUBLE_MSIT": "1"}])
 def test_both_spellings_of_ais_bench_are_used(kit, ascend_machine, setting):
     # Each double knows one spelling alone, and refuses the other.
@@ -263,6 +337,9 @@ def test_the_check_names_what_is_missing(kit, ascend_machine):
         return ascend_machine.script(kit, "00_check", check=False, **environment).stderr
 
     assert "npu-smi info shows no 310P3; convert again" in said(DOUBLE_CHIP="910B3")
+    # As chips are listed whose compiler's name has a second part.
+    assert 'Ascend)?910" <<<' in commands.check_script("Ascend910_9391", False)
+    assert ascend_machine.script(kit, "00_check", DOUBLE_CHIP="Ascend310P3").returncode == 0
     assert "python3 lacks ais_bench or aclruntime" in said(PYTHONPATH="")
     assert "no CANN toolkit is set" in said(ASCEND_TOOLKIT_HOME="")
     assert "npu-smi is not on PATH" in said(PATH="/usr/bin:/bin")
@@ -391,6 +468,8 @@ def test_wrong_calibration_is_refused_by_amct(kit, ascend_machine, tmp_path, spo
     [
         ({"soc": None}, "soc is None; accepted is Ascend and the chip's name"),
         ({"soc": "310P3"}, "soc is '310P3'"),
+        ({"soc": "Ascend"}, "soc is 'Ascend'"),
+        ({"soc": "Ascend３１０"}, "soc is 'Ascend３１０'"),
         ({"gears": "2..9", "int8": True}, "gears and int8 exclude each other"),
         ({"gears": "2..9", "places": 4}, "both say how many places"),
         ({"gears": "9..2"}, "2 to 100 numbers of 1 or more"),
@@ -400,7 +479,7 @@ def test_wrong_calibration_is_refused_by_amct(kit, ascend_machine, tmp_path, spo
         ({"calibration": Path("x")}, "calibration is of int8, which was not asked for"),
         ({"cann": 5}, "cann is 5; accepted is 6 or 7 or 8 or None"),
         ({"places": 0}, "places is 0"),
-        ({"size": (64, 64)}, "size is of semantic models"),
+        ({"size": (64, 64)}, "size is an option of semantic models, and this is a promptable one"),
     ],
 )
 def test_options_that_do_not_fit_are_refused(small_sam_bundle, tmp_path, options, words):
@@ -412,8 +491,9 @@ def test_options_that_do_not_fit_are_refused(small_sam_bundle, tmp_path, options
 def test_semantic_models_have_no_places_and_give_class_maps_of_their_size(small_street_bundle, tmp_path):
     manifest = small_street_bundle.manifest
     framed = replace(manifest, preprocessing=replace(manifest.preprocessing, frame=SIZE_HW))
+    with pytest.raises(InputError, match="places is an option of promptable models, and this is a semantic one"):
+        convert(small_street_bundle.path, tmp_path / "kit", ascend(places=4))
     for other, options, words in (
-        (manifest, {"places": 4}, "a semantic model has no prompts"),
         (framed, {"size": (64, 64)}, r"accepted is \(96, 160\), the one size of this bundle"),
         (replace(manifest, output="logits"), {}, "gives logits, and a kit holds class maps"),
     ):
@@ -515,6 +595,21 @@ def test_other_reports_are_refused(kit, streets, ascend_machine, certified, tmp_
     for text in ("{}", "[", '{"format_version": "1"}'):
         (tmp_path / "report.json").write_text(text)
         with pytest.raises(InputError, match="is no report of a kit") as caught:
+            certify_kit(certified, tmp_path / "report.json")
+        assert caught.value.code == "bad_report"
+    report = json.loads((kit / "report.json").read_text())
+    encoder = [row for row in report["rows"] if row["graph"] == "image_encoder"]
+    tensors = [row for row in report["rows"] if row["what"] != "masks"]
+    for changes, words in (
+        ({"precision": "fp32"}, "precision: Input should be 'fp16' or 'int8'"),
+        ({"format_version": 2}, "format_version: Input should be 1"),
+        ({"rows": encoder}, "measures too little: figures of mask_decoder are missing"),
+        ({"rows": tensors}, "or its masks or classes are missing"),
+        ({"rows": [{**row, "figures": {}} for row in report["rows"]]}, "image_encoder, mask_decoder are missing"),
+        ({"rows": encoder, "graphs": {"image_encoder": report["graphs"]["image_encoder"]}}, "measures too little"),
+    ):
+        (tmp_path / "report.json").write_text(json.dumps({**report, **changes}))
+        with pytest.raises(InputError, match=words) as caught:
             certify_kit(certified, tmp_path / "report.json")
         assert caught.value.code == "bad_report"
     (certified / "certificate.json").unlink()

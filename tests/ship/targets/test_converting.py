@@ -2,14 +2,16 @@
 """`segship convert`: what all targets share."""
 
 import json
+import zlib
 
 import pytest
 
 from segship.catalog import EMBEDDED_MODELS
 from segship.cli.main import main
 from segship.errors import InputError, OutputError
+from segship.files import sha256_of
 from segship.ship.checkpoints.reading import read_checkpoint
-from segship.ship.targets import TARGETS, ConvertOptions, convert
+from segship.ship.targets import TARGETS, ConvertOptions, convert, require_options_of
 from tests.small_models import save_checkpoint
 from tests.small_semask import save_checkpoint as save_semask
 
@@ -69,6 +71,37 @@ def test_a_file_is_replaced_only_when_that_is_asked_for(checkpoint):
     assert output.read_bytes() == b"mine"
     convert(checkpoint, output, ConvertOptions(force=True))
     assert read_checkpoint(output).bytes == output.stat().st_size
+
+
+def test_a_checkpoint_may_be_replaced_by_itself(checkpoint):
+    output = checkpoint.with_suffix(".ckpt")
+    convert(checkpoint, output)
+    output.write_bytes(output.read_bytes() + b"crc_num" + zlib.crc32(output.read_bytes()).to_bytes(10, "big"))
+    before = sha256_of(output)
+    document = convert(output, output, ConvertOptions(force=True))
+    assert document["made_from"] == {"checkpoint": before} and document["files"][output.name]["sha256"] != before
+
+
+def test_a_folder_with_strange_files_is_not_replaced(tmp_path):
+    convert("tiny", tmp_path / "kit", ConvertOptions("tensorrt"))
+    (tmp_path / "kit" / "report.json").write_text("mine")
+    refuse(OutputError, "not_an_export", "tiny", tmp_path / "kit", target="tensorrt", force=True, words="report.json")
+    (tmp_path / "kit" / "report.json").unlink()
+    convert("tiny", tmp_path / "kit", ConvertOptions("tensorrt", force=True))
+
+
+def test_options_of_other_models_are_refused():
+    with pytest.raises(InputError, match="gears is an option of promptable models, and this is a semantic one"):
+        require_options_of("semantic", ConvertOptions("ascend", soc="Ascend310P3", gears="2..4"))
+    require_options_of("semantic", ConvertOptions("litert", size=(8, 16)))
+
+
+def test_sizes_are_typed_as_everywhere(tmp_path, capsys):
+    refused = "--size is an option of semantic models, and this is a promptable one"
+    for text, words in (("8x16", "--size is '8x16'; accepted is HEIGHT,WIDTH"), ("8,16", refused)):
+        command = ["convert", "tiny", "--target", "ascend", "--soc", "Ascend310P3", "--size", text]
+        assert main([*command, "-o", str(tmp_path / "x")]) != 0
+        assert words in " ".join(capsys.readouterr().err.split())
 
 
 def test_nothing_is_left_behind_when_it_fails(tmp_path):

@@ -3,6 +3,7 @@
 
 import json
 import sys
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import pytest
 import segship
 from segship.bundle import Bundle
 from segship.catalog import find_model
-from segship.errors import ComparisonFailed, InputError
+from segship.errors import ComparisonFailed, InputError, OutputError
 from segship.promptable.task import EXACT_BAR
 from segship.ship import contracts
 from segship.ship.official import object_cases
@@ -130,6 +131,14 @@ def test_what_misses_its_bar_is_refused_and_leaves_nothing(tmp_path, monkeypatch
     with pytest.raises(ComparisonFailed, match=r"mnn fp32.*cosine"):
         convert(bundle.path, tmp_path / "out", ConvertOptions("mnn"))
     assert not (tmp_path / "out").exists()
+
+
+def test_a_file_that_found_no_room_is_told_as_that(tmp_path, monkeypatch):
+    # MNN writes what it can, and says that it succeeded.
+    monkeypatch.setattr(backend.shutil, "disk_usage", lambda folder: SimpleNamespace(free=4096))
+    with pytest.raises(OutputError, match="no space is left on the device; free some space") as told:
+        convert(make_bundle(tmp_path).path, tmp_path / "out", ConvertOptions("mnn"))
+    assert told.value.code == "disk_full" and not (tmp_path / "out").exists()
 
 
 def test_weights_are_of_a_known_kind():

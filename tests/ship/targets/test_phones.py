@@ -92,6 +92,16 @@ def test_a_converter_that_gives_up_is_quoted(small_checkpoint, double, monkeypat
         convert(small_checkpoint, tmp_path / "out", ConvertOptions(target="executorch"))
 
 
+def test_options_without_effect_are_refused(small_checkpoint, small_semask_checkpoint, double, tmp_path):
+    for checkpoint, options, words in (
+        (small_checkpoint, {"size": (64, 128)}, "size is an option of semantic models"),
+        (small_semask_checkpoint, {"places": 4}, "places is an option of promptable models"),
+    ):
+        with pytest.raises(InputError, match=words):
+            convert(checkpoint, tmp_path / "out", ConvertOptions(target="executorch", **options))
+    assert not list(tmp_path.iterdir())
+
+
 def test_ncnn_takes_one_object(small_checkpoint, monkeypatch, tmp_path):
     monkeypatch.setattr("segship.ship.targets.require_packages", lambda target: None)
     with pytest.raises(ExportError, match="objects is 2, and ncnn takes one"):

@@ -3,6 +3,7 @@
 
 import importlib.util
 import json
+import shutil
 import subprocess
 import sys
 from types import ModuleType
@@ -76,6 +77,52 @@ def test_its_scripts_build_and_accept(kit, monkeypatch):
     assert {row["tensor"] for row in report["rows"]} == {"image_embeddings", "iou_predictions", "low_res_masks"}
 
 
+def test_plans_of_trtexec_are_accepted_too(kit, monkeypatch, tmp_path, capsys):
+    shutil.copytree(kit, tmp_path / "kit", ignore=shutil.ignore_patterns("plans"))
+    build, run = (script(tmp_path / "kit", name, monkeypatch) for name in ("build", "run"))
+    with pytest.raises(SystemExit, match=r"image_encoder.plan is not there; run build.py or trtexec.sh first"):
+        run.accept()
+    kit_json = tmp_path / "kit" / "kit.json"
+    document, plans = json.loads(kit_json.read_text()), tmp_path / "kit" / "plans"
+    for place in range(2):
+        graphs = {name: {**graph, "shapes": graph["shapes"][place:][:1]} for name, graph in document["graphs"].items()}
+        kit_json.write_text(json.dumps({**document, "graphs": {name: g for name, g in graphs.items() if g["shapes"]}}))
+        assert build.main() == 0
+        for plan in plans.glob("*r.plan"):
+            plan.rename(plan.with_suffix(f".{place}.plan"))
+    kit_json.write_text(json.dumps(document))
+    wanted = {line.partition("=plans/")[2] for line in (kit / "trtexec.sh").read_text().splitlines()} - {""}
+    assert {path.name for path in plans.iterdir()} == wanted
+    assert run.accept() == 0
+
+
+def test_figures_are_of_all_masks_and_of_numbers(kit, monkeypatch, tmp_path):
+    run = script(kit, "run", monkeypatch)
+    empty, full = np.full((1, 1, 4, 4), -1, np.float32), np.ones((1, 1, 4, 4), np.float32)
+    both = run.compared("", "low_res_masks", np.stack([empty, full]), np.stack([full, full]))
+    assert both["mask_iou"] == 0.5
+    assert run.compared("", "low_res_masks", empty, empty)["mask_iou"] == 1
+    zeros = np.zeros((1, 4), np.float32)
+    assert run.compared("", "iou_predictions", zeros, zeros)["cosine"] == 1
+    assert run.compared("", "iou_predictions", zeros, zeros + 1)["cosine"] == 0
+
+
+def test_a_report_is_json_whatever_was_answered(kit, monkeypatch):
+    build, run = (script(kit, name, monkeypatch) for name in ("build", "run"))
+    assert build.main() == 0
+    real = run.Plan.run
+    monkeypatch.setattr(
+        run.Plan, "run", lambda plan, inputs: {name: array * np.nan for name, array in real(plan, inputs).items()}
+    )
+    assert run.accept() == 1
+
+    def refuse(constant):
+        raise AssertionError(constant)
+
+    report = json.loads((kit / "report.json").read_text(), parse_constant=refuse)
+    assert report["rows"][0]["cosine"] is None and not report["rows"][0]["passed"]
+
+
 def test_accepting_refuses_what_answers_otherwise(kit, monkeypatch, tmp_path):
     build, run = (script(kit, name, monkeypatch) for name in ("build", "run"))
     assert build.main() == 0
@@ -128,6 +175,16 @@ def test_plans_without_their_package_say_how_to_get_it(tmp_path):
     with pytest.raises(BackendUnavailable, match='pip install "segship\\[tensorrt-rtx\\]"') as told:
         convert("tiny", tmp_path / "out", ConvertOptions(target="tensorrt-rtx"))
     assert told.value.code == "target_missing"
+
+
+def test_tensorrt_beside_the_one_for_rtx_builds_nothing_in_its_name(small_export, tmp_path, monkeypatch):
+    monkeypatch.setattr("segship.ship.targets.require_packages", lambda target: None)
+    monkeypatch.setattr("segship.ship.targets.tensorrt.is_installed", lambda name: True)
+    with pytest.raises(BackendUnavailable, match="TensorRT itself is installed beside it") as told:
+        convert(small_export[0].path, tmp_path / "out", ConvertOptions(target="tensorrt-rtx"))
+    assert told.value.code == "target_missing" and not (tmp_path / "out").exists()
+    document = convert(small_export[0].path, tmp_path / "kit", ConvertOptions(target="tensorrt"))
+    assert document["checked_with"].startswith("nothing")
 
 
 @needs_rtx

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -23,7 +24,7 @@ import numpy as np
 import segship
 from segship.arrays import AnyArray, Size
 from segship.backends import DEFAULT_BACKEND, installed_version
-from segship.backends.fixed import Call, Form, fixed_calls, run_fixed
+from segship.backends.fixed import Call, Form, fixed_calls, fixed_spec, run_fixed
 from segship.backends.onnxruntime import Session as OrtSession
 from segship.backends.opening import open_graph
 from segship.backends.session import Recorder, RunOptions, Session
@@ -54,6 +55,8 @@ PLACES, OBJECTS = 10, 1
 BATCHES = (1, 4, 8)
 GUIDE_SIZE: Size = (1024, 2048)
 """Batches and (height, width) of the SeMask guide."""
+_SOC = re.compile(r"Ascend[0-9A-Za-z]+(_[0-9A-Za-z]+)?")
+"""Some chips have a second name behind the first, such as Ascend910_9391."""
 CASE_OF_ALL_PROMPTS = "seven objects in one call"
 
 
@@ -129,7 +132,7 @@ def check_options(options: ConvertOptions) -> None:
     InputError
         ``bad_option``.
     """
-    if options.soc is None or not (options.soc.startswith("Ascend") and options.soc.isalnum()):
+    if options.soc is None or not _SOC.fullmatch(options.soc):
         raise _bad("soc", options.soc, "Ascend and the chip's name, which npu-smi info shows, such as Ascend310P3")
     if options.int8 and options.gears:
         message = f"{way('gears', '--gears')} and int8 exclude each other: current CANN compiles no int8 model with"
@@ -166,13 +169,7 @@ def _bad(name: str, value: object, accepted: str) -> InputError:
 def _manifest(source: Bundle, options: ConvertOptions) -> Any:
     """Return what the bundle says of its model, at the size of the kit."""
     manifest = source.manifest
-    given = [name for name in ("gears", "places", "objects") if getattr(options, name) is not None]
     if isinstance(manifest, SemanticManifest):
-        if given:
-            message = (
-                f"{', '.join(way(name, f'--{name}') for name in given)}: a semantic model has no prompts; leave it out"
-            )
-            raise InputError(message, code="bad_option")
         if manifest.output != "class_map":
             message = f"{source.path} gives {manifest.output}, and a kit holds class maps, as the guide's graph does"
             raise InputError(f"{message}; give a bundle of class maps", code="bad_option")
@@ -183,9 +180,6 @@ def _manifest(source: Bundle, options: ConvertOptions) -> Any:
         preprocessing = replace(manifest.preprocessing, frame=size)
         spec = semantic_spec(len(manifest.table.classes), manifest.output, size)
         return replace(manifest, preprocessing=preprocessing, graphs=(spec,))
-    if options.size is not None:
-        message = f"{way('size', '--size')} is of semantic models; the frame of this one is its bundle's; leave it out"
-        raise InputError(message, code="bad_option")
     return manifest
 
 
@@ -236,22 +230,9 @@ def _write_graph(source: Bundle, folder: Path, name: str, entry: _Graph, options
     graph = graphs.lowered(graph, opset)
     graphs.check_operators(graph, name, cann)
     (folder / "graphs").mkdir(exist_ok=True)
-    graph.write(folder / "graphs" / f"{name}.onnx", _fixed_spec(entry))
+    graph.write(folder / "graphs" / f"{name}.onnx", fixed_spec(entry.spec, entry.sizes))
     require_passed(rows)
     return rows
-
-
-def _fixed_spec(entry: _Graph) -> GraphSpec:
-    def fixed(tensors: Sequence[TensorSpec]) -> tuple[TensorSpec, ...]:
-        return tuple(
-            replace(
-                tensor,
-                shape=tuple(entry.sizes.get(size, size) if isinstance(size, str) else size for size in tensor.shape),
-            )
-            for tensor in tensors
-        )
-
-    return GraphSpec(entry.spec.name, fixed(entry.spec.inputs), fixed(entry.spec.outputs))
 
 
 def _same_bits(name: str, entry: _Graph, before: OpenGraph, after: OpenGraph) -> Row:
@@ -327,7 +308,7 @@ def _compare(manifest: Any, folder: Path, kit: Mapping[str, _Graph], known: Mapp
     task = task_module(manifest.task)
     written: dict[str, list[tuple[Sequence[Form], Path, GraphSpec]]] = {}
     for name, entry in kit.items():
-        file = entry.forms, folder / "graphs" / f"{name}.onnx", _fixed_spec(entry)
+        file = entry.forms, folder / "graphs" / f"{name}.onnx", fixed_spec(entry.spec, entry.sizes)
         written.setdefault(entry.graph, []).append(file)
     cases = task.cases(manifest)
     if manifest.task == "semantic":

@@ -19,7 +19,8 @@ cd "$(dirname "$0")/.."
 """
 _CHECK = """fail() {{ echo "$1" >&2; exit 1; }}
 command -v npu-smi >/dev/null || fail "npu-smi is not on PATH; install the driver of the NPU"
-grep -qw "{chip}" <<<"$(npu-smi info)" || fail "npu-smi info shows no {chip}; convert again for the chip that it shows"
+grep -qwE "(Ascend)?{chip}" <<<"$(npu-smi info)" \\
+  || fail "npu-smi info shows no {chip}; convert again for the chip that it shows"
 command -v atc >/dev/null || fail "atc is not on PATH; run: source /usr/local/Ascend/ascend-toolkit/set_env.sh"
 [ -n "${{ASCEND_TOOLKIT_HOME:-${{ASCEND_HOME_PATH:-}}}}" ] || fail "no CANN toolkit is set; source its set_env.sh"
 {amct}python3 -c "import numpy, PIL" || fail "python3 lacks numpy or Pillow; run: python3 -m pip install numpy Pillow"
@@ -45,7 +46,7 @@ fi
 def check_script(soc: str, int8: bool) -> str:
     """Return ``00_check.sh``: driver, chip, compiler, environment, Python packages, graphs."""
     head = _HEAD.format(what="Looks whether this machine has what the kit needs.")
-    return head + _CHECK.format(chip=soc.removeprefix("Ascend"), amct=_AMCT if int8 else "")
+    return head + _CHECK.format(chip=soc.removeprefix("Ascend").partition("_")[0], amct=_AMCT if int8 else "")
 
 
 def quantize_script(graphs: Mapping[str, Entry]) -> str:

@@ -19,6 +19,7 @@ import onnx
 import onnxruntime
 from onnx import helper
 
+from segship.backends.fixed import fixed_spec
 from segship.backends.session import first_line
 from segship.errors import ExportError, way
 from segship.ship.graph.lower import lower_opset
@@ -108,13 +109,12 @@ def fix_sizes(graph: OpenGraph, spec: GraphSpec, sizes: Mapping[str, int]) -> Op
 
 def _with_contract(graph: OpenGraph, spec: GraphSpec, sizes: Mapping[str, int]) -> OpenGraph:
     """Declare inputs and outputs as the contract has them, and the standard operators alone."""
-    model = graph.model
+    model, spec = graph.model, fixed_spec(spec, sizes)
     for declared, tensors in ((model.graph.input, spec.inputs), (model.graph.output, spec.outputs)):
         del declared[:]
         for tensor in tensors:
             kind = helper.np_dtype_to_tensor_dtype(np.dtype(tensor.dtype))
-            shape = [sizes.get(size, size) if isinstance(size, str) else size for size in tensor.shape]
-            declared.append(helper.make_tensor_value_info(tensor.name, kind, shape))
+            declared.append(helper.make_tensor_value_info(tensor.name, kind, tensor.shape))
     del model.opset_import[:]
     model.opset_import.append(helper.make_opsetid("", TRACED_OPSET))
     model.ir_version = min(model.ir_version, HIGHEST_IR)

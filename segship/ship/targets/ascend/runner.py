@@ -30,6 +30,7 @@ HERE = Path(__file__).resolve().parent
 EMPTY, NOT_A_POINT, TOP_LEFT, BOTTOM_RIGHT = -2, -1, 2, 3
 IGNORED = 255
 COLOR = (30, 144, 255)
+ENDINGS = (".png", ".jpg", ".jpeg", ".bmp")
 BILINEAR: Any = 2
 """Pillow's number of it, which all of its versions take."""
 
@@ -173,8 +174,13 @@ def within(figure: str, value: float, bar: dict[str, float]) -> bool:
 def segment(kit: dict[str, Any], arguments: argparse.Namespace) -> int:
     """Segment one object of a picture, and write the picture with its mask, and the mask."""
     need(kit, "promptable")
-    with Image.open(arguments.image) as opened:
-        picture = ImageOps.exif_transpose(opened).convert("RGB")
+    if arguments.out.suffix.lower() not in ENDINGS or not arguments.out.absolute().parent.is_dir():
+        raise SystemExit(f"{arguments.out} cannot be written; give --out a name in a folder, on {', '.join(ENDINGS)}")
+    try:
+        with Image.open(arguments.image) as opened:
+            picture = ImageOps.exif_transpose(opened).convert("RGB")
+    except (OSError, ValueError) as error:
+        raise SystemExit(f"{arguments.image} cannot be read as a picture: {error}") from error
     image, size = prepared(kit, picture)
     coords, labels = prompts(kit, arguments, picture.size, size)
     encoder = Graph(kit, ["image_encoder"], arguments.precision, arguments.device)
@@ -201,6 +207,8 @@ def prepared(kit: dict[str, Any], picture: Any) -> tuple[Any, tuple[int, int]]:
     side = kit["image_size"]
     scale = side / max(picture.size)
     height, width = (int(length * scale + 0.5) for length in (picture.height, picture.width))
+    if min(height, width) < 1:
+        raise SystemExit(f"a picture of {picture.width} x {picture.height} pixels shrinks to nothing; cut it up")
     image = np.zeros((1, 3, side, side), np.float32)
     image[0, :, :height, :width] = normalised(kit, np.asarray(picture.resize((width, height), BILINEAR)))
     return image, (height, width)
@@ -244,6 +252,7 @@ def resized(plane: Any, size_hw: tuple[int, int]) -> Any:
 
 def cityscapes(kit: dict[str, Any], arguments: argparse.Namespace) -> int:
     """Do what the guide does in three steps: pictures to BIN, BIN through the model, BIN to mIoU."""
+    need_batch(kit, arguments)
     inputs, outputs = arguments.work / "inputs", arguments.work / "outputs"
     write_bins(kit, arguments.data, arguments.split, inputs)
     infer_bins(kit, inputs, outputs, arguments)
@@ -288,7 +297,7 @@ def infer_bins(kit: dict[str, Any], inputs: Path, outputs: Path, arguments: argp
     names = sorted({f"semantic_bs{batch}" for batch in (1, arguments.batch)} & set(kit["graphs"]))
     graph = Graph(kit, names, arguments.precision, arguments.device)
     height, width = kit["frame"]
-    paths = sorted(inputs.glob("*.bin"))
+    paths = [inputs / (path.stem + ".bin") for path in pictures_of(arguments.data, arguments.split)]
     whole = len(paths) - len(paths) % arguments.batch
     parts = [paths[at : at + arguments.batch] for at in range(0, whole, arguments.batch)]
     for part in parts + [[path] for path in paths[whole:]]:
@@ -312,6 +321,9 @@ def score(kit: dict[str, Any], data: Path, split: str, folder: Path) -> int:
             raise SystemExit(f"{found} holds {found.stat().st_size} bytes, no class map of {width} x {height}")
         answer = np.fromfile(str(found), width_of).reshape(height, width).astype(np.int64)
         truth = truth_of(kit, data, split, path)
+        if truth.shape != answer.shape or max(answer.max(), truth[truth != IGNORED].max(initial=0)) >= classes:
+            words = f"{found} and the truth of {path.name} do not fit each other, or a kit of {classes} classes"
+            raise SystemExit(f"{words}; give the folders that belong together")
         known = truth != IGNORED
         pairs = truth[known].astype(np.int64) * classes + answer[known]
         counts += np.bincount(pairs, minlength=classes * classes).reshape(classes, classes)
@@ -345,6 +357,16 @@ def truth_of(kit: dict[str, Any], data: Path, split: str, path: Path) -> Any:
                 table[int(number) % 256] = train_id
             return table[labels]
     raise SystemExit(f"{folder} holds no truth of {stem}")
+
+
+def need_batch(kit: dict[str, Any], arguments: argparse.Namespace) -> None:
+    """Refuse a batch that no model takes, or that leaves pictures over which none takes alone."""
+    need(kit, "semantic")
+    have = sorted(entry["sizes"]["batch"] for entry in kit["graphs"].values())
+    left = len(pictures_of(arguments.data, arguments.split)) % max(arguments.batch, 1)
+    if arguments.batch not in have or (left and 1 not in have):
+        words = ", ".join(map(str, have))
+        raise SystemExit(f"--batch is {arguments.batch}, and models take {words} pictures; {left} would be left over")
 
 
 def need(kit: dict[str, Any], task: str) -> None:
@@ -399,7 +421,26 @@ def said(*command: str) -> str:
 
 
 def numbers(text: str) -> list[float]:
-    return [float(part) for part in text.split(",")]
+    found = [float(part) for part in text.split(",")]
+    if not np.isfinite(found).all():
+        raise ValueError("no number")
+    return found
+
+
+def point(text: str) -> list[float]:
+    """Return X,Y or X,Y,LABEL."""
+    found = numbers(text)
+    if len(found) not in (2, 3) or found[2:] not in ([], [0.0], [1.0]):
+        raise argparse.ArgumentTypeError(f"{text!r} is no point; give X,Y or X,Y,LABEL, label 1 inside and 0 outside")
+    return found
+
+
+def box(text: str) -> list[float]:
+    """Return X0,Y0,X1,Y1."""
+    found = numbers(text)
+    if len(found) != 4 or found[0] >= found[2] or found[1] >= found[3]:
+        raise argparse.ArgumentTypeError(f"{text!r} is no box; give X0,Y0,X1,Y1, left and top before right and bottom")
+    return found
 
 
 def parser(kit: dict[str, Any]) -> argparse.ArgumentParser:
@@ -408,22 +449,24 @@ def parser(kit: dict[str, Any]) -> argparse.ArgumentParser:
     verbs = words.add_subparsers(dest="verb")
     for name, verb in VERBS.items():
         one = verbs.add_parser(name, help=(verb.__doc__ or "").split("\n")[0])
-        one.add_argument("--precision", choices=kit["precisions"], default=kit["precisions"][0])
-        one.add_argument("--device", type=int, default=0, help="number of the NPU")
+        if name not in ("preprocess", "score"):
+            one.add_argument("--precision", choices=kit["precisions"], default=kit["precisions"][0])
+            one.add_argument("--device", type=int, default=0, help="number of the NPU")
         if name == "accept":
             one.add_argument("--report", type=Path, default=HERE / "report.json")
         elif name == "segment":
             one.add_argument("image")
             one.add_argument(
-                "--point", type=numbers, action="append", default=[], help="X,Y or X,Y,LABEL; again for more"
+                "--point", type=point, action="append", default=[], help="X,Y or X,Y,LABEL; again for more"
             )
-            one.add_argument("--box", type=numbers, help="X0,Y0,X1,Y1")
+            one.add_argument("--box", type=box, help="X0,Y0,X1,Y1")
             one.add_argument("--out", type=Path, default=Path("segmented.png"))
         else:
             one.add_argument("data", type=Path, help="folder with leftImg8bit/ and gtFine/")
             one.add_argument("--split", default="val")
             one.add_argument("--work", type=Path, required=True, help="folder for the BIN files, or with them")
-            one.add_argument("--batch", type=int, default=1)
+            if name == "cityscapes":
+                one.add_argument("--batch", type=int, default=1)
     return words
 
 

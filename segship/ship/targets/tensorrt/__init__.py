@@ -25,7 +25,7 @@ from segship.bundle import Bundle
 from segship.bundle.artifacts import Artifact
 from segship.bundle.evidence import EXACT
 from segship.bundle.manifest import task_module
-from segship.errors import BundleError
+from segship.errors import BackendUnavailable, BundleError
 from segship.files import read_bytes, write_file
 from segship.ship.targets import ConvertOptions, Report
 from segship.ship.weights import tool_versions
@@ -94,6 +94,11 @@ def _plans(
     source: Bundle, folder: Path, parts: Mapping[str, _Part], options: ConvertOptions, report: Report
 ) -> dict[str, Any]:
     """Build a plan of every graph; it is not run, which takes a GPU."""
+    if not _is_rtx():
+        message = (
+            "target 'tensorrt-rtx' builds with TensorRT for RTX, and TensorRT itself is installed beside it, which"
+        )
+        raise BackendUnavailable(f"{message} goes first; use an environment without it", code="target_missing")
     tensorrt = load_backend("tensorrt")
     capabilities = options.capability or ()
     for name, part in parts.items():
@@ -124,13 +129,18 @@ def _kit(
 
 def _check(source: Bundle, parts: Mapping[str, _Part], report: Report) -> str:
     """Let TensorRT for RTX read and build the graphs, where it is installed; return what was done."""
-    if not is_installed("tensorrt_rtx"):
-        return "nothing: TensorRT for RTX, which would read the graphs without a GPU, is not installed"
+    if not _is_rtx():
+        return "nothing: TensorRT for RTX, which would read the graphs without a GPU, is not what is installed"
     tensorrt = load_backend("tensorrt")
     for name, part in parts.items():
         tensorrt.build_plan(source.verified(part.artifact), part.spec, part.profiles)
         report(f"{name}: TensorRT for RTX {tensorrt.version()} builds it", ())
     return f"plans built by TensorRT for RTX {tensorrt.version()}"
+
+
+def _is_rtx() -> bool:
+    """Return whether the backend's TensorRT is the one for RTX; where both are installed it is not."""
+    return is_installed("tensorrt_rtx") and not is_installed("tensorrt")
 
 
 def _copy_graph(source: Bundle, part: _Part, folder: Path) -> str:
