@@ -25,12 +25,15 @@ from segship.cli.options import (
 from segship.cli.output import dump_json, make_table, megabytes, plain, progress_bar, results_console
 from segship.errors import InputError
 from segship.images import ImageLimits
+from segship.machine import usable_cores
 from segship.promptable.everything.options import AmgOptions
 from segship.run.exporting import export, retry
-from segship.run.local import Executor
-from segship.run.plan import Plan, PlanOptions, make_plan
+from segship.run.local import Executor, LocalExecutor
+from segship.run.plan import Plan, PlanOptions, make_plan, read_plan
 from segship.run.running import Status, collect_garbage, start, status, verify
+from segship.run.stages import Schedule, draw_graph, draw_graphviz
 from segship.run.storage import open_folder
+from segship.run.work import stage_names
 
 PLAN_GROUP = Group("The plan", sort_key=-0.95)
 ACTIONS = ("plan", "start", "status", "verify", "export", "retry", "gc")
@@ -78,6 +81,8 @@ def run(
     ],
     options: Annotated[PlanOptions, GIVEN],
     out: Annotated[Path | None, Parameter(name=("--out", "-o"), help="Folder of the run.", group=OUTPUT_GROUP)] = None,
+    schedule: Annotated[Schedule, Parameter(group=MODEL_GROUP)] = "serial",
+    show_graph: Annotated[Literal["mermaid", "graphviz"] | None, Parameter(group=OUTPUT_GROUP)] = None,
     executor: Annotated[Literal["local", "ray"], Parameter(group=MODEL_GROUP)] = "local",
     address: Annotated[str | None, Parameter(group=MODEL_GROUP)] = None,
     gpus: Annotated[float, Parameter(group=MODEL_GROUP)] = 0.0,
@@ -94,6 +99,11 @@ def run(
 
     Parameters
     ----------
+    schedule
+        Of the stages of a worker: one picture after the other, each stage in a thread, or all but the last beside the
+        last; results do not depend on it.
+    show_graph
+        Draw the stages and, after a run, how busy each was.
     executor
         Processes of this machine, or a Ray cluster, all of whose machines see the folder of the run.
     address
@@ -127,9 +137,11 @@ def run(
         raise InputError(message, code="bad_option")
     folder = str(out) if action == "all" else place
     if action in ("all", "start"):
+        by = _executor(executor, address, workers, gpus, schedule)
         with progress_bar(folder) as tick:
-            by = _ray(address, workers, gpus) if executor == "ray" else None
-            return _tell_status(start(folder, workers=workers, executor=by, told=tick), folder, json)
+            found = start(folder, executor=by, told=tick)
+        _show_graph(folder, by, schedule, show_graph)
+        return _tell_status(found, folder, json)
     if action == "export" and out is not None:
         with progress_bar(folder) as tick:
             count = export(place, out, format, overwrite=overwrite, told=tick)
@@ -143,10 +155,21 @@ def run(
     return _tell({"deleted": collect_garbage(folder)}, json, "what nobody needs is deleted")
 
 
-def _ray(address: str | None, workers: int | None, gpus: float) -> Executor:
-    from segship.run.ray import RayExecutor
+def _executor(kind: str, address: str | None, workers: int | None, gpus: float, schedule: Schedule) -> Executor:
+    if kind == "ray":
+        from segship.run.ray import RayExecutor
 
-    return RayExecutor(address, workers, gpus)
+        return RayExecutor(address, workers, gpus, schedule)
+    return LocalExecutor(usable_cores() if workers is None else workers, schedule)
+
+
+def _show_graph(folder: str, executor: Executor, schedule: Schedule, form: str | None) -> None:
+    if form is None:
+        return
+    names = ["read", *stage_names(read_plan(open_folder(folder)).options)]
+    shares = executor.occupancy.shares if isinstance(executor, LocalExecutor) and executor.occupancy.total else None
+    draw = draw_graph if form == "mermaid" else draw_graphviz
+    print(draw(names, schedule, shares), end="")
 
 
 def _understood(words: tuple[str, ...]) -> tuple[str, str]:

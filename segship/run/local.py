@@ -16,7 +16,7 @@ import subprocess
 import sys
 import threading
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -24,6 +24,7 @@ from typing import Any, Protocol
 from segship.errors import BackendUnavailable, SegshipError
 from segship.run.ledger import ISOLATED_AFTER, Ledger, Quarantined
 from segship.run.plan import read_plan
+from segship.run.stages import Occupancy, Schedule
 from segship.run.storage import open_folder
 from segship.run.work import Worker
 
@@ -46,12 +47,15 @@ class LocalExecutor:
     ----------
     workers
         How many.
-    most_quarantined
-        Pictures without an answer after which the run stops; no bound when None.
+    schedule
+        How a worker's stages follow each other.
+    occupancy
+        How busy they were.
     """
 
     workers: int
-    most_quarantined: int | None = None
+    schedule: Schedule = "serial"
+    occupancy: Occupancy = field(default_factory=Occupancy)
     _stop: threading.Event = field(default_factory=threading.Event)
     _errors: list[BaseException] = field(default_factory=list)
 
@@ -83,7 +87,7 @@ class LocalExecutor:
             raise self._errors[0]
 
     def _serve(self, place: Path, next_shard: Callable[[], int | None], told: Callable[[int], None]) -> None:
-        process = Process(place)
+        process = Process(place, self.schedule, self.occupancy)
         try:
             while (shard := next_shard()) is not None:
                 if not process.finish(shard, self._stop.is_set):
@@ -107,8 +111,10 @@ class _Outcome:
 class Process:
     """One worker process, started when it is needed and anew when it has died; whoever holds it sees its deaths."""
 
-    def __init__(self, place: Path) -> None:
+    def __init__(self, place: Path, schedule: Schedule = "serial", occupancy: Occupancy | None = None) -> None:
         self._place = place
+        self._schedule = schedule
+        self._occupancy = occupancy or Occupancy()
         self._folder = open_folder(place)
         self._ledger = Ledger(self._folder, read_plan(self._folder).shards)
         self._process: subprocess.Popen[str] | None = None
@@ -138,15 +144,19 @@ class Process:
         """Have one shard worked on once; a death is noted."""
         process, attempt, item = self._started(), self._ledger.begin(shard), None
         assert process.stdin is not None and process.stdout is not None
-        skipped = [dict(zip(_SKIP_FIELDS, one, strict=True)) for one in self._killers(shard)]
+        notes = self._deaths(shard)
+        skipped = [dict(zip(_SKIP_FIELDS, one, strict=True)) for one in _killers(notes)]
+        # After a death pictures come one by one, so that it is clear which one the next belongs to.
+        told = {"shard": shard, "skipped": skipped, "schedule": "serial" if notes else self._schedule}
         try:
-            process.stdin.write(json.dumps({"shard": shard, "skipped": skipped}) + "\n")
+            process.stdin.write(json.dumps(told) + "\n")
             process.stdin.flush()
             for line in process.stdout:
                 said = json.loads(line)
                 if "item" in said:
                     item = said
                 elif "committed" in said:
+                    self._occupancy.add(said["occupancy"])
                     return _Outcome(True)
                 elif "error" in said:
                     return _Outcome(False, None, "", _error(said["error"]))
@@ -162,21 +172,9 @@ class Process:
         self._ledger.note_death(shard, attempt, {"item": item, "how": how})
         return _Outcome(False, None if item is None else str(item["item"]), how)
 
-    def _killers(self, shard: int) -> list[tuple[str, str, str, int]]:
-        """Return pictures that have killed two workers: id, name, how, how often."""
-        seen: Counter[str] = Counter()
-        last: dict[str, dict[str, Any]] = {}
-        for name in self._folder.names("deaths"):
-            if name.startswith(f"{shard:08d}."):
-                note = json.loads(self._folder.read(f"deaths/{name}"))
-                if note["item"] is not None:
-                    seen[note["item"]["item"]] += 1
-                    last[note["item"]["item"]] = note
-        return [
-            (item, last[item]["item"]["name"], last[item]["how"], count)
-            for item, count in seen.items()
-            if count >= ISOLATED_AFTER
-        ]
+    def _deaths(self, shard: int) -> list[dict[str, Any]]:
+        names = [name for name in self._folder.names("deaths") if name.startswith(f"{shard:08d}.")]
+        return [json.loads(self._folder.read(f"deaths/{name}")) for name in names]
 
     def _started(self) -> subprocess.Popen[str]:
         if self._process is None or self._process.poll() is not None:
@@ -191,6 +189,18 @@ class Process:
             self._process.stdin.close()
             self._process.wait()
             self._process.stdout.close()
+
+
+def _killers(notes: Iterable[Mapping[str, Any]]) -> list[tuple[str, str, str, int]]:
+    """Return pictures that have killed two workers: id, name, how, how often."""
+    seen: Counter[str] = Counter()
+    last: dict[str, Mapping[str, Any]] = {}
+    for note in notes:
+        if note["item"] is not None:
+            seen[note["item"]["item"]] += 1
+            last[note["item"]["item"]] = note
+    found = [(item, count) for item, count in seen.items() if count >= ISOLATED_AFTER]
+    return [(item, last[item]["item"]["name"], last[item]["how"], count) for item, count in found]
 
 
 _SKIP_FIELDS = ("id", "name", "how", "count")
@@ -224,8 +234,8 @@ def main() -> None:
             if worker is None:
                 plan = read_plan(folder)
                 worker = Worker(folder, plan, lambda item: say({"item": item.id, "name": item.name}))
-            worker.work(told["shard"], skipped)
-            say({"committed": told["shard"]})
+            worker.work(told["shard"], skipped, told["schedule"])
+            say({"committed": told["shard"], "occupancy": worker.occupancy.to_dict()})
         except SegshipError as error:
             say({"error": {"code": error.code, "message": error.on_command_line}})
 

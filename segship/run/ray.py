@@ -17,6 +17,7 @@ from typing import Any
 
 from segship.errors import BackendUnavailable, SegshipError
 from segship.run.local import Process
+from segship.run.stages import Schedule
 
 # Of one shard, before somebody should look at the machines.
 _MOST_LOST = 5
@@ -34,11 +35,14 @@ class RayExecutor:
         Shards that are worked on at once; as many as the cluster has processors when None.
     gpus
         Of a GPU that each takes.
+    schedule
+        How a worker's stages follow each other.
     """
 
     address: str | None = None
     workers: int | None = None
     gpus: float = 0.0
+    schedule: Schedule = "serial"
     _lost: dict[int, int] = field(default_factory=dict)
 
     def run(self, place: Path, shards: Iterable[int], told: Callable[[int], None]) -> None:
@@ -60,7 +64,7 @@ class RayExecutor:
         while waiting or running:
             while waiting and len(running) < workers:
                 shard = waiting.pop()
-                running[remote.remote(str(place), shard)] = shard
+                running[remote.remote(str(place), shard, self.schedule)] = shard
             done, _ = ray.wait(list(running), num_returns=1)
             shard = running.pop(done[0])
             if self._take(ray, done[0], shard):
@@ -84,14 +88,14 @@ class RayExecutor:
         return True
 
 
-def work_on_shard(place: str, shard: int) -> dict[str, str] | None:
+def work_on_shard(place: str, shard: int, schedule: Schedule) -> dict[str, str] | None:
     """Have one shard worked on by a process that this one of the cluster watches; returns the error that was raised."""
     # One at a time: a cluster's process may be asked for another run.
     if place not in _HELD:
         for process in _HELD.values():
             process.close()
         _HELD.clear()
-        _HELD[place] = Process(Path(place))
+        _HELD[place] = Process(Path(place), schedule)
     try:
         _HELD[place].finish(shard)
     except SegshipError as error:

@@ -16,6 +16,7 @@ from segship.machine import usable_cores
 from segship.run.ledger import COMMITS, MANIFEST, Ledger, manifest_of
 from segship.run.local import Executor, LocalExecutor
 from segship.run.plan import Items, read_plan
+from segship.run.stages import Schedule
 from segship.run.storage import Folder, open_folder
 
 Told = Callable[[int, int], None]
@@ -73,6 +74,7 @@ def start(
     place: str | os.PathLike[str],
     *,
     workers: int | None = None,
+    schedule: Schedule = "serial",
     executor: Executor | None = None,
     told: Told = lambda done, of: None,
 ) -> Status:
@@ -84,6 +86,9 @@ def start(
         Folder of the run.
     workers
         Processes of this machine; one for each usable core when left out.
+    schedule
+        Of the stages of each worker: one picture after the other, each stage in a thread of its own, or all but the
+        last beside the last. Results do not depend on it.
     executor
         What works instead of them.
     told
@@ -111,7 +116,7 @@ def start(
             told(done, plan.shards)
 
         if todo:
-            (executor or LocalExecutor(workers or usable_cores())).run(Path(place), todo, count)
+            (executor or LocalExecutor(workers or usable_cores(), schedule)).run(Path(place), todo, count)
         ledger.seal(plan.fingerprint)
     return status(place)
 

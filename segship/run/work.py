@@ -6,28 +6,30 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from functools import partial
 from importlib import import_module
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from segship.errors import InputError, SegshipError
-from segship.images import LoadedImage, read_image
-from segship.jobs import (
-    EverythingOptions,
-    JobImage,
-    MapOptions,
-    SegmentOptions,
-    answer_classes,
-    answer_everything,
-    answer_prompts,
-)
+from segship.images import ImageLimits, LoadedImage, read_image
+from segship.jobs import JobImage, MapOptions, answer_classes
+from segship.promptable.everything.options import AmgOptions
+from segship.promptable.everything.search import AmgResult, generate_loaded
+from segship.promptable.prediction import ImageEmbedding, MaskPrediction
 from segship.promptable.prompt_text import parse_prompts_json
 from segship.run.ledger import Commit, Ledger, Quarantined
-from segship.run.plan import Items, Plan
+from segship.run.plan import Items, Plan, PlanOptions
 from segship.run.sources import Item, read_item
+from segship.run.stages import Occupancy, Schedule, Stage, run_stages
 from segship.run.storage import Folder
+from segship.semantic.class_map import ClassMap
 from segship.semantic.views import SemanticOptions
 from segship.writers.names import storable_text
+
+if TYPE_CHECKING:
+    from segship.promptable.predictor import Predictor
+    from segship.semantic.predictor import SemanticPredictor
 
 Row = dict[str, Any]
 Announce = Callable[[Item], None]
@@ -38,11 +40,16 @@ _OF_THE_MACHINE = {"run_failed", "backend_missing", "worker_died", "no_space"}
 
 @dataclass(frozen=True, slots=True)
 class Answered:
-    """One picture's rows, or why there are none."""
+    """One picture, what the stages have made of it so far, or why there is nothing."""
 
     item: Item
-    rows: list[Row]
+    made: Any = None
     quarantined: Quarantined | None = None
+
+    @property
+    def rows(self) -> list[Row]:
+        """What the last stage has made."""
+        return [] if self.quarantined is not None else list(self.made)
 
 
 class Worker:
@@ -61,9 +68,12 @@ class Worker:
         self._ledger = Ledger(folder, plan.shards)
         self._items = Items(folder, plan)
         self._announce = announce
-        self._answer = _answerer(plan)
+        self._stages, self._limits = _stages_of(plan)
+        self.occupancy = Occupancy()
 
-    def work(self, shard: int, skipped: Mapping[str, Quarantined] | None = None) -> Commit:
+    def work(
+        self, shard: int, skipped: Mapping[str, Quarantined] | None = None, schedule: Schedule = "serial"
+    ) -> Commit:
         """Work on a shard and commit it; ``skipped`` are items that have killed workers.
 
         Raises
@@ -71,26 +81,42 @@ class Worker:
         SegshipError
             When the machine fails; the shard is then not committed.
         """
-        answered = [self._one(item, skipped or {}) for item in self._items.of(shard)]
+        self.occupancy = Occupancy()
+        stages = [Stage(name, partial(_unless_quarantined, function)) for name, function in self._stages]
+        begun = [partial(self._begin, item, skipped or {}) for item in self._items.of(shard)]
+        stages.insert(0, Stage("read", lambda begin: begin()))
+        answered = list(run_stages(begun, stages, schedule, self.occupancy))
         rows = [row for one in answered for row in one.rows]
         done = [one.item.id for one in answered if one.quarantined is None]
         quarantined = [one.quarantined for one in answered if one.quarantined is not None]
         return self._ledger.commit(shard, encode_rows(rows), len(rows), done, quarantined)
 
-    def _one(self, item: Item, skipped: Mapping[str, Quarantined]) -> Answered:
+    def _begin(self, item: Item, skipped: Mapping[str, Quarantined]) -> Answered:
+        """Read one picture."""
         if item.id in skipped:
-            return Answered(item, [], skipped[item.id])
+            return Answered(item, quarantined=skipped[item.id])
         self._announce(item)
-        try:
-            data = read_item(item, self._plan.options.limits.bytes)
-            loaded = read_image(data, limits=self._plan.options.limits)
-            return Answered(item, self._answer(item, loaded))
-        except SegshipError as error:
-            if error.code in _OF_THE_MACHINE:
-                raise
-            return Answered(item, [], quarantine(item, error.code, str(error)))
-        except MemoryError:
-            return Answered(item, [], quarantine(item, "out_of_memory", "there was not enough memory for it"))
+        return _unless_quarantined(self._read, Answered(item))
+
+    def _read(self, item: Item, _: Any) -> LoadedImage:
+        data = read_item(item, self._plan.options.limits.bytes)
+        return read_image(data, limits=self._limits)
+
+
+def _unless_quarantined(function: Callable[[Item, Any], Any], one: Answered) -> Answered:
+    """Take one picture a stage further, or put it into quarantine for what was raised; the machine's faults go on."""
+    if one.quarantined is not None:
+        return one
+    try:
+        return replace(one, made=function(one.item, one.made))
+    except SegshipError as error:
+        if error.code in _OF_THE_MACHINE:
+            raise
+        return Answered(one.item, quarantined=quarantine(one.item, error.code, str(error)))
+    except MemoryError:
+        return Answered(
+            one.item, quarantined=quarantine(one.item, "out_of_memory", "there was not enough memory for it")
+        )
 
 
 def quarantine(item: Item, code: str, message: str, attempts: int = 1) -> Quarantined:
@@ -98,7 +124,11 @@ def quarantine(item: Item, code: str, message: str, attempts: int = 1) -> Quaran
     return Quarantined(item.id, storable_text(item.name), code, storable_text(message), attempts)
 
 
-def _answerer(plan: Plan) -> Callable[[Item, LoadedImage], list[Row]]:
+Function = Callable[[Item, Any], Any]
+
+
+def _stages_of(plan: Plan) -> tuple[list[tuple[str, Function]], ImageLimits]:
+    """Return the stages after reading, each from what the one before has made, and what a picture may be."""
     from segship.loading import load_promptable, load_semantic
 
     options, run = plan.options, asdict(plan.options.run)
@@ -106,26 +136,49 @@ def _answerer(plan: Plan) -> Callable[[Item, LoadedImage], list[Row]]:
     if options.task == "semantic":
         semantic = load_semantic(place, **run)
         views = MapOptions(limits=options.limits, semantic=SemanticOptions(flip=options.flip))
-        return lambda item, loaded: _class_rows(item, answer_classes(semantic, JobImage(loaded), views))
+        answer = partial(_classes, semantic, views)
+        return [("segment", answer)], options.limits
     predictor = load_promptable(place, **run)
     limits = predictor.image_limits(options.limits)
+    encode: tuple[str, Function] = "encode", lambda item, loaded: predictor.encode_loaded(loaded)
     if options.task == "everything":
-        wanted = EverythingOptions(limits=limits, amg=options.amg)
+        decode: Function = partial(_records, predictor, options.amg)
+        # Crops are encoded as they are looked at.
+        return ([("decode", decode)] if options.amg.crop_n_layers else [encode, ("decode", decode)]), limits
+    return [("prompts", _require_prompts), encode, ("decode", partial(_masks, predictor, options))], limits
 
-        def everything(item: Item, loaded: LoadedImage) -> list[Row]:
-            read_image(loaded, limits=limits)
-            return _record_rows(item, answer_everything(predictor, None, JobImage(loaded), wanted))
 
-        return everything
-    asked = SegmentOptions(limits=limits, multimask_output=options.multimask_output, clip=options.clip)
+def stage_names(options: PlanOptions) -> tuple[str, ...]:
+    """Return the names of the stages after reading, for drawings."""
+    if options.task == "semantic":
+        return ("segment",)
+    if options.task == "prompts":
+        return ("prompts", "encode", "decode")
+    return ("decode",) if options.amg.crop_n_layers else ("encode", "decode")
 
-    def prompts(item: Item, loaded: LoadedImage) -> list[Row]:
-        if not item.prompts:
-            raise InputError("the source has no prompts for it; give a table with prompts, x and y", code="no_prompts")
-        read_image(loaded, limits=limits)
-        return _mask_rows(item, answer_prompts(predictor, parse_prompts_json(item.prompts), JobImage(loaded), asked))
 
-    return prompts
+def _records(predictor: Predictor, amg: AmgOptions, item: Item, source: LoadedImage | ImageEmbedding) -> list[Row]:
+    return _record_rows(item, generate_loaded(predictor, source, amg))
+
+
+def _require_prompts(item: Item, loaded: LoadedImage) -> LoadedImage:
+    if not item.prompts:
+        raise InputError("the source has no prompts for it; give a table with prompts, x and y", code="no_prompts")
+    return loaded
+
+
+def _masks(predictor: Predictor, options: PlanOptions, item: Item, embedding: ImageEmbedding) -> list[Row]:
+    prediction = predictor.decode(
+        embedding,
+        parse_prompts_json(item.prompts),
+        multimask_output=options.multimask_output,
+        outside="clip" if options.clip else "error",
+    )
+    return _mask_rows(item, prediction)
+
+
+def _classes(semantic: SemanticPredictor, views: MapOptions, item: Item, loaded: LoadedImage) -> list[Row]:
+    return _class_rows(item, answer_classes(semantic, JobImage(loaded), views).class_map)
 
 
 def _row(item: Item, size_hw: Sequence[int], index: int, **more: Any) -> Row:
@@ -141,8 +194,7 @@ def _row(item: Item, size_hw: Sequence[int], index: int, **more: Any) -> Row:
     }
 
 
-def _record_rows(item: Item, answer: Any) -> list[Row]:
-    result = answer.result
+def _record_rows(item: Item, result: AmgResult) -> list[Row]:
     return [
         _row(
             item,
@@ -160,8 +212,8 @@ def _record_rows(item: Item, answer: Any) -> list[Row]:
     ]
 
 
-def _mask_rows(item: Item, answer: Any) -> list[Row]:
-    prediction, rows = answer.prediction, list[Row]()
+def _mask_rows(item: Item, prediction: MaskPrediction) -> list[Row]:
+    rows = list[Row]()
     objects, masks = prediction.held.shape
     for entry in range(objects):
         for mask in range(masks):
@@ -183,10 +235,10 @@ def _mask_rows(item: Item, answer: Any) -> list[Row]:
     return rows
 
 
-def _class_rows(item: Item, answer: Any) -> list[Row]:
+def _class_rows(item: Item, class_map: ClassMap) -> list[Row]:
     from segship.masks.rle import encode_rle, read_rle, runs_to_box
 
-    class_map, rows = answer.class_map, list[Row]()
+    rows = list[Row]()
     for name, area in class_map.areas().items():
         rle = encode_rle(class_map.mask(name))
         x0, y0, x1, y1 = runs_to_box(*read_rle(rle))
