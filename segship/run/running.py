@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from segship.errors import BundleError
+from segship.errors import BundleError, InputError, option
 from segship.machine import usable_cores
 from segship.run.ledger import COMMITS, MANIFEST, Ledger, manifest_of
 from segship.run.local import Executor, LocalExecutor
 from segship.run.plan import Items, read_plan
 from segship.run.stages import Schedule
 from segship.run.storage import Folder, open_folder
+
+_MOST_WORKERS = 1_024
 
 Told = Callable[[int, int], None]
 """Is told how many shards are done, and of how many."""
@@ -98,9 +100,14 @@ def start(
     ------
     BundleError
         ``no_plan``.
+    InputError
+        ``bad_option`` for workers that cannot be.
     SegshipError
         When the machine fails: another start goes on where it stands.
     """
+    if workers is not None and not 1 <= workers <= _MOST_WORKERS:
+        message = f"{option('workers')} is {workers}; accepted is a whole number from 1 to {_MOST_WORKERS}"
+        raise InputError(message, code="bad_option")
     folder = open_folder(place)
     plan = read_plan(folder)
     ledger = Ledger(folder, plan.shards)
@@ -116,7 +123,8 @@ def start(
             told(done, plan.shards)
 
         if todo:
-            (executor or LocalExecutor(workers or usable_cores(), schedule)).run(Path(place), todo, count)
+            count_of_workers = min(workers or usable_cores(), len(todo))
+            (executor or LocalExecutor(count_of_workers, schedule)).run(Path(place), todo, count)
         ledger.seal(plan.fingerprint)
     return status(place)
 

@@ -155,6 +155,8 @@ def _in_table(path: Path) -> Iterator[Item]:
         raise InputError(message, code="bad_source")
     for batch in table.select([name for name in names if name == column or name in _PROMPT_COLUMNS]).to_batches():
         for row in batch.to_pylist():
+            if row[column] in (None, ""):
+                raise InputError(f"{path} has a row without an image; name one in each", code="bad_source")
             name = str(row[column])
             yield _file_item(path.parent / name, name, _prompts_of(row, name))
 
@@ -177,7 +179,6 @@ def _read_table(path: Path) -> Any:
 
 def _prompts_of(row: dict[str, Any], name: str) -> str:
     """Return the prompts of a row as JSON; of a point or a box one object."""
-    found: dict[str, Any] = {}
     if row.get("prompts") is not None:
         text = str(row["prompts"])
         # Refused now, and not after hours.
@@ -186,12 +187,21 @@ def _prompts_of(row: dict[str, Any], name: str) -> str:
         except InputError as error:
             raise InputError(f"prompts of {shown(name)}: {error}", code=error.code) from None
         return text
+    try:
+        return _numbers_of(row)
+    except (ValueError, OverflowError):
+        message = f"the point or box of {shown(name)} is not of finite numbers; give pixels"
+        raise InputError(message, code="bad_source") from None
+
+
+def _numbers_of(row: dict[str, Any]) -> str:
+    found: dict[str, Any] = {}
     if row.get("x") is not None and row.get("y") is not None:
         found["points"] = [[float(row["x"]), float(row["y"])]]
         found["labels"] = [int(row["label"]) if row.get("label") is not None else 1]
     if all(row.get(side) is not None for side in _PROMPT_COLUMNS[4:]):
         found["boxes"] = [[float(row[side]) for side in _PROMPT_COLUMNS[4:]]]
-    return json.dumps(found) if found else ""
+    return json.dumps(found, allow_nan=False) if found else ""
 
 
 def renewed(item: Item) -> Item:

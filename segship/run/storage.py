@@ -226,7 +226,7 @@ class _explained:
 
 
 def open_folder(place: str | os.PathLike[str]) -> Folder:
-    """Return the folder of a run.
+    """Return the folder of a run, which is made when something is written into it.
 
     Raises
     ------
@@ -236,5 +236,4 @@ def open_folder(place: str | os.PathLike[str]) -> Folder:
     if "://" in os.fspath(place):
         message = f"{os.fspath(place)} is an address; a run lies in a folder"
         raise InputError(message, code="bad_place")
-    os.makedirs(place, exist_ok=True)
     return Folder(RealDisk(place))

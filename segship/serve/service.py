@@ -490,11 +490,14 @@ async def _until_done(task: asyncio.Task[None], parts: asyncio.Queue[Header]) ->
     """Yield what is put into a queue until a task is done and the queue is empty; raises what the task has raised."""
     while True:
         part = asyncio.get_running_loop().create_task(parts.get())
-        await asyncio.wait({part, task}, return_when=asyncio.FIRST_COMPLETED)
-        if part.done():
+        try:
+            await asyncio.wait({part, task}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            # Whoever listens may leave while it waits.
+            is_there = part.done() or not part.cancel()
+        if is_there:
             yield part.result()
             continue
-        part.cancel()
         task.result()
         while not parts.empty():
             yield parts.get_nowait()

@@ -300,6 +300,24 @@ def test_plans_that_cannot_be_are_refused(source, tmp_path):
     assert refused(BundleError, read_plan, folder) == "bad_plan"
 
 
+@pytest.mark.parametrize("rows", [",3,4", "a.png,abc,4", "a.png,3,inf"], ids=["no image", "words", "infinity"])
+def test_rows_that_cannot_be_asked_are_refused_before_the_run(tmp_path, rows):
+    (tmp_path / "points.csv").write_text(f"image,x,y\nb.png,1,2\n{rows}\n")
+    assert refused(InputError, list, find_items(tmp_path / "points.csv")) == "bad_source"
+
+
+def test_looking_for_a_run_leaves_nothing_behind(tmp_path):
+    for function in (status, verify, start):
+        assert refused(BundleError, function, tmp_path / "nowhere") == "no_plan"
+    assert refused(InputError, make_plan, tmp_path / "none", open_folder(tmp_path / "nowhere"), OPTIONS) == "no_source"
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("workers", [0, -1, 100_000])
+def test_workers_that_cannot_be_are_refused(tmp_path, workers):
+    assert refused(InputError, start, tmp_path, workers=workers) == "bad_option"
+
+
 def test_plans_are_in_the_order_of_ids_and_know_their_options(source, tmp_path):
     plan = make_plan(source, open_folder(tmp_path), OPTIONS)
     items = Items(open_folder(tmp_path), plan)
