@@ -103,7 +103,8 @@ def listen(options: ServeOptions, *, is_shared: bool = False, backlog: int | Non
     A shared port may have several sockets; one without ``backlog`` is bound and does not listen.
     """
     family = socket.AF_INET6 if ":" in options.host else socket.AF_INET
-    listener = socket.socket(family, socket.SOCK_STREAM)
+    # Named, since asyncio sends answers without delay only then; else each waits 40 ms for the client's word.
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         if is_shared:

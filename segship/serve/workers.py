@@ -6,7 +6,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import sys
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -121,16 +120,16 @@ class Worker:
         pause = 0.0
         while True:
             await asyncio.sleep(pause)
-            began = time.monotonic()
             try:
                 await self._run()
             # The system has no room for a process now.
             except OSError as error:
                 self.failure = f"it cannot be started: {error.strerror}"
             finally:
+                was_ready = self.ready
                 self._lose()
-            worked = self.description and time.monotonic() - began > _FIRST_PAUSE
-            pause = 0.0 if worked and not self.failure else min(max(2 * pause, _FIRST_PAUSE), _LONGEST_PAUSE)
+            # One that died at its work is needed at once; one that does not get so far may never.
+            pause = 0.0 if was_ready else min(max(2 * pause, _FIRST_PAUSE), _LONGEST_PAUSE)
             self.restarts += 1
 
     async def _run(self) -> None:

@@ -2,6 +2,7 @@
 """A real server: what it answers is what Python answers, and what it survives."""
 
 import base64
+import http.client
 import io
 import os
 import shutil
@@ -381,3 +382,16 @@ def test_a_bundle_that_is_damaged_is_told_in_the_log_and_hinders_no_other(tmp_pa
         refused = running.post("/v1/segment?point=300,200", PHOTOGRAPH)
         assert failure.startswith("damaged cannot be loaded") and refused.json["error"]["message"] == failure
         assert str(tmp_path) not in failure and "mask_decoder.onnx" in log.read_text()
+
+
+def test_answers_are_not_held_back_for_the_clients_word(server):
+    """Head and body are two writes: without TCP_NODELAY the second waits for an acknowledgement, 40 ms."""
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=10)
+    seconds = []
+    for _ in range(12):
+        began = time.perf_counter()
+        connection.request("GET", "/v1/models")
+        connection.getresponse().read()
+        seconds.append(time.perf_counter() - began)
+    connection.close()
+    assert sorted(seconds)[4] < 0.03, seconds
