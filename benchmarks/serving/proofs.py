@@ -378,17 +378,21 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--only", nargs="*", default=[])
     given = parser.parse_args()
+    # Those that are not measured now stay as they were measured last.
+    kept = json.loads(given.out.read_text())["rows"] if given.out is not None and given.out.exists() else []
     rows = []
     for proof in PROOFS:
         if given.only and proof.__name__ not in given.only:
             continue
         row = proof()
-        rows.append({"name": proof.__name__, **asdict(row)})
+        rows.append({"name": proof.__name__, "date": time.strftime("%Y-%m-%d"), **asdict(row)})
         print(
             f"{'holds' if row.holds else 'DOES NOT HOLD'}  {row.promise}: {row.measured} (bar: {row.bar})", flush=True
         )
     if given.out is not None:
-        document = {"date": time.strftime("%Y-%m-%d"), "machine": describe_machine().to_dict(), "rows": rows}
+        by_name = {row["name"]: row for row in [*kept, *rows]}
+        ordered = [by_name[proof.__name__] for proof in PROOFS if proof.__name__ in by_name]
+        document = {"version": segship.__version__, "machine": describe_machine().to_dict(), "rows": ordered}
         given.out.write_text(json.dumps(document, indent=1) + "\n")
 
 

@@ -146,6 +146,9 @@ def write_plan(items: Iterable[Item], source: str, folder: Folder, options: Plan
     found = _sorted(items)
     if not len(found["id"]):
         raise InputError(f"there is no picture in {shown(source)}", code="nothing_found")
+    if options.task == "prompts" and not any(found["prompts"].to_pylist()):
+        message = f"{shown(source)} has no prompts; give a .csv or .parquet with prompts, x and y, or x0, y0, x1 and y1"
+        raise InputError(message, code="no_prompts")
     sizes = found["bytes"].to_numpy()
     groups = _shards(sizes, options)
     data = _encode(found, groups)

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from segship.errors import BackendUnavailable, InputError, OutputError, option, shown
+from segship.errors import BackendUnavailable, BundleError, InputError, OutputError, option, shown
 from segship.serve.options import ServeOptions
 
 _NEEDED = {
@@ -82,13 +82,18 @@ def serve(options: ServeOptions | None = None, *, started: Callable[[str], None]
 def find_models(names: tuple[str, ...]) -> dict[str, tuple[str, str]]:
     """Return the models that names, places, or NAME=PLACE mean: name -> task and place."""
     from segship.bundle import Bundle
-    from segship.catalog import find_model
+    from segship.catalog import CHECKPOINT_SUFFIXES, find_model
 
     found: dict[str, tuple[str, str]] = {}
     for given in names:
         before, parted, after = given.partition("=")
         place = find_model(after if parted else given)
         name = before if parted else (place.stem if place.is_file() else Path(given).name)
+        if place.is_file() and place.suffix not in CHECKPOINT_SUFFIXES:
+            message = (
+                f"{place} is no model; a bundle is a folder, a checkpoint ends in {', '.join(CHECKPOINT_SUFFIXES)}"
+            )
+            raise BundleError(message, code="unknown_model")
         if name in found or not name:
             message = f"{option('bundle')} has two models of the name {shown(name)}; give one another: NAME=PLACE"
             raise InputError(message, code="bad_option")

@@ -285,6 +285,7 @@ def test_plans_that_cannot_be_are_refused(source, tmp_path):
     assert refused(InputError, make_plan, tmp_path / "empty", folder, OPTIONS) == "nothing_found"
     assert refused(InputError, make_plan, tmp_path / "nowhere", folder, OPTIONS) == "no_source"
     assert refused(InputError, make_plan, source, folder, PlanOptions(task="semantic")) == "other_family"
+    assert refused(InputError, make_plan, source, folder, PlanOptions(task="prompts")) == "no_prompts"
     assert refused(BundleError, read_plan, folder) == "no_plan"
     (source / "twice.txt").write_text("sub0/0.png\nsub0/0.png\n")
     try:

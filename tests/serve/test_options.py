@@ -134,3 +134,16 @@ def test_keys_come_and_go_with_their_file(tmp_path):
 def test_a_key_has_a_name_that_its_file_can_hold(name):
     done = command("--new-key", name)
     assert done.returncode == 3 and "bad_option" in done.stderr and not done.stdout
+
+
+def test_a_file_that_is_no_checkpoint_is_refused_at_the_start(tmp_path):
+    from segship.errors import BundleError
+    from segship.serve.server import find_models
+
+    (tmp_path / "photo.jpg").write_bytes(b"x")
+    with pytest.raises(BundleError) as caught:
+        find_models((str(tmp_path / "photo.jpg"),))
+    assert caught.value.code == "unknown_model"
+    assert find_models(("tiny", "again=tiny"))["again"][0] == "promptable"
+    with pytest.raises(InputError):
+        find_models(("tiny", "tiny"))
