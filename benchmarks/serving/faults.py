@@ -69,6 +69,7 @@ class Proxy:
 
     def __init__(self, port: int, fault: Fault, seed: int = 0) -> None:
         self._target, self._fault, self._draw = port, fault, random.Random(seed)
+        self._passing: set[asyncio.Task[None]] = set()
         self.port = 0
 
     async def __aenter__(self) -> Proxy:
@@ -78,10 +79,32 @@ class Proxy:
 
     async def __aexit__(self, *_: object) -> None:
         self._server.close()
+        for task in self._passing:
+            task.cancel()
+        await asyncio.gather(*self._passing, return_exceptions=True)
+        # One turn, in which what was closed is.
+        await asyncio.sleep(0.05)
 
     async def _pass_on(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        fault = self._fault
+        task = asyncio.current_task()
+        assert task is not None
+        self._passing.add(task)
+        task.add_done_callback(self._passing.discard)
         there, back = await asyncio.open_connection("127.0.0.1", self._target)
+        try:
+            await self._pass_both(reader, writer, there, back)
+        finally:
+            for side in (writer, back):
+                side.close()
+
+    async def _pass_both(
+        self,
+        reader: asyncio.StreamReader,
+        writer: asyncio.StreamWriter,
+        there: asyncio.StreamReader,
+        back: asyncio.StreamWriter,
+    ) -> None:
+        fault = self._fault
         both = [
             asyncio.create_task(self._copy(reader, back, fault.reset_after, fault.close_after, True)),
             asyncio.create_task(self._copy(there, writer, fault.reset_answer_after, None, False)),
@@ -91,11 +114,9 @@ class Proxy:
             await asyncio.wait(waiting)
         for task in waiting:
             task.cancel()
-        hard = any(not task.cancelled() and task.exception() is None and task.result() for task in done)
-        for side in (writer, back):
-            if hard:
+        if any(not task.cancelled() and task.exception() is None and task.result() for task in done):
+            for side in (writer, back):
                 reset(side)
-            side.close()
 
     async def _copy(
         self,

@@ -54,7 +54,7 @@ def test_every_route_that_is_not_for_all_wants_a_key(server, row, path):
 
 def test_only_health_the_page_and_the_document_are_for_all():
     assert {row.name for row in ROUTES + PAGE_ROUTES if row.scope is None} == {
-        "live", "ready", "openapi", "index", "page"
+        "live", "ready", "health", "openapi", "index", "page"
     }  # fmt: skip
 
 

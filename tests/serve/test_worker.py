@@ -92,6 +92,7 @@ def test_errors_are_codes_and_tell_nothing_of_the_machine(at_work, how, capsys):
 def test_a_refusal_says_whether_to_come_again():
     refusal = Refusal(503, "overloaded", "full", retry_after=3, limit=("decode_queue", 2, 3))
     assert refusal.to_dict("r") == {
+        "kind": None,
         "code": "overloaded",
         "message": "full",
         "request_id": "r",
