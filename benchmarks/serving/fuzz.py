@@ -118,7 +118,7 @@ def fuzz(program: str | None, examples: int, raws: int, seed: int = 0) -> dict:
     server_errors = [
         status for part in found.values() if isinstance(part, dict) for status in part["statuses"] if status[:1] == "5"
     ]
-    # A deadline of nothing, which schemathesis likes to set, is missed: 504 is right then, and 503 for what is too much.
+    # A deadline of nothing, which schemathesis likes to set, is missed: 504 is right, as 503 is for what is too much.
     is_right = set(server_errors) <= {"503", "504"}
     found["holds"] = not found["raw"]["wrong"] and is_right and found["still_answers"] and not told
     return found
