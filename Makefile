@@ -5,7 +5,7 @@
 # make slow   the full-size proofs: vit_b against the reference, vit_t, vit_h past 2 GiB, Ascend's kits (about twenty minutes)
 # make bench  the numbers of docs/measurements.md, written to benchmarks/results
 # make serve-smoke  the server under load, in small (part of make test); make soak, fuzz-http: minutes, results in benchmarks/results
-# make crash  runs of many pictures that are killed (eight minutes; crash-night in full); crash-smoke is part of make test
+# make crash  runs of many pictures that are killed at random; crash-night in full; crash-smoke is part of make test
 # make tiny   trains the model inside the package anew (about three hours on two cores); recipes/tiny/README.md
 # make target-nndeploy   makes the environment in which the slow tests run nndeploy's own engine
 # make clean  removes the environment and what was built

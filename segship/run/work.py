@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import io
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -293,8 +292,3 @@ def encode_rows(rows: Sequence[Row]) -> bytes:
     table = pyarrow.Table.from_pylist(list(rows), schema=schema)
     parquet.write_table(table, stream, compression="zstd", compression_level=3, write_statistics=True)
     return stream.getvalue()
-
-
-def describe_item(item: Item) -> str:
-    """Return an item as one line of JSON."""
-    return json.dumps({"id": item.id, "name": storable_text(item.name)})

@@ -16,6 +16,7 @@ import numpy as np
 from segship.arrays import AnyArray, FloatArray
 from segship.errors import InputError, PromptError, shown
 from segship.masks.polygons import mask_to_polygons
+from segship.masks.rle import encode_rle
 from segship.options import check_types
 from segship.promptable.everything.options import AmgOptions
 from segship.promptable.prediction import MaskChoice, MaskPrediction, check_choice
@@ -241,8 +242,6 @@ def map_document(found: ClassMap, question: MapQuestion) -> dict[str, Any]:
         row = {"id": numbers[name], "name": name, "color": list(found.palette[numbers[name]]), "area": area}
         row["share"] = round(area / found.array.size, 6)
         if question.format == "rle":
-            from segship.masks.rle import encode_rle
-
             row["segmentation"] = encode_rle(found.mask(name))
         rows.append(row)
     map_ = {"class_map": {"png": encode_png(found.array)}} if question.format == "png" else {}

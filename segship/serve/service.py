@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import os
 import shutil
 import sys
@@ -241,7 +242,7 @@ class Service:
         timings = Timings()
         source = await self._store({"source": np.frombuffer(data, np.uint8)})
         try:
-            async with self._pixels(source, digest, deadline, timings) as read:
+            async with _Pixels(self, source, digest, deadline, timings) as read:
                 header = {"pixels": read["pixels"], "notes": read["notes"]}
                 reply, waited = await model.lanes["encode"].run("encode", header, deadline=deadline, digest=digest)
         except BaseException:
@@ -286,9 +287,6 @@ class Service:
     def _lane(self, name: str, worker: Worker, most: int, stuck_seconds: float) -> Lane:
         return Lane(name, worker, most, stuck_seconds, self.poison, self._discard_unclaimed)
 
-    def _pixels(self, source: Stored, digest: str, deadline: float, timings: Timings) -> _Pixels:
-        return _Pixels(self, source, digest, deadline, timings)
-
     async def masks(
         self, entry: Entry, deadline: float, *, body: bytes = b"", query: Query | None = None
     ) -> tuple[bytes, Timings]:
@@ -311,7 +309,7 @@ class Service:
         async def work() -> None:
             with self.cache.in_use(entry):
                 if read_everything(body, self.options.prompt_limits).crop_n_layers:
-                    async with self._pixels(entry.source, entry.digest, deadline, Timings()) as read:
+                    async with _Pixels(self, entry.source, entry.digest, deadline, Timings()) as read:
                         header = {"pixels": read["pixels"], "notes": read["notes"]}
                         await self._find(lane, header, body, deadline, digest, parts)
                 else:
@@ -374,7 +372,7 @@ class Service:
         timings, digest = Timings(), await digest_of(data)
         source = await self._store({"source": np.frombuffer(data, np.uint8)})
         try:
-            async with self._pixels(source, digest, deadline, timings) as read:
+            async with _Pixels(self, source, digest, deadline, timings) as read:
                 header = {"pixels": read["pixels"], "notes": read["notes"], "query": query}
                 reply, waited = await model.lanes["classes"].run("segment", header, deadline=deadline, digest=digest)
         finally:
@@ -444,8 +442,6 @@ class Service:
         model.is_right, model.failure = True, ""
 
     async def _prove_masks(self, model: Model, data: bytes, deadline: float) -> None:
-        import json
-
         entry, _, _ = await self.upload("", model, data, deadline)
         x, y = DEMO_POINT_XY
         body, _ = await self.masks(entry, deadline, query=[("point", f"{x},{y}")])
