@@ -177,25 +177,36 @@ class Connection(HttpToolsProtocol):
 
 
 class _Lingering:
-    """A transport whose end the client can read: what it still sends is taken and thrown away for a while.
+    """A transport that sends the head of an answer with its body, and whose end the client can read.
 
-    A socket that is closed with bytes unread is reset, and the answer may be lost with it.
+    What comes within one turn of the loop goes out together. At the end, what the client still sends is taken and
+    thrown away for a while: a socket that is closed with bytes unread is reset, and the answer may be lost with it.
     """
 
     def __init__(self, transport: asyncio.Transport, connection: Connection) -> None:
         self._transport, self._connection = transport, connection
+        self._parts: list[bytes] = []
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._transport, name)
 
     def write(self, data: bytes) -> None:
-        if not self._connection.is_lingering:
+        if self._connection.is_lingering:
+            return
+        if not self._parts:
+            self._connection.loop.call_soon(self._flush)
+        self._parts.append(data)
+
+    def _flush(self) -> None:
+        if self._parts:
+            data, self._parts = b"".join(self._parts), []
             self._transport.write(data)
 
     def is_closing(self) -> bool:
         return self._connection.is_lingering or self._transport.is_closing()
 
     def close(self) -> None:
+        self._flush()
         connection = self._connection
         if connection.is_sent_whole or self._transport.is_closing() or not self._transport.can_write_eof():
             self._transport.close()
