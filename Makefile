@@ -7,6 +7,7 @@
 # make serve-smoke  the server under load, in small (part of make test); make soak, fuzz-http: minutes, results in benchmarks/results
 # make crash  runs of many pictures that are killed at random; crash-night in full; crash-smoke is part of make test
 # make tiny   trains the model inside the package anew (about three hours on two cores); recipes/tiny/README.md
+# make tiny-idle  trains it on whenever the machine has nothing else to do; make tiny-pause stops that, as every test run does
 # make target-nndeploy   makes the environment in which the slow tests run nndeploy's own engine
 # make clean  removes the environment and what was built
 PYTHON ?= python3.11
@@ -15,23 +16,23 @@ BIN := .venv/bin
 
 # make target-NAME  an environment with an engine that cannot share one: executorch, litert, ncnn, coreml, mindspore,
 #             mindspore-lite (Python 3.7), nndeploy, tensorrt-rtx; make test-NAME runs its tests there
-.PHONY: demo test docs slow bench serve-smoke soak fuzz-http crash-smoke crash crash-night check format tiny clean
+.PHONY: demo test docs slow bench serve-smoke soak fuzz-http crash-smoke crash crash-night check format tiny tiny-idle tiny-pause clean
 
 demo: .stamps/core
 	$(BIN)/segship demo --out demo-output --overwrite
 
-test: .stamps/dev
+test: tiny-pause .stamps/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -m "not slow" -n 2 --dist loadfile
 
-docs: .stamps/dev
+docs: tiny-pause .stamps/dev
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q tests/test_docs.py
 
-slow: .stamps/dev
+slow: tiny-pause .stamps/dev
 	$(BIN)/python -m pytest -q -s -m slow
 
 # Exported graphs of the peers and of seeded vit_b and vit_t; about 2 GB, kept from run to run.
 WORK := benchmarks/work
-bench: .stamps/dev
+bench: tiny-pause .stamps/dev
 	$(BIN)/python -m benchmarks.prepared $(WORK) vit_b all
 	$(BIN)/python -m benchmarks.prepared $(WORK) vit_t all
 	$(BIN)/python -m benchmarks.encoders --model vit_b --work $(WORK)
@@ -47,20 +48,20 @@ bench: .stamps/dev
 	$(BIN)/python -m benchmarks.masks
 
 # The server under load: what must hold, then a hundred thousand requests, then requests that nobody would send.
-serve-smoke: .stamps/dev
+serve-smoke: tiny-pause .stamps/dev
 	$(BIN)/python -m pytest -q tests/serve/test_under_load.py
-soak: .stamps/dev
+soak: tiny-pause .stamps/dev
 	$(BIN)/python -m benchmarks.serving.proofs --out benchmarks/results/serving.json
 	$(BIN)/python -m benchmarks.serving.soak --out benchmarks/results/soak.json
-fuzz-http: .stamps/dev .targets/fuzz/made
+fuzz-http: tiny-pause .stamps/dev .targets/fuzz/made
 	$(BIN)/python -m benchmarks.serving.fuzz --schemathesis .targets/fuzz/bin/schemathesis --out benchmarks/results/fuzz_http.json
 
 # Runs that are killed, and disks that fail: some minutes, and in full.
-crash-smoke: .stamps/dev
+crash-smoke: tiny-pause .stamps/dev
 	$(BIN)/python -m pytest -q tests/run
-crash: .stamps/dev
+crash: tiny-pause .stamps/dev
 	$(BIN)/python -m benchmarks.crash --local 20 --ray 5 --seeds 200
-crash-night: .stamps/dev
+crash-night: tiny-pause .stamps/dev
 	$(BIN)/python -m benchmarks.crash --local 100 --ray 100 --seeds 1000 --out benchmarks/results/crash.json
 	$(BIN)/python -m benchmarks.million --out benchmarks/results/million.json
 
@@ -93,6 +94,12 @@ tiny: $(DRAWN)/bank.npz
 	$(BIN)/python -m recipes.tiny.train --scenes $(POOL)/train --validation $(POOL)/validation --out $(RUNS)/again
 	$(BIN)/python -m recipes.tiny.halve $(RUNS)/again/tiny.safetensors $(RUNS)/again/tiny-half.safetensors
 	$(BIN)/segship export $(RUNS)/again/tiny-half.safetensors -o $(RUNS)/again/bundle --licence Apache-2.0
+
+# It saves every three minutes; a pause loses what came after. Nothing is asked of a machine that never began.
+tiny-idle: $(DRAWN)/bank.npz
+	$(BIN)/python -m recipes.tiny.idle start --drawings $<
+tiny-pause:
+	@test ! -e $(RUNS)/idle.pid || $(BIN)/python -m recipes.tiny.idle pause
 
 .stamps/venv:
 	$(PYTHON) -m venv .venv
