@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-import os
-from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
@@ -80,7 +78,7 @@ def run(
         str, Parameter(help="A source; or plan, start, status, verify, export, retry or gc, and a source or run.")
     ],
     options: Annotated[PlanOptions, GIVEN],
-    out: Annotated[Path | None, Parameter(name=("--out", "-o"), help="Folder of the run.", group=OUTPUT_GROUP)] = None,
+    out: Annotated[str | None, Parameter(name=("--out", "-o"), help="Folder of the run.", group=OUTPUT_GROUP)] = None,
     schedule: Annotated[Schedule, Parameter(group=MODEL_GROUP)] = "serial",
     show_graph: Annotated[Literal["mermaid", "graphviz"] | None, Parameter(group=OUTPUT_GROUP)] = None,
     executor: Annotated[Literal["local", "ray"], Parameter(group=MODEL_GROUP)] = "local",
@@ -135,7 +133,7 @@ def run(
         needs = "needs --out, and" if action in _WITH_OUT else "takes no --out and"
         message = f"{action} goes on with what was planned: it {needs} takes no options of a plan"
         raise InputError(message, code="bad_option")
-    folder = str(out) if action == "all" else place
+    folder = out if action == "all" and out is not None else place
     if action in ("all", "start"):
         by = _executor(executor, address, workers, gpus, schedule)
         with progress_bar(folder) as tick:
@@ -145,7 +143,7 @@ def run(
     if action == "export" and out is not None:
         with progress_bar(folder) as tick:
             count = export(place, out, format, overwrite=overwrite, told=tick)
-        return _tell({"pictures": count, "formats": list(format)}, json, f"{count:,} pictures in {plain(str(out))}")
+        return _tell({"pictures": count, "formats": list(format)}, json, f"{count:,} pictures in {plain(out)}")
     if action == "retry" and out is not None:
         return _tell_plan(retry(place, out, reason), out, json)
     if action == "status":
@@ -182,21 +180,21 @@ def _understood(words: tuple[str, ...]) -> tuple[str, str]:
     raise InputError(f"{found} is not understood; accepted are {_USAGE}", code="bad_option")
 
 
-def _plan(source: str, out: Path, given: dict[str, Any]) -> Plan:
+def _plan(source: str, out: str, given: dict[str, Any]) -> Plan:
     parts = {name: value for name, value in given.items() if value}
     if "run" in parts:
         parts["run"] = RunOptions(**{"threads": 1, **parts["run"]})
     return make_plan(source, open_folder(out), PlanOptions(**parts))
 
 
-def _tell_plan(plan: Plan, out: Path, json: bool) -> int:
+def _tell_plan(plan: Plan, out: str, json: bool) -> int:
     found = {"items": plan.items, "shards": plan.shards, "bytes": plan.size, "fingerprint": plan.fingerprint}
     if json:
-        print(dump_json({"run": str(out), **found}))
+        print(dump_json({"run": out, **found}))
         return 0
     console = results_console()
     console.print(f"{plan.items:,} pictures ({megabytes(plan.size)}) in {plan.shards:,} shards")
-    console.print(f"begin: segship run start {plain(os.fspath(out))}")
+    console.print(f"begin: segship run start {plain(out)}")
     return 0
 
 

@@ -83,8 +83,7 @@ def _pictures(place: str | os.PathLike[str], plan: Plan, *, needs_pixels: bool) 
     folder = open_folder(place)
     ledger, items = Ledger(folder, plan.shards), Items(folder, plan)
     ledger.require_finished()
-    for shard in range(plan.shards):
-        commit = ledger.read_commit(shard)
+    for shard, commit in enumerate(ledger.read_commits()):
         table = import_module("pyarrow.parquet").read_table(io.BytesIO(ledger.check(commit))).to_pylist()
         rows = {key: list(found) for key, found in groupby(table, key=lambda row: row["image_id"])}
         for item in _answered(items.of(shard), commit):
@@ -161,7 +160,7 @@ def retry(place: str | os.PathLike[str], out: str | os.PathLike[str], reasons: S
     plan = read_plan(folder)
     ledger, items = Ledger(folder, plan.shards), Items(folder, plan)
     ledger.require_finished()
-    commits = [ledger.read_commit(shard) for shard in range(plan.shards)]
+    commits = list(ledger.read_commits())
     wanted = {entry.id for commit in commits for entry in commit.quarantined if not reasons or entry.code in reasons}
     if not wanted:
         known = ", ".join(sorted({entry.code for commit in commits for entry in commit.quarantined})) or "none"

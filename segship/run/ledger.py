@@ -15,12 +15,12 @@ import os
 import socket
 import time
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from segship.errors import BackendUnavailable, BundleError
-from segship.run.storage import Folder
+from segship.run.storage import Folder, left_over
 
 ATTEMPTS, DEATHS, COMMITS, DATA, MANIFEST = "attempts", "deaths", "commits", "data", "manifest.json"
 ISOLATED_AFTER = 2
@@ -131,7 +131,7 @@ class Ledger:
     def begin(self, shard: int) -> int:
         """Note that a shard is begun, and return which attempt it is, counted from 1."""
         note = json.dumps({"host": socket.gethostname(), "process": os.getpid(), "at": time.time()}).encode()
-        number = 1 + len([name for name in self._folder.names(ATTEMPTS) if name.startswith(f"{shard:08d}.")])
+        number = 1 + len(self._folder.names(ATTEMPTS, f"{shard:08d}."))
         while not self._folder.create(f"{ATTEMPTS}/{shard:08d}.{number}", note):
             number += 1
         return number
@@ -172,6 +172,11 @@ class Ledger:
         """Return the commit of a shard; a FileNotFoundError where there is none yet."""
         return Commit.from_bytes(self._folder.read(_commit_name(shard)))
 
+    def read_commits(self, shards: Iterable[int] | None = None) -> Iterator[Commit]:
+        """Yield the commits of shards, of all when left out, in their order; errors as `read_commit`."""
+        names = map(_commit_name, range(self.shards) if shards is None else shards)
+        return map(Commit.from_bytes, self._folder.read_all(names))
+
     def require_finished(self) -> None:
         """Refuse as ``not_finished`` while shards are open."""
         open_shards = self.state().open
@@ -188,8 +193,7 @@ class Ledger:
             ``not_finished`` or, where a table is not what its commit says, ``bad_commit``.
         """
         self.require_finished()
-        commits = [self.read_commit(shard) for shard in range(self.shards)]
-        document = manifest_of(commits, fingerprint)
+        document = manifest_of(list(self.read_commits()), fingerprint)
         self._folder.create(MANIFEST, json.dumps(document, indent=1, sort_keys=True).encode() + b"\n")
         return document
 
@@ -206,9 +210,9 @@ class Ledger:
 
     def garbage(self) -> list[str]:
         """Return files that can be deleted: old temporary ones and, in a sealed run, tables without a commit."""
-        found = list(self._folder.left_over())
+        found = left_over(self._folder)
         if self._folder.exists(MANIFEST):
-            kept = {self.read_commit(shard).file for shard in range(self.shards)}
+            kept = {commit.file for commit in self.read_commits()}
             found += [f"{DATA}/{name}" for name in self._folder.names(DATA) if f"{DATA}/{name}" not in kept]
         return found
 

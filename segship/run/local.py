@@ -18,11 +18,10 @@ import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 from segship.errors import BackendUnavailable, SegshipError
-from segship.run.ledger import ISOLATED_AFTER, Ledger, Quarantined
+from segship.run.ledger import DEATHS, ISOLATED_AFTER, Ledger, Quarantined
 from segship.run.plan import read_plan
 from segship.run.stages import Occupancy, Schedule
 from segship.run.storage import open_folder
@@ -35,7 +34,7 @@ _MOST_FAILED_STARTS = 3
 class Executor(Protocol):
     """What works on shards of a run, in any order, until all are committed or something fails."""
 
-    def run(self, place: Path, shards: Iterable[int], told: Callable[[int], None]) -> None:
+    def run(self, place: str, shards: Iterable[int], told: Callable[[int], None]) -> None:
         """Work on shards; ``told`` is called with each that is committed."""
 
 
@@ -59,7 +58,7 @@ class LocalExecutor:
     _stop: threading.Event = field(default_factory=threading.Event)
     _errors: list[BaseException] = field(default_factory=list)
 
-    def run(self, place: Path, shards: Iterable[int], told: Callable[[int], None]) -> None:
+    def run(self, place: str, shards: Iterable[int], told: Callable[[int], None]) -> None:
         """Work on shards; errors are those of the first worker that failed.
 
         Raises
@@ -86,7 +85,7 @@ class LocalExecutor:
         if self._errors:
             raise self._errors[0]
 
-    def _serve(self, place: Path, next_shard: Callable[[], int | None], told: Callable[[int], None]) -> None:
+    def _serve(self, place: str, next_shard: Callable[[], int | None], told: Callable[[int], None]) -> None:
         process = Process(place, self.schedule, self.occupancy)
         try:
             while (shard := next_shard()) is not None:
@@ -111,7 +110,7 @@ class _Outcome:
 class Process:
     """One worker process, started when it is needed and anew when it has died; whoever holds it sees its deaths."""
 
-    def __init__(self, place: Path, schedule: Schedule = "serial", occupancy: Occupancy | None = None) -> None:
+    def __init__(self, place: str, schedule: Schedule = "serial", occupancy: Occupancy | None = None) -> None:
         self._place = place
         self._schedule = schedule
         self._occupancy = occupancy or Occupancy()
@@ -173,12 +172,12 @@ class Process:
         return _Outcome(False, None if item is None else str(item["item"]), how)
 
     def _deaths(self, shard: int) -> list[dict[str, Any]]:
-        names = [name for name in self._folder.names("deaths") if name.startswith(f"{shard:08d}.")]
-        return [json.loads(self._folder.read(f"deaths/{name}")) for name in names]
+        names = self._folder.names(DEATHS, f"{shard:08d}.")
+        return [json.loads(data) for data in self._folder.read_all(f"{DEATHS}/{name}" for name in names)]
 
     def _started(self) -> subprocess.Popen[str]:
         if self._process is None or self._process.poll() is not None:
-            command = [sys.executable, "-m", "segship.run.local", str(self._place)]
+            command = [sys.executable, "-m", "segship.run.local", self._place]
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         return self._process
 

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from importlib import import_module
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from segship.errors import BackendUnavailable, SegshipError
@@ -45,7 +44,7 @@ class RayExecutor:
     schedule: Schedule = "serial"
     _lost: dict[int, int] = field(default_factory=dict)
 
-    def run(self, place: Path, shards: Iterable[int], told: Callable[[int], None]) -> None:
+    def run(self, place: str, shards: Iterable[int], told: Callable[[int], None]) -> None:
         """Work on shards; see `segship.run.local.Executor`.
 
         Raises
@@ -64,7 +63,7 @@ class RayExecutor:
         while waiting or running:
             while waiting and len(running) < workers:
                 shard = waiting.pop()
-                running[remote.remote(str(place), shard, self.schedule)] = shard
+                running[remote.remote(place, shard, self.schedule)] = shard
             done, _ = ray.wait(list(running), num_returns=1)
             shard = running.pop(done[0])
             if self._take(ray, done[0], shard):
@@ -95,7 +94,7 @@ def work_on_shard(place: str, shard: int, schedule: Schedule) -> dict[str, str] 
         for process in _HELD.values():
             process.close()
         _HELD.clear()
-        _HELD[place] = Process(Path(place), schedule)
+        _HELD[place] = Process(place, schedule)
     try:
         _HELD[place].finish(shard)
     except SegshipError as error:

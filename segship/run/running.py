@@ -8,12 +8,11 @@ import os
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from segship.errors import BundleError, InputError, option
 from segship.machine import usable_cores
-from segship.run.ledger import COMMITS, MANIFEST, Ledger, manifest_of
+from segship.run.ledger import ATTEMPTS, COMMITS, MANIFEST, Ledger, manifest_of
 from segship.run.local import Executor, LocalExecutor
 from segship.run.plan import Items, read_plan
 from segship.run.stages import Schedule
@@ -124,7 +123,7 @@ def start(
 
         if todo:
             count_of_workers = min(workers or usable_cores(), len(todo))
-            (executor or LocalExecutor(count_of_workers, schedule)).run(Path(place), todo, count)
+            (executor or LocalExecutor(count_of_workers, schedule)).run(os.fspath(place), todo, count)
         ledger.seal(plan.fingerprint)
     return status(place)
 
@@ -134,7 +133,7 @@ def status(place: str | os.PathLike[str]) -> Status:
     folder = open_folder(place)
     plan = read_plan(folder)
     ledger = Ledger(folder, plan.shards)
-    commits = [ledger.read_commit(shard) for shard in sorted(ledger.state().committed)]
+    commits = list(ledger.read_commits(sorted(ledger.state().committed)))
     reasons = Counter(entry.code for commit in commits for entry in commit.quarantined)
     sealed = folder.exists(MANIFEST)
     return Status(
@@ -153,9 +152,7 @@ def status(place: str | os.PathLike[str]) -> Status:
 
 def _seconds(folder: Folder) -> float:
     """Return the time between the first attempt and the last commit, as the file system has it."""
-    attempts, commits = (
-        [folder.age(f"{where}/{name}") for name in folder.names(where)] for where in ("attempts", COMMITS)
-    )
+    attempts, commits = (list(folder.ages(where).values()) for where in (ATTEMPTS, COMMITS))
     return max(attempts) - min(commits) if attempts and commits else 0.0
 
 
@@ -178,8 +175,7 @@ def verify(place: str | os.PathLike[str]) -> dict[str, Any]:
     if not folder.exists(MANIFEST):
         raise BundleError("the run is not finished; start it again", code="not_finished")
     commits = []
-    for shard in range(plan.shards):
-        commit = ledger.read_commit(shard)
+    for shard, commit in enumerate(ledger.read_commits()):
         ledger.check(commit)
         answered = [*commit.done, *(entry.id for entry in commit.quarantined)]
         if sorted(answered) != [item.id for item in items.of(shard)]:

@@ -1,17 +1,19 @@
 # SPDX-License-Identifier: Apache-2.0
 """Where a run lies: files that are whole, that appear at once, and of which some can be made only once.
 
-Everything that a run believes goes through `Folder`, and that through the few operations of a `Disk`: tests put a disk
-there that forgets what was not synced, or fails at any operation.
+Everything that a run believes goes through a `Folder`. On a file system it goes on through the few operations of a
+`Disk`: tests put a disk there that forgets what was not synced, or fails at any operation. In an object store an object
+is whole by itself, and made once by a conditional put.
 """
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
 from typing import Protocol
 
@@ -116,13 +118,48 @@ class RealDisk:
             os.close(descriptor)
 
 
-class Folder:
-    """Whole files below one folder.
+class Folder(Protocol):
+    """Whole files below one place; names are relative to it, with slashes.
+
+    Errors are OutputErrors ``no_space`` or ``cannot_write`` on a disk, where a file is then not there, or whole; and
+    what `segship.run.objects.Objects` raises in a store.
+    """
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Make a file that there is not, once and for all; returns whether this call has made it."""
+
+    def publish(self, name: str, data: bytes) -> None:
+        """Put a file in place whose name says its content, so that it may be there already."""
+
+    def read(self, name: str) -> bytes:
+        """Return a file; a FileNotFoundError where there is none."""
+
+    def read_all(self, names: Iterable[str]) -> Iterator[bytes]:
+        """Yield files in the order of their names; errors as `read`."""
+
+    def names(self, folder: str, beginning: str = "") -> list[str]:
+        """Return the names in a folder that begin so, sorted."""
+
+    def exists(self, name: str) -> bool:
+        """Return whether there is a file."""
+
+    def remove(self, name: str) -> None:
+        """Delete a file, if it is there."""
+
+    def ages(self, folder: str) -> dict[str, float]:
+        """Return how many seconds ago each file of a folder was made."""
+
+    def require_exclusive(self) -> None:
+        """Refuse a place where a file can be made twice."""
+
+
+class DiskFolder:
+    """A `Folder` on a file system.
 
     Parameters
     ----------
     disk
-        What they are written with.
+        What its files are written with.
     """
 
     def __init__(self, disk: Disk) -> None:
@@ -164,9 +201,13 @@ class Folder:
         """Return a file; a FileNotFoundError where there is none."""
         return self._disk.read(name)
 
-    def names(self, folder: str) -> list[str]:
-        """Return the names in a folder, sorted."""
-        return sorted(self._disk.names(folder))
+    def read_all(self, names: Iterable[str]) -> Iterator[bytes]:
+        """Yield files in the order of their names."""
+        return map(self._disk.read, names)
+
+    def names(self, folder: str, beginning: str = "") -> list[str]:
+        """Return the names in a folder that begin so, sorted."""
+        return sorted(name for name in self._disk.names(folder) if name.startswith(beginning))
 
     def exists(self, name: str) -> bool:
         """Return whether there is a file."""
@@ -176,18 +217,16 @@ class Folder:
         """Delete a file, if it is there."""
         self._disk.remove(name)
 
-    def age(self, name: str) -> float:
-        """Return how many seconds ago a file was made."""
-        return self._disk.age(name)
+    def ages(self, folder: str) -> dict[str, float]:
+        """Return how many seconds ago each file of a folder was made."""
+        found = {}
+        for name in self._disk.names(folder):
+            with contextlib.suppress(FileNotFoundError):
+                found[name] = self._disk.age(f"{folder}/{name}")
+        return found
 
-    def left_over(self) -> Iterator[str]:
-        """Yield temporary files that nobody can be writing any more."""
-        for name in self.names(TEMPORARY):
-            try:
-                if self._disk.age(f"{TEMPORARY}/{name}") > LEASE_SECONDS:
-                    yield f"{TEMPORARY}/{name}"
-            except FileNotFoundError:
-                continue
+    def require_exclusive(self) -> None:
+        """Do nothing: a link to a name that is taken fails on every file system that has links."""
 
     def _temporary(self, name: str, data: bytes) -> str:
         for folder in (TEMPORARY, _parent(name)):
@@ -200,6 +239,11 @@ class Folder:
             self._disk.remove(temporary)
             raise
         return temporary
+
+
+def left_over(folder: Folder) -> list[str]:
+    """Return temporary files that nobody can be writing any more."""
+    return sorted(f"{TEMPORARY}/{name}" for name, age in folder.ages(TEMPORARY).items() if age > LEASE_SECONDS)
 
 
 def _parent(name: str) -> str:
@@ -236,4 +280,4 @@ def open_folder(place: str | os.PathLike[str]) -> Folder:
     if "://" in os.fspath(place):
         message = f"{os.fspath(place)} is an address; a run lies in a folder"
         raise InputError(message, code="bad_place")
-    return Folder(RealDisk(place))
+    return DiskFolder(RealDisk(place))

@@ -9,7 +9,7 @@ import pytest
 
 from segship.errors import BackendUnavailable, BundleError, OutputError
 from segship.run.ledger import Commit, Ledger, Quarantined, merkle_root
-from segship.run.storage import Folder, RealDisk, open_folder
+from segship.run.storage import DiskFolder, RealDisk, open_folder
 from tests.run.disks import FailingDisk, Killed, LossyDisk, draw_from
 
 SHARDS = 4
@@ -21,7 +21,7 @@ def table(shard):
 
 def work(disk):
     """What a driver does with shards whose work is trivial, from wherever the run stands."""
-    ledger = Ledger(Folder(disk), SHARDS)
+    ledger = Ledger(DiskFolder(disk), SHARDS)
     for shard in ledger.state().open:
         ledger.begin(shard)
         lost = [Quarantined("q", "name", "truncated", "it ends early")] if shard == 2 else []
@@ -31,7 +31,7 @@ def work(disk):
 
 def check(disk):
     """What must hold at any moment: commits are readable, and their tables are theirs."""
-    ledger = Ledger(Folder(disk), SHARDS)
+    ledger = Ledger(DiskFolder(disk), SHARDS)
     state = ledger.state()
     for shard in state.committed:
         assert ledger.check(ledger.read_commit(shard)) == table(shard)
@@ -159,7 +159,7 @@ def test_garbage_goes_only_when_all_is_sealed(tmp_path):
 
 def test_folders_are_made_and_errors_are_told(tmp_path):
     disk = RealDisk(tmp_path)
-    folder = Folder(disk)
+    folder = DiskFolder(disk)
     assert folder.create("a/b/c", b"1") and not folder.create("a/b/c", b"2")
     assert folder.read("a/b/c") == b"1" and folder.names("a/b") == ["c"] and folder.exists("a/b/c")
     assert folder.names("nowhere") == [] and not folder.exists("nowhere/x")

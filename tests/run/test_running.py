@@ -96,7 +96,7 @@ def test_bytes_do_not_depend_on_the_order_of_shards(source, expected, tmp_path):
     make_plan(source, open_folder(tmp_path), OPTIONS)
     shards = list(range(5))
     random.Random(3).shuffle(shards)
-    LocalExecutor(1).run(tmp_path, shards, lambda shard: None)
+    LocalExecutor(1).run(str(tmp_path), shards, lambda shard: None)
     assert start(tmp_path).root == expected[0].root and tables(tmp_path) == expected[1]
 
 
