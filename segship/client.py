@@ -527,7 +527,8 @@ class _Line:
         """Wait until a server may be asked again; raises what it said if it may not, or not in time."""
         said = response.headers.get("retry-after", "")
         pause = float(said) if said.isdigit() else _PAUSE
-        if response.status not in _NO_ROOM or left < 1 or time.monotonic() + pause >= ends:
+        is_final = response.status not in _NO_ROOM or b'"retryable": false' in data
+        if is_final or left < 1 or time.monotonic() + pause >= ends:
             raise _error_of(response.status, data)
         time.sleep(pause)
 

@@ -3,7 +3,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -23,6 +23,8 @@ if TYPE_CHECKING:
     from segship.bundle.manifest import Manifest
 
 Task = TypeVar("Task", Predictor, SemanticPredictor)
+
+_NO_PROMPTS = "takes no prompts; use " + way("segship.load_semantic(...).segment(image)", "`segship semantic`")
 
 
 @overload
@@ -71,8 +73,17 @@ def load(model: str | Path = "tiny", **run: Unpack[RunSettings]) -> Predictor | 
 
 def load_promptable(model: str | Path = "tiny", **run: Unpack[RunSettings]) -> Predictor:
     """Make a predictor of a promptable model, as `load` does; a semantic one is refused as ``other_family``."""
-    advice = "takes no prompts; use " + way("segship.load_semantic(...).segment(image)", "`segship semantic`")
-    return _open_only(Predictor, model, make_options("load_promptable", RunOptions, run), advice)
+    return _open_only(Predictor, model, make_options("load_promptable", RunOptions, run), _NO_PROMPTS)
+
+
+def load_decoder(model: str | Path = "tiny", **run: Unpack[RunSettings]) -> Predictor:
+    """Make a predictor that only decodes embeddings, which another one of the same bundle has made.
+
+    Of a bundle the encoder, which is most of a model, is not loaded, and whoever calls ``encode`` gets a KeyError; a
+    checkpoint is loaded whole. Errors are those of `load_promptable`.
+    """
+    options = make_options("load_decoder", RunOptions, run)
+    return _open_only(Predictor, model, options, _NO_PROMPTS, leave_out=("image_encoder",))
 
 
 def load_semantic(model: str | Path, **run: Unpack[RunSettings]) -> SemanticPredictor:
@@ -88,9 +99,11 @@ def load_semantic(model: str | Path, **run: Unpack[RunSettings]) -> SemanticPred
     return _open_only(SemanticPredictor, model, make_options("load_semantic", RunOptions, run), advice)
 
 
-def _open_only(kind: type[Task], model: str | Path, run: RunOptions, advice: str) -> Task:
+def _open_only(
+    kind: type[Task], model: str | Path, run: RunOptions, advice: str, leave_out: Sequence[str] = ()
+) -> Task:
     """Open a model of one task, or close it and say what it is."""
-    opened = open_model(model, run)
+    opened = open_model(model, run, leave_out)
     if isinstance(opened, kind):
         return opened
     opened.close()
@@ -99,13 +112,13 @@ def _open_only(kind: type[Task], model: str | Path, run: RunOptions, advice: str
     raise InputError(message, code="other_family")
 
 
-def open_model(model: str | Path, run: RunOptions) -> Predictor | SemanticPredictor:
-    """Open a model of either task; errors are those of `load`."""
+def open_model(model: str | Path, run: RunOptions, leave_out: Sequence[str] = ()) -> Predictor | SemanticPredictor:
+    """Open a model of either task, of a bundle without some of its graphs; errors are those of `load`."""
     path = find_model(model)
-    return _open_bundle(path, run) if path.is_dir() else _open_checkpoint(path, run)
+    return _open_bundle(path, run, leave_out) if path.is_dir() else _open_checkpoint(path, run)
 
 
-def _open_bundle(path: Path, run: RunOptions) -> Predictor | SemanticPredictor:
+def _open_bundle(path: Path, run: RunOptions, leave_out: Sequence[str]) -> Predictor | SemanticPredictor:
     from segship.backends.opening import choose_artifact, open_sessions
     from segship.bundle import Bundle
 
@@ -115,7 +128,7 @@ def _open_bundle(path: Path, run: RunOptions) -> Predictor | SemanticPredictor:
     choice = _accepted_choice(bundle, run)
     threads = choice.threads if run.threads is None else run.threads
     run = replace(run, backend=choice.backend, precision=choice.precision, threads=threads)
-    sessions = open_sessions(bundle, run)
+    sessions = open_sessions(bundle, run, leave_out)
     # What ties embeddings to their encoder.
     digest = choose_artifact(manifest, manifest.first_graph, run)[0].digest
     return _predictor(manifest, sessions, digest, choice, run.threads)

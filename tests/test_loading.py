@@ -16,7 +16,7 @@ from segship.backends.session import RunOptions, RunSettings
 from segship.catalog import bundle_folder
 from segship.errors import BackendUnavailable, BundleError, InputError
 from segship.fetch import checkpoint_path
-from segship.loading import load_promptable, open_model
+from segship.loading import load_decoder, load_promptable, open_model
 
 
 @pytest.fixture(autouse=True)
@@ -157,3 +157,13 @@ def test_defaults_of_a_run_stand_in_one_place():
     assert {place for place in found if place[1] in options} - known == {
         ("session.py", name) for name in options - {"compile"}
     }
+
+
+def test_a_decoder_alone_decodes_what_another_has_encoded():
+    with segship.load("tiny") as whole, load_decoder("tiny") as part:
+        embedding = whole.encode(segship.demo_photograph())
+        prompts = segship.Prompts(points=[[365, 290]])
+        assert part.decode(embedding, prompts).rles == whole.decode(embedding, prompts).rles
+        assert part.description == whole.description and part.objects_per_call == whole.objects_per_call
+        with pytest.raises(KeyError, match="image_encoder"):
+            part.encode(segship.demo_photograph())

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -45,8 +46,8 @@ def open_session(graph: Graph | bytes | Path, spec: GraphSpec, run: RunOptions) 
     return _open(load_backend(run.backend), graph, spec, run)
 
 
-def open_sessions(bundle: Bundle, run: RunOptions) -> dict[str, Session]:
-    """Verify every graph of a bundle and load it: graph -> session; errors are those of `open_session`.
+def open_sessions(bundle: Bundle, run: RunOptions, leave_out: Sequence[str] = ()) -> dict[str, Session]:
+    """Verify every graph of a bundle, but those to leave out, and load it: graph -> session.
 
     Graphs in other people's contracts answer in ours. Those that a backend does not run are left out, if the model can
     do without.
@@ -54,7 +55,8 @@ def open_sessions(bundle: Bundle, run: RunOptions) -> dict[str, Session]:
     Raises
     ------
     BackendUnavailable
-        ``graph_unavailable`` when the backend does not run what the model needs.
+        ``graph_unavailable`` when the backend does not run what the model needs; else errors are those of
+        `open_session`.
     """
     manifest, row = bundle.manifest, BACKENDS.get(run.backend)
     if row is not None and not row.runs(manifest.graph_sets[0]):
@@ -63,7 +65,8 @@ def open_sessions(bundle: Bundle, run: RunOptions) -> dict[str, Session]:
             f"use {way('backend=', '--backend ')}{DEFAULT_BACKEND}"
         )
         raise BackendUnavailable(message, code="graph_unavailable")
-    graphs = [spec for spec in manifest.graphs if row is None or row.runs([spec.name])]
+    able = [spec for spec in manifest.graphs if row is None or row.runs([spec.name])]
+    graphs = [spec for spec in able if spec.name not in leave_out]
     return manifest.adapt({spec.name: open_graph(bundle, spec, run) for spec in graphs})
 
 

@@ -114,11 +114,13 @@ def adapt_sessions(
     preprocessing: Preprocessing,
     masks: int = MASK_TOKENS,
 ) -> dict[str, Session]:
-    """Return sessions of our contracts over those of a foreign encoder and decoder, by the same names."""
-    return {
-        "image_encoder": ForeignEncoder(sessions["image_encoder"], foreign, geometry, preprocessing),
-        "mask_decoder": ForeignDecoder(sessions["mask_decoder"], foreign, geometry, masks),
-    }
+    """Return sessions of our contracts over those of a foreign encoder and decoder, as far as they are there."""
+    found: dict[str, Session] = {}
+    if "image_encoder" in sessions:
+        found["image_encoder"] = ForeignEncoder(sessions["image_encoder"], foreign, geometry, preprocessing)
+    if "mask_decoder" in sessions:
+        found["mask_decoder"] = ForeignDecoder(sessions["mask_decoder"], foreign, geometry, masks)
+    return found
 
 
 class _Adapted(Session):

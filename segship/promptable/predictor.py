@@ -65,8 +65,8 @@ class Predictor:
     manifest
         What the model is: sizes, preprocessing, prompt rules.
     sessions
-        Graph -> session with its contract of `segship.spec`: ``image_encoder`` and those of
-        `segship.promptable.decoder.Decoder`.
+        Graph -> session with its contract of `segship.spec`: ``image_encoder``, without which nothing is encoded, and
+        those of `segship.promptable.decoder.Decoder`.
     encoder_sha256
         Digest of the encoder; an embedding belongs to the predictor whose digest it carries.
     backend
@@ -124,12 +124,16 @@ class Predictor:
     @property
     def description(self) -> str:
         """What really runs the model: runtime, version, device, threads."""
-        return self._sessions["image_encoder"].description
+        return self._leading.description
 
     @property
     def objects_per_call(self) -> int:
         """How many objects the decoder takes at once; more of them are decoded in several calls."""
-        return objects_per_call(self.manifest.geometry, on_gpu=self._sessions["image_encoder"].on_gpu)
+        return objects_per_call(self.manifest.geometry, on_gpu=self._leading.on_gpu)
+
+    @property
+    def _leading(self) -> Session:
+        return self._sessions["image_encoder" if "image_encoder" in self._sessions else "mask_decoder"]
 
     @property
     def holds_image_side(self) -> bool:

@@ -11,9 +11,8 @@ from typing import Any
 from segship.errors import InputError, SegshipError
 
 _RETRYABLE = {408, 410, 429, 503, 504}
-
-
 NO_SPACE = "no_space"
+MODEL_FAILED = "model_failed"
 
 
 def of_exception(error: BaseException) -> Refusal:
@@ -80,7 +79,7 @@ class Refusal(Exception):
             "message": self.message,
             "kind": self.kind,
             "request_id": request_id,
-            "retryable": self.status in _RETRYABLE,
+            "retryable": self.status in _RETRYABLE and self.code != MODEL_FAILED,
             "limit": limit,
         }
 

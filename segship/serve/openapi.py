@@ -37,7 +37,7 @@ STATUSES = {
     429: "`rate_limited`",
     431: "`head_too_large`",
     500: "`internal`: a fault of the server's own",
-    503: "`overloaded`, `starting`, `draining`, `worker_died`; Retry-After says when to ask again",
+    503: "`overloaded`, `starting`, `draining`, `worker_died`: Retry-After says when to ask again; `model_failed`: not",
     504: "`deadline_exceeded`",
 }
 _ALWAYS, _WITH_BODY, _OF_IMAGE = (400, 403, 408, 421, 431, 500, 503), (413, 415, 422, 504), (404, 410)
@@ -220,7 +220,14 @@ def _other_protocols() -> dict[str, Schema]:
     return {
         "Models": _object(
             version=_TEXT,
-            models=_list(_object(name=_TEXT, task={"enum": ["promptable", "semantic"]}, ready=_TRUTH)),
+            models=_list(
+                _object(
+                    name=_TEXT,
+                    task={"enum": ["promptable", "semantic"]},
+                    ready=_TRUTH,
+                    failure={"type": ["string", "null"]},
+                )
+            ),
             limits={"type": "object"},
         ),
         "LabelStudioTasks": _object(

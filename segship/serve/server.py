@@ -14,11 +14,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
 from segship.errors import BackendUnavailable, BundleError, InputError, OutputError, option, shown
+from segship.serve.errors import MODEL_FAILED
 from segship.serve.options import ServeOptions
+
+if TYPE_CHECKING:
+    import uvicorn
 
 _NEEDED = {
     "h11": "h11",
@@ -65,6 +69,8 @@ def serve(options: ServeOptions | None = None, *, started: Callable[[str], None]
         ``serve_missing`` without the extra.
     BundleError
         When there is no such model, as `segship.load` says.
+    BackendUnavailable
+        ``model_failed`` once no model is left: each was loaded in vain too often, or finds wrong masks.
     OutputError
         ``cannot_listen`` when the port is taken.
     """
@@ -133,7 +139,7 @@ async def serve_on(
     inside: socket.socket | None = None,
     **how: Any,
 ) -> int:
-    """Serve models on a socket that listens, and on one ``inside`` the machine.
+    """Serve models on a socket that listens, and on one ``inside`` the machine; errors are those of `serve`.
 
     ``how`` is what `segship.serve.service.Service` takes besides options.
     """
@@ -163,11 +169,23 @@ async def serve_on(
     service.start(models)
     if started is not None:
         started(address_of(listener))
+    server = Server(config, door.leave)
+    losing = asyncio.ensure_future(_end_if_lost(service.lost, server))
     try:
-        await Server(config, door.leave).serve(sockets=[listener] if inside is None else [listener, inside])
+        await server.serve(sockets=[listener] if inside is None else [listener, inside])
     finally:
+        losing.cancel()
         await service.stop()
+    if service.lost.is_set():
+        failures = "; ".join(model.failure for model in service.models.values())
+        raise BackendUnavailable(f"there is nothing left to serve: {failures}", code=MODEL_FAILED)
     return 0
+
+
+async def _end_if_lost(lost: asyncio.Event, server: uvicorn.Server) -> None:
+    """End a server for which there is nothing left to do: whoever watches over processes sees that at once."""
+    await lost.wait()
+    server.should_exit = True
 
 
 def _with_room_for_files(options: ServeOptions) -> ServeOptions:

@@ -25,7 +25,7 @@ from segship.masks.rle import decode_rle
 from segship.masks.scores import mask_iou
 from segship.serve import wire
 from segship.serve.cache import EmbeddingCache, Entry
-from segship.serve.errors import Refusal, of_exception
+from segship.serve.errors import MODEL_FAILED, Refusal, of_exception
 from segship.serve.lanes import Lane, PoisonList
 from segship.serve.options import ServeOptions
 from segship.serve.questions import Query, read_everything
@@ -37,6 +37,8 @@ from segship.spec import GraphSpec
 
 WORKER_MODULE = "segship.serve.worker"
 _GOLDEN_IOU = 0.99
+# Self-tests of a model whose workers die at it.
+_MOST_TESTS = 3
 _FOLDER = "segship-serve-"
 # Of the machine's own scheduler: encoding gives way to clicks.
 _NICE = {"encoder": 10, "classes": 10, "pictures": 5, "clicks": 0}
@@ -57,6 +59,9 @@ class Model:
     is_right: bool = False
     """Whether it has passed the self-test."""
     failure: str = ""
+    """Why it does not answer now; for good if it is lost."""
+    is_lost: bool = False
+    """Whether it will never answer: it found a wrong mask, or a worker was started in vain too often."""
 
     @property
     def description(self) -> Header:
@@ -82,7 +87,8 @@ class Model:
         """Return what GET /v1/models says."""
         hidden = ("golden", "runs_on", "aspect_ratio", "graphs")
         said = {key: value for key, value in self.description.items() if key not in hidden}
-        return {"name": self.name, "task": self.task, "ready": self.ready, "classes": None, **said}
+        known = {"ready": self.ready, "failure": self.failure or None}
+        return {"name": self.name, "task": self.task, **known, "classes": None, **said}
 
 
 @dataclass(slots=True, eq=False)
@@ -129,6 +135,8 @@ class Service:
         self.pictures = self._worker("pictures", {})
         self.reading = self._lane("read", self.pictures, _READING_QUEUE, limits.read_seconds)
         self.models: dict[str, Model] = {}
+        self.lost = asyncio.Event()
+        """Set once no model is left that may ever answer."""
 
     def start(self, tasks: Mapping[str, tuple[str, str]]) -> None:
         """Start every worker; ``tasks`` are name -> task and place of the models, the first the one by default."""
@@ -174,7 +182,8 @@ class Service:
         Raises
         ------
         Refusal
-            ``unknown_model``, ``other_family`` for one of another task, ``starting`` for one that is not there yet.
+            ``unknown_model``, ``other_family`` for one of another task, ``starting`` for one that is not there yet,
+            ``model_failed`` for one that never will be.
         """
         able = [model for model in self.models.values() if model.task == task]
         if name is None and not able:
@@ -184,6 +193,8 @@ class Service:
             raise Refusal(404, "unknown_model", f"there is no such model; there are {', '.join(self.models)}")
         if found.task != task:
             raise Refusal(422, "other_family", f"{found.name} is a {found.task} model, and a {task} one is needed")
+        if found.is_lost:
+            raise Refusal(503, MODEL_FAILED, found.failure)
         if not found.is_right:
             message = found.failure or f"{found.name} is being loaded; ask again"
             raise Refusal(503, "starting", message, retry_after=1)
@@ -412,6 +423,17 @@ class Service:
     def _notice(self, worker: Worker) -> None:
         for lane in self.lanes.values():
             lane.notice(worker)
+        if worker.has_given_up:
+            for model in self.models.values():
+                if worker in (self.pictures, *model.workers):
+                    self._lose(model, f"{model.name} cannot be loaded; the log of the server says why", worker.failure)
+
+    def _lose(self, model: Model, failure: str, why: str) -> None:
+        """Take notice that a model will never answer."""
+        model.is_right, model.is_lost, model.failure = False, True, failure
+        print(f"segship serve: {model.name} is given up: {why}", file=sys.stderr, flush=True)
+        if all(one.is_lost for one in self.models.values()):
+            self.lost.set()
 
     def _drop(self, entry: Entry) -> None:
         for stored in (entry.source, entry.embedding):
@@ -423,23 +445,35 @@ class Service:
 
     async def _prove(self, model: Model) -> None:
         """Ask what must be found, until the answer is right: a model that is wrong is never ready."""
-        while not (self.pictures.ready and all(worker.ready for worker in model.workers)):
+        for tries_left in reversed(range(_MOST_TESTS)):
+            await self._until_loaded(model)
+            if model.is_lost:
+                return
+            data, deadline = demo_photograph().read_bytes(), time.monotonic() + 600.0
+            try:
+                if model.task == "semantic":
+                    await self.semantic(model, data, [("format", "rle")], deadline)
+                else:
+                    await self._prove_masks(model, data, deadline)
+            except Exception as error:
+                refusal = of_exception(error)
+                model.failure = f"{model.name} failed its self-test: {refusal.message}"
+                # A worker that was killed says nothing of the model.
+                if refusal.code != "worker_died" or not tries_left:
+                    self._lose(model, model.failure, refusal.message)
+                    return
+            else:
+                model.is_right, model.failure = True, ""
+                return
+
+    async def _until_loaded(self, model: Model) -> None:
+        """Wait until every worker of a model is there, or it is lost."""
+        while not model.is_lost and not (self.pictures.ready and all(worker.ready for worker in model.workers)):
             failures = [worker.failure for worker in (self.pictures, *model.workers) if worker.failure]
             if failures and not model.failure:
                 model.failure = f"{model.name} cannot be loaded; the log of the server says why"
                 print(f"segship serve: {model.name}: {failures[0]}", file=sys.stderr, flush=True)
             await asyncio.sleep(0.05)
-        data, deadline = demo_photograph().read_bytes(), time.monotonic() + 600.0
-        try:
-            if model.task == "semantic":
-                await self.semantic(model, data, [("format", "rle")], deadline)
-            else:
-                await self._prove_masks(model, data, deadline)
-        except Exception as error:
-            model.failure = f"{model.name} failed its self-test: {of_exception(error).message}"
-            print(f"segship serve: {model.failure}", file=sys.stderr, flush=True)
-            return
-        model.is_right, model.failure = True, ""
 
     async def _prove_masks(self, model: Model, data: bytes, deadline: float) -> None:
         entry, _, _ = await self.upload("", model, data, deadline)

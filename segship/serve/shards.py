@@ -33,11 +33,14 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 
 from segship.errors import BackendUnavailable
-from segship.serve.errors import Refusal
+from segship.serve.errors import MODEL_FAILED, Refusal
 from segship.serve.options import ServeOptions, make_serve_options
 
 PASSED_ON = "segship-passed-on"
 """Field of a request that another process has passed on: the secret that all of them share."""
+
+EXIT_LOST = 4
+"""Exit code of a process that has no model left, as the command line has it."""
 
 _OF_A_HANDLE = 2
 _HOP_BY_HOP = {b"connection", b"content-length", b"transfer-encoding", b"keep-alive", b"expect"}
@@ -217,11 +220,16 @@ class _Processes:
         while not self._asked:
             time.sleep(0.1)
             for index, process in enumerate(self._running):
-                if process.poll() is not None and not self._asked:
+                if process.poll() == EXIT_LOST and not self._asked:
+                    # It will be no better in another.
+                    self._end(signal.SIGTERM, None)
+                elif process.poll() is not None and not self._asked:
                     time.sleep(pauses[index])
                     pauses[index] = min(2 * pauses[index] + 0.5, _LONGEST_PAUSE)
                     self._running[index] = self._start(index)
         codes = [process.wait() for process in self._running]
+        if EXIT_LOST in codes:
+            raise BackendUnavailable("there is nothing left to serve; the log says why", code=MODEL_FAILED)
         return max(codes, key=abs)
 
     def _start(self, index: int) -> subprocess.Popen[bytes]:
@@ -286,7 +294,14 @@ def _end_with_parent() -> None:
 def main() -> None:
     """Run one of several processes, as it is told on standard input."""
     told = json.loads(sys.stdin.buffer.readline())
-    raise SystemExit(asyncio.run(_serve_one(told)))
+    try:
+        code = asyncio.run(_serve_one(told))
+    except BackendUnavailable as error:
+        if error.code != MODEL_FAILED:
+            raise
+        print(f"segship serve: {error}", file=sys.stderr, flush=True)
+        code = EXIT_LOST
+    raise SystemExit(code)
 
 
 if __name__ == "__main__":

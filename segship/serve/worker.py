@@ -14,10 +14,11 @@ import queue
 import shutil
 import threading
 import time
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
 
@@ -28,6 +29,9 @@ from segship.promptable.prompts import PromptLimits
 from segship.serve import wire
 from segship.serve.errors import Refusal, of_exception
 from segship.serve.wire import Header, Stored
+
+if TYPE_CHECKING:
+    from segship.promptable.predictor import Predictor
 
 Tell = Callable[[Header], None]
 Answer = tuple[Header, bytes]
@@ -99,6 +103,8 @@ class Pictures(Worker):
 
     def __init__(self, settings: Header) -> None:
         super().__init__(settings)
+        # Of damage there is a code or a note; a log of what strangers send needs no more.
+        warnings.simplefilter("ignore")
         _leave_network()
         # One of each kind, so that what is loaded at first use counts as part of the empty process.
         read_image(demo_photograph())
@@ -118,12 +124,15 @@ class Promptable(Worker):
     """Holds a promptable model."""
 
     def __init__(self, settings: Header) -> None:
+        super().__init__(settings)
+        self.predictor = self.load(settings["model"], settings["run"])
+        self.model = settings["model"]
+
+    def load(self, model: str, run: Header) -> Predictor:
+        """Return the model with what this kind of worker needs of it."""
         from segship.loading import load_promptable
 
-        super().__init__(settings)
-        self.predictor = load_promptable(settings["model"], **settings["run"])
-        self.run = settings["run"]
-        self.model = settings["model"]
+        return load_promptable(model, **run)
 
     def stop(self, thread: int) -> None:
         """End what a thread runs, in runtimes that can."""
@@ -238,11 +247,17 @@ class Encoder(Promptable):
 
 
 class Clicks(Promptable):
-    """Answers prompts about pictures that are encoded."""
+    """Answers prompts about pictures that are encoded, without an encoder."""
 
     def __init__(self, settings: Header) -> None:
         super().__init__(settings)
         self._held: OrderedDict[str, tuple[Any, int]] = OrderedDict()
+
+    def load(self, model: str, run: Header) -> Predictor:
+        """Return the model without its encoder, which is most of its memory."""
+        from segship.loading import load_decoder
+
+        return load_decoder(model, **run)
 
     def masks(self, header: Header, body: bytes, tell: Tell) -> Answer:
         """Return the masks of prompts, which stand in the query or in the body."""

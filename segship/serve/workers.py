@@ -9,12 +9,13 @@ import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from segship.errors import BackendUnavailable, shown
 from segship.serve import wire
 from segship.serve.wire import Header
 
 # After a worker that failed to start; one that had worked is started again at once.
 _FIRST_PAUSE, _LONGEST_PAUSE = 0.5, 30.0
+# Starts one after another that come to nothing; what has failed so often fails for good.
+_MOST_STARTS = 5
 _END_SECONDS = 2.0
 
 Tell = Callable[[Header], None]
@@ -56,7 +57,7 @@ class Worker:
     settings
         What it is told at its start.
     changed
-        Is called when it is ready, and when it is no longer.
+        Is called when it is ready, when it is no longer, and when it has given up.
     module
         What the process runs.
     """
@@ -66,6 +67,7 @@ class Worker:
         self.ready = False
         self.description: Header = {}
         self.failure = ""
+        self.has_given_up = False
         self.restarts = 0
         self._settings = {"kind": kind, **settings}
         self._changed = changed
@@ -117,12 +119,15 @@ class Worker:
             self._process.stdin.write(wire.pack({"cancel": call.number}))
 
     async def _keep(self) -> None:
-        pause = 0.0
-        while True:
+        pause, in_vain = 0.0, 0
+        while in_vain < _MOST_STARTS:
             await asyncio.sleep(pause)
             try:
-                await self._run()
-            # The system has no room for a process now.
+                code = await self._run()
+                in_vain = 0 if self.ready else in_vain + 1
+                if not self.ready and not self.failure:
+                    self.failure = f"its process ended with {code} before it was ready"
+            # The system has no room for a process now, which says nothing of the worker.
             except OSError as error:
                 self.failure = f"it cannot be started: {error.strerror}"
             finally:
@@ -131,8 +136,10 @@ class Worker:
             # One that died at its work is needed at once; one that does not get so far may never.
             pause = 0.0 if was_ready else min(max(2 * pause, _FIRST_PAUSE), _LONGEST_PAUSE)
             self.restarts += 1
+        self.has_given_up = True
+        self._changed(self)
 
-    async def _run(self) -> None:
+    async def _run(self) -> int:
         self._process = process = await asyncio.create_subprocess_exec(
             sys.executable,
             "-m",
@@ -148,12 +155,16 @@ class Worker:
             while True:
                 header, body = await _receive(process.stdout)
                 self._take(header, body)
-        # The line ends with the process; a worker that says what is no message is ended.
-        except (asyncio.IncompleteReadError, ConnectionError, ValueError, KeyError, TypeError):
+        except asyncio.IncompleteReadError:
+            # The line ends with the process; whoever ends a process that is dead takes its exit code.
+            with contextlib.suppress(TimeoutError):
+                await asyncio.wait_for(process.wait(), _END_SECONDS)
+        # A worker that says what is no message is ended.
+        except (ConnectionError, ValueError, KeyError, TypeError):
             pass
         finally:
             self.kill()
-        await process.wait()
+        return await process.wait()
 
     def _take(self, header: Header, body: bytes) -> None:
         if "ready" in header:
@@ -193,12 +204,6 @@ class Worker:
         except TimeoutError:
             self.kill()
             await process.wait()
-
-    def refuse_if_failed(self) -> None:
-        """Raise what keeps it from starting."""
-        if self.failure:
-            message = f"a worker does not start: {shown(self.failure)}"
-            raise BackendUnavailable(message, code="worker_failed")
 
 
 def _fail(call: Call) -> None:

@@ -4,12 +4,17 @@
 import base64
 import http.client
 import io
+import itertools
 import os
+import random
 import shutil
 import signal
 import socket
 import threading
 import time
+import warnings
+import zlib
+from collections import Counter
 from pathlib import Path
 
 import cv2
@@ -22,6 +27,9 @@ from segship.catalog import find_model
 from segship.images.reading import DEMO_POINT_XY
 from segship.masks.rle import decode_rle
 from segship.promptable.everything.search import generate
+from tests.images.test_file_bytes import ALL_FORMATS, encoded, png_chunk
+from tests.images.test_pixel_modes import plain_tiff
+from tests.images.test_reading import declared
 from tests.serve.serving import serving
 
 PHOTOGRAPH = segship.demo_photograph().read_bytes()
@@ -197,6 +205,83 @@ def test_bad_pictures_are_refused_by_the_codes_of_python(server, data, code):
     for path in ("/v1/images", "/v1/segment?point=1,1"):
         answer = server.post(path, data)
         assert (answer.status, answer.code) == (422, code)
+
+
+def hostile_pictures():
+    """What tests of images are about that no server should fall for: bombs, cuts, damage, lies, and other formats."""
+    huge = {"png": 2**31 - 1, "jpeg": 65_500, "gif": 65_535, "bmp": 10**6, "webp": 16_383}
+    yield from (declared(name, side, side) for name, side in huge.items())
+    yield from (picture(size) for size in ((1, 800), (800, 1)))
+    jpeg, png = encoded("jpeg"), encoded("png")
+    scan = jpeg[jpeg.index(b"\xff\xda") : -2]
+    yield jpeg[:2] + b"\xff\xfe\x00\x02" * 6000 + jpeg[2:]
+    yield jpeg[:-2] + scan * 600 + jpeg[-2:]
+    yield png[:33] + png_chunk(b"tEXt", b"k\0v") * 6000 + png[33:]
+    # Text and a profile that are a thousand times as long as they look.
+    for kind in (b"zTXt", b"iCCP"):
+        yield png[:33] + png_chunk(kind, b"k\0\0" + zlib.compress(bytes(2**26))) + png[33:]
+    yield b"RIFF\x18\0\0\0WEBPALPH" + bytes(16)
+    starts = (b"%!PS-Adobe-3.0 EPSF-3.0", b"%PDF-1.7", b"8BPS\0\1", b"<?xml version='1.0'?><svg/>", b"SIMPLE  =")
+    yield from (start + bytes(64) for start in (*starts, b"\0\0\0\x18ftypheic", b"\0\0\0\x0cjP  \r\n", b"<html>"))
+    yield from (encoded("jpeg", exif=block) for block in (b"Exif\0\0", b"Exif\0\0II*\0" + b"\xff" * 60))
+    for order, kind in itertools.product("<>", ("i1", "u2", "u4", "f2", "f4", "f8")):
+        yield plain_tiff(np.arange(48).reshape(6, 8, 1).astype(kind), order)
+    yield plain_tiff(np.full((6, 8, 1), np.nan, np.float32))
+    generator = random.Random(18)
+    for name in ALL_FORMATS:
+        whole = encoded(name)
+        yield whole + b"junk behind"
+        yield from (whole[: generator.randrange(8, len(whole))] for _ in range(6))
+        for _ in range(8):
+            damaged = bytearray(whole)
+            for _ in range(generator.randint(1, 6)):
+                damaged[generator.randrange(min(len(damaged), generator.choice((60, 10_000))))] = generator.randrange(
+                    256
+                )
+            yield bytes(damaged)
+
+
+def what_python_says(data, limits):
+    try:
+        height, width = segship.read_image(data, limits=limits).size_hw
+    except segship.ImageError as error:
+        return (422, error.code, None)
+    return (200, None, (width, height))
+
+
+def memory_of(pid):
+    """Bytes that a process has held at most, and holds."""
+    found = dict(line.split(":") for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+    return [1024 * int(found[name].split()[0]) for name in ("VmHWM", "VmRSS")]
+
+
+def test_hostile_pictures_get_the_codes_of_python_and_leave_nothing(server):
+    workers, limits = server.children(), segship.ImageLimits(bytes=32 * 2**20, aspect_ratio=768)
+    before, found = [memory_of(pid) for pid in (server.process.pid, workers[0])], Counter()
+    for data in hostile_pictures():
+        # The tests make errors of what Pillow only warns of.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            expected = what_python_says(data, limits)
+        answer = server.post("/v1/images", data)
+        size = (answer.json["width"], answer.json["height"]) if answer.status == 200 else None
+        assert (answer.status, None if size else answer.code, size) == expected
+        found[expected[1]] += 1
+    assert server.children() == workers and server.get("/v2/health/ready").status == 200
+    codes = {
+        "too_many_pixels",
+        "aspect_ratio",
+        "too_complex",
+        "truncated",
+        "corrupt",
+        "format_not_allowed",
+        "unknown_format",
+    }
+    assert codes <= set(found) and found.total() > 120
+    assert "arning" not in Path(server.log).read_text()
+    after = [memory_of(pid) for pid in (server.process.pid, workers[0])]
+    growth = [[(a - b) / 2**20 for a, b in zip(*pair, strict=True)] for pair in zip(after, before, strict=True)]
+    assert all(most < 64 for pair in growth for most in pair), growth
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -382,6 +467,19 @@ def test_a_bundle_that_is_damaged_is_told_in_the_log_and_hinders_no_other(tmp_pa
         refused = running.post("/v1/segment?point=300,200", PHOTOGRAPH)
         assert failure.startswith("damaged cannot be loaded") and refused.json["error"]["message"] == failure
         assert str(tmp_path) not in failure and "mask_decoder.onnx" in log.read_text()
+        assert [model["failure"] for model in running.get("/v1/models").json["models"]] == [failure, None]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("processes", ["1", "2"])
+def test_a_server_whose_only_bundle_is_damaged_ends_with_an_error(tmp_path, processes):
+    damaged, log = tmp_path / "damaged", tmp_path / "log"
+    shutil.copytree(find_model("tiny"), damaged)
+    graph = damaged / "mask_decoder.onnx"
+    graph.write_bytes(graph.read_bytes()[:-1] + b"?")
+    with serving("--bundle", str(damaged), "--processes", processes, log=log, ready=False) as running:
+        assert running.process.wait(60) == 4
+    assert "there is nothing left to serve" in log.read_text()
 
 
 def test_answers_are_not_held_back_for_the_clients_word(server):

@@ -1,14 +1,18 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The server's side: what the system refuses for a while is asked again, and told in words."""
+"""The server's side: what the system refuses for a while is asked again, what fails for good ends, both in words."""
 
 import asyncio
 import errno
+import os
+import time
 
 import pytest
 
+from segship.errors import BackendUnavailable
 from segship.serve import server, workers
-from segship.serve.errors import of_exception
+from segship.serve.errors import Refusal, of_exception
 from segship.serve.options import ServeLimits, ServeOptions
+from segship.serve.service import Service
 
 
 def test_a_worker_that_the_system_has_no_room_for_is_started_later(monkeypatch):
@@ -29,6 +33,95 @@ def test_a_worker_that_the_system_has_no_room_for_is_started_later(monkeypatch):
 
     monkeypatch.setattr(workers, "_FIRST_PAUSE", 0.01)
     asyncio.run(asyncio.wait_for(scenario(), 5))
+
+
+def test_a_worker_that_never_gets_ready_is_given_up(monkeypatch):
+    told = []
+
+    async def scenario():
+        one = workers.Worker("clicks", {}, told.append, "no_such_module")
+        one.start()
+        while not one.has_given_up:
+            await asyncio.sleep(0.01)
+        await one.stop()
+        assert told == [one] and one.restarts == 2
+        assert one.failure == "its process ended with 1 before it was ready"
+
+    monkeypatch.setattr(workers, "_FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(workers, "_MOST_STARTS", 2)
+    asyncio.run(asyncio.wait_for(scenario(), 20))
+
+
+WRONG = """
+from benchmarks.serving import stub
+from segship.masks.rle import decode_rle, encode_rle
+from segship.serve import worker
+
+class Encoder(stub.Encoder):
+    def __init__(self, settings):
+        super().__init__(settings)
+        self.place = settings["model"]
+        if self.place == "broken":
+            raise ValueError("it cannot be read")
+
+    def describe(self):
+        golden = encode_rle(decode_rle(stub.RLE) & (self.place == "right"))
+        return {**super().describe(), "golden": golden}
+
+worker.KINDS["encoder"] = Encoder
+worker.main()
+"""
+
+
+@pytest.fixture
+def wrong_models(tmp_path, monkeypatch):
+    """Worker module whose models find the known mask only if they are called right, and do not load if broken."""
+    (tmp_path / "wrong_models.py").write_text(WRONG)
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]))
+    monkeypatch.setattr(workers, "_FIRST_PAUSE", 0.01)
+    monkeypatch.setattr(workers, "_MOST_STARTS", 2)
+    return "wrong_models"
+
+
+def test_a_model_that_fails_for_good_says_why_and_hinders_no_other(wrong_models, capfd):
+    async def scenario():
+        service = Service(ServeOptions(), worker_module=wrong_models)
+        names = ("right", "wrong", "broken")
+        service.start({name: ("promptable", name) for name in names})
+        try:
+            while not all(model.is_right or model.is_lost for model in service.models.values()):
+                await asyncio.sleep(0.02)
+            assert service.model(None, "promptable").name == "right"
+            assert not service.ready and not service.lost.is_set()
+            found = {}
+            for name in names[1:]:
+                with pytest.raises(Refusal) as caught:
+                    service.model(name, "promptable")
+                told = caught.value.to_dict("")
+                assert (caught.value.status, told["code"], told["retryable"]) == (503, "model_failed", False)
+                found[name] = told["message"]
+            assert found["broken"] == "broken cannot be loaded; the log of the server says why"
+            assert found["wrong"].startswith("wrong failed its self-test: a known click agrees with its mask to 0.000")
+            assert [model.to_dict()["failure"] for model in service.models.values()] == [None, *found.values()]
+        finally:
+            await service.stop()
+
+    asyncio.run(asyncio.wait_for(scenario(), 30))
+    log = capfd.readouterr().err
+    assert "wrong is given up: a known click" in log and "broken is given up: " in log
+
+
+def test_a_server_without_a_model_that_could_answer_ends(wrong_models):
+    options = ServeOptions(port=0, log="none")
+    began = time.monotonic()
+    with (
+        server.listen(options) as listener,
+        pytest.raises(BackendUnavailable, match="wrong failed its self-") as caught,
+    ):
+        asyncio.run(
+            server.serve_on(listener, options, {"wrong": ("promptable", "wrong")}, None, worker_module=wrong_models)
+        )
+    assert caught.value.code == "model_failed" and time.monotonic() - began < 20
 
 
 @pytest.mark.parametrize(("number", "code"), [(errno.ENOSPC, "no_space"), (errno.EMFILE, "overloaded")])

@@ -8,11 +8,12 @@ const KEY = "segship-key";
 
 /** What the service or the network answered instead of a result. */
 export class ServiceError extends Error {
-  constructor({ code, message = "", limit = null }, status = 0) {
+  constructor({ code, message = "", limit = null, retryable = true }, status = 0) {
     super(message);
     this.code = String(code);
     this.status = status;
     this.limit = limit;
+    this.retryable = retryable;
   }
 
   /** Whether the service has forgotten the picture: it is uploaded again. */
@@ -37,7 +38,7 @@ async function reach(call, signal) {
 async function readError(response) {
   const answer = await response.json().catch(() => ({}));
   const error = typeof answer?.error === "object" && answer.error ? answer.error : {};
-  return new ServiceError({ code: error.code ?? `http_${response.status}`, message: String(error.message ?? ""), limit: error.limit }, response.status);
+  return new ServiceError({ code: error.code ?? `http_${response.status}`, message: String(error.message ?? ""), limit: error.limit, retryable: error.retryable }, response.status);
 }
 
 function sleep(seconds, signal) {
@@ -53,7 +54,7 @@ function sleep(seconds, signal) {
 
 /** Seconds until another try; null if there is none. */
 function patience(error, response, tried) {
-  if (![429, 503].includes(error.status) || tried >= MOST_TRIES) return null;
+  if (![429, 503].includes(error.status) || !error.retryable || tried >= MOST_TRIES) return null;
   const asked = Number(response.headers.get("Retry-After") ?? NaN);
   const seconds = asked >= 0 ? asked : 0.5 * 2 ** tried;
   // A bit more than asked, and not the same for everybody.
