@@ -92,37 +92,59 @@ def kill_until_done(place: Path, program: str, arguments: list[str], draw: rando
         driver.wait()
 
 
+class Trial:
+    """Runs of the same pictures, each of which is disturbed in its own way, and what became of them."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder, self.runs, self.began = folder, 0, time.monotonic()
+        self.lost = self.doubled = self.quarantined = self.different = 0
+        self.source, undisturbed = make_source(folder / "source"), folder / "undisturbed"
+        make_plan(self.source, open_folder(undisturbed), OPTIONS)
+        self.expected = start(undisturbed, workers=1).root, tables(undisturbed)
+
+    def plan(self) -> Path:
+        """Plan one more run."""
+        self.runs += 1
+        place = self.folder / f"run{self.runs}"
+        make_plan(self.source, open_folder(place), OPTIONS)
+        return place
+
+    def look(self, place: Path) -> None:
+        """Look at a run that is done."""
+        verify(place)
+        done = start(place)
+        self.lost += PICTURES - done.done - sum(done.quarantined.values())
+        self.quarantined += sum(done.quarantined.values())
+        commits = [json.loads(path.read_bytes()) for path in (place / "commits").iterdir()]
+        ids = [one for commit in commits for one in commit["done"]]
+        self.doubled += len(ids) - len(set(ids))
+        self.different += (done.root, tables(place)) != self.expected
+
+    def found(self, kills: int, **more) -> dict:
+        """Return what was found."""
+        return {
+            "kills": kills,
+            "runs": self.runs,
+            **more,
+            "lost": self.lost,
+            "doubled": self.doubled,
+            "wrongly_quarantined": self.quarantined,
+            "other_bytes": self.different,
+            "seconds": round(time.monotonic() - self.began),
+            "holds": not (self.lost or self.doubled or self.quarantined or self.different),
+        }
+
+
 def killed_runs(count: int, program: str, arguments: list[str], seed: int, workers_of) -> dict:
-    """Kill so many times; returns what became of it, and how long it took."""
-    draw, began, kills, runs = random.Random(seed), time.monotonic(), 0, 0
-    lost = doubled = quarantined = different = 0
+    """Kill drivers, workers and all of them so many times; returns what became of it, and how long it took."""
+    draw, kills = random.Random(seed), 0
     with TemporaryDirectory() as folder:
-        source, undisturbed = make_source(Path(folder) / "source"), Path(folder) / "undisturbed"
-        make_plan(source, open_folder(undisturbed), OPTIONS)
-        expected = start(undisturbed, workers=1).root, tables(undisturbed)
+        trial = Trial(Path(folder))
         while kills < count:
-            place = Path(folder) / f"run{runs}"
-            make_plan(source, open_folder(place), OPTIONS)
+            place = trial.plan()
             kills += kill_until_done(place, program, arguments, draw, min(8, count - kills), workers_of)
-            runs += 1
-            verify(place)
-            done = start(place)
-            lost += PICTURES - done.done - sum(done.quarantined.values())
-            quarantined += sum(done.quarantined.values())
-            commits = [json.loads(path.read_bytes()) for path in (place / "commits").iterdir()]
-            ids = [one for commit in commits for one in commit["done"]]
-            doubled += len(ids) - len(set(ids))
-            different += (done.root, tables(place)) != expected
-    return {
-        "kills": kills,
-        "runs": runs,
-        "lost": lost,
-        "doubled": doubled,
-        "wrongly_quarantined": quarantined,
-        "other_bytes": different,
-        "seconds": round(time.monotonic() - began),
-        "holds": not (lost or doubled or quarantined or different),
-    }
+            trial.look(place)
+        return trial.found(kills)
 
 
 def on_this_machine(count: int, seed: int = 0) -> dict:
@@ -155,6 +177,87 @@ def on_a_cluster(count: int, seed: int = 0) -> dict:
         cluster.shutdown()
 
 
+def without_nodes(count: int, seed: int = 0) -> dict:
+    """Nodes of a cluster are killed under a run, and others come in their place."""
+    from ray.cluster_utils import Cluster
+
+    draw, kills, resumed = random.Random(seed), 0, 0
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    nodes = [cluster.add_node(num_cpus=1) for _ in range(2)]
+    try:
+        with TemporaryDirectory() as folder:
+            trial = Trial(Path(folder))
+            while kills < count:
+                place = trial.plan()
+                while (driver := drive(place, cluster.address)).poll() is None:
+                    until = time.monotonic() + draw.uniform(2.0, 8.0)
+                    while driver.poll() is None and (time.monotonic() < until or kills >= count):
+                        time.sleep(0.05)
+                    if driver.poll() is None:
+                        cluster.remove_node(nodes.pop(draw.randrange(2)), allow_graceful=False)
+                        nodes.append(cluster.add_node(num_cpus=1))
+                        kills += 1
+                if driver.returncode:
+                    resumed += 1
+                    assert drive(place, cluster.address).wait() == 0
+                trial.look(place)
+            return trial.found(kills, runs_begun_again=resumed)
+    finally:
+        cluster.shutdown()
+
+
+def without_heads(count: int, seed: int = 0) -> dict:
+    """The head of a cluster is killed under a run, which ends, and goes on with another cluster."""
+    from ray.cluster_utils import Cluster
+
+    draw, ended, left = random.Random(seed), [], 0
+    with TemporaryDirectory() as folder:
+        trial = Trial(Path(folder))
+        for _ in range(count):
+            place = trial.plan()
+            cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+            driver = drive(place, cluster.address)
+            # Some shards are done, and others not.
+            most = draw.randrange(1, 10)
+            while driver.poll() is None and len(list((place / "commits").glob("*.json"))) < most:
+                time.sleep(0.02)
+            killed = time.monotonic()
+            for pid in [entry.process.pid for every in cluster.head_node.all_processes.values() for entry in every]:
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            driver.wait(timeout=300)
+            ended.append(round(time.monotonic() - killed, 1))
+            left += len(workers_on(place))
+            cluster.shutdown()
+            cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 2, "include_dashboard": False})
+            try:
+                assert drive(place, cluster.address).wait() == 0
+            finally:
+                cluster.shutdown()
+            trial.look(place)
+        return trial.found(count, seconds_until_the_driver_ended=ended, workers_left=left)
+
+
+def workers_on(place: Path, seconds: float = 10.0) -> list[int]:
+    """Return the workers of a run that are still there after so many seconds."""
+    until = time.monotonic() + seconds
+    while True:
+        found = []
+        for path in Path("/proc").glob("[0-9]*/cmdline"):
+            with contextlib.suppress(OSError):
+                words = path.read_bytes()
+                if b"segship.run.local" in words and os.fsencode(place) in words:
+                    found.append(int(path.parent.name))
+        if not found or time.monotonic() > until:
+            return found
+        time.sleep(0.2)
+
+
+def drive(place: Path, address: str) -> subprocess.Popen:
+    """Start a run on a cluster."""
+    return subprocess.Popen([sys.executable, "-c", RAY, str(place), address], start_new_session=True)
+
+
 def disks(seeds: int) -> dict:
     """Every operation on the disk in every way, and losses of power; by the tests themselves."""
     began = time.monotonic()
@@ -173,13 +276,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--local", type=int, default=20)
     parser.add_argument("--ray", type=int, default=5)
+    parser.add_argument("--nodes", type=int, default=0)
+    parser.add_argument("--heads", type=int, default=0)
     parser.add_argument("--seeds", type=int, default=200)
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     found = {"disks": disks(given.seeds)}
     print(json.dumps(found["disks"]), flush=True)
-    for name, count, measure in (("local", given.local, on_this_machine), ("ray", given.ray, on_a_cluster)):
-        if count:
+    measures = {"local": on_this_machine, "ray": on_a_cluster, "nodes": without_nodes, "heads": without_heads}
+    for name, measure in measures.items():
+        if count := getattr(given, name):
             found[name] = measure(count)
             print(name, json.dumps(found[name]), flush=True)
     if given.out is not None:
