@@ -11,6 +11,8 @@ standard error. Exit codes:
     4   something is missing here: a runtime, a device, the network
     5   a graph could not be exported, or differs from its model by more than the bar
     6   a result cannot be written, or standard output not
+    7   a run is done, and pictures are without an answer
+    8   a run was ended by --max-quarantine
     130 interrupted
     141 nobody reads standard output any more
 

@@ -45,6 +45,8 @@ EXIT_CODES: tuple[tuple[type[SegshipError], int], ...] = (
     (OutputError, 6),
 )
 # As shells tell of SIGINT, and of SIGPIPE: what read standard output is gone, as `head` is after its lines.
+EXIT_TOO_MANY = 8
+"""A run was ended by ``--max-quarantine``; 7 is one that is done and has pictures without an answer."""
 EXIT_INTERRUPTED = 130
 EXIT_NOBODY_READS = 141
 _OUTPUT_ERRORS = {errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.EBADF}
@@ -234,8 +236,8 @@ def _run(arguments: Sequence[str] | None) -> int:
     except MemoryError:
         message = "there is not enough memory for it; ask for less at once, or for smaller pictures"
         return _fail(message, "out_of_memory", exit_code(BackendUnavailable("")), tokens)
-    except KeyboardInterrupt:
-        return _fail("interrupted", "interrupted", EXIT_INTERRUPTED, tokens)
+    except KeyboardInterrupt as error:
+        return _fail(str(error) or "interrupted", "interrupted", EXIT_INTERRUPTED, tokens)
     return answer if isinstance(answer, int) else 0
 
 
@@ -243,6 +245,8 @@ def exit_code(error: SegshipError) -> int:
     """Return the exit code that an error stands for: one cause has one code, whatever was done when it came."""
     if error.code == OutputError.default_code:
         error = OutputError("")
+    if error.code == "too_many_quarantined":
+        return EXIT_TOO_MANY
     return next((code for kind, code in EXIT_CODES if isinstance(error, kind)), 1)
 
 

@@ -3,6 +3,10 @@
 
 from __future__ import annotations
 
+import shlex
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Annotated, Any, Literal
 
 from cyclopts import Group, Parameter
@@ -23,23 +27,25 @@ from segship.cli.options import (
 from segship.cli.output import dump_json, make_table, megabytes, plain, progress_bar, results_console
 from segship.errors import InputError
 from segship.images import ImageLimits
-from segship.machine import usable_cores
 from segship.promptable.everything.options import AmgOptions
 from segship.run.exporting import export, retry
-from segship.run.local import Executor, LocalExecutor
+from segship.run.local import ITEM_TIMEOUT
 from segship.run.plan import Plan, PlanOptions, make_plan, read_plan
-from segship.run.running import Status, collect_garbage, start, status, verify
-from segship.run.stages import Schedule, draw_graph, draw_graphviz
+from segship.run.ray import RayExecutor
+from segship.run.report import duration, write_report
+from segship.run.running import Estimate, Status, collect_garbage, estimate, read_starts, start, status, verify
+from segship.run.stages import Occupancy, Schedule, draw_graph, draw_graphviz
 from segship.run.storage import open_folder
 from segship.run.work import stage_names
 
 PLAN_GROUP = Group("The plan", sort_key=-0.95)
-ACTIONS = ("plan", "start", "status", "verify", "export", "retry", "gc")
+ACTIONS = ("plan", "estimate", "start", "status", "report", "verify", "export", "retry", "gc")
 _USAGE = (
-    "`segship run SOURCE -o RUN`, or plan SOURCE -o RUN, start RUN, status RUN, verify RUN, export RUN -o FOLDER, "
-    "retry RUN -o OTHER, gc RUN; a source that is called like one of these is ./plan"
+    "`segship run SOURCE -o RUN`, or plan SOURCE -o RUN, estimate RUN, start RUN, status RUN, report RUN -o FILE.html, "
+    "verify RUN, export RUN -o FOLDER, retry RUN -o OTHER, gc RUN; a source that is called like one of these is ./plan"
 )
-_WITH_OUT = ("export", "retry")
+_WITH_OUT = ("export", "retry", "report")
+_WATCH_SECONDS = 5.0
 DONE_WITH_QUARANTINE = 7
 """The exit code of a run that is done, and has pictures without an answer."""
 
@@ -74,17 +80,21 @@ GIVEN = Fields(
 
 @command
 def run(
-    *words: Annotated[
-        str, Parameter(help="A source; or plan, start, status, verify, export, retry or gc, and a source or run.")
-    ],
+    *words: Annotated[str, Parameter(help="A source; or one of the actions below, and a source or run.")],
     options: Annotated[PlanOptions, GIVEN],
-    out: Annotated[str | None, Parameter(name=("--out", "-o"), help="Folder of the run.", group=OUTPUT_GROUP)] = None,
+    out: Annotated[
+        str | None, Parameter(name=("--out", "-o"), help="Folder of the run, or what is written.", group=OUTPUT_GROUP)
+    ] = None,
     schedule: Annotated[Schedule, Parameter(group=MODEL_GROUP)] = "serial",
     show_graph: Annotated[Literal["mermaid", "graphviz"] | None, Parameter(group=OUTPUT_GROUP)] = None,
     executor: Annotated[Literal["local", "ray"], Parameter(group=MODEL_GROUP)] = "local",
     address: Annotated[str | None, Parameter(group=MODEL_GROUP)] = None,
     gpus: Annotated[float, Parameter(group=MODEL_GROUP)] = 0.0,
     workers: Annotated[int | None, Parameter(group=MODEL_GROUP)] = None,
+    item_timeout: Annotated[float, Parameter(group=MODEL_GROUP)] = ITEM_TIMEOUT,
+    max_quarantine: Annotated[float | None, Parameter(group=MODEL_GROUP)] = None,
+    price_per_hour: Annotated[float | None, Parameter(group=OUTPUT_GROUP)] = None,
+    watch: Annotated[bool, Parameter(group=OUTPUT_GROUP, negative="")] = False,
     format: Annotated[tuple[str, ...], Parameter(group=OUTPUT_GROUP, negative="")] = ("coco",),
     reason: Annotated[tuple[str, ...], Parameter(group=OUTPUT_GROUP, negative="")] = (),
     overwrite: Force = False,
@@ -93,7 +103,9 @@ def run(
     """Segment any number of pictures into Parquet, each exactly once.
 
     A source is a folder, a .txt with a path a line, a .csv or .parquet with a column image and prompts, or tar
-    archives. What was begun goes on where it stands, whatever has ended it: start it again.
+    archives. What was begun goes on where it stands, whatever has ended it: start it again. Actions: plan, estimate,
+    start, status, report, verify, export, retry, gc. Exit codes of its own: 7 done, and pictures are without an
+    answer; 8 ended by --max-quarantine.
 
     Parameters
     ----------
@@ -114,6 +126,14 @@ def run(
         With retry: why pictures have no answer that are tried again; all of them when left out.
     workers
         Shards that are worked on at once; one for each usable core when left out.
+    item_timeout
+        Seconds after which a picture is given up; the second time it is left out as timed_out.
+    max_quarantine
+        End when more pictures than this are without an answer; below 1 it is a share of all, such as 0.05.
+    price_per_hour
+        With estimate: of all workers together.
+    watch
+        With status: every five seconds, until the run is finished.
 
     Examples
     --------
@@ -133,41 +153,74 @@ def run(
         needs = "needs --out, and" if action in _WITH_OUT else "takes no --out and"
         message = f"{action} goes on with what was planned: it {needs} takes no options of a plan"
         raise InputError(message, code="bad_option")
-    folder = out if action == "all" and out is not None else place
     if action in ("all", "start"):
-        by = _executor(executor, address, workers, gpus, schedule)
-        with progress_bar(folder) as tick:
-            found = start(folder, executor=by, told=tick)
-        _show_graph(folder, by, schedule, show_graph)
+        folder = place if out is None else out
+        by = RayExecutor(address, workers, gpus, schedule, item_timeout) if executor == "ray" else None
+        with _going_on(folder), progress_bar(folder) as tick:
+            found = start(
+                folder,
+                workers=workers,
+                schedule=schedule,
+                item_timeout=item_timeout,
+                executor=by,
+                max_quarantine=max_quarantine,
+                told=tick,
+            )
+        _show_graph(folder, schedule, show_graph)
         return _tell_status(found, folder, json)
-    if action == "export" and out is not None:
-        with progress_bar(folder) as tick:
-            count = export(place, out, format, overwrite=overwrite, told=tick)
-        return _tell({"pictures": count, "formats": list(format)}, json, f"{count:,} pictures in {plain(out)}")
-    if action == "retry" and out is not None:
-        return _tell_plan(retry(place, out, reason), out, json)
+    if out is not None:
+        return _write(action, place, out, format, reason, overwrite=overwrite, json=json)
+    if action == "estimate":
+        return _tell_estimate(estimate(place, workers=workers, price_per_hour=price_per_hour), json)
     if action == "status":
-        return _tell_status(status(folder), folder, json)
+        return _watch(place, json) if watch else _tell_status(status(place), place, json)
     if action == "verify":
-        return _tell(verify(folder), json, "each picture is there exactly once, and every byte as it was committed")
-    return _tell({"deleted": collect_garbage(folder)}, json, "what nobody needs is deleted")
+        return _tell(verify(place), json, "each picture is there exactly once, and every byte as it was committed")
+    return _tell({"deleted": collect_garbage(place)}, json, "what nobody needs is deleted")
 
 
-def _executor(kind: str, address: str | None, workers: int | None, gpus: float, schedule: Schedule) -> Executor:
-    if kind == "ray":
-        from segship.run.ray import RayExecutor
+def _write(
+    action: str,
+    place: str,
+    out: str,
+    formats: tuple[str, ...],
+    reasons: tuple[str, ...],
+    *,
+    overwrite: bool,
+    json: bool,
+) -> int:
+    """Write what is made of a run."""
+    if action == "retry":
+        return _tell_plan(retry(place, out, reasons), out, json)
+    if action == "report":
+        write_report(place, out, overwrite=overwrite)
+        return _tell({"report": out}, json, f"the report is {plain(out)}")
+    with progress_bar(place) as tick:
+        count = export(place, out, formats, overwrite=overwrite, told=tick)
+    return _tell({"pictures": count, "formats": list(formats)}, json, f"{count:,} pictures in {plain(out)}")
 
-        return RayExecutor(address, workers, gpus, schedule)
-    return LocalExecutor(usable_cores() if workers is None else workers, schedule)
+
+@contextmanager
+def _going_on(folder: str) -> Iterator[None]:
+    """Say after an interrupt how to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        message = f"interrupted; what is committed stays, and this goes on: segship run start {shlex.quote(folder)}"
+        raise KeyboardInterrupt(message) from None
 
 
-def _show_graph(folder: str, executor: Executor, schedule: Schedule, form: str | None) -> None:
+def _show_graph(folder: str, schedule: Schedule, form: str | None) -> None:
     if form is None:
         return
-    names = ["read", *stage_names(read_plan(open_folder(folder)).options)]
-    shares = executor.occupancy.shares if isinstance(executor, LocalExecutor) and executor.occupancy.total else None
+    opened = open_folder(folder)
+    names = ["read", *stage_names(read_plan(opened).options)]
+    starts = read_starts(opened)
+    occupancy = Occupancy()
+    if starts:
+        occupancy.add(starts[-1]["occupancy"])
     draw = draw_graph if form == "mermaid" else draw_graphviz
-    print(draw(names, schedule, shares), end="")
+    print(draw(names, schedule, occupancy.shares if occupancy.total else None), end="")
 
 
 def _understood(words: tuple[str, ...]) -> tuple[str, str]:
@@ -194,26 +247,62 @@ def _tell_plan(plan: Plan, out: str, json: bool) -> int:
         return 0
     console = results_console()
     console.print(f"{plan.items:,} pictures ({megabytes(plan.size)}) in {plan.shards:,} shards")
+    console.print(f"what it will take: segship run estimate {plain(out)}")
     console.print(f"begin: segship run start {plain(out)}")
     return 0
 
 
+def _tell_estimate(found: Estimate, json: bool) -> int:
+    if json:
+        print(dump_json(found.to_dict()))
+        return 0
+    expected, low, high = map(duration, found.seconds)
+    rows = [
+        ("pictures to do", f"{found.items:,}"),
+        ("a picture", f"{found.seconds_each:.3g} s on one worker, mean of {found.samples} samples"),
+        ("the run", f"{expected} with {found.workers} workers; 95% interval {low} to {high}"),
+    ]
+    if found.price is not None:
+        cost, least, most = (f"{price:,.2f}" if price >= 1 else f"{price:.2g}" for price in found.price)
+        rows.append(("price", f"{cost}; {least} to {most}"))
+    if found.without_answer:
+        rows.append(("without an answer", f"{found.without_answer} of the samples"))
+    console = results_console()
+    console.print(make_table(("", ""), rows))
+    console.print("if the others are like the samples, and each worker has a core like those of this machine")
+    return 0
+
+
+def _watch(folder: str, json: bool) -> int:
+    while not (found := status(folder)).sealed:
+        _tell_status(found, folder, json)
+        time.sleep(_WATCH_SECONDS)
+    return _tell_status(found, folder, json)
+
+
 def _tell_status(found: Status, folder: str, json: bool) -> int:
     if json:
-        print(dump_json({"run": folder, **found.to_dict()}))
+        print(dump_json({"run": folder, **found.to_dict()}), flush=True)
     else:
-        told = found.to_dict()
         lost = ", ".join(f"{count:,} {name}" for name, count in found.quarantined.items())
         rows = [
             ("pictures answered", f"{found.done:,} of {found.items:,}"),
             ("without an answer", lost or "none"),
             ("shards", f"{found.committed:,} of {found.shards:,}"),
             ("masks", f"{found.rows:,}, {megabytes(found.size)}"),
-            ("pictures an hour", "" if told["per_hour"] is None else f"{told['per_hour']:,}"),
+            ("pictures an hour", _rate(found)),
+            ("time left", "" if found.seconds_left is None else duration(found.seconds_left)),
+            ("last commit", "" if found.since_commit is None else f"{duration(found.since_commit)} ago"),
             ("finished", f"yes, {found.root}" if found.sealed else "no"),
         ]
         results_console().print(make_table(("", ""), rows))
     return DONE_WITH_QUARANTINE if found.sealed and found.quarantined else 0
+
+
+def _rate(found: Status) -> str:
+    if found.per_hour is None or found.per_hour_now is None:
+        return ""
+    return f"{found.per_hour:,.0f}" + ("" if found.sealed else f", {found.per_hour_now:,.0f} now")
 
 
 def _tell(found: dict[str, Any], json: bool, words: str) -> int:

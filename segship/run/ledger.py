@@ -36,7 +36,7 @@ class Quarantined:
     id, name
         Of the item.
     code
-        Why, as errors have it, or ``worker_died``, ``timeout``, ``changed_since_plan``, ``vanished``.
+        Why, as errors have it, or ``worker_died``, ``timed_out``, ``changed_since_plan``, ``vanished``.
     message
         The same in words.
     attempts
@@ -199,12 +199,18 @@ class Ledger:
 
     def check(self, commit: Commit) -> bytes:
         """Return the table of a commit, or refuse it as ``bad_commit`` where it is not what was committed."""
+        mend = (
+            f"put it back from a copy, or delete {MANIFEST} and {_commit_name(commit.shard)} and start the run again: "
+            "that shard alone is done anew"
+        )
         try:
             table = self._folder.read(commit.file)
         except FileNotFoundError:
-            table = b""
+            raise BundleError(f"{commit.file} is missing; {mend}", code="bad_commit") from None
         if hashlib.sha256(table).hexdigest() != commit.sha256:
-            message = f"{commit.file} is not the table that was committed; the disk is damaged, or it was changed"
+            message = (
+                f"{commit.file} is not the table that was committed; the disk is damaged, or it was changed; {mend}"
+            )
             raise BundleError(message, code="bad_commit")
         return table
 

@@ -2,8 +2,8 @@
 """Processes of this machine that work on shards; they are watched, and started anew when they die.
 
 A worker commits by itself, so that nothing is lost with the driver. It says which picture it is about to begin: a death
-is noted with that picture, and one that has killed two workers is left out, with a reason, so that the rest of its
-shard is done.
+is noted with that picture, one that takes too long is ended, and a picture that has ended two workers is left out, with
+a reason, so that the rest of its shard is done.
 """
 
 from __future__ import annotations
@@ -15,27 +15,46 @@ import signal
 import subprocess
 import sys
 import threading
-from collections import Counter
+import time
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from dataclasses import asdict, dataclass, field
+from typing import Any, Protocol, cast
 
+from segship import errors
 from segship.errors import BackendUnavailable, SegshipError
 from segship.run.ledger import DEATHS, ISOLATED_AFTER, Ledger, Quarantined
 from segship.run.plan import read_plan
+from segship.run.sources import Item
 from segship.run.stages import Occupancy, Schedule
 from segship.run.storage import open_folder
 from segship.run.work import Worker
 
+ITEM_TIMEOUT = 3600.0
+"""Seconds after which a picture that is still worked on is given up: more than the largest model takes for one."""
 # A worker that dies before it has begun anything cannot be helped by starting it again for ever.
 _MOST_FAILED_STARTS = 3
+# What is left to one that is just committing when all shall end.
+_GRACE_SECONDS = 10.0
+_MAIN = "import signal; signal.signal(signal.SIGINT, signal.SIG_IGN); from segship.run.local import main; main()"
 
 
 class Executor(Protocol):
-    """What works on shards of a run, in any order, until all are committed or something fails."""
+    """What works on shards of a run, in any order, until all are committed or something fails.
+
+    Attributes
+    ----------
+    workers, schedule
+        How many shards are worked on at once, and how the stages of each follow each other.
+    occupancy
+        How busy these were.
+    """
+
+    workers: Any
+    schedule: Schedule
+    occupancy: Occupancy
 
     def run(self, place: str, shards: Iterable[int], told: Callable[[int], None]) -> None:
-        """Work on shards; ``told`` is called with each that is committed."""
+        """Work on shards; ``told`` is called with each that is committed, one at a time, and may raise to end all."""
 
 
 @dataclass(slots=True)
@@ -48,55 +67,84 @@ class LocalExecutor:
         How many.
     schedule
         How a worker's stages follow each other.
+    item_timeout
+        Seconds after which a picture is given up.
     occupancy
-        How busy they were.
+        How busy the stages were.
     """
 
     workers: int
     schedule: Schedule = "serial"
+    item_timeout: float = ITEM_TIMEOUT
     occupancy: Occupancy = field(default_factory=Occupancy)
-    _stop: threading.Event = field(default_factory=threading.Event)
-    _errors: list[BaseException] = field(default_factory=list)
 
     def run(self, place: str, shards: Iterable[int], told: Callable[[int], None]) -> None:
-        """Work on shards; errors are those of the first worker that failed.
+        """Work on shards; errors are those of the first worker that failed, and end the others within seconds.
 
         Raises
         ------
         SegshipError
             What a worker has raised, or ``worker_died`` when workers die without having begun anything.
         """
-        waiting, lock = list(shards), threading.Lock()
-        waiting.reverse()
-
-        def next_shard() -> int | None:
-            with lock:
-                return waiting.pop() if waiting and not self._stop.is_set() else None
-
-        threads = [threading.Thread(target=self._serve, args=(place, next_shard, told)) for _ in range(self.workers)]
+        crew = _Crew(shards, told)
+        processes = [Process(place, self.schedule, self.item_timeout) for _ in range(self.workers)]
+        threads = [threading.Thread(target=crew.serve, args=(process,)) for process in processes]
         for thread in threads:
             thread.start()
         try:
             for thread in threads:
-                thread.join()
-        except BaseException:
-            self._stop.set()
-            raise
-        if self._errors:
-            raise self._errors[0]
+                while thread.is_alive() and not crew.is_over.is_set():
+                    thread.join(0.1)
+        finally:
+            crew.is_over.set()
+            _end(processes, threads)
+            for process in processes:
+                self.occupancy.add(process.occupancy.to_dict())
+        if crew.errors:
+            raise crew.errors[0]
 
-    def _serve(self, place: str, next_shard: Callable[[], int | None], told: Callable[[int], None]) -> None:
-        process = Process(place, self.schedule, self.occupancy)
+
+class _Crew:
+    """What threads share that hold a process each: shards that wait, and whether all is over."""
+
+    def __init__(self, shards: Iterable[int], told: Callable[[int], None]) -> None:
+        self._waiting = list(shards)
+        self._waiting.reverse()
+        self._told = told
+        self._lock = threading.Lock()
+        self.is_over = threading.Event()
+        self.errors: list[BaseException] = []
+
+    def _next(self) -> int | None:
+        with self._lock:
+            return self._waiting.pop() if self._waiting and not self.is_over.is_set() else None
+
+    def serve(self, process: Process) -> None:
+        """Have a process work on shards until there are none, or all is over."""
         try:
-            while (shard := next_shard()) is not None:
-                if not process.finish(shard, self._stop.is_set):
-                    break
-                told(shard)
+            while (shard := self._next()) is not None and process.finish(shard, self.is_over.is_set):
+                with self._lock:
+                    self._told(shard)
         except BaseException as error:
-            self._errors.append(error)
-            self._stop.set()
+            self.errors.append(error)
+            self.is_over.set()
         finally:
             process.close()
+
+
+def _end(processes: Iterable[Process], threads: Iterable[threading.Thread]) -> None:
+    """End processes within seconds; a second interrupt, at once."""
+    until = time.monotonic() + _GRACE_SECONDS
+    try:
+        while any(thread.is_alive() for thread in threads):
+            for process in processes:
+                process.stop(even_a_commit=time.monotonic() > until)
+            for thread in threads:
+                thread.join(0.05)
+    except BaseException:
+        for process in processes:
+            process.stop(even_a_commit=True)
+        raise
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,13 +158,21 @@ class _Outcome:
 class Process:
     """One worker process, started when it is needed and anew when it has died; whoever holds it sees its deaths."""
 
-    def __init__(self, place: str, schedule: Schedule = "serial", occupancy: Occupancy | None = None) -> None:
+    def __init__(self, place: str, schedule: Schedule = "serial", item_timeout: float = ITEM_TIMEOUT) -> None:
         self._place = place
         self._schedule = schedule
-        self._occupancy = occupancy or Occupancy()
+        self._item_timeout = item_timeout
+        self.occupancy = Occupancy()
         self._folder = open_folder(place)
         self._ledger = Ledger(self._folder, read_plan(self._folder).shards)
         self._process: subprocess.Popen[str] | None = None
+        self._is_over = False
+        self._is_committing = False
+        # Which process shall have gone on when; it is ended if it has not.
+        self._due: tuple[subprocess.Popen[str], float] | None = None
+        self._late: subprocess.Popen[str] | None = None
+        self._is_watched = False
+        self._closed = threading.Event()
 
     def finish(self, shard: int, is_over: Callable[[], bool] = lambda: False) -> bool:
         """Have a shard worked on until it is committed; returns False where it is over before.
@@ -135,7 +191,7 @@ class Process:
                 return True
             failed_starts = failed_starts + 1 if outcome.item is None else 0
             if failed_starts >= _MOST_FAILED_STARTS:
-                message = f"workers die before they begin ({outcome.how}); look at what they print"
+                message = f"workers die where no picture is to blame ({outcome.how}); look at what they print"
                 raise BackendUnavailable(message, code="worker_died")
         return False
 
@@ -144,32 +200,49 @@ class Process:
         process, attempt, item = self._started(), self._ledger.begin(shard), None
         assert process.stdin is not None and process.stdout is not None
         notes = self._deaths(shard)
-        skipped = [dict(zip(_SKIP_FIELDS, one, strict=True)) for one in _killers(notes)]
         # After a death pictures come one by one, so that it is clear which one the next belongs to.
-        told = {"shard": shard, "skipped": skipped, "schedule": "serial" if notes else self._schedule}
+        schedule: Schedule = "serial" if notes else self._schedule
+        told = {"shard": shard, "skipped": [asdict(one) for one in _killers(notes)], "schedule": schedule}
         try:
             process.stdin.write(json.dumps(told) + "\n")
             process.stdin.flush()
             for line in process.stdout:
                 said = json.loads(line)
                 if "item" in said:
-                    item = said
-                elif "committed" in said:
-                    self._occupancy.add(said["occupancy"])
+                    # None when all are answered, and the rest is no picture's.
+                    item = said["item"]
+                    self._is_committing = item is None
+                    self._due = process, time.monotonic() + self._item_timeout
+                    continue
+                self._due, self._is_committing = None, False
+                if "committed" in said:
+                    self.occupancy.add(said["occupancy"])
                     return _Outcome(True)
-                elif "error" in said:
-                    return _Outcome(False, None, "", _error(said["error"]))
+                return _Outcome(False, error=read_error(said["error"]))
         except (BrokenPipeError, ValueError):
             process.kill()
+        self._due, self._is_committing = None, False
+        how = self._buried(process)
+        if self._is_over:
+            return _Outcome(False)
+        if self._late is process:
+            note = {"code": "timed_out", "how": f"it took more than {self._item_timeout:g} seconds"}
+        else:
+            note = {"code": "worker_died", "how": f"its process ended with {how}"}
+        # Side by side, the one that was begun last need not be the one.
+        self._ledger.note_death(shard, attempt, {"item": item if schedule == "serial" else None, **note})
+        return _Outcome(False, None if item is None else str(item["item"]), how)
+
+    def _buried(self, process: subprocess.Popen[str]) -> str:
+        """Return how a process has ended."""
+        assert process.stdin is not None and process.stdout is not None
         code = process.wait()
         process.stdout.close()
         # What was written to nobody is lost with it.
         with contextlib.suppress(BrokenPipeError):
             process.stdin.close()
         self._process = None
-        how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
-        self._ledger.note_death(shard, attempt, {"item": item, "how": how})
-        return _Outcome(False, None if item is None else str(item["item"]), how)
+        return f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
 
     def _deaths(self, shard: int) -> list[dict[str, Any]]:
         names = self._folder.names(DEATHS, f"{shard:08d}.")
@@ -177,42 +250,73 @@ class Process:
 
     def _started(self) -> subprocess.Popen[str]:
         if self._process is None or self._process.poll() is not None:
-            command = [sys.executable, "-m", "segship.run.local", self._place]
+            if not self._is_watched:
+                self._is_watched = True
+                threading.Thread(target=self._watch, daemon=True).start()
+            # An interrupt is the driver's from its first moment on.
+            command = [sys.executable, "-c", _MAIN, self._place]
             self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
         return self._process
 
+    def _watch(self) -> None:
+        while not self._closed.wait(min(1.0, self._item_timeout / 4)):
+            due = self._due
+            if due is not None and time.monotonic() > due[1]:
+                self._late = due[0]
+                due[0].kill()
+
+    def stop(self, *, even_a_commit: bool) -> None:
+        """End the process now, which is no death; a commit it is at may be let pass. Work on the shard is lost."""
+        self._is_over = True
+        process = self._process
+        if process is not None and (even_a_commit or not self._is_committing):
+            process.kill()
+
     def close(self) -> None:
         """End the process after what it is at."""
+        self._closed.set()
         if self._process is not None:
             assert self._process.stdin is not None and self._process.stdout is not None
-            self._process.stdin.close()
+            with contextlib.suppress(BrokenPipeError):
+                self._process.stdin.close()
             self._process.wait()
             self._process.stdout.close()
 
 
-def _killers(notes: Iterable[Mapping[str, Any]]) -> list[tuple[str, str, str, int]]:
-    """Return pictures that have killed two workers: id, name, how, how often."""
-    seen: Counter[str] = Counter()
-    last: dict[str, Mapping[str, Any]] = {}
+def _killers(notes: Iterable[Mapping[str, Any]]) -> list[Quarantined]:
+    """Return pictures that have ended two workers."""
+    seen: dict[str, list[Mapping[str, Any]]] = {}
     for note in notes:
         if note["item"] is not None:
-            seen[note["item"]["item"]] += 1
-            last[note["item"]["item"]] = note
-    found = [(item, count) for item, count in seen.items() if count >= ISOLATED_AFTER]
-    return [(item, last[item]["item"]["name"], last[item]["how"], count) for item, count in found]
+            seen.setdefault(note["item"]["item"], []).append(note)
+    return [
+        Quarantined(item, found[-1]["item"]["name"], found[-1]["code"], found[-1]["how"], len(found))
+        for item, found in seen.items()
+        if len(found) >= ISOLATED_AFTER
+    ]
 
 
-_SKIP_FIELDS = ("id", "name", "how", "count")
+def read_error(said: Mapping[str, str]) -> SegshipError:
+    """Return the error that a worker has raised, of its own kind, on which the exit code depends."""
+    kind = getattr(errors, said["kind"])
+    return cast(SegshipError, kind(said["message"], code=said["code"]))
 
 
-def _error(said: dict[str, str]) -> SegshipError:
-    return BackendUnavailable(said["message"], code=said["code"])
+def told_error(error: SegshipError) -> dict[str, str]:
+    """Return an error as lines between processes carry it."""
+    return {"kind": type(error).__name__, "code": error.code, "message": error.on_command_line}
 
 
 def main() -> None:
     """Work on shards of a run as they are named on standard input, a line of JSON each, until its end."""
-    # An interrupt is the driver's, which closes the line; a shard that is begun is worth finishing.
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    # Nobody listens any more: another driver goes on where this one stood.
+    try:
+        _listen()
+    except BrokenPipeError:
+        os._exit(1)
+
+
+def _listen() -> None:
     folder = open_folder(sys.argv[1])
     out = sys.stdout
 
@@ -225,23 +329,15 @@ def main() -> None:
     worker: Worker | None = None
     for line in sys.stdin:
         told = json.loads(line)
-        skipped = {
-            one["id"]: Quarantined(one["id"], one["name"], "worker_died", f"it ended {one['how']}", one["count"])
-            for one in told["skipped"]
-        }
+        skipped = {one["id"]: Quarantined(**one) for one in told["skipped"]}
         try:
             if worker is None:
-                plan = read_plan(folder)
-                worker = Worker(folder, plan, lambda item: say({"item": item.id, "name": item.name}))
+                worker = Worker(folder, read_plan(folder), lambda item: say({"item": _told_item(item)}))
             worker.work(told["shard"], skipped, told["schedule"])
             say({"committed": told["shard"], "occupancy": worker.occupancy.to_dict()})
         except SegshipError as error:
-            say({"error": {"code": error.code, "message": error.on_command_line}})
+            say({"error": told_error(error)})
 
 
-if __name__ == "__main__":
-    try:
-        main()
-    # Nobody listens any more: another driver goes on where this one stood.
-    except BrokenPipeError:
-        os._exit(1)
+def _told_item(item: Item | None) -> dict[str, str] | None:
+    return None if item is None else {"item": item.id, "name": item.name}

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import math
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
@@ -53,7 +54,8 @@ class PlanOptions:
     flip
         The mirrored picture too, for ``semantic``.
     shard_items, shard_bytes
-        A shard ends at so many pictures or bytes of them, whichever comes first.
+        A shard ends at so many pictures or bytes of them, whichever comes first. Left out, pictures are a 64th of all,
+        from 4 to 256: what one worker does while others have nothing left to do, and what is done again after a crash.
     limits
         Bounds that a picture must keep.
     run
@@ -66,14 +68,15 @@ class PlanOptions:
     multimask_output: MaskChoice = "auto"
     clip: bool = False
     flip: bool = False
-    shard_items: int = 256
+    shard_items: int | None = None
     shard_bytes: int = 64 * 2**20
     limits: ImageLimits = field(default_factory=ImageLimits)
     run: RunOptions = field(default_factory=lambda: RunOptions(threads=1))
 
     def __post_init__(self) -> None:
         check_types(self)
-        check_whole(self, 1, 100_000, "shard_items")
+        if self.shard_items is not None:
+            check_whole(self, 1, 100_000, "shard_items")
         check_whole(self, 1, 2**40, "shard_bytes")
         if self.amg.deadline_seconds is not None:
             message = f"{option('deadline_seconds')} makes answers depend on the machine's speed; leave it out"
@@ -156,7 +159,7 @@ def write_plan(items: Iterable[Item], source: str, folder: Folder, options: Plan
         "items": hashlib.sha256(data).hexdigest(),
         "model": model["digest"],
         "options": {name: value for name, value in options.to_dict().items() if name != "bundle"},
-        "versions": _versions(),
+        "versions": versions(),
     }
     plan = Plan(
         options,
@@ -203,6 +206,7 @@ class Items:
     """The items of a plan, a shard at a time."""
 
     def __init__(self, folder: Folder, plan: Plan) -> None:
+        require_pyarrow()
         data = folder.read(f"plan/{plan.fingerprint[:16]}.{ITEMS}")
         self._file = import_module("pyarrow.parquet").ParquetFile(io.BytesIO(data))
 
@@ -235,7 +239,7 @@ def _model(options: PlanOptions) -> dict[str, str]:
     return {"place": str(Path(place).resolve()), "digest": bundle.digest}
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
     """Return versions on which the bytes of answers depend."""
     return {
         name: version(name)
@@ -290,11 +294,15 @@ def _table(pyarrow: Any, columns: Mapping[str, list[Any]]) -> Any:
     return pyarrow.table(dict(columns), schema=schema)
 
 
+_SHARDS, _LEAST_ITEMS, _MOST_ITEMS = 64, 4, 256
+
+
 def _shards(sizes: IntArray, options: PlanOptions) -> list[tuple[int, int]]:
     """Return first and last row, half-open, of each shard."""
+    most = options.shard_items or min(max(math.ceil(len(sizes) / _SHARDS), _LEAST_ITEMS), _MOST_ITEMS)
     shards, begin, held = [], 0, 0
     for row, size in enumerate(sizes.tolist()):
-        if row > begin and (row - begin >= options.shard_items or held + max(size, 0) > options.shard_bytes):
+        if row > begin and (row - begin >= most or held + max(size, 0) > options.shard_bytes):
             shards.append((begin, row))
             begin, held = row, 0
         held += max(size, 0)

@@ -15,8 +15,8 @@ from importlib.util import find_spec
 from typing import Any
 
 from segship.errors import BackendUnavailable, SegshipError
-from segship.run.local import Process
-from segship.run.stages import Schedule
+from segship.run.local import ITEM_TIMEOUT, Process, read_error, told_error
+from segship.run.stages import Occupancy, Schedule
 
 # Of one shard, before somebody should look at the machines.
 _MOST_LOST = 5
@@ -36,12 +36,18 @@ class RayExecutor:
         Of a GPU that each takes.
     schedule
         How a worker's stages follow each other.
+    item_timeout
+        Seconds after which a picture is given up.
+    occupancy
+        How busy the stages were.
     """
 
     address: str | None = None
     workers: int | None = None
     gpus: float = 0.0
     schedule: Schedule = "serial"
+    item_timeout: float = ITEM_TIMEOUT
+    occupancy: Occupancy = field(default_factory=Occupancy)
     _lost: dict[int, int] = field(default_factory=dict)
 
     def run(self, place: str, shards: Iterable[int], told: Callable[[int], None]) -> None:
@@ -63,7 +69,7 @@ class RayExecutor:
         while waiting or running:
             while waiting and len(running) < workers:
                 shard = waiting.pop()
-                running[remote.remote(place, shard, self.schedule)] = shard
+                running[remote.remote(place, shard, self.schedule, self.item_timeout)] = shard
             done, _ = ray.wait(list(running), num_returns=1)
             shard = running.pop(done[0])
             if self._take(ray, done[0], shard):
@@ -74,7 +80,7 @@ class RayExecutor:
     def _take(self, ray: Any, call: Any, shard: int) -> bool:
         """Return whether a shard is committed, by the answer of a call."""
         try:
-            error = ray.get(call)
+            answer = ray.get(call)
         # A process or a machine was lost; Ray has many words for that.
         except ray.exceptions.RayError as lost:
             self._lost[shard] = self._lost.get(shard, 0) + 1
@@ -82,27 +88,37 @@ class RayExecutor:
                 message = f"shard {shard} was lost {_MOST_LOST} times ({type(lost).__name__}); look at the machines"
                 raise BackendUnavailable(message, code="worker_died") from None
             return False
-        if error is not None:
-            raise BackendUnavailable(error["message"], code=error["code"])
+        if "error" in answer:
+            raise read_error(answer["error"])
+        self.occupancy.add(answer["occupancy"])
         return True
 
 
-def work_on_shard(place: str, shard: int, schedule: Schedule) -> dict[str, str] | None:
-    """Have one shard worked on by a process that this one of the cluster watches; returns the error that was raised."""
+def work_on_shard(place: str, shard: int, schedule: Schedule, item_timeout: float) -> dict[str, Any]:
+    """Have one shard worked on by a process that this one of the cluster watches.
+
+    Returns
+    -------
+    dict
+        Either the ``error`` that was raised, or the stages' ``occupancy``.
+    """
     # One at a time: a cluster's process may be asked for another run.
-    if place not in _HELD:
+    key = place, schedule, item_timeout
+    if key not in _HELD:
         for process in _HELD.values():
             process.close()
         _HELD.clear()
-        _HELD[place] = Process(place, schedule)
+        _HELD[key] = Process(place, schedule, item_timeout)
+    process = _HELD[key]
+    process.occupancy = Occupancy()
     try:
-        _HELD[place].finish(shard)
+        process.finish(shard)
     except SegshipError as error:
-        return {"code": error.code, "message": str(error)}
-    return None
+        return {"error": told_error(error)}
+    return {"occupancy": process.occupancy.to_dict()}
 
 
-_HELD: dict[str, Process] = {}
+_HELD: dict[tuple[str, Schedule, float], Process] = {}
 """The worker of this process of the cluster, whose model is loaded once."""
 
 

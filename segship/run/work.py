@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from segship.semantic.predictor import SemanticPredictor
 
 Row = dict[str, Any]
-Announce = Callable[[Item], None]
+Announce = Callable[[Item | None], None]
 
 # Faults of the machine, after which another attempt may succeed; all others are the picture's own.
 _OF_THE_MACHINE = {"run_failed", "backend_missing", "worker_died", "no_space"}
@@ -59,7 +59,8 @@ class Worker:
     folder, plan
         Of the run.
     announce
-        Is told of every picture before it is begun, for whoever must know which one a death belongs to.
+        Is told of every picture before it is begun, for whoever must know which one a death belongs to; of None, when
+        all of a shard are answered.
     """
 
     def __init__(self, folder: Folder, plan: Plan, announce: Announce = lambda item: None) -> None:
@@ -80,15 +81,23 @@ class Worker:
         SegshipError
             When the machine fails; the shard is then not committed.
         """
-        self.occupancy = Occupancy()
-        stages = [Stage(name, partial(_unless_quarantined, function)) for name, function in self._stages]
-        begun = [partial(self._begin, item, skipped or {}) for item in self._items.of(shard)]
-        stages.insert(0, Stage("read", lambda begin: begin()))
-        answered = list(run_stages(begun, stages, schedule, self.occupancy))
+        answered = self._answers(self._items.of(shard), skipped or {}, schedule)
         rows = [row for one in answered for row in one.rows]
         done = [one.item.id for one in answered if one.quarantined is None]
         quarantined = [one.quarantined for one in answered if one.quarantined is not None]
+        self._announce(None)
         return self._ledger.commit(shard, encode_rows(rows), len(rows), done, quarantined)
+
+    def answer(self, item: Item) -> Answered:
+        """Work on one picture, and commit nothing; errors as `work`."""
+        return self._answers([item], {}, "serial")[0]
+
+    def _answers(self, items: Sequence[Item], skipped: Mapping[str, Quarantined], schedule: Schedule) -> list[Answered]:
+        self.occupancy = Occupancy()
+        stages = [Stage(name, partial(_unless_quarantined, function)) for name, function in self._stages]
+        begun = [partial(self._begin, item, skipped) for item in items]
+        stages.insert(0, Stage("read", lambda begin: begin()))
+        return list(run_stages(begun, stages, schedule, self.occupancy))
 
     def _begin(self, item: Item, skipped: Mapping[str, Quarantined]) -> Answered:
         """Read one picture."""

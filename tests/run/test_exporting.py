@@ -11,7 +11,7 @@ from segship.run.exporting import export, retry
 from segship.run.plan import PlanOptions, make_plan
 from segship.run.running import start
 from segship.run.storage import open_folder
-from tests.run.test_running import AMG, OPTIONS, picture, refused
+from tests.run.runs import AMG, OPTIONS, picture, refused
 
 
 @pytest.fixture(scope="module")

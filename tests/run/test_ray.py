@@ -14,7 +14,7 @@ from segship.run.plan import make_plan
 from segship.run.ray import RayExecutor
 from segship.run.running import start, verify
 from segship.run.storage import open_folder
-from tests.run.test_running import OPTIONS, expected, source, tables  # noqa: F401
+from tests.run.runs import OPTIONS, tables
 
 ray = pytest.importorskip("ray")
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -33,13 +33,13 @@ def cluster():
         found.shutdown()
 
 
-def test_a_cluster_gives_the_same_bytes(cluster, source, expected, tmp_path):  # noqa: F811
+def test_a_cluster_gives_the_same_bytes(cluster, source, expected, tmp_path):
     make_plan(source, open_folder(tmp_path), OPTIONS)
     done = start(tmp_path, executor=RayExecutor())
     assert (done.done, done.root) == (18, expected[0].root) and tables(tmp_path) == expected[1]
 
 
-def test_machines_that_are_lost_lose_nothing(cluster, source, expected, tmp_path):  # noqa: F811
+def test_machines_that_are_lost_lose_nothing(cluster, source, expected, tmp_path):
     make_plan(source, open_folder(tmp_path), OPTIONS)
     draw, is_over = random.Random(0), threading.Event()
 
@@ -62,7 +62,7 @@ def test_machines_that_are_lost_lose_nothing(cluster, source, expected, tmp_path
     verify(tmp_path)
 
 
-def test_errors_of_workers_are_raised(cluster, source, tmp_path):  # noqa: F811
+def test_errors_of_workers_are_raised(cluster, source, tmp_path):
     make_plan(source, open_folder(tmp_path), OPTIONS)
     (tmp_path / "plan").rename(tmp_path / "elsewhere")
     began = time.monotonic()
@@ -71,7 +71,7 @@ def test_errors_of_workers_are_raised(cluster, source, tmp_path):  # noqa: F811
     assert caught.value.code == "worker_died" and time.monotonic() - began < 60
 
 
-def test_without_ray_the_extra_is_named(monkeypatch, source, tmp_path):  # noqa: F811
+def test_without_ray_the_extra_is_named(monkeypatch, source, tmp_path):
     monkeypatch.setattr(executor, "find_spec", lambda name: None)
     make_plan(source, open_folder(tmp_path), OPTIONS)
     with pytest.raises(BackendUnavailable) as caught:

@@ -1,72 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Runs: each picture once, whatever ends a worker or a driver, and the same bytes however it was done."""
+"""Runs: what is asked of which pictures, and what comes out."""
 
 import io
 import json
 import os
-import random
 import shutil
-import signal
-import subprocess
-import sys
 import tarfile
 import time
-from pathlib import Path
+import zlib
+from dataclasses import replace
 
-import numpy as np
 import pyarrow
 import pyarrow.csv
 import pyarrow.parquet
 import pytest
-from PIL import Image
 
 import segship
-from segship.errors import BundleError, InputError, OutputError
+from segship.errors import BackendUnavailable, BundleError, InputError
+from segship.images import ImageLimits
 from segship.promptable.everything.options import AmgOptions
-from segship.run.local import LocalExecutor
 from segship.run.plan import Items, PlanOptions, make_plan, read_plan
-from segship.run.running import collect_garbage, start, status, verify
+from segship.run.running import estimate, pace, start, status, verify
 from segship.run.sources import find_items
 from segship.run.storage import open_folder
 from segship.run.work import COLUMNS
-
-AMG = AmgOptions(points_per_side=3, pred_iou_thresh=0.0, stability_score_thresh=0.0)
-OPTIONS = PlanOptions(amg=AMG, shard_items=4)
-
-
-def picture(seed, size=(60, 40)):
-    stream = io.BytesIO()
-    pixels = np.random.default_rng(seed).integers(0, 255, (size[1] // 8, size[0] // 8, 3), np.uint8)
-    Image.fromarray(pixels).resize(size).save(stream, "PNG")
-    return stream.getvalue()
-
-
-@pytest.fixture(scope="module")
-def source(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("source")
-    for number in range(18):
-        (folder / f"sub{number % 3}").mkdir(exist_ok=True)
-        (folder / f"sub{number % 3}" / f"{number}.png").write_bytes(picture(number))
-    return folder
-
-
-@pytest.fixture(scope="module")
-def expected(source, tmp_path_factory):
-    """An undisturbed run: its status and the bytes of its tables."""
-    place = tmp_path_factory.mktemp("expected") / "run"
-    make_plan(source, open_folder(place), OPTIONS)
-    done = start(place, workers=1)
-    return done, tables(place)
-
-
-def tables(place):
-    return {path.name: path.read_bytes() for path in sorted((Path(place) / "data").iterdir())}
-
-
-def refused(kind, function, *arguments, **named):
-    with pytest.raises(kind) as caught:
-        function(*arguments, **named)
-    return caught.value.code
+from tests.run.runs import AMG, OPTIONS, picture, refused, tables
 
 
 def test_rows_are_what_everything_gives(source, expected, tmp_path):
@@ -84,120 +42,72 @@ def test_rows_are_what_everything_gives(source, expected, tmp_path):
             assert [row["index"] for row in found] == list(range(len(records)))
 
 
-@pytest.mark.parametrize("workers", [2, 3])
-def test_bytes_do_not_depend_on_how_many_work(source, expected, tmp_path, workers):
+def test_bytes_do_not_depend_on_how_many_work(source, expected, tmp_path):
     make_plan(source, open_folder(tmp_path), OPTIONS)
-    done = start(tmp_path, workers=workers)
+    done = start(tmp_path, workers=3)
     assert done.root == expected[0].root and tables(tmp_path) == expected[1]
     assert verify(tmp_path)["root"] == done.root
 
 
-def test_bytes_do_not_depend_on_the_order_of_shards(source, expected, tmp_path):
-    make_plan(source, open_folder(tmp_path), OPTIONS)
-    shards = list(range(5))
-    random.Random(3).shuffle(shards)
-    LocalExecutor(1).run(str(tmp_path), shards, lambda shard: None)
-    assert start(tmp_path).root == expected[0].root and tables(tmp_path) == expected[1]
-
-
-def test_a_run_that_is_done_is_left_as_it_is(source, tmp_path):
-    make_plan(source, open_folder(tmp_path), OPTIONS)
-    start(tmp_path, workers=1)
-    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+def test_a_run_that_is_done_is_left_as_it_is(source, undisturbed, tmp_path):
+    place = tmp_path / "run"
+    shutil.copytree(undisturbed, place)
+    before = {path: path.stat().st_mtime_ns for path in place.rglob("*")}
     began = time.monotonic()
-    make_plan(source, open_folder(tmp_path), OPTIONS)
-    start(tmp_path, workers=1)
+    make_plan(source, open_folder(place), OPTIONS)
+    start(place, workers=1)
     assert time.monotonic() - began < 5
-    after = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.name != "tmp"}
-    assert {path: at for path, at in before.items() if path.name != "tmp" and path != tmp_path / "plan"} == {
-        path: at for path, at in after.items() if path != tmp_path / "plan"
+    after = {path: path.stat().st_mtime_ns for path in place.rglob("*")}
+    changed = {place / "tmp", place / "plan"}
+    assert {path: at for path, at in before.items() if path not in changed} == {
+        path: at for path, at in after.items() if path not in changed
     }
 
 
-DRIVER = "import sys; from segship.run.running import start; start(sys.argv[1], workers=2)"
+def damaged(data):
+    return data[:60] + bytes(8) + data[68:]
 
 
-def drive(place, **environment):
-    return subprocess.Popen(
-        [sys.executable, "-c", DRIVER, str(place)], start_new_session=True, env={**os.environ, **environment}
-    )
-
-
-@pytest.mark.parametrize("seed", range(3))
-def test_kills_of_anything_at_any_time(source, expected, tmp_path, seed):
-    draw = random.Random(seed)
-    make_plan(source, open_folder(tmp_path), OPTIONS)
-    for _ in range(3):
-        driver = drive(tmp_path)
-        time.sleep(draw.uniform(0.3, 2.5))
-        victim = draw.choice(["driver", "worker", "all"])
-        workers = subprocess.run(["pgrep", "-P", str(driver.pid)], capture_output=True, text=True).stdout.split()
-        if victim == "worker" and workers:
-            os.kill(int(draw.choice(workers)), signal.SIGKILL)
-            time.sleep(0.2)
-        if victim == "driver":
-            driver.kill()
-        if driver.poll() is None:
-            os.killpg(driver.pid, signal.SIGKILL)
-        driver.wait()
-    done = start(tmp_path, workers=2)
-    assert (done.done, done.quarantined) == (18, {})
-    assert done.root == expected[0].root and tables(tmp_path) == expected[1]
-    verify(tmp_path)
-
-
-def test_two_drivers_at_once_make_one_set_of_commits(source, expected, tmp_path):
-    make_plan(source, open_folder(tmp_path), OPTIONS)
-    drivers = [drive(tmp_path) for _ in range(2)]
-    assert [driver.wait(120) for driver in drivers] == [0, 0]
-    assert verify(tmp_path)["root"] == expected[0].root and tables(tmp_path) == expected[1]
-    assert collect_garbage(tmp_path) == []
-
-
-def test_a_picture_that_kills_its_worker_is_left_out_alone(source, tmp_path, monkeypatch):
-    there = tmp_path / "source"
-    shutil.copytree(source, there)
-    (there / "z.png").write_bytes(picture(99) + b"deadly")
-    monkeypatch.setenv(
-        "PYTHONPATH", f"{Path(__file__).parent / 'deadly'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
-    )
-    make_plan(there, open_folder(tmp_path / "run"), OPTIONS)
-    done = start(tmp_path / "run", workers=2)
-    assert (done.done, done.quarantined) == (18, {"worker_died": 1})
-    assert len(list((tmp_path / "run" / "deaths").iterdir())) == 2
-    verify(tmp_path / "run")
-    commits = [json.loads(path.read_bytes()) for path in (tmp_path / "run" / "commits").iterdir()]
-    (lost,) = [entry for commit in commits for entry in commit["quarantined"]]
-    assert (lost["name"], lost["attempts"]) == ("z.png", 2) and "SIGSEGV" in lost["message"]
-
-
-def test_bad_files_are_told_apart_and_good_ones_are_not_touched(source, expected, tmp_path):
+def test_twelve_kinds_of_bad_files_are_told_apart_and_good_ones_are_not_touched(source, expected, tmp_path):
     there, good = tmp_path / "source", picture(3)
-    shutil.copytree(source, there)
+    shutil.copytree(source, there, copy_function=shutil.copy2)
+    huge = good[:16] + (60_000).to_bytes(4, "big") * 2 + good[24:29]
     bad = {
         "empty": (b"", "empty_file"),
         "text": (b"hello", "unknown_format"),
         "short": (good[:60], "truncated"),
         "pdf": (b"%PDF-1.4 ", "format_not_allowed"),
         "thin": (picture(1, (8, 16_000)), "aspect_ratio"),
-        "damaged": (good[:60] + bytes(8) + good[68:], "corrupt"),
+        "damaged": (damaged(good), "corrupt"),
+        "huge": (huge + zlib.crc32(huge[12:]).to_bytes(4, "big") + good[33:], "side_too_long"),
+        "wide": (picture(1, (1600, 1600)), "too_many_pixels"),
+        "heavy": (good + bytes(100_000), "too_many_bytes"),
     }
     for name, (data, _) in bad.items():
         (there / f"{name}.png").write_bytes(data)
     os.mkfifo(there / "pipe.png")
     run = tmp_path / "run"
-    plan = make_plan(there, open_folder(run), OPTIONS)
+    limits = ImageLimits(bytes=90_000, pixels=2_000_000)
+    plan = make_plan(there, open_folder(run), replace(OPTIONS, limits=limits))
     (there / "sub0" / "0.png").write_bytes(picture(1000))
     (there / "sub1" / "1.png").unlink()
     done = start(run, workers=2)
-    reasons = {"not_a_file": 1, "changed_since_plan": 1, "vanished": 1}
-    for _, code in bad.values():
-        reasons[code] = reasons.get(code, 0) + 1
     commits = [json.loads(path.read_bytes()) for path in (run / "commits").iterdir()]
     found = {entry["name"]: entry["code"] for commit in commits for entry in commit["quarantined"]}
-    assert done.quarantined == reasons, found
+    assert found == {
+        **{f"{name}.png": code for name, (_, code) in bad.items()},
+        **{"pipe.png": "not_a_file", "sub0/0.png": "changed_since_plan", "sub1/1.png": "vanished"},
+    }
+    assert len(found) == len(set(found.values())) == 12
     assert plan.items == 18 + len(bad) + 1 and done.done == 16
+    wanted = [row for row in rows_of(expected[1]) if row["image"] not in found]
+    assert sorted(rows_of(tables(run)), key=str) == sorted(wanted, key=str)
     verify(run)
+
+
+def rows_of(found):
+    parts = (pyarrow.parquet.read_table(io.BytesIO(data)) for data in found.values())
+    return pyarrow.concat_tables(parts).to_pylist()
 
 
 def test_prompts_come_from_a_table(source, tmp_path):
@@ -330,18 +240,58 @@ def test_plans_are_in_the_order_of_ids_and_know_their_options(source, tmp_path):
     assert make_plan(source, open_folder(tmp_path / "small"), small).shards > 5
 
 
-def test_a_full_disk_stops_a_run_that_goes_on_later(source, expected, tmp_path, monkeypatch):
-    from segship.run import storage
+def test_a_table_that_is_missing_says_how_it_comes_back(undisturbed, expected, tmp_path):
+    place = tmp_path / "run"
+    shutil.copytree(undisturbed, place)
+    gone = json.loads((place / "commits" / "00000003.json").read_bytes())["file"]
+    (place / gone).unlink()
+    for function in (start, verify):
+        with pytest.raises(BundleError) as caught:
+            function(place)
+        assert caught.value.code == "bad_commit" and f"{gone} is missing" in str(caught.value)
+        assert "delete manifest.json and commits/00000003.json and start the run again" in str(caught.value)
+    (place / "manifest.json").unlink()
+    (place / "commits" / "00000003.json").unlink()
+    assert start(place, workers=1).root == expected[0].root and tables(place) == expected[1]
 
+
+def test_without_pyarrow_the_extra_is_named(source, undisturbed, tmp_path, monkeypatch):
+    monkeypatch.setattr("segship.run.plan.has_pyarrow", lambda: False)
+    for function in (start, estimate, verify):
+        assert refused(BackendUnavailable, function, undisturbed) == "pyarrow_missing"
+    with pytest.raises(BackendUnavailable, match=r'pip install "segship\[run\]"'):
+        make_plan(source, open_folder(tmp_path), OPTIONS)
+
+
+def test_the_rate_leaves_out_what_lies_between_starts():
+    # Two workers, of which one ends later; a night; then one that is faster.
+    spans = [(0, 100, 10), (0, 120, 10), (50_000, 50_100, 20)]
+    seconds, per_hour = pace(spans)
+    assert seconds == 220 and per_hour == pytest.approx(3600 * 40 / 220)
+    assert pace([]) == (0.0, None)
+    # Ten minutes of ten an hour, then many of a hundred an hour: the last count.
+    slow = [(number * 360, (number + 1) * 360, 1) for number in range(10)]
+    fast = [(3600 + number * 36, 3600 + (number + 1) * 36, 1) for number in range(40)]
+    assert pace(slow + fast)[1] == pytest.approx(100)
+
+
+def test_an_estimate_is_near_the_truth(source, tmp_path, stub):
+    stub.setenv("SEGSHIP_STUB_SECONDS", "0.1")
     make_plan(source, open_folder(tmp_path), OPTIONS)
-    folder = open_folder(tmp_path)
+    found = estimate(tmp_path, workers=2, price_per_hour=3.6)
+    expected, low, high = found.seconds
+    assert (found.items, found.samples, found.without_answer) == (18, 10, 0)
+    assert 0.9 < expected < 1.8 and 0 < low <= expected <= high < 3 * expected
+    assert found.price == pytest.approx((expected / 1000, low / 1000, high / 1000))
+    # Nothing was begun.
+    assert not (tmp_path / "attempts").exists()
+    start(tmp_path, workers=2)
+    assert refused(InputError, estimate, tmp_path) == "nothing_found"
 
-    def full(*_):
-        raise OSError(28, "No space left on device")
 
-    with monkeypatch.context() as patch:
-        patch.setattr(storage.RealDisk, "sync", full)
-        assert refused(OutputError, start, tmp_path, workers=1) == "no_space"
-    assert folder.names("commits") == [] and folder.names("tmp") == []
-    assert start(tmp_path, workers=2).root == expected[0].root
-    assert status(tmp_path).to_dict()["seconds_left"] == 0
+def test_shards_are_a_part_of_all(tmp_path):
+    def shards(count):
+        (tmp_path / "list.txt").write_text("".join(f"{number}.png\n" for number in range(count)))
+        return make_plan(tmp_path / "list.txt", open_folder(tmp_path / str(count)), PlanOptions(amg=AMG)).shards
+
+    assert [shards(count) for count in (3, 40, 1000, 20_000)] == [1, 10, 63, 79]

@@ -11,7 +11,7 @@ from segship.run.plan import make_plan
 from segship.run.running import start
 from segship.run.stages import QUEUE, Occupancy, Stage, draw_graph, draw_graphviz, run_stages
 from segship.run.storage import open_folder
-from tests.run.test_running import OPTIONS, expected, source, tables  # noqa: F401
+from tests.run.runs import OPTIONS, tables
 
 SCHEDULES = ("serial", "pipeline", "task")
 
@@ -72,7 +72,7 @@ def test_stages_side_by_side_take_the_time_of_the_slowest():
 
 
 @pytest.mark.parametrize("schedule", SCHEDULES[1:])
-def test_a_run_has_the_same_bytes_with_any_schedule(source, expected, tmp_path, schedule):  # noqa: F811
+def test_a_run_has_the_same_bytes_with_any_schedule(source, expected, tmp_path, schedule):
     make_plan(source, open_folder(tmp_path), OPTIONS)
     executor = LocalExecutor(1, schedule)
     done = start(tmp_path, executor=executor)
