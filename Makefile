@@ -62,8 +62,9 @@ crash-smoke: tiny-pause .stamps/dev
 crash: tiny-pause .stamps/dev
 	$(BIN)/python -m benchmarks.crash --local 20 --ray 5 --seeds 200
 crash-night: tiny-pause .stamps/dev
-	$(BIN)/python -m benchmarks.crash --local 100 --ray 100 --nodes 20 --heads 5 --seeds 1000 --out benchmarks/results/crash.json
+	$(BIN)/python -m benchmarks.crash --local 100 --ray 100 --nodes 20 --heads 5 --seeds 1000 --proofs --out benchmarks/results/crash.json
 	$(BIN)/python -m benchmarks.million --out benchmarks/results/million.json
+	$(BIN)/python -m benchmarks.run_speed
 
 check: .stamps/dev
 	$(BIN)/ruff format --check .

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Runs that are killed at random until they are done, on this machine and on a cluster; and disks that fail and forget.
 
-``python -m benchmarks.crash --local 20 --ray 5 --seeds 200``; the last results of ``make crash-night`` are kept.
+``python -m benchmarks.crash --local 20 --ray 5 --seeds 200``; the last results of ``make crash-night`` are kept. With
+``--proofs``: bad files, a picture that kills, disks that are full, and every way of working that must give one root.
 """
 
 from __future__ import annotations
@@ -16,18 +17,27 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from unittest.mock import patch
 
 import numpy as np
 from PIL import Image
 
 import segship
+from segship.errors import BundleError, OutputError
 from segship.machine import describe_machine
 from segship.promptable.everything.options import AmgOptions
+from segship.run.ledger import Ledger
+from segship.run.local import LocalExecutor
 from segship.run.plan import PlanOptions, make_plan
 from segship.run.running import start, verify
 from segship.run.storage import open_folder
+from tests.run import runs as bad
+from tests.run.runs import LIMITS
 
 PICTURES = 60
 OPTIONS = PlanOptions(amg=AmgOptions(points_per_side=3, pred_iou_thresh=0.0, stability_score_thresh=0.0), shard_items=4)
@@ -38,10 +48,10 @@ RAY = (
 )
 
 
-def make_source(folder: Path) -> Path:
+def make_source(folder: Path, count: int = PICTURES) -> Path:
     """Draw some pictures."""
     folder.mkdir(parents=True)
-    for number in range(PICTURES):
+    for number in range(count):
         pixels = np.random.default_rng(number).integers(0, 255, (5, 8, 3), np.uint8)
         stream = io.BytesIO()
         Image.fromarray(pixels).resize((64, 40)).save(stream, "PNG")
@@ -272,6 +282,118 @@ def disks(seeds: int) -> dict:
     }
 
 
+def bad_files(count: int = 400) -> dict:
+    """One picture in ten is bad, of twelve kinds: each has its reason, and the others the rows they have alone."""
+    with TemporaryDirectory() as folder:
+        source, alone = make_source(Path(folder) / "source", count - count // 10), Path(folder) / "alone"
+        options = replace(OPTIONS, limits=LIMITS, shard_items=None)
+        make_plan(source, open_folder(alone), options)
+        start(alone)
+        kinds, wanted = bad.bad_files(), {}
+        for number in range(count // 10 - 3):
+            data, code = list(kinds.values())[number % len(kinds)]
+            (source / f"bad{number}.png").write_bytes(data)
+            wanted[f"bad{number}.png"] = code
+        os.mkfifo(source / "pipe.png")
+        for name in ("vanishes.png", "changes.png"):
+            (source / name).write_bytes(bad.picture(1))
+        run = Path(folder) / "run"
+        make_plan(source, open_folder(run), options)
+        (source / "vanishes.png").unlink()
+        (source / "changes.png").write_bytes(bad.picture(2))
+        wanted |= {"pipe.png": "not_a_file", "vanishes.png": "vanished", "changes.png": "changed_since_plan"}
+        done = start(run)
+        verify(run)
+        commits = [json.loads(path.read_bytes()) for path in (run / "commits").iterdir()]
+        found = {entry["name"]: entry["code"] for commit in commits for entry in commit["quarantined"]}
+        wrong = [name for name in {*wanted, *found} if wanted.get(name) != found.get(name)]
+        same = bad.rows_of(tables(run)) == bad.rows_of(tables(alone))
+    return {
+        "pictures": count,
+        "bad": len(wanted),
+        "kinds": len(set(wanted.values())),
+        "wrong_reasons": wrong,
+        "answered": done.done,
+        "good_ones_equal": same,
+        "holds": not wrong and same and done.done == count - len(wanted),
+    }
+
+
+def deadly_picture(count: int = 256) -> dict:
+    """One picture of a shard ends its process with a fault of memory: the others of the shard are done."""
+    with TemporaryDirectory() as folder:
+        source, run = make_source(Path(folder) / "source", count - 1), Path(folder) / "run"
+        (source / "deadly.png").write_bytes(bad.picture(1) + b"deadly")
+        make_plan(source, open_folder(run), replace(OPTIONS, shard_items=count))
+        with patch.dict(os.environ, PYTHONPATH=f"tests/run/deadly{os.pathsep}{os.environ.get('PYTHONPATH', '')}"):
+            done = start(run, workers=2)
+        verify(run)
+    holds = (done.done, done.quarantined, done.shards) == (count - 1, {"worker_died": 1}, 1)
+    return {"pictures": count, "answered": done.done, "quarantined": done.quarantined, "holds": holds}
+
+
+def full_disks(sizes: Sequence[int] = range(72, 400, 24)) -> dict:
+    """Runs on file systems of so many KiB that fill somewhere, and go on when these are larger; needs `mount`."""
+    codes, torn, different = Counter[str](), 0, 0
+    with TemporaryDirectory() as folder:
+        source, undisturbed, disk = make_source(Path(folder) / "source"), Path(folder) / "alone", Path(folder) / "disk"
+        make_plan(source, open_folder(undisturbed), OPTIONS)
+        expected = start(undisturbed).root, tables(undisturbed)
+        disk.mkdir()
+        for size in sizes:
+            subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={size}k", "none", disk], check=True)
+            try:
+                run = disk / "run"
+                try:
+                    plan = make_plan(source, open_folder(run), OPTIONS)
+                    start(run)
+                    codes["done"] += 1
+                except OutputError as error:
+                    codes[error.code] += 1
+                if (run / "commits").exists():
+                    ledger = Ledger(open_folder(run), plan.shards)
+                    for commit in ledger.read_commits(ledger.state().committed):
+                        ledger.check(commit)
+                subprocess.run(["mount", "-o", "remount,size=16m", disk], check=True)
+                make_plan(source, open_folder(run), OPTIONS)
+                different += (start(run).root, tables(run)) != expected
+            except BundleError:
+                torn += 1
+            finally:
+                subprocess.run(["umount", "-l", disk], check=True)
+    holds = not torn and not different and codes["no_space"] > len(sizes) // 2
+    return {"disks_kib": list(sizes), "ended": dict(codes), "torn": torn, "other_bytes": different, "holds": holds}
+
+
+def one_root() -> dict:
+    """1, 2, 3 and 8 workers, both executors, every schedule, shards in any order: one root and the same bytes."""
+    import ray
+
+    from segship.run.ray import RayExecutor
+
+    ways, roots, different = 0, set(), 0
+    ray.init(num_cpus=2, include_dashboard=False, log_to_driver=False)
+    with TemporaryDirectory() as folder:
+        source = make_source(Path(folder) / "source", 24)
+        for kind in (LocalExecutor, RayExecutor):
+            for schedule in ("serial", "pipeline", "task"):
+                for workers in (1, 2, 3, 8):
+                    run = Path(folder) / f"run{ways}"
+                    plan = make_plan(source, open_folder(run), OPTIONS)
+                    shards = list(range(plan.shards))
+                    random.Random(ways).shuffle(shards)
+                    kind(workers=workers, schedule=schedule).run(str(run), shards, lambda shard: None)
+                    roots.add(start(run).root)
+                    verify(run)
+                    different += tables(run) != tables(Path(folder) / "run0")
+                    ways += 1
+    ray.shutdown()
+    return {"ways": ways, "roots": len(roots), "other_bytes": different, "holds": len(roots) == 1 and not different}
+
+
+PROOFS = {"bad_files": bad_files, "deadly_picture": deadly_picture, "full_disks": full_disks, "one_root": one_root}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--local", type=int, default=20)
@@ -279,10 +401,17 @@ def main() -> None:
     parser.add_argument("--nodes", type=int, default=0)
     parser.add_argument("--heads", type=int, default=0)
     parser.add_argument("--seeds", type=int, default=200)
+    parser.add_argument("--proofs", nargs="*", choices=PROOFS, help="these, or all of them; none when left out")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    found = {"disks": disks(given.seeds)}
-    print(json.dumps(found["disks"]), flush=True)
+    found = {}
+    if given.seeds:
+        found["disks"] = disks(given.seeds)
+        print(json.dumps(found["disks"]), flush=True)
+    for name in () if given.proofs is None else given.proofs or PROOFS:
+        began = time.monotonic()
+        found[name] = {**PROOFS[name](), "seconds": round(time.monotonic() - began)}
+        print(name, json.dumps(found[name]), flush=True)
     measures = {"local": on_this_machine, "ray": on_a_cluster, "nodes": without_nodes, "heads": without_heads}
     for name, measure in measures.items():
         if count := getattr(given, name):

@@ -7,5 +7,6 @@ work       one shard: pictures to a table of answers
 ledger     what is done, by files that can be made only once
 storage    whole files, on a disk that may lose power
 local      processes that work, are watched, and start anew
-running    all of it: start, status, verify
+running    all of it: estimate, start, status, verify
+report     a page of what became of it
 """

@@ -86,18 +86,17 @@ class LocalExecutor:
         SegshipError
             What a worker has raised, or ``worker_died`` when workers die without having begun anything.
         """
-        crew = _Crew(shards, told)
-        processes = [Process(place, self.schedule, self.item_timeout) for _ in range(self.workers)]
-        threads = [threading.Thread(target=crew.serve, args=(process,)) for process in processes]
-        for thread in threads:
-            thread.start()
+        processes = [Process(place, self.schedule, self.item_timeout) for _ in range(max(1, self.workers))]
+        crew = _Crew(shards, told, len(processes))
+        for process in processes:
+            threading.Thread(target=crew.serve, args=(process,)).start()
         try:
-            for thread in threads:
-                while thread.is_alive() and not crew.is_over.is_set():
-                    thread.join(0.1)
+            # Not by joining threads: an interrupt there takes them for ended in Python 3.11.
+            while not (crew.is_over.is_set() or crew.is_idle.wait(0.1)):
+                pass
         finally:
             crew.is_over.set()
-            _end(processes, threads)
+            _end(processes, crew.is_idle)
             for process in processes:
                 self.occupancy.add(process.occupancy.to_dict())
         if crew.errors:
@@ -107,12 +106,13 @@ class LocalExecutor:
 class _Crew:
     """What threads share that hold a process each: shards that wait, and whether all is over."""
 
-    def __init__(self, shards: Iterable[int], told: Callable[[int], None]) -> None:
+    def __init__(self, shards: Iterable[int], told: Callable[[int], None], members: int) -> None:
+        self._members = members
         self._waiting = list(shards)
         self._waiting.reverse()
         self._told = told
         self._lock = threading.Lock()
-        self.is_over = threading.Event()
+        self.is_over, self.is_idle = threading.Event(), threading.Event()
         self.errors: list[BaseException] = []
 
     def _next(self) -> int | None:
@@ -130,17 +130,19 @@ class _Crew:
             self.is_over.set()
         finally:
             process.close()
+            with self._lock:
+                self._members -= 1
+                if not self._members:
+                    self.is_idle.set()
 
 
-def _end(processes: Iterable[Process], threads: Iterable[threading.Thread]) -> None:
+def _end(processes: Iterable[Process], is_idle: threading.Event) -> None:
     """End processes within seconds; a second interrupt, at once."""
     until = time.monotonic() + _GRACE_SECONDS
     try:
-        while any(thread.is_alive() for thread in threads):
+        while not is_idle.wait(0.05):
             for process in processes:
                 process.stop(even_a_commit=time.monotonic() > until)
-            for thread in threads:
-                thread.join(0.05)
     except BaseException:
         for process in processes:
             process.stop(even_a_commit=True)

@@ -278,7 +278,8 @@ def _starts(starts: Sequence[dict[str, Any]], stages: Sequence[str]) -> str:
     occupancy = Occupancy()
     for one in starts:
         occupancy.add(one["occupancy"])
-    shares = [(name, occupancy.shares[name]) for name in stages if name in occupancy.busy]
+    named = dict.fromkeys(name for name in (*stages, *occupancy.busy) if name in occupancy.busy)
+    shares = [(name, occupancy.shares[name]) for name in named]
     bars = "".join(
         f'<text x="0" y="{22 * row + 15}">{_text(name)}</text>'
         f'<rect x="90" y="{22 * row}" width="{250 * min(share, 1.0):.1f}" height="18"/>'
@@ -314,24 +315,23 @@ def _asked(plan: Plan) -> str:
 
 
 _STYLE = """
-:root{color-scheme:light dark;--ink:#1b1f24;--paper:#fff;--line:#d0d7de;--bar:#1e90ff;--soft:#57606a}
-@media(prefers-color-scheme:dark){:root{--ink:#e6edf3;--paper:#0d1117;--line:#30363d;--soft:#9198a1}}
-body{font:15px/1.5 system-ui,sans-serif;color:var(--ink);background:var(--paper)}
+:root{color-scheme:light dark}
+body{font:15px/1.5 system-ui,sans-serif;color:CanvasText;background:Canvas}
 body{max-width:72rem;margin:2rem auto;padding:0 1rem}
 h1{font-size:1.5rem;overflow-wrap:anywhere}h2{font-size:1.15rem;margin-top:2rem}
 section{overflow-x:auto}
 table{border-collapse:collapse;margin:.5rem 0}
-th,td{text-align:left;vertical-align:top;padding:.25rem .8rem .25rem 0;border-bottom:1px solid var(--line)}
+th,td{text-align:left;vertical-align:top;padding:.25rem .8rem .25rem 0;border-bottom:1px solid #8885}
 td{overflow-wrap:break-word;max-width:44rem}
-th,td:first-child{color:var(--soft)}
+th,td:first-child{color:GrayText}
 figure{margin:0}
 .cards{display:flex;flex-wrap:wrap;gap:.8rem;margin:1rem 0}
-.cards figure{width:10rem;border:1px solid var(--line);border-radius:6px;padding:.5rem;overflow-wrap:anywhere}
-.none{height:4rem;margin:0;color:var(--soft)}
+.cards figure{width:10rem;border:1px solid #8885;border-radius:6px;padding:.5rem;overflow-wrap:anywhere}
+.none{height:4rem;margin:0;color:GrayText}
 img{max-width:100%;height:auto}
 .chart{display:inline-block;width:min(100%,26rem);margin:.5rem 1.5rem .5rem 0}
-.chart figcaption{color:var(--soft)}
-svg{width:100%;overflow:visible}rect{fill:var(--bar)}text{fill:var(--ink);font-size:12px}
+.chart figcaption{color:GrayText}
+svg{width:100%;overflow:visible}rect{fill:#1e90ff}text{fill:CanvasText;font-size:12px}
 """
 
 

@@ -170,7 +170,9 @@ def _check(workers: int | None, item_timeout: float, max_quarantine: float | Non
     if not 0 < item_timeout < math.inf:
         message = f"{option('item_timeout')} is {item_timeout}; accepted are seconds above 0"
         raise InputError(message, code="bad_option")
-    if max_quarantine is not None and not (max_quarantine == max_quarantine % 1 or max_quarantine in range(1, 2**53)):
+    if max_quarantine is not None and not (
+        0 <= max_quarantine < 1 or (max_quarantine >= 1 and float(max_quarantine).is_integer())
+    ):
         message = (
             f"{option('max_quarantine')} is {max_quarantine}; accepted are a whole number of pictures, and a share of "
             "all of them below 1, such as 0.05"

@@ -23,6 +23,11 @@ def told(capsys):
     return json.loads(capsys.readouterr().out)
 
 
+def told_last(capsys):
+    """The document after a drawing."""
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
 def test_a_source_is_planned_and_done(source, tmp_path, capsys):
     run = str(tmp_path / "run")
     assert main(["run", str(source), "-o", run, *FEW, "--workers", "1", "--json"]) == 0
@@ -45,8 +50,18 @@ def test_a_plan_can_wait_and_quarantine_has_an_exit_code(source, tmp_path, capsy
     assert told(capsys)["sealed"] is False
     assert main(["run", "verify", run]) == 3
     capsys.readouterr()
-    assert main(["run", "start", run, "--workers", "1", "--json"]) == 7
-    assert told(capsys)["quarantined"] == {"unknown_format": 1}
+    assert main(["run", "estimate", run, "--workers", "4", "--price-per-hour", "2", "--json"]) == 0
+    found = told(capsys)
+    assert (found["items"], found["samples"], found["without_answer"]) == (2, 2, 1)
+    assert found["price"] == [2 * seconds / 3600 for seconds in found["seconds"]]
+    assert main(["run", "start", run, "--workers", "1", "--max-quarantine", "0"]) == 8
+    assert "1 unknown_format" in capsys.readouterr().err
+    assert main(["run", "start", run, "--workers", "1", "--show-graph", "mermaid", "--json"]) == 7
+    assert told_last(capsys)["quarantined"] == {"unknown_format": 1}
+    assert main(["run", "status", run, "--watch", "--json"]) == 7
+    assert told(capsys)["seconds_left"] == 0
+    assert main(["run", "report", run, "-o", str(tmp_path / "report.html")]) == 0
+    assert "unknown_format" in (tmp_path / "report.html").read_text("utf-8")
 
 
 @pytest.mark.parametrize(
@@ -56,6 +71,7 @@ def test_a_plan_can_wait_and_quarantine_has_an_exit_code(source, tmp_path, capsy
         (["run", "start"], "not understood"),
         (["run", "a", "b"], "not understood"),
         (["run", "plan", "photos"], "--out"),
+        (["run", "report", "x"], "needs --out"),
         (["run", "status", "x", "--clip"], "takes no options of a plan"),
         (["run", "status", "nowhere"], "no run here"),
         (["run", "nowhere", "-o", "y"], "no source"),
