@@ -72,6 +72,7 @@ ROUTES = (
     Row("POST", "/v1/images", "upload"),
     Row("GET", "/v1/images/{id}", "image"),
     Row("DELETE", "/v1/images/{id}", "delete"),
+    Row("GET", "/v1/images/{id}/picture", "picture"),
     Row("POST", "/v1/images/{id}/masks", "masks"),
     Row("POST", "/v1/images/{id}/everything", "everything"),
     Row("POST", "/v1/segment", "segment"),
@@ -166,6 +167,10 @@ class Routes:
         if row.name in ("upload", "segment"):
             request.scope[BODY] = data = await read_body(request, limits.body_bytes, "body_bytes")
             there = shard.of_digest(await digest_of(data))
+        elif row.name in ("predict", "cvat"):
+            request.scope[BODY] = data = await read_body(request, limits.body_bytes, "body_bytes")
+            pictured = self._pictured(row.name, data)
+            there = shard.index if pictured is None else shard.of_digest(await digest_of(pictured))
         elif "id" in request.path_params:
             there = shard.of_handle(request.path_params["id"])
             if there != shard.index:
@@ -173,6 +178,15 @@ class Routes:
         else:
             return None
         return None if there == shard.index else there
+
+    def _pictured(self, name: str, body: bytes) -> bytes | None:
+        """Return the picture in a question of a program that people label with, or else its address; None without."""
+        if name == "cvat":
+            return read_cvat(body, self._options.prompt_limits)[0]
+        drawing = read_label_studio(body, self._options.prompt_limits)
+        if isinstance(drawing, int):
+            return None
+        return drawing.picture if drawing.picture is not None else drawing.address.encode()
 
     async def models(self, request: Request) -> Response:
         """What is served, and every limit."""
@@ -225,6 +239,13 @@ class Routes:
         """Forget a picture."""
         self._service.cache.remove(self._entry(request))
         return JSONResponse({"deleted": True})
+
+    async def picture(self, request: Request) -> Response:
+        """A picture that was sent, upright and as a browser shows it: PNG, or JPEG of a large one."""
+        deadline = self._deadline(request, "read")
+        self._guard.charge(request, _ENCODE_TOKENS)
+        data, kind = await self._service.picture(self._entry(request), deadline)
+        return Response(data, media_type=kind, headers={"cache-control": "no-store"})
 
     async def masks(self, request: Request) -> Response:
         """Masks of prompts in a picture that was sent."""

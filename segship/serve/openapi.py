@@ -278,6 +278,7 @@ _ANSWERS: dict[str, Schema] = {
     "upload": _json(_named("Image")),
     "image": _json(_named("Image")),
     "delete": _json(_object(deleted=_TRUTH)),
+    "picture": {"image/png": {}, "image/jpeg": {}},
     "masks": _json(_named("Masks")),
     "segment": _json(_named("Masks")),
     "everything": {"application/x-ndjson": _STREAM, "text/event-stream": {"schema": _TEXT}},
@@ -299,7 +300,7 @@ _ANSWERS: dict[str, Schema] = {
 }
 _LINKS = {
     name: {"operationId": name, "parameters": {"id": "$response.body#/id"}}
-    for name in ("image", "delete", "masks", "everything")
+    for name in ("image", "delete", "picture", "masks", "everything")
 }
 _POINT = "x,y or x,y,label in pixels of the upright picture; may be there several times."
 _QUERIES: dict[str, dict[str, Schema]] = {
@@ -330,7 +331,7 @@ def _parameters(row: Row, most_deadline: float, graphs: Sequence[str]) -> list[S
         for name, schema in query.items():
             form = {key: value for key, value in schema.items() if key != "description"}
             found.append({"name": name, "in": "query", "schema": form, "description": schema["description"]})
-    if row.name in _BODIES and row.name != "setup":
+    if row.name in (*_BODIES, "picture") and row.name != "setup":
         deadline: Schema = {"type": "number", "exclusiveMinimum": 0, "maximum": most_deadline}
         text = "Seconds after which an answer is of no use."
         found.append({"name": _DEADLINE, "in": "header", "schema": deadline, "description": text})
@@ -344,7 +345,7 @@ def _parameters(row: Row, most_deadline: float, graphs: Sequence[str]) -> list[S
 def _responses(row: Row, is_plain: bool) -> dict[str, Schema]:
     statuses = {*_ALWAYS, *(_WITH_BODY if row.name in _BODIES else ()), *((401, 429) if row.scope else ())}
     if "{id}" in row.path or row.name in (*_QUERIES, "predict"):
-        statuses |= set(_OF_IMAGE)
+        statuses |= {*_OF_IMAGE, *((422, 504) if row.name == "picture" else ())}
     elif "{" in row.path or row.name == "setup":
         statuses.add(404)
     kind = "Plain" if is_plain else ""

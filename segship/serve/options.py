@@ -45,7 +45,8 @@ class ServeLimits:
     chunks
         Chunks of a body that is sent in chunks.
     head_seconds, body_seconds
-        Until a request's head, and then its body, have arrived.
+        Until a request's head, and then its body, have arrived; and so long as the body may take, an answer waits for a
+        client that reads nothing.
     read_seconds
         Until a picture is decoded; the worker that takes longer is ended.
     encode_seconds, decode_seconds, everything_seconds

@@ -54,6 +54,7 @@ class Connection(HttpToolsProtocol):
         super().connection_made(cast("asyncio.Transport", _Lingering(transport, self)))
         self.running: asyncio.Task[Any] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._stall: asyncio.TimerHandle | None = None
         self._is_refused = self.is_lingering = False
         self._stage = "between"
         self._begin_request()
@@ -64,6 +65,8 @@ class Connection(HttpToolsProtocol):
     def connection_lost(self, exc: Exception | None) -> None:
         """Stop what is done for a client that has gone."""
         self._unset()
+        if self._stall is not None:
+            self._stall.cancel()
         super().connection_lost(exc)
         if self.running is not None and self.cycle is not None and not self.cycle.response_complete:
             self.running.cancel()
@@ -129,6 +132,17 @@ class Connection(HttpToolsProtocol):
         self._stage = "between"
         if not self._is_refused:
             super().on_message_complete()
+
+    def pause_writing(self) -> None:
+        """Wait for a client that does not read, but not for ever: it holds a connection that others want."""
+        super().pause_writing()
+        self._stall = self.loop.call_later(self.limits.body_seconds, self.transport.abort)
+
+    def resume_writing(self) -> None:
+        """Go on: the client reads."""
+        super().resume_writing()
+        if self._stall is not None:
+            self._stall.cancel()
 
     @property
     def is_sent_whole(self) -> bool:
@@ -210,6 +224,9 @@ class _Lingering:
         connection = self._connection
         if connection.is_sent_whole or self._transport.is_closing() or not self._transport.can_write_eof():
             self._transport.close()
+            # It ends once all is written, which a client that does not read would never let come.
+            if self._transport.get_write_buffer_size():
+                connection.loop.call_later(connection.limits.body_seconds, self._transport.abort)
         elif not connection.is_lingering:
             connection.is_lingering = True
             with contextlib.suppress(OSError, RuntimeError):

@@ -298,6 +298,19 @@ class Service:
     def _lane(self, name: str, worker: Worker, most: int, stuck_seconds: float) -> Lane:
         return Lane(name, worker, most, stuck_seconds, self.poison, self._discard_unclaimed)
 
+    async def picture(self, entry: Entry, deadline: float) -> tuple[bytes, str]:
+        """Return a picture that is kept as a file that every browser shows, and its media type."""
+        header = {"source": entry.source.to_json()}
+        with self.cache.in_use(entry):
+            ends = self.reading_ends(deadline)
+            reply, _ = await self.reading.run("show", header, deadline=ends, digest=entry.digest)
+        return reply.body, reply.header["kind"]
+
+    def reading_ends(self, deadline: float) -> float:
+        """Return until when a picture that is asked for now must be read."""
+        usual = time.monotonic() + self.options.limits.read_seconds + self.reading.expected_wait()
+        return min(deadline, usual)
+
     async def masks(
         self, entry: Entry, deadline: float, *, body: bytes = b"", query: Query | None = None
     ) -> tuple[bytes, Timings]:
@@ -502,9 +515,7 @@ class _Pixels:
 
     async def __aenter__(self) -> Header:
         service = self._service
-        ends = min(
-            self._deadline, time.monotonic() + service.options.limits.read_seconds + service.reading.expected_wait()
-        )
+        ends = service.reading_ends(self._deadline)
         header = {"source": self._source.to_json()}
         reply, waited = await service.reading.run("read", header, deadline=ends, digest=self._digest)
         self._timings.add("read", reply, waited)

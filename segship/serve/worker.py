@@ -8,6 +8,7 @@ worked on at a time.
 from __future__ import annotations
 
 import contextlib
+import io
 import json
 import os
 import queue
@@ -21,8 +22,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 import numpy as np
+from PIL import Image
 
-from segship.arrays import AnyArray
+from segship.arrays import AnyArray, Pixels
 from segship.images import ImageLimits, LoadedImage, read_image
 from segship.images.reading import demo_photograph
 from segship.promptable.prompts import PromptLimits
@@ -40,6 +42,8 @@ Job = Callable[[Header, bytes, Tell], Answer]
 # Decoders grow into this much address space beyond that of the empty process, and so much time for one picture.
 _READING_BYTES = 2**30
 _READING_SECONDS = 5
+# Pictures that are shown without loss; a large one would take a hundred megabytes.
+_MOST_PNG_PIXELS = 4_000_000
 # Embeddings that are held ready for clicks.
 _HELD_BYTES = 256 * 2**20
 
@@ -107,14 +111,22 @@ class Pictures(Worker):
         warnings.simplefilter("ignore")
         _leave_network()
         # One of each kind, so that what is loaded at first use counts as part of the empty process.
-        read_image(demo_photograph())
+        _write_shown(read_image(demo_photograph()).pixels)
         _bound_memory(_READING_BYTES)
+
+    def show(self, header: Header, body: bytes, tell: Tell) -> Answer:
+        """Return one picture as a file that every browser shows, upright and in its full size."""
+        data, kind = _write_shown(self._read(header).pixels)
+        return {"kind": kind}, data
+
+    def _read(self, header: Header) -> LoadedImage:
+        source = wire.fetch(self.folder, Stored.from_json(header["source"]))["source"]
+        _bound_time(_READING_SECONDS)
+        return read_image(source.tobytes(), limits=self.image_limits)
 
     def read(self, header: Header, body: bytes, tell: Tell) -> Answer:
         """Decode one picture."""
-        source = wire.fetch(self.folder, Stored.from_json(header["source"]))["source"]
-        _bound_time(_READING_SECONDS)
-        loaded = read_image(source.tobytes(), limits=self.image_limits)
+        loaded = self._read(header)
         stored = wire.store(self.folder, {"pixels": loaded.pixels})
         height, width = loaded.size_hw
         return {"pixels": stored.to_json(), "width": width, "height": height, "notes": list(loaded.notes)}, b""
@@ -359,6 +371,16 @@ def _leave_network() -> None:
     new_user, new_network = 0x10000000, 0x40000000
     with contextlib.suppress(OSError, AttributeError):
         ctypes.CDLL(None).unshare(new_user | new_network)
+
+
+def _write_shown(pixels: Pixels) -> tuple[bytes, str]:
+    """Return a picture as PNG, or as JPEG where that would take too many bytes, and its media type."""
+    stream, picture = io.BytesIO(), Image.fromarray(pixels)
+    if pixels.shape[0] * pixels.shape[1] <= _MOST_PNG_PIXELS:
+        picture.save(stream, "png", compress_level=1)
+        return stream.getvalue(), "image/png"
+    picture.save(stream, "jpeg", quality=95)
+    return stream.getvalue(), "image/jpeg"
 
 
 def _bound_memory(more: int) -> None:

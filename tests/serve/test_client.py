@@ -173,7 +173,7 @@ def test_unknown_models_and_tasks(client):
 
 
 def test_class_maps_are_those_of_a_predictor(serve, small_semantic_bundle, connect):
-    client = connect(serve("--bundle", "tiny", "--bundle", f"street={small_semantic_bundle.path}").address)
+    client = connect(serve("--tensors", "--bundle", "tiny", "--bundle", f"street={small_semantic_bundle.path}").address)
     scene = draw_scene((64, 96), seed=1)
     with segship.load_semantic(small_semantic_bundle.path) as predictor:
         expected = predictor.segment(scene)
@@ -193,14 +193,10 @@ def test_many_threads_share_a_client(client, image, predictor):
     assert found == [expected] * 8
 
 
-def test_keys_are_sent(serve, tmp_path_factory, connect):
-    keys = tmp_path_factory.mktemp("keys") / "keys.txt"
-    from segship.serve.options import hash_key
-
-    keys.write_text(f"anna predict {hash_key('secret')}\n")
-    address = serve("--keys", str(keys)).address
+def test_keys_are_sent(closed, connect):
+    address = closed.address
     assert connect(address, key="secret").models()["models"][0]["name"] == "tiny"
-    for key, code in ((None, "missing_key"), ("other", "unknown_key")):
+    for key, code in ((None, "missing_key"), ("another", "unknown_key"), ("other", "forbidden_scope")):
         with pytest.raises(BackendUnavailable) as caught:
             connect(address, key=key).models()
         assert caught.value.code == code

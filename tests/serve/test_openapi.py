@@ -10,9 +10,9 @@ import pytest
 
 import segship
 from segship.options import read_help
-from segship.serve.app import PAGE_ROUTES, ROUTES, TENSOR_ROUTES
+from segship.serve.app import PAGE_ROUTES, ROUTES, TENSOR_ROUTES, rows_of
 from segship.serve.openapi import STATUSES
-from segship.serve.options import ServeLimits, hash_key
+from segship.serve.options import ServeLimits, ServeOptions
 from segship.serve.questions import MaskQuestion
 from tests.serve.test_labelling import point, question
 from tests.serve.test_tensors import message
@@ -78,9 +78,10 @@ def test_names_of_graphs_and_what_a_picture_is_good_for(document):
 
 
 def test_a_server_says_only_what_it_has(serve):
-    plain = serve("--no-page")
-    paths = plain.get("/openapi.json").json["paths"]
-    assert set(paths) == {row.path for row in ROUTES}
+    paths = serve().get("/openapi.json").json["paths"]
+    assert set(paths) == {row.path for row in ROUTES + PAGE_ROUTES}
+    # The same table is the router's.
+    assert rows_of(ServeOptions(page=False)) == ROUTES
 
 
 def check(document, method, path, answer):
@@ -112,6 +113,8 @@ def requests(image):
     yield "POST", "/v1/images", "/v1/images?model=none", PHOTOGRAPH
     yield "GET", "/v1/images/{id}", one, b""
     yield "GET", "/v1/images/{id}", "/v1/images/none", b""
+    yield "GET", "/v1/images/{id}/picture", f"{one}/picture", b""
+    yield "GET", "/v1/images/{id}/picture", "/v1/images/none/picture", b""
     for form in ("rle", "png", "polygons", "logits"):
         yield "POST", masks, f"{one}/masks", {"points": [[365, 290]], "format": form, "multimask_output": True}
     yield "POST", masks, f"{one}/masks", wrong
@@ -158,11 +161,7 @@ def test_every_status_is_explained(document):
 
 
 @pytest.mark.parametrize("row", ROWS, ids=lambda row: f"{row.method} {row.path}")
-def test_no_route_answers_without_a_key_but_those_that_say_so(serve, tmp_path_factory, row):
-    keys = tmp_path_factory.getbasetemp() / "keys.txt"
-    if not keys.exists():
-        keys.write_text(f"anna predict {hash_key('secret')}\nprobe metrics {hash_key('other')}\n")
-    closed = serve("--tensors", "--keys", str(keys))
+def test_no_route_answers_without_a_key_but_those_that_say_so(closed, row):
     path = row.path.replace("{id}", "a" * 32).replace("{model}", "tiny.mask_decoder").replace("{file}", "sample.jpg")
     given = {
         "none": {},

@@ -18,7 +18,6 @@ import segship
 from benchmarks import page as house
 from segship.masks.rle import decode_rle, encode_rle
 from segship.masks.scores import mask_iou
-from segship.serve.options import hash_key
 from segship.serve.server import check_packages
 
 playwright = pytest.importorskip("playwright.sync_api")
@@ -34,15 +33,14 @@ ANSWERED = re.compile("^(Mask 1 of|Score)")
 
 
 @pytest.fixture(scope="module")
-def address():
+def address(request):
     try:
         check_packages()
     except segship.BackendUnavailable as error:
         pytest.skip(str(error))
     if house.CHROMIUM is None:
         pytest.skip("there is no chromium")
-    with house.serving() as found:
-        yield found
+    return request.getfixturevalue("server").address
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +103,12 @@ class Visit:
         self.page.mouse.up()
 
     def tell(self, text):
-        expect(self.at("#status")).to_have_text(re.compile(text))
+        try:
+            # Looks again sooner than `expect` does.
+            self.at("#status", has_text=re.compile(text)).wait_for()
+        except playwright.TimeoutError:
+            # Which says what stands there instead.
+            expect(self.at("#status")).to_have_text(re.compile(text), timeout=100)
 
     def save(self, kind):
         """Download; return name and bytes."""
@@ -396,6 +399,8 @@ def turned(picture, orientation, kind):
 
 @pytest.mark.parametrize("kind", ["JPEG", "WEBP"])
 def test_eight_orientations_show_and_segment_alike(visit, kind):
+    # A window that is drawn and read sooner.
+    visit.page.set_viewport_size({"width": 800, "height": 500})
     visit.page.goto(visit.address)
     # So that one of the eight is no rotation of another.
     picture = Image.open(segship.demo_photograph()).crop((150, 0, 600, 400)).resize((225, 200))
@@ -491,13 +496,15 @@ def test_sixty_payloads_stay_text(visit):
     page.route(MODELS, answer_json({"models": models, "limits": {}}))
     page.route(UPLOAD, answer_json({"id": "0" * 32, "width": 24, "height": 16, "notes": PAYLOADS}))
     page.route(re.compile("/v1/semantic"), answer_json({"classes": classes}))
+    answers = []
+    page.route(MASKS, lambda route: answers[0](route))
     page.goto(visit.address)
+    at = house.place_of(page, (8, 8), (24, 16))
     for payload in PAYLOADS:
+        answers[:] = [answer_json({"error": {"code": payload, "message": payload}}, status=422)]
         visit.open(payload, png())
-        page.unroute(MASKS)
-        page.route(MASKS, answer_json({"error": {"code": payload, "message": payload}}, status=422))
-        visit.press((8, 8), (24, 16))
-        expect(visit.at("#status")).to_have_text(payload)
+        page.mouse.click(*at)
+        visit.tell(f"^{re.escape(payload)}$")
         visit.at("#list .name").fill(payload)
         visit.key("Enter")
     visit.at("[data-mode=classes]").click()
@@ -640,13 +647,10 @@ def test_a_long_wait_is_not_begun(sample):
     assert sample.count(MASKS) == 1
 
 
-def test_the_key_is_asked_for_and_kept(browser, address, tmp_path):
-    secret = "s3cret-of-the-team"
-    keys = tmp_path / "keys"
-    keys.write_text(f"team predict {hash_key(secret)}\n", encoding="utf-8")
-    with house.serving("--keys", str(keys)) as guarded, visiting(browser, guarded) as visit:
-        visit.page.goto(guarded)
-        for key, text in (("wrong", "This service asks for a key."), (secret, "does not know this key")):
+def test_the_key_is_asked_for_and_kept(browser, closed):
+    with visiting(browser, closed.address) as visit:
+        visit.page.goto(closed.address)
+        for key, text in (("wrong", "This service asks for a key."), ("secret", "does not know this key")):
             expect(visit.at("#key-text")).to_contain_text(text)
             visit.at("#key").fill(key)
             visit.key("Enter")
@@ -820,13 +824,42 @@ def test_dropped_and_pasted_pictures_are_opened(visit):
         expect(visit.at("#file-name")).to_have_text(f"{event}.png")
 
 
+def tiff(picture, **more):
+    stream = io.BytesIO()
+    picture.save(stream, "TIFF", **more)
+    return stream.getvalue()
+
+
+def test_a_tiff_is_shown_as_the_service_reads_it(visit, predictor):
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    upright = Image.open(segship.demo_photograph()).resize((300, 200))
+    data = tiff(upright.transpose(TURNS[6]), exif=exif)
+    assert np.array_equal(segship.read_image(data).pixels, np.asarray(upright))
+    visit.page.goto(visit.address)
+    visit.open("scan.tiff", data)
+    visit.tell("^Ready: 300 x 200")
+    point = (SPOON[0] // 2, SPOON[1] // 2)
+    visit.click(point, (300, 200))
+    visit.tell("^Mask 1 of 3")
+    assert visit.count(re.compile("/picture$")) == 1
+    expected = predictor.predict(data, points=[point], labels=[1], multimask_output=True).masks[0, 0]
+    assert np.array_equal(visit.masks()[0], expected)
+    cut = np.asarray(Image.open(io.BytesIO(visit.save("cutout")[1])))
+    y, x = np.nonzero(expected)
+    box = np.s_[y.min() : y.max() + 1, x.min() : x.max() + 1]
+    assert np.array_equal(cut[..., :3][expected[box]], np.asarray(upright)[box][expected[box]])
+
+
 def test_what_cannot_be_opened_is_said(visit):
     limits = {"body_bytes": 2**20}
     visit.page.route(MODELS, answer_json({"models": [{"name": "tiny", "task": "promptable"}], "limits": limits}))
     visit.page.goto(visit.address)
     visit.tell("^Open a picture")
     visit.choose("no.png", b"no picture")
-    visit.tell("^This browser cannot show this file")
+    visit.tell("^Neither this browser nor the service can read this file")
+    visit.choose("thin.tiff", tiff(Image.new("RGB", (1, 2000))))
+    visit.tell("aspect_ratio|shorter")
     visit.choose("large.png", bytes(3 * 2**20))
     visit.tell("^The file has 3.0 MB; the service takes 1.0 MB")
     visit.open("good.png", png())

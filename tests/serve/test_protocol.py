@@ -45,6 +45,27 @@ def parsed(answer):
     return status, json.loads(body)["error"] if status >= 400 else body
 
 
+def test_a_client_that_reads_nothing_holds_no_connection(server):
+    with socket.socket() as line:
+        line.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        line.connect(("127.0.0.1", server.port))
+        ends = f":{server.port:04X}", f":{line.getsockname()[1]:04X}"
+
+        def is_held():
+            """Whether the server's end belongs to a process still, as the system's table has it."""
+            rows = [row.split() for row in Path("/proc/net/tcp").read_text().splitlines()]
+            return any(row[1].endswith(ends[0]) and row[2].endswith(ends[1]) and row[9] != "0" for row in rows)
+
+        # More answers than the buffers of a system hold.
+        line.sendall(b"GET /openapi.json HTTP/1.1\r\n%s\r\n" % HOST * 400)
+        began, was_held = time.monotonic(), False
+        while (held := is_held()) or not was_held:
+            was_held |= held
+            assert time.monotonic() - began < 15, "it is still held" if held else "it was never there"
+            time.sleep(0.05)
+    assert time.monotonic() - began > 1
+
+
 BAD = {
     "nonsense": b"hello\r\n\r\n",
     "binary": bytes(range(256)),

@@ -318,6 +318,24 @@ def test_what_is_known_of_a_picture_can_be_asked_and_forgotten(server):
         assert (answer.status, answer.code) == (404, "unknown_image")
 
 
+def test_a_picture_is_shown_to_whoever_has_sent_it(server):
+    exif = Image.Exif()
+    exif[0x0112] = 8
+    for size, kind in (((90, 60), "png"), ((2500, 1700), "jpeg")):
+        stream = io.BytesIO()
+        Image.open(io.BytesIO(PHOTOGRAPH)).resize(size).save(stream, "TIFF", exif=exif)
+        sent = server.post("/v1/images", stream.getvalue()).json
+        answer = server.get(f"/v1/images/{sent['id']}/picture")
+        assert (answer.status, answer.fields["content-type"]) == (200, f"image/{kind}")
+        assert answer.fields["x-content-type-options"] == "nosniff" and answer.fields["cache-control"] == "no-store"
+        pixels = np.asarray(Image.open(io.BytesIO(answer.body)))
+        assert pixels.shape == (sent["height"], sent["width"], 3) == (*size, 3)
+        off = np.abs(pixels.astype(int) - segship.read_image(stream.getvalue()).pixels).mean()
+        assert off == 0 if kind == "png" else off < 3
+        assert server.ask("DELETE", f"/v1/images/{sent['id']}").status == 200
+        assert server.get(f"/v1/images/{sent['id']}/picture").code == "unknown_image"
+
+
 def test_models_and_limits_are_told(server):
     told = server.get("/v1/models").json
     (model,) = told["models"]

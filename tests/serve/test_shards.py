@@ -1,17 +1,20 @@
 # SPDX-License-Identifier: Apache-2.0
 """Several processes behind one port: every request finds its picture, whichever of them it comes to."""
 
+import base64
 import json
 import os
 import signal
 import threading
 import time
 
+import numpy as np
 import pytest
 
 import segship
 from segship.serve.shards import Shard
 from tests.serve.serving import serving
+from tests.serve.test_labelling import point, question
 from tests.serve.test_server import PHOTOGRAPH, POINT, picture, rles
 
 
@@ -57,21 +60,34 @@ def test_answers_that_were_passed_on_are_the_same(server):
 
 
 def test_one_picture_is_one_encode_of_all_processes(server):
-    name, data, answers = "segship_jobs_total", picture((900, 700), seed=7), []
-
-    def encodes():
-        lines = server.get("/metrics").body.decode().splitlines()
-        return sum(
-            float(line.rpartition(" ")[2]) for line in lines if line.startswith(name) and 'lane="encode"' in line
-        )
-
-    before = encodes()
+    data, answers = picture((900, 700), seed=7), []
+    before = encodes(server)
     threads = [threading.Thread(target=lambda: answers.append(server.post("/v1/images", data).json)) for _ in range(20)]
     for thread in threads:
         thread.start()
     for thread in threads:
         thread.join()
-    assert len({one["id"] for one in answers}) == 1 and encodes() == before + 1
+    assert len({one["id"] for one in answers}) == 1 and encodes(server) == before + 1
+
+
+def encodes(server):
+    lines = server.get("/metrics").body.decode().splitlines()
+    jobs = [line for line in lines if line.startswith("segship_jobs_total") and 'lane="encode"' in line]
+    return sum(float(line.rpartition(" ")[2]) for line in jobs)
+
+
+def test_programs_that_people_label_with_find_their_picture_too(server):
+    data = picture((600, 400), seed=8)
+    before, inside = encodes(server), base64.b64encode(data).decode()
+    drawn = question(point(300, 200), address=f"data:image/png;base64,{inside}")
+    for _ in range(5):
+        found = server.post("/cvat/interactor", {"image": inside, "pos_points": [[300, 200]], "neg_points": []})
+        assert found.status == 200 and np.shape(found.json["mask"]) == (400, 600)
+        assert server.post("/predict", drawn).json["results"][0]["result"]
+        # What is nobody's picture is refused by whoever gets it.
+        assert server.post("/cvat/interactor", {"image": "?"}).status == 422
+        assert server.post("/predict", {"tasks": []}).status == 200
+    assert server.post("/v1/images", data).json["cached"] and encodes(server) == before + 1
 
 
 def test_metrics_are_those_of_all_processes(server):

@@ -20,7 +20,7 @@ PHOTOGRAPH = segship.demo_photograph()
 
 @pytest.fixture(scope="module")
 def server(serve):
-    return serve("--tensors", "--json-bytes", str(2**20))
+    return serve("--tensors")
 
 
 @pytest.fixture(scope="module")
@@ -232,7 +232,7 @@ def test_tritons_client_understands_refusals(triton, frame):
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")
 def test_tritons_client_segments_classes(serve, small_semantic_bundle):
     http = pytest.importorskip("tritonclient.http")
-    server = serve("--tensors", "--bundle", f"street={small_semantic_bundle.path}")
+    server = serve("--tensors", "--bundle", "tiny", "--bundle", f"street={small_semantic_bundle.path}")
     with segship.load_semantic(small_semantic_bundle.path) as predictor:
         spec, run = predictor.session.spec, predictor.session.run
         shape = [2, 3, *spec.inputs[0].shape[2:]]

@@ -7,7 +7,7 @@ import { FORMATS, download, safeStem } from "./files.js";
 import { Mask } from "./mask.js";
 import { ObjectList, showLegend } from "./panel.js";
 import { readPicture } from "./picture.js";
-import { RemotePicture, Service, nameClasses } from "./service.js";
+import { RemotePicture, Service, ServiceError, nameClasses } from "./service.js";
 import { Stage } from "./stage.js";
 import { cancelJob, fail, isWaiting, megabytes, report, retry, say, showJob, showStatus } from "./status.js";
 import { language, t, translate } from "./strings.js";
@@ -74,16 +74,24 @@ async function open(blob, name) {
   say("state.reading", {}, { progress: NaN });
   // The service encodes while the browser decodes.
   const remote = upload(blob);
+  let shown = blob;
   let read;
   try {
-    read = await readPicture(blob);
-  } catch {
+    read = await readPicture(blob).catch(async (error) => {
+      if (!remote) throw error;
+      // What browsers do not know, such as TIFF, the service may.
+      shown = await remote.shown();
+      return readPicture(shown);
+    });
+  } catch (error) {
     remote?.close();
-    return turn === opening && fail("cannot_show");
+    if (turn !== opening) return;
+    const isKnown = error instanceof ServiceError && error.code !== "unknown_format";
+    return isKnown ? report(error, () => open(blob, name)) : fail("cannot_show");
   }
   if (turn !== opening) return remote?.close();
   close();
-  picture = { ...read, blob, name, remote };
+  picture = { ...read, blob, shown, name, remote };
   $("file-name").textContent = name.replace(/[\p{Cc}\p{Cf}]/gu, "\ufffd");
   $("empty").hidden = true;
   $("zoom").hidden = false;
@@ -445,7 +453,7 @@ async function save() {
   const entries = annotation.objects.map((object) => ({ object, shown: answers.shown(object) })).filter(({ shown }) => shown && !shown.stale && shown.mask.area);
   const items = entries.filter(({ object }) => !object.hidden).map(({ object: { name, color }, shown: { mask, score } }) => ({ name, color, mask, score }));
   if (!items.length) return say("state.nothingToSave", {}, { isError: true });
-  const source = { stem: safeStem(picture.name), fileName: picture.name, width: items[0].mask.width, height: items[0].mask.height, blob: picture.blob };
+  const source = { stem: safeStem(picture.name), fileName: picture.name, width: items[0].mask.width, height: items[0].mask.height, blob: picture.shown };
   try {
     const file = await FORMATS[$("format").value](source, items);
     download(file);

@@ -197,6 +197,15 @@ export class RemotePicture {
     return send(again.id);
   }
 
+  /** The picture as the service reads it: upright, in a file that browsers show. */
+  shown() {
+    const { signal } = this.ending;
+    return this.ask(async (id) => {
+      const response = await this.service.send(`/v1/images/${id}/picture`, { signal });
+      return reach(() => response.blob(), signal);
+    }, signal);
+  }
+
   /** Candidates of each of some objects' prompts: [[{predicted_iou, segmentation, ...}, ...], ...]. */
   async masks(prompts, choice, signal) {
     const objects = prompts.map(({ points, box }) => ({

@@ -94,7 +94,7 @@ const EN = {
   },
   error: {
     network: "No connection to the service.",
-    cannot_show: "This browser cannot show this file. JPEG, PNG, WebP, GIF and BMP work.",
+    cannot_show: "Neither this browser nor the service can read this file. JPEG, PNG, WebP, TIFF, GIF and BMP work.",
     no_picture: "That was no picture file.",
     no_model: "No promptable model is loaded.",
     body_too_large: "The file has {found}; the service takes {accepted}.",
@@ -227,7 +227,7 @@ const ZH = {
   },
   error: {
     network: "无法连接到服务。",
-    cannot_show: "浏览器无法显示此文件。支持 JPEG、PNG、WebP、GIF 和 BMP。",
+    cannot_show: "浏览器和服务都无法读取此文件。支持 JPEG、PNG、WebP、TIFF、GIF 和 BMP。",
     no_picture: "这不是图片文件。",
     no_model: "没有加载可提示的模型。",
     body_too_large: "文件大小为 {found}，服务上限为 {accepted}。",
