@@ -1,18 +1,25 @@
 # SPDX-License-Identifier: Apache-2.0
 """Every graph of a small model is traced once for all tests: tracing takes seconds, and the tests export few models.
 
-Only the call of torch's exporter is remembered. What decides its result is part of the key: weights, attributes and
-structure of the module, shapes of the examples, names, opset and dynamic axes. Processes that run tests side by side
-share what they traced through a folder.
+Remembered are the calls of what takes seconds and belongs to others: torch's exporter, the folding of constants by
+onnxscript, and onnxslim. What decides the result of the first is part of its key: weights, attributes and structure of
+the module, shapes of the examples, names, opset and dynamic axes; the others follow from the graph that they are given.
+Processes that run tests side by side share what they made through a folder.
 """
 
 import fcntl
+import functools
 import gc
 import hashlib
 from contextlib import contextmanager
 
+import onnx
 import onnx_ir
+import onnxslim
 import torch
+
+from segship.ship.graph import trace
+from segship.ship.loading import load_model
 
 LARGEST = 1 << 20
 """Parameters of a module whose graph is kept; full-size models are traced each time."""
@@ -23,6 +30,8 @@ class TracedGraph:
 
     def __init__(self, path):
         self.model = onnx_ir.load(path)
+        # Is not written with a graph, so it tells those that are as they were traced.
+        self.model.meta["traced"] = path
 
 
 def remembering(export, folder):
@@ -32,13 +41,42 @@ def remembering(export, folder):
         if sum(parameter.numel() for parameter in module.parameters()) > LARGEST:
             return export(module, examples, **options)
         path = folder / f"{fingerprint(module, examples, options)}.onnx"
-        with locked(path.with_suffix(".lock")):
-            if not path.exists():
-                with no_collection():
-                    export(module, examples, **options).save(str(path))
+        once(path, lambda: export(module, examples, **options).save(str(path)))
         return TracedGraph(path)
 
     return export_or_read
+
+
+def remembering_folded(without_weights):
+    """What makes weights inputs of a traced graph and folds the rest, once for each trace."""
+
+    def fold_or_read(model, weights):
+        if "traced" not in model.meta:
+            return without_weights(model, weights)
+        path = model.meta["traced"].with_suffix(".folded")
+        once(path, lambda: onnx.save(without_weights(model, weights), path))
+        return onnx.load(path)
+
+    return fold_or_read
+
+
+def remembering_slim(slim, folder):
+    """An ``onnxslim.slim`` that works on each graph once."""
+
+    def slim_or_read(model):
+        path = folder / f"{hashlib.sha256(model.SerializeToString(deterministic=True)).hexdigest()}.slim"
+        once(path, lambda: onnx.save(slim(model), path))
+        return onnx.load(path)
+
+    return slim_or_read
+
+
+def once(path, make):
+    """Make a file unless it is there; processes that need the same wait for each other."""
+    with locked(path.with_suffix(f"{path.suffix}.lock")):
+        if not path.exists():
+            with no_collection():
+                make()
 
 
 def fingerprint(module, examples, options):
@@ -60,11 +98,23 @@ def fingerprint(module, examples, options):
 
 
 @contextmanager
-def locked(path):
-    """Hold a lock that other processes of the same run wait for."""
+def locked(path, meanwhile=lambda: None):
+    """Hold a lock that other processes of the same run wait for; they may do something ``meanwhile``."""
     with path.open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            meanwhile()
+            fcntl.flock(file, fcntl.LOCK_EX)
         yield
+
+
+def trace_backwards(checkpoint, options):
+    """Trace the graphs of an export from the last on, while another process traces them from the first."""
+    model = load_model(checkpoint, options)
+    opset, largest_sizes = options.graph_opset(model.task), model.verbs.largest_sizes(model)
+    for module, spec in reversed(model.networks.graphs(model, options).values()):
+        trace.trace_graph(module, spec, opset=opset, largest_sizes=largest_sizes)
 
 
 @contextmanager
@@ -79,4 +129,22 @@ def no_collection():
 
 def share_traces(patch, folder):
     """Have every test of this process trace through ``folder``."""
-    patch.setattr(torch.onnx, "export", remembering(torch.onnx.export, folder))
+    patch.setattr(torch.onnx, "export", remembering(with_one_table(torch.onnx.export, patch), folder))
+    patch.setattr(trace, "_without_weights", remembering_folded(trace._without_weights))
+    patch.setattr(onnxslim, "slim", remembering_slim(onnxslim.slim, folder))
+
+
+def with_one_table(export, patch):
+    """A ``torch.onnx.export`` whose table of operators, which it only reads, is not made anew for every graph."""
+
+    @functools.cache
+    def keep_table():
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+        patch.setattr(ONNXRegistry, "from_torchlib", staticmethod(functools.cache(ONNXRegistry.from_torchlib)))
+
+    def keep_table_and_export(module, examples, **options):
+        keep_table()
+        return export(module, examples, **options)
+
+    return keep_table_and_export
