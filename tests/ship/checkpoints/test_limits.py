@@ -37,25 +37,36 @@ def used_as_key(key):
     return PICKLE + key + b"q\x00}q\x01" + b"h\x01h\x00K\x01s0" * 80_000 + b"."
 
 
-ITEMS = [text(f"k{index}") + b"K\x00" for index in range(20_000)]
-KEYS = [text(f"k{index}") + b"h\x00" for index in range(60_000)]
+def items(count=20_000):
+    return [text(f"k{index}") + b"K\x00" for index in range(count)]
+
+
+def keys():
+    return [text(f"k{index}") + b"h\x00" for index in range(60_000)]
+
+
+# Each is made for its own test: all of them take seconds and a hundred megabytes.
 PICKLES = {
-    "copies of a dict": ordered_dicts(b"}(" + b"".join(ITEMS) + b"u", 5000),
-    "copies of a list of pairs": ordered_dicts(b"](" + b"".join(item + b"\x86" for item in ITEMS) + b"e", 5000),
-    "copies of a small dict": ordered_dicts(b"}(" + b"".join(ITEMS[:40]) + b"u", 120_000),
-    "tuples in tuples": PICKLE + b")" + b"\x85" * 450_000 + b".",
-    "a long number as a key": used_as_key(long_number(2 ** (8 * 3_000_000) - 1)),
-    "a long tuple as a key": used_as_key(b"(" + b"K\x01" * 100_000 + b"t"),
-    "a dict in another many times": PICKLE + b"}(" + b"".join(ITEMS) + b"uq\x000}(" + b"".join(KEYS) + b"u.",
-    "small dicts": PICKLE + b"(" + b"}K\x01K\x01s" * 120_000 + b"t.",
-    "ordered dicts": PICKLE + b"ccollections\nOrderedDict\nq\x010(" + b"h\x01)R" * 160_000 + b"t.",
-    "opaque values": PICKLE + b"cargparse\nNamespace\nq\x010(" + b"h\x01)\x81" * 160_000 + b"t.",
-    "many tensors": PICKLE + b"(" + tensor((0,), (1,), 0, 4) * 4_000 + b"t.",
-    "a name of megabytes": state_dict(tensor(), "x" * 3_900_000),
-    "a global of megabytes": PICKLE + b"c" + b"a" * 1_900_000 + b"\n" + b"b" * 1_900_000 + b"\n.",
-    "a storage of megabytes": state_dict(tensor(key="s" * 3_900_000)),
-    "a key of 10^6000": PICKLE + b"}" + long_number(10**6000) + b"K\x01s.",
-    "a place of 4,200 digits": PICKLE + b"g" + b"9" * 4200 + b"\n.",
+    "copies of a dict": lambda: ordered_dicts(b"}(" + b"".join(items()) + b"u", 5000),
+    "copies of a list of pairs": lambda: ordered_dicts(
+        b"](" + b"".join(item + b"\x86" for item in items()) + b"e", 5000
+    ),
+    "copies of a small dict": lambda: ordered_dicts(b"}(" + b"".join(items(40)) + b"u", 120_000),
+    "tuples in tuples": lambda: PICKLE + b")" + b"\x85" * 450_000 + b".",
+    "a long number as a key": lambda: used_as_key(long_number(2 ** (8 * 3_000_000) - 1)),
+    "a long tuple as a key": lambda: used_as_key(b"(" + b"K\x01" * 100_000 + b"t"),
+    "a dict in another many times": lambda: (
+        PICKLE + b"}(" + b"".join(items()) + b"uq\x000}(" + b"".join(keys()) + b"u."
+    ),
+    "small dicts": lambda: PICKLE + b"(" + b"}K\x01K\x01s" * 120_000 + b"t.",
+    "ordered dicts": lambda: PICKLE + b"ccollections\nOrderedDict\nq\x010(" + b"h\x01)R" * 160_000 + b"t.",
+    "opaque values": lambda: PICKLE + b"cargparse\nNamespace\nq\x010(" + b"h\x01)\x81" * 160_000 + b"t.",
+    "many tensors": lambda: PICKLE + b"(" + tensor((0,), (1,), 0, 4) * 4_000 + b"t.",
+    "a name of megabytes": lambda: state_dict(tensor(), "x" * 3_900_000),
+    "a global of megabytes": lambda: PICKLE + b"c" + b"a" * 1_900_000 + b"\n" + b"b" * 1_900_000 + b"\n.",
+    "a storage of megabytes": lambda: state_dict(tensor(key="s" * 3_900_000)),
+    "a key of 10^6000": lambda: PICKLE + b"}" + long_number(10**6000) + b"K\x01s.",
+    "a place of 4,200 digits": lambda: PICKLE + b"g" + b"9" * 4200 + b"\n.",
 }
 
 
@@ -70,13 +81,13 @@ def entry(shape=b"2", begin=b"0", end=b"8", name=b"x"):
 
 
 HEADERS = {
-    "110,000 empty tensors": tensors(110_000),
-    "lists": b'{"a":[' + b"[]," * 2_700_000 + b"[]]}",
-    "pairs": b'{"a":{' + b",".join(b'"%x":1' % index for index in range(750_000)) + b"}}",
-    "a header of one name": b'{"' + b"x" * 6_000_000 + b'":7}',
-    "offsets of 4,300 digits": entry(begin=b"-" + b"9" * 4300, end=b"9" * 4300),
-    "a shape of 4,300 digits": entry(shape=b"9" * 4300),
-    "half a character": entry(name=b"image_encoder.\\ud800"),
+    "110,000 empty tensors": lambda: tensors(110_000),
+    "lists": lambda: b'{"a":[' + b"[]," * 2_700_000 + b"[]]}",
+    "pairs": lambda: b'{"a":{' + b",".join(b'"%x":1' % index for index in range(750_000)) + b"}}",
+    "a header of one name": lambda: b'{"' + b"x" * 6_000_000 + b'":7}',
+    "offsets of 4,300 digits": lambda: entry(begin=b"-" + b"9" * 4300, end=b"9" * 4300),
+    "a shape of 4,300 digits": lambda: entry(shape=b"9" * 4300),
+    "half a character": lambda: entry(name=b"image_encoder.\\ud800"),
 }
 
 
@@ -87,17 +98,17 @@ def ckpt_entry(name, shape=b"\x08\x00"):
 
 
 CKPTS = {
-    "entries of one name": ckpt_entry(b"x") * 500_000,
-    "entries of many names": b"".join(ckpt_entry(b"%x" % index) for index in range(300_000)),
-    "an entry of a long name": ckpt_entry(b"x" * 6_000_000),
-    "an entry of many axes": ckpt_entry(b"x", b"\x08\x01" * 2_000_000),
-    "long names of entries": b"".join(ckpt_entry(b"%x" % index * 700) for index in range(30_000)),
+    "entries of one name": lambda: ckpt_entry(b"x") * 500_000,
+    "entries of many names": lambda: b"".join(ckpt_entry(b"%x" % index) for index in range(300_000)),
+    "an entry of a long name": lambda: ckpt_entry(b"x" * 6_000_000),
+    "an entry of many axes": lambda: ckpt_entry(b"x", b"\x08\x01" * 2_000_000),
+    "long names of entries": lambda: b"".join(ckpt_entry(b"%x" % index * 700) for index in range(30_000)),
 }
 
 
 def write(folder, kind):
     if kind in CKPTS:
-        (folder / "model.ckpt").write_bytes(CKPTS[kind])
+        (folder / "model.ckpt").write_bytes(CKPTS[kind]())
         return folder / "model.ckpt"
     if kind == "zip64":
         with zipfile.ZipFile(folder / "model.pth", "w", zipfile.ZIP_STORED) as archive:
@@ -109,9 +120,10 @@ def write(folder, kind):
         return folder / "model.pth"
     if kind in HEADERS:
         path = folder / "model.safetensors"
-        path.write_bytes(len(HEADERS[kind]).to_bytes(8, "little") + HEADERS[kind] + bytes(8))
+        header = HEADERS[kind]()
+        path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
         return path
-    return write_archive(folder / "model.pth", PICKLES[kind], {"data/0": bytes(16)})
+    return write_archive(folder / "model.pth", PICKLES[kind](), {"data/0": bytes(16)})
 
 
 MEASURE = """
