@@ -163,11 +163,9 @@ def test_options_that_cannot_be_are_refused(small_export, options, error, code, 
     assert told.value.code == code and not (tmp_path / "out").exists()
 
 
-@pytest.mark.slow
-def test_pictures_of_any_size_are_refused_with_what_to_do(small_semask_checkpoint, tmp_path):
-    bundle = export_bundle(small_semask_checkpoint, tmp_path / "any", ExportOptions(measure=False))
+def test_pictures_of_any_size_are_refused_with_what_to_do(small_street_bundle, tmp_path):
     with pytest.raises(BundleError, match="make a bundle of one size: size=") as told:
-        convert(bundle.path, tmp_path / "out", ConvertOptions(target="tensorrt"))
+        convert(small_street_bundle.path, tmp_path / "out", ConvertOptions(target="tensorrt"))
     assert told.value.code == "no_profile"
 
 
