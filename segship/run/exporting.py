@@ -14,10 +14,11 @@ from typing import Any
 import numpy as np
 
 from segship.arrays import Pixels
-from segship.errors import InputError, option
+from segship.errors import InputError, OutputError, option, shown
 from segship.images import read_image
 from segship.masks.rle import read_rle
 from segship.run.ledger import Commit, Ledger
+from segship.run.objects import is_address
 from segship.run.plan import Items, Plan, read_plan, write_plan
 from segship.run.sources import Item, read_item, renewed
 from segship.run.storage import open_folder
@@ -63,6 +64,9 @@ def export(
     OutputError
         As `segship.writers.merge_results` and `write_result`; data sets of all pictures then do not appear.
     """
+    if is_address(os.fspath(out)):
+        message = f"{shown(os.fspath(out))} is an address; files of other formats go to a folder"
+        raise OutputError(message, code="cannot_write")
     wanted = check_formats(formats, "masks")
     merged = [name for name in wanted if name in MERGED]
     single = [name for name in wanted if name not in MERGED]

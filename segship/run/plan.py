@@ -170,6 +170,7 @@ def write_plan(items: Iterable[Item], source: str, folder: Folder, options: Plan
         hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest(),
         source,
     )
+    folder.require_exclusive()
     # The items first: whoever sees a plan finds them.
     folder.create(f"plan/{plan.fingerprint[:16]}.{ITEMS}", data)
     if not folder.create(PLAN, plan.to_bytes()) and (there := read_plan(folder)).fingerprint != plan.fingerprint:

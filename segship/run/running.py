@@ -156,6 +156,7 @@ def start(
         for commit in ledger.read_commits(state.committed):
             count.look_at(commit)
     if todo:
+        folder.require_exclusive()
         executor = executor or LocalExecutor(workers or usable_cores(), schedule, item_timeout)
         with _noted(folder, executor):
             executor.run(os.fspath(place), todo, count)

@@ -17,7 +17,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
 from typing import Protocol
 
-from segship.errors import InputError, OutputError
+from segship.errors import BackendUnavailable, OutputError
+from segship.run.objects import Found, Objects, in_parallel, is_address, parse_prefix
 
 TEMPORARY = "tmp"
 # What takes longer to write belongs to nobody any more.
@@ -269,15 +270,115 @@ class _explained:
         raise OutputError(message, code="cannot_write") from error
 
 
+class StoreFolder:
+    """A `Folder` in an object store.
+
+    Parameters
+    ----------
+    objects
+        Of its bucket.
+    prefix
+        Of their keys: empty, or with a slash at its end.
+    """
+
+    def __init__(self, objects: Objects, prefix: str) -> None:
+        self._objects = objects
+        self._prefix = prefix
+
+    def create(self, name: str, data: bytes) -> bool:
+        """Put an object that there is not; False also where this call has made it and the answer was lost."""
+        return self._objects.put_new(self._prefix + name, data)
+
+    def publish(self, name: str, data: bytes) -> None:
+        """Put an object whose name says its content."""
+        self._objects.put(self._prefix + name, data)
+
+    def read(self, name: str) -> bytes:
+        """Return an object; a FileNotFoundError where there is none."""
+        return self._objects.get(self._prefix + name)
+
+    def read_all(self, names: Iterable[str]) -> Iterator[bytes]:
+        """Yield objects in the order of their names, of which some are under way at once."""
+        return in_parallel(self.read, names)
+
+    def names(self, folder: str, beginning: str = "") -> list[str]:
+        """Return the names in a folder that begin so, sorted."""
+        return sorted(name for name, _ in self._listed(folder, beginning))
+
+    def exists(self, name: str) -> bool:
+        """Return whether there is an object."""
+        try:
+            self._objects.head(self._prefix + name)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def remove(self, name: str) -> None:
+        """Delete an object, if it is there."""
+        self._objects.delete(self._prefix + name)
+
+    def ages(self, folder: str) -> dict[str, float]:
+        """Return how many seconds ago each object of a folder was put, to a second, as the two clocks have it."""
+        now = time.time()
+        return {name: now - found.written for name, found in self._listed(folder)}
+
+    def require_exclusive(self) -> None:
+        """Refuse a store that puts where it was told to put only what is not there.
+
+        Some do not know of the condition, and put, whatever it says: there a run would be done twice. Of puts at once
+        and of one afterwards exactly one must be told that it has made the object.
+
+        Raises
+        ------
+        OutputError
+            ``no_conditional_puts``.
+        """
+        name, asked = f"{TEMPORARY}/{secrets.token_hex(16)}", [str(number).encode() for number in range(_PROBES)]
+        try:
+            made = [data for data, new in zip(asked, self._probe(name, asked), strict=True) if new]
+            made += [b"last"] if self.create(name, b"last") else []
+            if len(made) == 1 and self.read(name) == made[0]:
+                return
+        except BackendUnavailable as error:
+            if error.code != "store_failed":
+                raise
+        finally:
+            self.remove(name)
+        message = (
+            "the store does not make an object exactly once (PutObject with If-None-Match: *), so that two drivers "
+            "could both commit; use a store or a version of it that does, or a folder"
+        )
+        raise OutputError(message, code="no_conditional_puts")
+
+    def _probe(self, name: str, asked: list[bytes]) -> Iterator[bool]:
+        return in_parallel(lambda data: self.create(name, data), asked, _PROBES)
+
+    def _listed(self, folder: str, beginning: str = "") -> Iterator[tuple[str, Found]]:
+        above = f"{self._prefix}{folder}/"
+        for found in self._objects.list(above + beginning):
+            yield found.key.removeprefix(above), found
+
+
+_PROBES = 4
+
+
 def open_folder(place: str | os.PathLike[str]) -> Folder:
     """Return the folder of a run, which is made when something is written into it.
+
+    Parameters
+    ----------
+    place
+        A folder, or ``s3://bucket/prefix``.
 
     Raises
     ------
     InputError
-        ``bad_place`` for an address, of which none is understood.
+        ``bad_address`` for an address that is not understood.
+    BackendUnavailable
+        ``s3_missing``.
     """
-    if "://" in os.fspath(place):
-        message = f"{os.fspath(place)} is an address; a run lies in a folder"
-        raise InputError(message, code="bad_place")
+    text = os.fspath(place)
+    if is_address(text):
+        bucket, prefix = parse_prefix(text)
+        return StoreFolder(Objects(bucket), prefix)
     return DiskFolder(RealDisk(place))

@@ -18,6 +18,7 @@ from segship.promptable.everything.search import AmgResult, generate_loaded
 from segship.promptable.prediction import ImageEmbedding, MaskPrediction
 from segship.promptable.prompt_text import parse_prompts_json
 from segship.run.ledger import Commit, Ledger, Quarantined
+from segship.run.objects import STORE_FAULTS
 from segship.run.plan import Items, Plan, PlanOptions
 from segship.run.sources import Item, read_item
 from segship.run.stages import Occupancy, Schedule, Stage, run_stages
@@ -34,7 +35,7 @@ Row = dict[str, Any]
 Announce = Callable[[Item | None], None]
 
 # Faults of the machine, after which another attempt may succeed; all others are the picture's own.
-_OF_THE_MACHINE = {"run_failed", "backend_missing", "worker_died", "no_space"}
+_OF_THE_MACHINE = {"run_failed", "backend_missing", "worker_died", "no_space", *STORE_FAULTS}
 
 
 @dataclass(frozen=True, slots=True)
