@@ -37,6 +37,7 @@ MEANT = {
 NOT_RUN = {
     "fetch": "needs the network",
     "run photos/points.csv": "needs a table",
+    "s3://": "needs a store; tests/run/test_stores.py has one",
     "serve": "goes on until it is ended; tests/serve runs it",
     "import encoder.onnx": "needs another program's files; the recipes import our own",
     "--target tensorrt-rtx": "needs an environment of its own, in which its tests build the same",

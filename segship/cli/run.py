@@ -83,7 +83,10 @@ def run(
     *words: Annotated[str, Parameter(help="A source; or one of the actions below, and a source or run.")],
     options: Annotated[PlanOptions, GIVEN],
     out: Annotated[
-        str | None, Parameter(name=("--out", "-o"), help="Folder of the run, or what is written.", group=OUTPUT_GROUP)
+        str | None,
+        Parameter(
+            name=("--out", "-o"), help="Folder or s3://bucket/prefix of the run, or what is written.", group=OUTPUT_GROUP
+        ),
     ] = None,
     schedule: Annotated[Schedule, Parameter(group=MODEL_GROUP)] = "serial",
     show_graph: Annotated[Literal["mermaid", "graphviz"] | None, Parameter(group=OUTPUT_GROUP)] = None,
@@ -102,9 +105,9 @@ def run(
 ) -> int:
     """Segment any number of pictures into Parquet, each exactly once.
 
-    A source is a folder, a .txt with a path a line, a .csv or .parquet with a column image and prompts, or tar
-    archives. What was begun goes on where it stands, whatever has ended it: start it again. Actions: plan, estimate,
-    start, status, report, verify, export, retry, gc. Exit codes of its own: 7 done, and pictures are without an
+    A source is a folder, a .txt with a path a line, a .csv or .parquet with a column image and prompts, tar archives,
+    or s3://bucket/prefix. What was begun goes on where it stands, whatever has ended it: start it again. Actions: plan,
+    estimate, start, status, report, verify, export, retry, gc. Exit codes of its own: 7 done, and pictures are without an
     answer; 8 ended by --max-quarantine.
 
     Parameters

@@ -114,7 +114,7 @@ def start(
     Parameters
     ----------
     place
-        Folder of the run.
+        Folder of the run, or its address.
     workers
         Processes of this machine; one for each usable core when left out.
     schedule

@@ -127,7 +127,10 @@ class Folder(Protocol):
     """
 
     def create(self, name: str, data: bytes) -> bool:
-        """Make a file that there is not, once and for all; returns whether this call has made it."""
+        """Make a file that there is not, once and for all; returns whether this call has made it.
+
+        False where it was there already, whoever has made it: in a store also this call, whose answer was lost.
+        """
 
     def publish(self, name: str, data: bytes) -> None:
         """Put a file in place whose name says its content, so that it may be there already."""
@@ -167,18 +170,6 @@ class DiskFolder:
         self._disk = disk
 
     def create(self, name: str, data: bytes) -> bool:
-        """Make a file that there is not, once and for all.
-
-        Returns
-        -------
-        bool
-            Whether this call has made it; False where it was there already, whoever has made it.
-
-        Raises
-        ------
-        OutputError
-            ``no_space`` or ``cannot_write``; the file is then not there, or whole.
-        """
         with _explained(name):
             temporary = self._temporary(name, data)
             try:
@@ -193,33 +184,26 @@ class DiskFolder:
             return made
 
     def publish(self, name: str, data: bytes) -> None:
-        """Put a file in place whose name says its content, so that it may be there already; errors as `create`."""
         with _explained(name):
             self._disk.rename(self._temporary(name, data), name)
             self._disk.sync_folder(_parent(name))
 
     def read(self, name: str) -> bytes:
-        """Return a file; a FileNotFoundError where there is none."""
         return self._disk.read(name)
 
     def read_all(self, names: Iterable[str]) -> Iterator[bytes]:
-        """Yield files in the order of their names."""
         return map(self._disk.read, names)
 
     def names(self, folder: str, beginning: str = "") -> list[str]:
-        """Return the names in a folder that begin so, sorted."""
         return sorted(name for name in self._disk.names(folder) if name.startswith(beginning))
 
     def exists(self, name: str) -> bool:
-        """Return whether there is a file."""
         return PurePosixPath(name).name in self._disk.names(_parent(name))
 
     def remove(self, name: str) -> None:
-        """Delete a file, if it is there."""
         self._disk.remove(name)
 
     def ages(self, folder: str) -> dict[str, float]:
-        """Return how many seconds ago each file of a folder was made."""
         found = {}
         for name in self._disk.names(folder):
             with contextlib.suppress(FileNotFoundError):
@@ -227,7 +211,8 @@ class DiskFolder:
         return found
 
     def require_exclusive(self) -> None:
-        """Do nothing: a link to a name that is taken fails on every file system that has links."""
+        # A link to a name that is taken fails on every file system that has links.
+        pass
 
     def _temporary(self, name: str, data: bytes) -> str:
         for folder in (TEMPORARY, _parent(name)):
@@ -286,27 +271,21 @@ class StoreFolder:
         self._prefix = prefix
 
     def create(self, name: str, data: bytes) -> bool:
-        """Put an object that there is not; False also where this call has made it and the answer was lost."""
         return self._objects.put_new(self._prefix + name, data)
 
     def publish(self, name: str, data: bytes) -> None:
-        """Put an object whose name says its content."""
         self._objects.put(self._prefix + name, data)
 
     def read(self, name: str) -> bytes:
-        """Return an object; a FileNotFoundError where there is none."""
         return self._objects.get(self._prefix + name)
 
     def read_all(self, names: Iterable[str]) -> Iterator[bytes]:
-        """Yield objects in the order of their names, of which some are under way at once."""
         return in_parallel(self.read, names)
 
     def names(self, folder: str, beginning: str = "") -> list[str]:
-        """Return the names in a folder that begin so, sorted."""
         return sorted(name for name, _ in self._listed(folder, beginning))
 
     def exists(self, name: str) -> bool:
-        """Return whether there is an object."""
         try:
             self._objects.head(self._prefix + name)
         except FileNotFoundError:
@@ -314,11 +293,10 @@ class StoreFolder:
         return True
 
     def remove(self, name: str) -> None:
-        """Delete an object, if it is there."""
         self._objects.delete(self._prefix + name)
 
     def ages(self, folder: str) -> dict[str, float]:
-        """Return how many seconds ago each object of a folder was put, to a second, as the two clocks have it."""
+        # To a second, and as two clocks have it.
         now = time.time()
         return {name: now - found.written for name, found in self._listed(folder)}
 
