@@ -227,7 +227,6 @@ class Objects:
             Where it is another, or ends before.
         """
         how = {} if size is None else {"Range": f"bytes={begin}-{begin + size - 1}"}
-        kinds = _exceptions()
         for attempt in range(_ATTEMPTS):
             with _explained(self._client, self._name(key)):
                 answer = self._client.get_object(Bucket=self.bucket, Key=key, **how)
@@ -237,7 +236,7 @@ class Objects:
                     try:
                         return bytes(body.read())
                     # The client asks again for what was refused, but not for what broke off.
-                    except (kinds.HTTPClientError, kinds.IncompleteReadError):
+                    except _broken():
                         if attempt == _ATTEMPTS - 1:
                             raise
         raise AssertionError(key)
@@ -274,6 +273,12 @@ def _exceptions() -> Any:
     return import_module("botocore.exceptions")
 
 
+def _broken() -> tuple[type[Exception], ...]:
+    """Return what the client raises where no answer came, or half of one."""
+    kinds, parsers = _exceptions(), import_module("botocore.parsers")
+    return kinds.HTTPClientError, kinds.ConnectionError, kinds.IncompleteReadError, parsers.ResponseParserError
+
+
 def _status(error: Any) -> int:
     return int(error.response.get("ResponseMetadata", {}).get("HTTPStatusCode", 0))
 
@@ -288,7 +293,7 @@ def _explained(client: Any, name: str) -> Iterator[None]:
         raise _refusal(error, name, _host(client)) from None
     except (kinds.NoCredentialsError, kinds.PartialCredentialsError, kinds.CredentialRetrievalError) as error:
         raise _no_credentials(name, type(error).__name__) from None
-    except (kinds.HTTPClientError, kinds.IncompleteReadError) as error:
+    except _broken() as error:
         message = (
             f"the store {_host(client)} does not answer for {name} ({type(error).__name__}); see that it can be "
             "reached, and start again: nothing is lost"

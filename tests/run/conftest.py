@@ -6,10 +6,12 @@ from pathlib import Path
 
 import pytest
 
+from segship.run import objects
 from segship.run.plan import make_plan
 from segship.run.running import start
 from segship.run.storage import open_folder
 from tests.run.runs import OPTIONS, PICTURES, picture, tables
+from tests.run.stores import SECRETS, Store
 
 
 @pytest.fixture(scope="session")
@@ -57,3 +59,21 @@ def by_stub(source, tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         answer_by_stub(patch, 0)
         return start(place, workers=1), tables(place)
+
+
+@pytest.fixture(scope="module")
+def store():
+    """A store with the buckets `runs` and `photos`, which AWS's client finds in this process and below it."""
+    found = Store()
+    given = {"AWS_ENDPOINT_URL": found.endpoint, "AWS_EC2_METADATA_DISABLED": "true", "AWS_MAX_ATTEMPTS": "1"}
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [name for name in os.environ if name.startswith("AWS_")]:
+            patch.delenv(name)
+        for name, value in {**SECRETS, **given, "AWS_CONFIG_FILE": os.devnull}.items():
+            patch.setenv(name, value)
+        objects._client.cache_clear()
+        for bucket in ("runs", "photos"):
+            objects._client().create_bucket(Bucket=bucket)
+        yield found
+        objects._client.cache_clear()
+    found.end()

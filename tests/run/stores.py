@@ -3,16 +3,9 @@
 
 import socket
 import threading
-
-from moto.moto_server.werkzeug_app import DomainDispatcherApplication, MotoRequestHandler, create_backend_app
-from werkzeug.serving import make_server
+from importlib import import_module
 
 SECRETS = {"AWS_ACCESS_KEY_ID": "AKIDNOTTOBESHOWN", "AWS_SECRET_ACCESS_KEY": "secret/not+to+be/shown"}
-
-
-class Quiet(MotoRequestHandler):
-    def log(self, kind, message, *arguments):
-        pass
 
 
 class Store:
@@ -29,7 +22,10 @@ class Store:
     """
 
     def __init__(self):
-        self._app = DomainDispatcherApplication(create_backend_app)
+        # Loaded when it is wanted: it takes a second.
+        moto = import_module("moto.moto_server.werkzeug_app")
+        self._app = moto.DomainDispatcherApplication(moto.create_backend_app)
+        self._handler = type("Quiet", (moto.MotoRequestHandler,), {"log": lambda *_: None})
         # moto looks whether there is an object and then puts it; a store does both at once.
         self._lock = threading.Lock()
         self._server, self.port = None, 0
@@ -41,7 +37,8 @@ class Store:
         return f"http://127.0.0.1:{self.port}"
 
     def begin(self):
-        self._server = make_server("127.0.0.1", self.port, self._answer, threaded=True, request_handler=Quiet)
+        make_server = import_module("werkzeug.serving").make_server
+        self._server = make_server("127.0.0.1", self.port, self._answer, threaded=True, request_handler=self._handler)
         self.port = self._server.port
         threading.Thread(target=self._server.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
 

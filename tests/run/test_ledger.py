@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """The ledger: whatever ends a driver, and wherever, what is committed is whole, and everything gets done once."""
 
+import errno
 import hashlib
 import json
 import os
@@ -115,6 +116,23 @@ def test_of_two_commits_the_first_holds(tmp_path):
     assert caught.value.code == "not_deterministic"
     assert [path.name for path in (tmp_path / "data").iterdir()] == [first.file.removeprefix("data/")]
     assert list((tmp_path / "tmp").iterdir()) == []
+
+
+def test_a_driver_whose_lease_ran_out_before_it_published_changes_nothing(expected):
+    """It sleeps until others have done all, and what it had written was taken for nobody's."""
+
+    class Late(LossyDisk):
+        def rename(self, name, target):
+            self.rename = super().rename
+            assert work(self) == expected
+            self.remove(name)
+            raise FileNotFoundError(errno.ENOENT, f"no such file: {name}")
+
+    disk = Late()
+    with pytest.raises(OutputError) as caught:
+        work(disk)
+    assert caught.value.code == "cannot_write" and len(check(disk).committed) == SHARDS
+    assert work(disk) == expected and len(DiskFolder(disk).names("data")) == SHARDS
 
 
 def test_attempts_and_deaths_are_counted(tmp_path):

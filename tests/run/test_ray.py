@@ -20,7 +20,7 @@ pytestmark = pytest.mark.filterwarnings("ignore")
 
 
 @pytest.fixture(scope="module")
-def cluster():
+def cluster(store):
     from ray.cluster_utils import Cluster
 
     found = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, "include_dashboard": False})
@@ -63,6 +63,12 @@ def test_machines_that_are_lost_lose_nothing(cluster, source, expected, tmp_path
     assert (done.done, done.quarantined, done.root) == (18, {}, expected[0].root)
     assert tables(tmp_path) == expected[1]
     verify(tmp_path)
+
+
+def test_a_cluster_works_on_a_run_in_a_store(cluster, source, expected):
+    make_plan(source, open_folder("s3://runs/ray"), OPTIONS)
+    assert start("s3://runs/ray", executor=RayExecutor()).root == expected[0].root
+    verify("s3://runs/ray")
 
 
 def test_errors_of_workers_are_raised(cluster, source, tmp_path):

@@ -5,6 +5,7 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
@@ -23,30 +24,12 @@ from segship.run.plan import PlanOptions, make_plan
 from segship.run.running import collect_garbage, start, status, verify
 from segship.run.sources import find_items, read_item, renewed
 from segship.run.storage import StoreFolder, open_folder
+from tests.run.conftest import answer_by_stub
+from tests.run.runs import AMG, picture, refused
+from tests.run.stores import SECRETS
 from tests.run.test_ledger import table
-from tests.run.test_running import AMG, picture, refused
 
-pytest.importorskip("moto")
 OPTIONS = PlanOptions(amg=AMG, shard_items=2)
-
-
-@pytest.fixture(scope="module")
-def store():
-    from tests.run.stores import SECRETS, Store
-
-    found = Store()
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [name for name in os.environ if name.startswith("AWS_")]:
-            patch.delenv(name)
-        given = {"AWS_ENDPOINT_URL": found.endpoint, "AWS_EC2_METADATA_DISABLED": "true", "AWS_MAX_ATTEMPTS": "1"}
-        for name, value in {**SECRETS, **given, "AWS_CONFIG_FILE": os.devnull}.items():
-            patch.setenv(name, value)
-        objects._client.cache_clear()
-        objects._client().create_bucket(Bucket="runs")
-        objects._client().create_bucket(Bucket="photos")
-        yield found
-        objects._client.cache_clear()
-    found.end()
 
 
 @pytest.fixture
@@ -72,8 +55,16 @@ def source(store, tmp_path_factory):
     return folder
 
 
+@pytest.fixture(scope="module", autouse=True)
+def stub():
+    """Workers without a model; one run in a store with one is Ray's."""
+    with pytest.MonkeyPatch.context() as patch:
+        answer_by_stub(patch, 0.1)
+        yield
+
+
 @pytest.fixture(scope="module")
-def expected(source, tmp_path_factory):
+def expected(source, stub, tmp_path_factory):
     """The run of the folder in a folder."""
     place = tmp_path_factory.mktemp("expected") / "run"
     make_plan(source, open_folder(place), OPTIONS)
@@ -150,7 +141,7 @@ def test_a_store_that_goes_away_ends_the_run_and_the_next_start_goes_on(source, 
     finally:
         store.begin()
     error = json.loads(out)["error"]
-    assert driver.returncode == 4 and error["code"] == "store_unreachable" and "start again" in error["message"], told
+    assert driver.returncode == 4 and error["code"] == "store_unreachable" and "start again" in error["message"], error
     assert f"127.0.0.1:{store.port}" in error["message"]
     assert not open_folder(place).exists("manifest.json")
     done = start(place, workers=1)
@@ -247,8 +238,6 @@ FAULTS = {
 
 @pytest.mark.parametrize("said", FAULTS)
 def test_what_a_store_refuses_is_told_without_its_words(place, store, said):
-    from tests.run.stores import SECRETS
-
     number, code, kind = FAULTS[said]
     store.wrong = lambda *_: (number, said, False)
     for function in (Objects("runs").get, Objects("runs").delete, lambda key: Objects("runs").put_new(key, b"")):
@@ -271,8 +260,6 @@ def test_pictures_are_not_blamed_for_their_store(source, place, store):
 
 
 def test_no_secret_is_written_anywhere(source, place, store, caplog, monkeypatch):
-    from tests.run.stores import SECRETS
-
     run = [sys.executable, "-m", "segship", "run"]
     monkeypatch.setenv("AWS_ENDPOINT_URL", store.endpoint.replace("//", "//user:" + "password" + "@"))
     told = subprocess.run([*run, "status", place], capture_output=True, text=True)
@@ -363,23 +350,33 @@ def test_archives_in_stores_are_read_by_ranges(source, place, store):
     assert refused(ImageError, read_item, one, 10**6) == "vanished"
 
 
-def test_what_broke_off_is_asked_for_again(place, store):
+def test_what_broke_off_is_asked_for_again(place, store, monkeypatch):
     Objects("runs").put("broken", bytes(1000))
     real, left = store._app, [1, 2]
 
     def cut(environment, begin):
-        body = real(environment, begin)
-        return [b"".join(body)[:500]] if environment["REQUEST_METHOD"] == "GET" and left and left.pop() else body
+        body = b"".join(real(environment, begin))
+        return [body[: len(body) // 2] if environment["REQUEST_METHOD"] == "GET" and left and left.pop() else body]
 
-    store._app = cut
-    try:
-        assert Objects("runs").get("broken") == bytes(1000) and not left
+    monkeypatch.setattr(store, "_app", cut)
+    assert Objects("runs").get("broken") == bytes(1000) and not left
+    for function in (Objects("runs").get, lambda key: list(Objects("runs").list(key))):
         left.extend([1, 2, 3])
-        with pytest.raises(BackendUnavailable) as caught:
-            Objects("runs").get("broken")
-        assert caught.value.code == "store_unreachable"
-    finally:
-        store._app = real
+        assert refused(BackendUnavailable, function, "broken") == "store_unreachable"
+        left.clear()
+
+
+def test_a_store_that_is_not_there_is_told(store, place, monkeypatch):
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://user:{'pass' + 'word'}@127.0.0.1:{taken.getsockname()[1]}")
+        objects._client.cache_clear()
+        bucket = Objects("runs")
+        objects._client.cache_clear()
+        for function in (bucket.get, bucket.head, bucket.delete, lambda key: bucket.put_new(key, b"")):
+            with pytest.raises(BackendUnavailable, match="127.0.0.1:") as caught:
+                function("a")
+            assert caught.value.code == "store_unreachable" and "password" not in str(caught.value)
 
 
 def test_addresses_that_are_none_are_refused(store, tmp_path):
