@@ -85,7 +85,7 @@ def run(
     out: Annotated[
         str | None,
         Parameter(
-            name=("--out", "-o"), help="Folder or s3://bucket/prefix of the run, or what is written.", group=OUTPUT_GROUP
+            name=("--out", "-o"), help="Folder or s3:// address of the run, or what is written.", group=OUTPUT_GROUP
         ),
     ] = None,
     schedule: Annotated[Schedule, Parameter(group=MODEL_GROUP)] = "serial",
@@ -107,8 +107,8 @@ def run(
 
     A source is a folder, a .txt with a path a line, a .csv or .parquet with a column image and prompts, tar archives,
     or s3://bucket/prefix. What was begun goes on where it stands, whatever has ended it: start it again. Actions: plan,
-    estimate, start, status, report, verify, export, retry, gc. Exit codes of its own: 7 done, and pictures are without an
-    answer; 8 ended by --max-quarantine.
+    estimate, start, status, report, verify, export, retry, gc. Exit codes of its own: 7 done, and pictures are without
+    an answer; 8 ended by --max-quarantine.
 
     Parameters
     ----------

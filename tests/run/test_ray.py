@@ -9,6 +9,7 @@ import pytest
 
 from segship.errors import BackendUnavailable
 from segship.run import ray as executor
+from segship.run.exporting import export
 from segship.run.plan import make_plan
 from segship.run.ray import RayExecutor
 from segship.run.running import start, verify
@@ -65,10 +66,11 @@ def test_machines_that_are_lost_lose_nothing(cluster, source, expected, tmp_path
     verify(tmp_path)
 
 
-def test_a_cluster_works_on_a_run_in_a_store(cluster, source, expected):
+def test_a_cluster_works_on_a_run_in_a_store(cluster, source, expected, tmp_path):
     make_plan(source, open_folder("s3://runs/ray"), OPTIONS)
     assert start("s3://runs/ray", executor=RayExecutor()).root == expected[0].root
     verify("s3://runs/ray")
+    assert export("s3://runs/ray", tmp_path, ["overlay"]) == expected[0].done
 
 
 def test_errors_of_workers_are_raised(cluster, source, tmp_path):
