@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
-from segship.errors import BundleError, InputError, OutputError, option, way
+from segship.errors import BundleError, InputError, SegshipError, option, way
 from segship.machine import describe_machine, in_order, usable_cores
 from segship.run.ledger import ATTEMPTS, COMMITS, DATA, MANIFEST, Commit, Ledger, manifest_of
 from segship.run.local import ITEM_TIMEOUT, Executor, LocalExecutor
@@ -242,9 +242,9 @@ def _noted(folder: Folder, executor: Executor) -> Iterator[None]:
             "versions": versions(),
         }
         data = json.dumps(document, indent=1, sort_keys=True).encode() + b"\n"
-        number = len(folder.names(STARTS))
-        # It is no part of the truth, so that a disk without space for it loses nothing.
-        with contextlib.suppress(OutputError):
+        # It is no part of the truth: a disk without space for it loses nothing, nor does a store that is gone.
+        with contextlib.suppress(SegshipError):
+            number = len(folder.names(STARTS))
             while not folder.create(f"{STARTS}/{number:08d}.json", data):
                 number += 1
 
@@ -438,9 +438,8 @@ def _deviation(times: Sequence[float]) -> float:
 def _samples(plan: Plan, ledger: Ledger, items: Items, samples: int) -> tuple[list[Item], int]:
     """Return items of open shards, evenly over them, and how many these have; ids are as good as drawn at random."""
     still_open = ledger.state().open
-    done = sum(
-        len(commit.done) + len(commit.quarantined) for commit in map(ledger.read_commit, ledger.state().committed)
-    )
+    commits = ledger.read_commits(ledger.state().committed)
+    done = sum(len(commit.done) + len(commit.quarantined) for commit in commits)
     left = plan.items - done
     shards = [still_open[number * len(still_open) // samples] for number in range(samples)] if still_open else []
     taken = Counter(shards)
