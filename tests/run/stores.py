@@ -1,6 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """A store on loopback that speaks S3: moto's, whose answers can be made wrong, and which can go away and come back."""
 
+import io
 import socket
 import threading
 from importlib import import_module
@@ -48,6 +49,9 @@ class Store:
 
     def _answer(self, environment, begin):
         method, path = environment["REQUEST_METHOD"], environment["PATH_INFO"]
+        # Before the lock: who asks may be stopped in the middle of it.
+        body = environment["wsgi.input"].read(int(environment.get("CONTENT_LENGTH") or 0))
+        environment["wsgi.input"] = io.BytesIO(body)
         with self._lock:
             self.seen.append((method, path, environment.get("HTTP_RANGE")))
             found = self.wrong(method, path, environment) if self.wrong else None
