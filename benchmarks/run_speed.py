@@ -4,7 +4,7 @@
 Each side works on every block in a process of its own that loads the model anew; blocks alternate, so that what the
 machine does meanwhile meets both. The loop keeps its records and writes nothing.
 
-``python -m benchmarks.run_speed [--pictures 1000] [--blocks 5] [--points-per-side 16] [--workers N] [--schedule S]``
+``python -m benchmarks.run_speed [--pictures 1000] [--blocks 2] [--points-per-side 16] [--workers N] [--schedule S]``
 """
 
 from __future__ import annotations
@@ -23,6 +23,8 @@ from PIL import Image
 import segship
 from benchmarks.machine import save_result, versions
 from segship.machine import usable_cores
+from segship.run.running import read_starts
+from segship.run.storage import open_folder
 
 WANTED = {"bar": 1.3, "aim": 1.6}
 SIZE = (600, 400)
@@ -86,8 +88,8 @@ def measure(pictures: int, blocks: int, points_per_side: int, more: list[str]) -
                 else:
                     spent, told = time_run(source, run, points_per_side, more)
                     found = told["rows"]
-                    for note in (run / "starts").iterdir():
-                        occupancy = json.loads(note.read_bytes())["occupancy"]
+                    for note in read_starts(open_folder(run)):
+                        occupancy = note["occupancy"]
                         total += occupancy["total"]
                         for name, value in occupancy["busy"].items():
                             busy[name] = busy.get(name, 0.0) + value
@@ -117,7 +119,7 @@ def main() -> None:
     """Measure, print and save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pictures", type=int, default=1000)
-    parser.add_argument("--blocks", type=int, default=5)
+    parser.add_argument("--blocks", type=int, default=2)
     parser.add_argument("--points-per-side", type=int, default=16)
     parser.add_argument("--workers", type=int, default=usable_cores())
     parser.add_argument("--schedule", default=None)
