@@ -106,7 +106,7 @@ class Trial:
     """Runs of the same pictures, each of which is disturbed in its own way, and what became of them."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder, self.runs, self.began = folder, 0, time.monotonic()
+        self.folder, self.runs = folder, 0
         self.lost = self.doubled = self.quarantined = self.different = 0
         self.source, undisturbed = make_source(folder / "source"), folder / "undisturbed"
         make_plan(self.source, open_folder(undisturbed), OPTIONS)
@@ -140,7 +140,6 @@ class Trial:
             "doubled": self.doubled,
             "wrongly_quarantined": self.quarantined,
             "other_bytes": self.different,
-            "seconds": round(time.monotonic() - self.began),
             "holds": not (self.lost or self.doubled or self.quarantined or self.different),
         }
 
@@ -270,14 +269,12 @@ def drive(place: Path, address: str) -> subprocess.Popen:
 
 def disks(seeds: int) -> dict:
     """Every operation on the disk in every way, and losses of power; by the tests themselves."""
-    began = time.monotonic()
     environment = {**os.environ, "SEGSHIP_POWER_SEEDS": str(seeds)}
     command = [sys.executable, "-m", "pytest", "-q", "tests/run/test_ledger.py"]
     done = subprocess.run(command, capture_output=True, text=True, env=environment)
     return {
         "power_loss_seeds": seeds,
         "said": done.stdout.strip().splitlines()[-1],
-        "seconds": round(time.monotonic() - began),
         "holds": done.returncode == 0,
     }
 
@@ -404,27 +401,25 @@ def main() -> None:
     parser.add_argument("--proofs", nargs="*", choices=PROOFS, help="these, or all of them; none when left out")
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
-    found = {}
-    if given.seeds:
-        found["disks"] = disks(given.seeds)
-        print(json.dumps(found["disks"]), flush=True)
-    for name in () if given.proofs is None else given.proofs or PROOFS:
+    found: dict[str, dict] = {}
+
+    def keep(name: str, measure, *arguments) -> None:
         began = time.monotonic()
-        found[name] = {**PROOFS[name](), "seconds": round(time.monotonic() - began)}
+        found[name] = {**measure(*arguments), "seconds": round(time.monotonic() - began)}
         print(name, json.dumps(found[name]), flush=True)
+        if given.out is not None:
+            about = {"date": time.strftime("%Y-%m-%d"), "version": segship.__version__}
+            document = {**about, "machine": describe_machine().to_dict(), **found}
+            given.out.write_text(json.dumps(document, indent=1) + "\n")
+
+    if given.seeds:
+        keep("disks", disks, given.seeds)
+    for name in () if given.proofs is None else given.proofs or PROOFS:
+        keep(name, PROOFS[name])
     measures = {"local": on_this_machine, "ray": on_a_cluster, "nodes": without_nodes, "heads": without_heads}
     for name, measure in measures.items():
         if count := getattr(given, name):
-            found[name] = measure(count)
-            print(name, json.dumps(found[name]), flush=True)
-    if given.out is not None:
-        document = {
-            "date": time.strftime("%Y-%m-%d"),
-            "version": segship.__version__,
-            "machine": describe_machine().to_dict(),
-            **found,
-        }
-        given.out.write_text(json.dumps(document, indent=1) + "\n")
+            keep(name, measure, count)
 
 
 if __name__ == "__main__":

@@ -31,7 +31,9 @@ def schemathesis(running: Running, program: str, examples: int, seed: int) -> di
     with TemporaryDirectory() as folder:
         report = Path(folder) / "events.ndjson"
         command = [program, "run", f"{running.address}/openapi.json", "--checks", CHECKS, "--seed", str(seed)]
-        command += ["--max-examples", str(examples), "--phases", "examples,coverage,fuzzing", "--mode", "all"]
+        command += ["--max-examples", str(examples), "--phases", "examples,coverage,fuzzing,stateful", "--mode", "all"]
+        # What it would make up is so short that the right answer is 504, which it takes for a fault.
+        command += ["--header", "Segship-Deadline: 30"]
         command += ["--report", "ndjson", "--report-ndjson-path", str(report), "--continue-on-failure", "--no-color"]
         done = subprocess.run(command, capture_output=True, text=True)
         statuses: dict[str, int] = {}
@@ -51,6 +53,7 @@ def mutations(seed: int) -> list[bytes]:
         request("POST", f"/v1/images/{'0' * 32}/masks", CLICK),
         request("POST", "/v1/segment?point=1,1&format=png", PHOTOGRAPH[:500]),
         request("POST", f"/v1/images/{'0' * 32}/everything", b'{"points_per_side": 4}', Accept="text/event-stream"),
+        request("POST", "/v1/segment?point=1,1", PHOTOGRAPH[:500], Segship_Deadline="0.25"),
         request("DELETE", f"/v1/images/{'0' * 32}"),
         request("GET", "/page/app.js"),
         b"POST /v1/images HTTP/1.1\r\nHost: localhost\r\nTransfer-Encoding: chunked\r\n\r\n5\r\nhello\r\n0\r\n\r\n",
@@ -128,7 +131,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--out", type=Path)
     parser.add_argument("--schemathesis", help="its program; left out where it is not installed")
-    parser.add_argument("--examples", type=int, default=800, help="of each route")
+    parser.add_argument("--examples", type=int, default=1300, help="of each route")
     parser.add_argument("--raw", type=int, default=20_000)
     given = parser.parse_args()
     document = {
