@@ -172,12 +172,12 @@ def on_a_cluster(count: int, seed: int = 0) -> dict:
         ]
 
         def workers_of(driver):
-            # Those that work: Ray's own helpers are not what a machine would lose alone.
+            # Those that work. With its agents a raylet ends too, and nothing is left to work on.
             found = []
             for pid in (child for raylet in raylets for child in below(raylet)):
                 with contextlib.suppress(OSError):
                     words = Path(f"/proc/{pid}/cmdline").read_bytes()
-                    if b"segship.run.local" in words or b"ray::" in words:
+                    if b"segship.run.local" in words or b"ray::work_on_shard" in words or b"ray::IDLE" in words:
                         found.append(pid)
             return found
 
