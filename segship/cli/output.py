@@ -110,8 +110,8 @@ def make_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> Tabl
 
 
 def megabytes(count: int) -> str:
-    """Return a number of bytes as megabytes for people."""
-    return f"{count / 1e6:,.1f} MB"
+    """Return a number of bytes as megabytes for people, and one that is small beside these as kilobytes."""
+    return f"{count / 1e6:,.1f} MB" if count >= 1e5 or not count else f"{count / 1e3:,.1f} kB"
 
 
 @contextmanager

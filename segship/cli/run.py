@@ -45,6 +45,17 @@ _USAGE = (
     "verify RUN, export RUN -o FOLDER, retry RUN -o OTHER, gc RUN; a source that is called like one of these is ./plan"
 )
 _WITH_OUT = ("export", "retry", "report")
+_TO_START = {"schedule", "show_graph", "executor", "workers", "item_timeout", "max_quarantine"}
+_TAKEN = {
+    "all": _TO_START,
+    "start": _TO_START,
+    "estimate": {"workers", "price_per_hour"},
+    "status": {"watch", "show_graph"},
+    "report": {"overwrite"},
+    "export": {"overwrite", "format"},
+    "retry": {"reason"},
+}
+"""Which of the options that are none of a plan each action takes."""
 _WATCH_SECONDS = 5.0
 DONE_WITH_QUARANTINE = 7
 """The exit code of a run that is done, and has pictures without an answer."""
@@ -146,6 +157,11 @@ def run(
     """
     given: dict[str, Any] = options  # type: ignore[assignment]
     action, place = _understood(words)
+    more = {"schedule": schedule != "serial", "executor": executor != "local", "address": address, "gpus": gpus}
+    more |= {"item_timeout": item_timeout != ITEM_TIMEOUT, "format": format != ("coco",), "reason": bool(reason)}
+    more |= {"workers": workers is not None, "max_quarantine": max_quarantine is not None, "show_graph": show_graph}
+    more |= {"price_per_hour": price_per_hour is not None, "watch": watch, "overwrite": overwrite}
+    _check_taken(action, executor, {name for name, is_given in more.items() if is_given})
     if action in ("plan", "all"):
         if out is None:
             raise InputError("the folder of the run is missing; give it with --out", code="bad_option")
@@ -169,14 +185,14 @@ def run(
                 max_quarantine=max_quarantine,
                 told=tick,
             )
-        _show_graph(folder, schedule, show_graph)
-        return _tell_status(found, folder, json)
+        return _tell_status(found, folder, json, _graph(folder, schedule, show_graph))
     if out is not None:
         return _write(action, place, out, format, reason, overwrite=overwrite, json=json)
     if action == "estimate":
         return _tell_estimate(estimate(place, workers=workers, price_per_hour=price_per_hour), json)
     if action == "status":
-        return _watch(place, json) if watch else _tell_status(status(place), place, json)
+        graph = _graph(place, schedule, show_graph)
+        return _watch(place, json, graph) if watch else _tell_status(status(place), place, json, graph)
     if action == "verify":
         return _tell(verify(place), json, "each picture is there exactly once, and every byte as it was committed")
     return _tell({"deleted": collect_garbage(place)}, json, "what nobody needs is deleted")
@@ -213,17 +229,27 @@ def _going_on(folder: str) -> Iterator[None]:
         raise KeyboardInterrupt(message) from None
 
 
-def _show_graph(folder: str, schedule: Schedule, form: str | None) -> None:
+def _check_taken(action: str, executor: str, given: set[str]) -> None:
+    """Refuse what an action would leave aside."""
+    taken = _TAKEN.get(action, set()) | ({"address", "gpus"} if executor == "ray" and "executor" in given else set())
+    for name in sorted(given - taken):
+        by = " or ".join(action for action, options in _TAKEN.items() if name in options and action != "all")
+        message = f"--{name.replace('_', '-')} is for {by or '--executor ray'}, and would do nothing here; leave it out"
+        raise InputError(message, code="bad_option")
+
+
+def _graph(folder: str, schedule: Schedule, form: str | None) -> str | None:
     if form is None:
-        return
+        return None
     opened = open_folder(folder)
     names = ["read", *stage_names(read_plan(opened).options)]
     starts = read_starts(opened)
     occupancy = Occupancy()
     if starts:
         occupancy.add(starts[-1]["occupancy"])
+        schedule = starts[-1]["schedule"]
     draw = draw_graph if form == "mermaid" else draw_graphviz
-    print(draw(names, schedule, occupancy.shares if occupancy.total else None), end="")
+    return draw(names, schedule, occupancy.shares if occupancy.total else None)
 
 
 def _understood(words: tuple[str, ...]) -> tuple[str, str]:
@@ -237,7 +263,7 @@ def _understood(words: tuple[str, ...]) -> tuple[str, str]:
 
 
 def _plan(source: str, out: str, given: dict[str, Any]) -> Plan:
-    parts = {name: value for name, value in given.items() if value}
+    parts = dict(given)
     if "run" in parts:
         parts["run"] = RunOptions(**{"threads": 1, **parts["run"]})
     return make_plan(source, open_folder(out), PlanOptions(**parts))
@@ -249,9 +275,9 @@ def _tell_plan(plan: Plan, out: str, json: bool) -> int:
         print(dump_json({"run": out, **found}))
         return 0
     console = results_console()
-    console.print(f"{plan.items:,} pictures ({megabytes(plan.size)}) in {plan.shards:,} shards")
-    console.print(f"what it will take: segship run estimate {plain(out)}")
-    console.print(f"begin: segship run start {plain(out)}")
+    console.print(f"pictures: {plan.items:,} ({megabytes(plan.size)}), in shards: {plan.shards:,}")
+    console.print(f"what it will take: segship run estimate {plain(shlex.quote(out))}")
+    console.print(f"begin: segship run start {plain(shlex.quote(out))}")
     return 0
 
 
@@ -276,17 +302,19 @@ def _tell_estimate(found: Estimate, json: bool) -> int:
     return 0
 
 
-def _watch(folder: str, json: bool) -> int:
+def _watch(folder: str, json: bool, graph: str | None) -> int:
     while not (found := status(folder)).sealed:
         _tell_status(found, folder, json)
         time.sleep(_WATCH_SECONDS)
-    return _tell_status(found, folder, json)
+    return _tell_status(found, folder, json, graph)
 
 
-def _tell_status(found: Status, folder: str, json: bool) -> int:
+def _tell_status(found: Status, folder: str, json: bool, graph: str | None = None) -> int:
+    more = {} if graph is None else {"graph": graph}
     if json:
-        print(dump_json({"run": folder, **found.to_dict()}), flush=True)
+        print(dump_json({"run": folder, **found.to_dict(), **more}), flush=True)
     else:
+        print(graph or "", end="")
         lost = ", ".join(f"{count:,} {name}" for name, count in found.quarantined.items())
         rows = [
             ("pictures answered", f"{found.done:,} of {found.items:,}"),
@@ -298,7 +326,11 @@ def _tell_status(found: Status, folder: str, json: bool) -> int:
             ("last commit", "" if found.since_commit is None else f"{duration(found.since_commit)} ago"),
             ("finished", f"yes, {found.root}" if found.sealed else "no"),
         ]
-        results_console().print(make_table(("", ""), rows))
+        console = results_console()
+        console.print(make_table(("", ""), rows))
+        if found.sealed and found.quarantined:
+            console.print(f"which: segship run report {plain(shlex.quote(folder))} -o report.html")
+            console.print(f"again, once they are mended: segship run retry {plain(shlex.quote(folder))} -o OTHER")
     return DONE_WITH_QUARANTINE if found.sealed and found.quarantined else 0
 
 

@@ -8,7 +8,7 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 from importlib import import_module
 from itertools import groupby
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import numpy as np
@@ -26,7 +26,7 @@ from segship.run.work import Row
 from segship.writers import check_formats, merge_results, write_result
 from segship.writers.instances import Instance, Instances
 from segship.writers.merged import MERGED
-from segship.writers.names import output_places
+from segship.writers.names import compared, output_places
 
 Told = Callable[[int, int], None]
 
@@ -83,19 +83,63 @@ def export(
     return count
 
 
-def _pictures(place: str | os.PathLike[str], plan: Plan, *, needs_pixels: bool) -> Iterator[tuple[Instances, Path]]:
+def _pictures(place: str | os.PathLike[str], plan: Plan, *, needs_pixels: bool) -> Iterator[tuple[Instances, PurePath]]:
     folder = open_folder(place)
     ledger, items = Ledger(folder, plan.shards), Items(folder, plan)
     ledger.require_finished()
+
+    def names() -> Iterator[str]:
+        for shard, commit in enumerate(ledger.read_commits()):
+            yield from (item.name for item in _answered(items.of(shard), commit))
+
+    places = _Places(names)
     for shard, commit in enumerate(ledger.read_commits()):
         table = import_module("pyarrow.parquet").read_table(io.BytesIO(ledger.check(commit))).to_pylist()
         rows = {key: list(found) for key, found in groupby(table, key=lambda row: row["image_id"])}
         for item in _answered(items.of(shard), commit):
             found = rows.get(item.id, [])
-            where = output_places([(item.name, Path(item.name))])[0]
+            where = places.of(item.name)
             if found or needs_pixels:
                 pixels = _pixels(item, plan) if needs_pixels else _blank(found)
-                yield _instances(item, found, pixels, where.name), Path(where.parent)
+                yield _instances(item, found, pixels, where.name), where.parent
+
+
+class _Places:
+    """Where the files of pictures go, all different.
+
+    Of a picture whose place is its own nothing is kept but a number, so that there may be millions.
+
+    Parameters
+    ----------
+    names
+        Of all pictures.
+    """
+
+    def __init__(self, names: Callable[[], Iterator[str]]) -> None:
+        self._shared: dict[str, PurePath] = {}
+        taken, twice = set[int](), set[int]()
+        for name in names():
+            number = _number(_own_place(name))
+            (twice if number in taken else taken).add(number)
+        new = twice
+        while new:
+            twins = [name for name in names() if _number(_own_place(name)) in twice]
+            self._shared = dict(zip(twins, output_places([(name, Path(name)) for name in twins]), strict=True))
+            # Where one makes way for its twin, a third may be.
+            new = {_number(place) for place in self._shared.values()} & taken - twice
+            twice |= new
+
+    def of(self, name: str) -> PurePath:
+        """Return the place of a picture: folders, and the stem of its files."""
+        return self._shared.get(name) or _own_place(name)
+
+
+def _own_place(name: str) -> PurePath:
+    return output_places([(name, Path(name))])[0]
+
+
+def _number(place: PurePath) -> int:
+    return hash(compared(place.as_posix()))
 
 
 def _answered(items: Sequence[Item], commit: Commit) -> Iterator[Item]:

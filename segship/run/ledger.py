@@ -79,15 +79,14 @@ class Commit:
         return json.dumps(asdict(self), sort_keys=True, separators=(",", ":")).encode() + b"\n"
 
     @classmethod
-    def from_bytes(cls, data: bytes) -> Commit:
-        """Read a commit, or refuse it as ``bad_commit``."""
+    def from_bytes(cls, data: bytes, name: str) -> Commit:
+        """Read the commit in a file of this name, or refuse it as ``bad_commit``."""
         try:
             found = json.loads(data)
             quarantined = tuple(Quarantined(**entry) for entry in found.pop("quarantined"))
             return cls(**{**found, "done": tuple(found["done"])}, quarantined=quarantined)
         except (ValueError, TypeError, KeyError) as error:
-            message = "a commit of the run cannot be read; it was changed after it was written, or the disk is damaged"
-            raise BundleError(message, code="bad_commit") from error
+            raise BundleError(_damaged(name, name), code="bad_commit") from error
 
 
 @dataclass(slots=True)
@@ -170,16 +169,31 @@ class Ledger:
 
     def read_commit(self, shard: int) -> Commit:
         """Return the commit of a shard; a FileNotFoundError where there is none yet."""
-        return Commit.from_bytes(self._folder.read(_commit_name(shard)))
+        name = _commit_name(shard)
+        return Commit.from_bytes(self._folder.read(name), name)
 
     def read_commits(self, shards: Iterable[int] | None = None) -> Iterator[Commit]:
         """Yield the commits of shards, of all when left out, in their order; errors as `read_commit`."""
-        names = map(_commit_name, range(self.shards) if shards is None else shards)
-        return map(Commit.from_bytes, self._folder.read_all(names))
+        names = list(map(_commit_name, range(self.shards) if shards is None else shards))
+        return map(Commit.from_bytes, self._folder.read_all(names), names)
+
+    def read_manifest(self) -> dict[str, Any]:
+        """Return the manifest of a finished run, or refuse it as ``bad_commit``."""
+        try:
+            found = json.loads(self._folder.read(MANIFEST))
+            return {**found, "root": str(found["root"]), "files": list(found["files"])}
+        except (ValueError, TypeError, KeyError) as error:
+            raise BundleError(_damaged(MANIFEST), code="bad_commit") from error
 
     def require_finished(self) -> None:
-        """Refuse as ``not_finished`` while shards are open."""
+        """Refuse as ``not_finished`` while shards are open; as ``bad_commit`` where they have been done."""
         open_shards = self.state().open
+        if open_shards and self._folder.exists(MANIFEST):
+            message = (
+                f"{_commit_name(open_shards[0])} is missing, and {MANIFEST} says that the run is finished; put it back "
+                f"from a copy, or delete {MANIFEST} and start the run again: what is missing alone is done anew"
+            )
+            raise BundleError(message, code="bad_commit")
         if open_shards:
             message = f"{len(open_shards)} of {self.shards} shards are not done; start the run again"
             raise BundleError(message, code="not_finished")
@@ -218,6 +232,7 @@ class Ledger:
         """Return files that can be deleted: old temporary ones and, in a sealed run, tables without a commit."""
         found = left_over(self._folder)
         if self._folder.exists(MANIFEST):
+            self.require_finished()
             kept = {commit.file for commit in self.read_commits()}
             found += [f"{DATA}/{name}" for name in self._folder.names(DATA) if f"{DATA}/{name}" not in kept]
         return found
@@ -225,6 +240,14 @@ class Ledger:
 
 def _commit_name(shard: int) -> str:
     return f"{COMMITS}/{shard:08d}.json"
+
+
+def _damaged(name: str, *more: str) -> str:
+    away = " and ".join((MANIFEST, *more))
+    return (
+        f"{name} of the run cannot be read; it was changed after it was written, or the disk is damaged; put it back "
+        f"from a copy, or delete {away} and start the run again: what is missing alone is done anew"
+    )
 
 
 def manifest_of(commits: Sequence[Commit], fingerprint: str) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from typing import Any, Literal
 
 from segship.arrays import IntArray
 from segship.backends.session import RunOptions
-from segship.errors import BackendUnavailable, BundleError, InputError, option, shown
+from segship.errors import BackendUnavailable, BundleError, InputError, option, shown, way
 from segship.images import ImageLimits
 from segship.options import check_types, check_whole
 from segship.promptable.everything.options import AmgOptions
@@ -109,6 +109,8 @@ class Plan:
         SHA-256 of all that answers depend on.
     source
         As it was given.
+    versions
+        With which it was planned; none in plans that have not noted them.
     """
 
     options: PlanOptions
@@ -118,10 +120,12 @@ class Plan:
     size: int
     fingerprint: str
     source: str
+    versions: dict[str, str] = field(default_factory=dict)
 
     def to_bytes(self) -> bytes:
         """Return the file of the plan."""
-        document = {"format": FORMAT, **{name: getattr(self, name) for name in _FIELDS}}
+        document = {"format": FORMAT, "versions": self.versions}
+        document |= {name: getattr(self, name) for name in _FIELDS}
         document["options"] = self.options.to_dict()
         return json.dumps(document, indent=1, sort_keys=True).encode() + b"\n"
 
@@ -155,31 +159,81 @@ def write_plan(items: Iterable[Item], source: str, folder: Folder, options: Plan
     sizes = found["bytes"].to_numpy()
     groups = _shards(sizes, options)
     data = _encode(found, groups)
-    depends = {
-        "items": hashlib.sha256(data).hexdigest(),
-        "model": model["digest"],
-        "options": {name: value for name, value in options.to_dict().items() if name != "bundle"},
-        "versions": versions(),
-    }
+    used = versions()
     plan = Plan(
         options,
         model,
         len(found["id"]),
         len(groups),
         int(sizes[sizes > 0].sum()),
-        hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest(),
+        _fingerprint(options, model["digest"], data, used),
         source,
+        used,
     )
     folder.require_exclusive()
     # The items first: whoever sees a plan finds them.
     folder.create(f"plan/{plan.fingerprint[:16]}.{ITEMS}", data)
     if not folder.create(PLAN, plan.to_bytes()) and (there := read_plan(folder)).fingerprint != plan.fingerprint:
         message = (
-            "the folder has the run of another plan (other pictures, options, model or versions); give another folder, "
-            f"or go on with that one; it was made of {shown(there.source)}"
+            f"the folder has the run of another plan, of {shown(there.source)} ({_difference(there, plan)}); give "
+            f"another folder, or go on with that one: {way('`start`', '`segship run start RUN`')}"
         )
         raise InputError(message, code="other_plan")
     return plan
+
+
+def _fingerprint(options: PlanOptions, model: str, items: bytes, used: Mapping[str, str]) -> str:
+    depends = {
+        "items": hashlib.sha256(items).hexdigest(),
+        "model": model,
+        "options": {name: value for name, value in options.to_dict().items() if name != "bundle"},
+        "versions": dict(used),
+    }
+    return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
+
+
+def _difference(there: Plan, now: Plan) -> str:
+    """Return in what a plan differs from one that is there."""
+    found = [f"{name} {before}, now {after}" for name, before, after in _changed(_flat(there), _flat(now))]
+    return ", ".join(found) or "other pictures, or others of them, than now"
+
+
+def _flat(plan: Plan) -> dict[str, Any]:
+    parts = {"model": plan.model["digest"][:8], "pictures": plan.items, **plan.versions}
+    for name, value in plan.options.to_dict().items():
+        parts |= value if isinstance(value, dict) else {name: value}
+    del parts["bundle"]
+    return parts
+
+
+def _changed(there: Mapping[str, Any], now: Mapping[str, Any]) -> list[tuple[str, Any, Any]]:
+    """Return what both have, and in which they differ."""
+    return [(name, value, now[name]) for name, value in there.items() if name in now and now[name] != value]
+
+
+def require_same(plan: Plan) -> None:
+    """Refuse to work on a plan where its answers could differ.
+
+    Raises
+    ------
+    BackendUnavailable
+        ``other_versions`` than those it was planned with.
+    BundleError
+        ``other_model`` where its bundle was.
+    """
+    from segship.bundle import Bundle
+
+    found = [f"{name} {before}, and here is {after}" for name, before, after in _changed(plan.versions, versions())]
+    if found:
+        message = (
+            f"the run was planned with {', '.join(found)}; answers of one run come from one version: install that one, "
+            "or plan another run"
+        )
+        raise BackendUnavailable(message, code="other_versions")
+    place = plan.model["place"]
+    if Bundle.open(place).digest != plan.model["digest"]:
+        message = f"{place} is another model than when the run was planned; put that one back, or plan another run"
+        raise BundleError(message, code="other_model")
 
 
 def read_plan(folder: Folder) -> Plan:
@@ -195,7 +249,8 @@ def read_plan(folder: Folder) -> Plan:
         if found["format"] != FORMAT:
             message = f"the plan has the format {shown(found['format'])}; this version reads {FORMAT}"
             raise BundleError(message, code="bad_plan")
-        return Plan(PlanOptions.from_dict(found["options"]), **{name: found[name] for name in _FIELDS})
+        known = {name: found[name] for name in _FIELDS}
+        return Plan(PlanOptions.from_dict(found["options"]), **known, versions=dict(found.get("versions", {})))
     except FileNotFoundError:
         raise BundleError("there is no run here; plan one: `segship run plan SOURCE -o RUN`", code="no_plan") from None
     except (ValueError, KeyError, TypeError, InputError) as error:
@@ -204,12 +259,24 @@ def read_plan(folder: Folder) -> Plan:
 
 
 class Items:
-    """The items of a plan, a shard at a time."""
+    """The items of a plan, a shard at a time; ``bad_plan`` where the plan or they were changed or are missing."""
 
     def __init__(self, folder: Folder, plan: Plan) -> None:
         require_pyarrow()
-        data = folder.read(f"plan/{plan.fingerprint[:16]}.{ITEMS}")
-        self._file = import_module("pyarrow.parquet").ParquetFile(io.BytesIO(data))
+        name = f"plan/{plan.fingerprint[:16]}.{ITEMS}"
+        mend = "put them back from a copy, or plan the run into another folder"
+        try:
+            data = folder.read(name)
+            self._file = import_module("pyarrow.parquet").ParquetFile(io.BytesIO(data))
+        except FileNotFoundError:
+            raise BundleError(f"{name} of the run is missing; {mend}", code="bad_plan") from None
+        except ValueError as error:
+            raise BundleError(f"{name} of the run cannot be read: {error}; {mend}", code="bad_plan") from None
+        meant = _fingerprint(plan.options, plan.model["digest"], data, plan.versions)
+        # Another version of this package may have more options, and then knows nothing of this fingerprint.
+        is_changed = plan.versions.get("segship") == version("segship") and meant != plan.fingerprint
+        if is_changed or (self._file.num_row_groups, self._file.metadata.num_rows) != (plan.shards, plan.items):
+            raise BundleError(f"{PLAN} or {name} was changed after it was written; {mend}", code="bad_plan")
 
     def of(self, shard: int) -> list[Item]:
         """Return the items of a shard, in the plan's order."""
@@ -272,7 +339,11 @@ def _sorted(items: Iterable[Item]) -> Any:
     twice = compute.equal(ids[1:], ids[:-1])
     if compute.any(twice).as_py():
         name = table["name"][compute.index(twice, True).as_py()].as_py()
-        raise InputError(f"two pictures have the name {shown(name)}; each must be there once", code="same_name")
+        message = (
+            f"two pictures have the name {shown(name)}; each must be there once: all prompts of a picture stand in one "
+            "row, in the column prompts"
+        )
+        raise InputError(message, code="same_name")
     return table
 
 

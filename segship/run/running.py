@@ -212,9 +212,10 @@ class _Count:
 
 
 def _require_tables(folder: Folder, ledger: Ledger) -> None:
-    """Refuse a finished run of which tables are missing; their bytes are looked at by `verify`."""
+    """Refuse a finished run of which files are missing; their bytes are looked at by `verify`."""
+    ledger.require_finished()
     there = {f"{DATA}/{name}" for name in folder.names(DATA)}
-    for name in json.loads(folder.read(MANIFEST))["files"]:
+    for name in ledger.read_manifest()["files"]:
         if name not in there:
             ledger.check(ledger.read_commit(int(name.split("-")[1])))
 
@@ -250,8 +251,12 @@ def _noted(folder: Folder, executor: Executor) -> Iterator[None]:
 
 
 def read_starts(folder: Folder) -> list[dict[str, Any]]:
-    """Return the notes of the starts of a run, in their order."""
-    return [json.loads(data) for data in folder.read_all(f"{STARTS}/{name}" for name in folder.names(STARTS))]
+    """Return the notes of the starts of a run, in their order; one that is damaged is no part of the truth."""
+    found = []
+    for data in folder.read_all(f"{STARTS}/{name}" for name in folder.names(STARTS)):
+        with contextlib.suppress(ValueError):
+            found.append(json.loads(data))
+    return found
 
 
 def status(place: str | os.PathLike[str]) -> Status:
@@ -276,7 +281,7 @@ def status(place: str | os.PathLike[str]) -> Status:
         per_hour_now=now,
         since_commit=-spans[-1][1] if spans else None,
         sealed=sealed,
-        root=json.loads(folder.read(MANIFEST))["root"] if sealed else None,
+        root=ledger.read_manifest()["root"] if sealed else None,
     )
 
 
@@ -483,6 +488,7 @@ def verify(place: str | os.PathLike[str]) -> dict[str, Any]:
     ledger, items = Ledger(folder, plan.shards), Items(folder, plan)
     if not folder.exists(MANIFEST):
         raise BundleError("the run is not finished; start it again", code="not_finished")
+    ledger.require_finished()
     commits = []
     for shard, commit in enumerate(ledger.read_commits()):
         ledger.check(commit)
@@ -491,10 +497,14 @@ def verify(place: str | os.PathLike[str]) -> dict[str, Any]:
             message = f"shard {shard} has not each of its pictures exactly once"
             raise BundleError(message, code="bad_commit")
         commits.append(commit)
-    found = json.loads(folder.read(MANIFEST))
+    found = ledger.read_manifest()
     if found != manifest_of(commits, plan.fingerprint):
-        raise BundleError("the manifest is not that of the commits; it was changed", code="bad_commit")
-    return dict(found)
+        message = (
+            f"{MANIFEST} is not that of the commits; one of them was changed: put them back from a copy, or delete "
+            f"{MANIFEST} and start the run again"
+        )
+        raise BundleError(message, code="bad_commit")
+    return found
 
 
 def collect_garbage(place: str | os.PathLike[str]) -> list[str]:

@@ -17,7 +17,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import PurePosixPath
 from typing import Protocol
 
-from segship.errors import BackendUnavailable, OutputError
+from segship.errors import BackendUnavailable, InputError, OutputError
 from segship.run.objects import Found, Objects, in_parallel, is_address, parse_prefix
 
 TEMPORARY = "tmp"
@@ -195,7 +195,7 @@ class DiskFolder:
         return map(self._disk.read, names)
 
     def names(self, folder: str, beginning: str = "") -> list[str]:
-        return sorted(name for name in self._disk.names(folder) if name.startswith(beginning))
+        return sorted(name for name in self._ours(folder) if name.startswith(beginning))
 
     def exists(self, name: str) -> bool:
         return PurePosixPath(name).name in self._disk.names(_parent(name))
@@ -205,10 +205,14 @@ class DiskFolder:
 
     def ages(self, folder: str) -> dict[str, float]:
         found = {}
-        for name in self._disk.names(folder):
+        for name in self._ours(folder):
             with contextlib.suppress(FileNotFoundError):
                 found[name] = self._disk.age(f"{folder}/{name}")
         return found
+
+    def _ours(self, folder: str) -> Iterator[str]:
+        # Systems leave hidden files of their own: .DS_Store, ._name, .nfs0001.
+        return (name for name in self._disk.names(folder) if not name.startswith("."))
 
     def require_exclusive(self) -> None:
         # A link to a name that is taken fails on every file system that has links.
@@ -351,11 +355,14 @@ def open_folder(place: str | os.PathLike[str]) -> Folder:
     Raises
     ------
     InputError
-        ``bad_address`` for an address that is not understood.
+        ``bad_address`` for an empty name, and an address that is not understood.
     BackendUnavailable
         ``s3_missing``.
     """
     text = os.fspath(place)
+    if not text:
+        message = "the folder of the run has an empty name; give a folder, such as ., or s3://bucket/prefix"
+        raise InputError(message, code="bad_address")
     if is_address(text):
         bucket, prefix = parse_prefix(text)
         return StoreFolder(Objects(bucket), prefix)

@@ -19,7 +19,7 @@ from segship.promptable.prediction import ImageEmbedding, MaskPrediction
 from segship.promptable.prompt_text import parse_prompts_json
 from segship.run.ledger import Commit, Ledger, Quarantined
 from segship.run.objects import STORE_FAULTS
-from segship.run.plan import Items, Plan, PlanOptions
+from segship.run.plan import Items, Plan, PlanOptions, require_same
 from segship.run.sources import Item, read_item
 from segship.run.stages import Occupancy, Schedule, Stage, run_stages
 from segship.run.storage import Folder
@@ -65,6 +65,7 @@ class Worker:
     """
 
     def __init__(self, folder: Folder, plan: Plan, announce: Announce = lambda item: None) -> None:
+        require_same(plan)
         self._plan = plan
         self._ledger = Ledger(folder, plan.shards)
         self._items = Items(folder, plan)

@@ -23,11 +23,6 @@ def told(capsys):
     return json.loads(capsys.readouterr().out)
 
 
-def told_last(capsys):
-    """The document after a drawing."""
-    return json.loads(capsys.readouterr().out.splitlines()[-1])
-
-
 def test_a_source_is_planned_and_done(source, tmp_path, capsys):
     run = str(tmp_path / "run")
     assert main(["run", str(source), "-o", run, *FEW, "--workers", "1", "--json"]) == 0
@@ -57,7 +52,11 @@ def test_a_plan_can_wait_and_quarantine_has_an_exit_code(source, tmp_path, capsy
     assert main(["run", "start", run, "--workers", "1", "--max-quarantine", "0"]) == 8
     assert "1 unknown_format" in capsys.readouterr().err
     assert main(["run", "start", run, "--workers", "1", "--show-graph", "mermaid", "--json"]) == 7
-    assert told_last(capsys)["quarantined"] == {"unknown_format": 1}
+    found = told(capsys)
+    assert found["quarantined"] == {"unknown_format": 1} and found["graph"].startswith("flowchart LR")
+    assert main(["run", "status", run, "--show-graph", "graphviz"]) == 7
+    out = capsys.readouterr().out
+    assert out.startswith("digraph run {") and f"segship run report {run}" in out.replace("\n", "")
     assert main(["run", "status", run, "--watch", "--json"]) == 7
     assert told(capsys)["seconds_left"] == 0
     assert main(["run", "report", run, "-o", str(tmp_path / "report.html")]) == 0
@@ -73,6 +72,11 @@ def test_a_plan_can_wait_and_quarantine_has_an_exit_code(source, tmp_path, capsy
         (["run", "plan", "photos"], "--out"),
         (["run", "report", "x"], "needs --out"),
         (["run", "status", "x", "--clip"], "takes no options of a plan"),
+        (["run", "verify", "x", "--workers", "0"], "--workers is for start or estimate"),
+        (["run", "start", "x", "--gpus", "1"], "--gpus is for --executor ray"),
+        (["run", "start", "x", "--overwrite"], "--overwrite is for report or export"),
+        (["run", "plan", ".", "-o", "y", "--shard-items", "0"], "--shard-items is 0"),
+        (["run", ".", "-o", ""], "empty name"),
         (["run", "status", "nowhere"], "no run here"),
         (["run", "nowhere", "-o", "y"], "no source"),
     ],

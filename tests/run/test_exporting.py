@@ -7,7 +7,7 @@ import pytest
 
 import segship
 from segship.errors import BundleError, InputError, OutputError
-from segship.run.exporting import export, retry
+from segship.run.exporting import _Places, export, retry
 from segship.run.plan import PlanOptions, make_plan
 from segship.run.running import start
 from segship.run.storage import open_folder
@@ -48,6 +48,13 @@ def test_files_of_each_picture_lie_where_it_lay(finished, tmp_path):
     assert told[-1] == (3, 4)
     assert refused(OutputError, export, finished / "run", tmp_path, ["sa1b"]) == "output_exists"
     assert export(finished / "run", tmp_path, ["sa1b"], overwrite=True) == 3
+
+
+def test_pictures_that_differ_in_their_extension_have_files_of_their_own():
+    names = ["a/x.jpg", "a/x.png", "b.png", "a/x.jpg.png", "X/b.png", "x/B.png"]
+    places = _Places(lambda: iter(names))
+    found = [places.of(name).as_posix() for name in names]
+    assert found[:3] == ["a/x.jpg", "a/x.png", "b"] and len({place.casefold() for place in found}) == len(names)
 
 
 def test_formats_that_show_pictures_read_them_again(finished, tmp_path):

@@ -162,7 +162,7 @@ def test_a_table_that_was_changed_is_told(tmp_path):
 @pytest.mark.parametrize("data", [b"", b"{}", b"[]", b'{"shard": 0}', b"\xff"])
 def test_what_is_no_commit_is_refused(data):
     with pytest.raises(BundleError) as caught:
-        Commit.from_bytes(data)
+        Commit.from_bytes(data, "commits/00000000.json")
     assert caught.value.code == "bad_commit"
 
 

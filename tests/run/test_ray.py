@@ -75,7 +75,9 @@ def test_a_cluster_works_on_a_run_in_a_store(cluster, source, expected, tmp_path
 
 def test_errors_of_workers_are_raised(cluster, source, tmp_path):
     make_plan(source, open_folder(tmp_path), OPTIONS)
-    (tmp_path / "plan").rename(tmp_path / "elsewhere")
+    (items,) = (tmp_path / "plan").iterdir()
+    items.unlink()
+    items.mkdir()
     began = time.monotonic()
     with pytest.raises(BackendUnavailable) as caught:
         start(tmp_path, executor=RayExecutor(workers=1))

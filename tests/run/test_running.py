@@ -18,10 +18,10 @@ import segship
 from segship.errors import BackendUnavailable, BundleError, InputError
 from segship.promptable.everything.options import AmgOptions
 from segship.run.plan import Items, PlanOptions, make_plan, read_plan
-from segship.run.running import estimate, pace, start, status, verify
+from segship.run.running import collect_garbage, estimate, pace, read_starts, start, status, verify
 from segship.run.sources import find_items
 from segship.run.storage import open_folder
-from segship.run.work import COLUMNS
+from segship.run.work import COLUMNS, Worker
 from tests.run.runs import AMG, LIMITS, OPTIONS, bad_files, picture, refused, rows_of, tables
 
 
@@ -157,7 +157,13 @@ def test_names_that_are_no_text_are_read(tmp_path):
 
 @pytest.mark.parametrize(
     "name, data",
-    [("a.csv", b"x,y\n1,2\n"), ("a.parquet", b"no"), ("a.tar", b"no tar at all" * 100), ("a.zip", b"PK")],
+    [
+        ("a.csv", b"x,y\n1,2\n"),
+        ("b.csv", b"image,image\na,b\n"),
+        ("a.parquet", b"no"),
+        ("a.tar", b"no tar at all" * 100),
+        ("a.zip", b"PK"),
+    ],
 )
 def test_what_is_no_source_is_refused(tmp_path, name, data):
     (tmp_path / name).write_bytes(data)
@@ -179,11 +185,22 @@ def test_plans_that_cannot_be_are_refused(source, tmp_path):
         (source / "twice.txt").unlink()
     make_plan(source, folder, OPTIONS)
     other = PlanOptions(amg=AMG, shard_items=5)
-    assert refused(InputError, make_plan, source, folder, other) == "other_plan"
+    with pytest.raises(InputError, match="shard_items 4, now 5") as caught:
+        make_plan(source, folder, other)
+    assert caught.value.code == "other_plan"
     assert refused(InputError, PlanOptions, amg=AmgOptions(deadline_seconds=1.0)) == "bad_option"
     assert refused(BundleError, verify, tmp_path / "run") == "not_finished"
     (tmp_path / "run" / "plan.json").write_text('{"format": 2}')
     assert refused(BundleError, read_plan, folder) == "bad_plan"
+
+
+def test_cells_of_a_csv_are_taken_as_they_stand(tmp_path):
+    prompts = '{""points"": [[1, 2]]' + " " * 1_040_000 + "}"
+    rows = [b"007,", b'"two\nlines.png",', b"\xff.png,", b"x" * 20_000 + f',"{prompts}"'.encode()]
+    (tmp_path / "a.csv").write_bytes(b"image,prompts\n" + b"\n".join(rows) + b"\n")
+    items = list(find_items(tmp_path / "a.csv"))
+    assert [item.name for item in items] == ["007", "two\nlines.png", "\udcff.png", "x" * 20_000]
+    assert [len(item.prompts) > 1_040_000 for item in items] == [False, False, False, True]
 
 
 @pytest.mark.parametrize("rows", [",3,4", "a.png,abc,4", "a.png,3,inf"], ids=["no image", "words", "infinity"])
@@ -228,6 +245,59 @@ def test_a_table_that_is_missing_says_how_it_comes_back(undisturbed, expected, t
     (place / "manifest.json").unlink()
     (place / "commits" / "00000003.json").unlink()
     assert start(place, workers=1).root == expected[0].root and tables(place) == expected[1]
+
+
+def test_a_plan_that_was_changed_is_told(undisturbed, tmp_path):
+    place = tmp_path / "run"
+    shutil.copytree(undisturbed, place)
+    before = (place / "plan.json").read_bytes()
+    (place / "plan.json").write_bytes(before.replace(b'"points_per_side": 3', b'"points_per_side": 4'))
+    assert refused(BundleError, verify, place) == "bad_plan"
+    (place / "plan.json").write_bytes(before)
+    verify(place)
+    (items,) = (place / "plan").iterdir()
+    for change in (lambda: items.write_bytes(items.read_bytes()[:100]), items.unlink):
+        change()
+        assert refused(BundleError, verify, place) == "bad_plan"
+
+
+def test_a_run_is_worked_on_with_what_it_was_planned_with(undisturbed, monkeypatch):
+    folder = open_folder(undisturbed)
+    plan = read_plan(folder)
+    other = replace(plan, model={**plan.model, "digest": "0" * 64})
+    assert refused(BundleError, Worker, folder, other) == "other_model"
+    monkeypatch.setattr("segship.run.plan.versions", lambda: {**plan.versions, "onnxruntime": "1.0"})
+    with pytest.raises(BackendUnavailable, match=r"onnxruntime .*, and here is 1\.0") as caught:
+        Worker(folder, plan)
+    assert caught.value.code == "other_versions"
+
+
+def test_damaged_files_of_a_finished_run_are_named(undisturbed, expected, tmp_path):
+    place = tmp_path / "run"
+    shutil.copytree(undisturbed, place)
+    for folder in ("commits", "attempts", "data", "starts"):
+        (place / folder / ".DS_Store").write_bytes(b"\0")
+    (place / "starts" / "00000009.json").write_bytes(b"{")
+    assert len(read_starts(open_folder(place))) == 1 and start(place).root == expected[0].root
+    assert collect_garbage(place) == []
+    manifest, commit = place / "manifest.json", place / "commits" / "00000002.json"
+
+    def tells(name, *functions):
+        for function in functions:
+            with pytest.raises(BundleError, match=name) as caught:
+                function(place)
+            assert caught.value.code == "bad_commit" and "start the run again" in str(caught.value)
+
+    whole = commit.read_bytes()
+    commit.write_bytes(whole[:50])
+    tells("commits/00000002.json", verify, status, collect_garbage)
+    commit.unlink()
+    tells("commits/00000002.json is missing", start, verify, collect_garbage)
+    commit.write_bytes(whole)
+    manifest.write_bytes(manifest.read_bytes()[:50])
+    tells("manifest.json", start, verify, status)
+    manifest.unlink()
+    assert start(place).root == expected[0].root
 
 
 def test_without_pyarrow_the_extra_is_named(source, undisturbed, tmp_path, monkeypatch):
