@@ -198,7 +198,8 @@ def without_nodes(count: int, seed: int = 0) -> dict:
             trial = Trial(Path(folder))
             while kills < count:
                 place = trial.plan()
-                while (driver := drive(place, cluster.address)).poll() is None:
+                driver = drive(place, cluster.address)
+                while driver.poll() is None:
                     until = time.monotonic() + draw.uniform(2.0, 8.0)
                     while driver.poll() is None and (time.monotonic() < until or kills >= count):
                         time.sleep(0.05)
