@@ -186,8 +186,15 @@ def _in_tar(place: str, prefix: str) -> Iterator[Item]:
                     yield Item(item_id(name), name, place, member.offset_data, member.size, changed)
                 # What tarfile remembers of each grows without bound.
                 archive.members = []  # type: ignore[attr-defined]
+            # tarfile takes a header that is cut or damaged for the end.
+            file.seek(archive.offset)
+            if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
+                raise tarfile.ReadError(f"no member and no end at byte {archive.offset:,}")
     except (tarfile.TarError, ValueError, OverflowError) as error:
-        message = f"{place} is no tar archive, or is cut off: {shown(str(error))}; compressed ones are not read"
+        message = (
+            f"{shown(place)} is no tar archive, or is cut off or damaged: {shown(str(error))}; make it again with tar, "
+            "and not compressed"
+        )
         raise InputError(message, code="bad_source") from None
     except Changed:
         raise InputError(f"{shown(place)} was changed while it was read; plan again", code="bad_source") from None

@@ -136,6 +136,22 @@ def test_archives_are_read_in_place(source, expected, tmp_path):
     assert sorted(path.name for path in (tmp_path / "shards").iterdir()) == ["a.tar"]
 
 
+@pytest.mark.parametrize("damage", ["in a header", "before a header", "in a picture", "before the end", "turned"])
+def test_archives_that_are_cut_or_damaged_lose_nothing_in_silence(source, tmp_path, damage):
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w") as archive:
+        for number in range(3):
+            archive.add(source / f"sub{number}" / f"{number}.png", f"{number}.png")
+        second, end = archive.getmember("2.png").offset, archive.offset
+    whole = stream.getvalue()
+    cut = {"in a header": second + 100, "before a header": second, "in a picture": second + 600, "before the end": end}
+    data = whole[: cut[damage]] if damage in cut else whole[:second] + b"?" + whole[second + 1 :]
+    (tmp_path / "a.tar").write_bytes(data)
+    assert refused(InputError, lambda: list(find_items(tmp_path / "a.tar"))) == "bad_source"
+    (tmp_path / "a.tar").write_bytes(whole)
+    assert len(list(find_items(tmp_path / "a.tar"))) == 3
+
+
 def test_lists_name_paths_beside_them(source, tmp_path):
     (source / "list.txt").write_bytes(b"sub0/0.png\r\n# no\n\nsub1/1.png\nnot-there.png\n")
     try:
