@@ -3,6 +3,7 @@
 
 import importlib.util
 import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import cv2
@@ -16,6 +17,7 @@ from segship.files import sha256_of
 from segship.images.reading import DEMO_POINT_XY
 from segship.masks.edges import MaskEdges
 from segship.masks.scores import mask_iou
+from segship.ship.families.sam.config import SAM_ARCHITECTURES
 
 ROOT = Path(__file__).parents[1]
 SHARED = ROOT / "../shared"
@@ -71,7 +73,26 @@ def test_the_manifest_asks_for_clean_masks_and_edges_and_has_its_own_thresholds(
     manifest = Bundle.open(embedded_bundle("tiny")).manifest
     assert manifest.mask_clean_up is not None and manifest.mask_clean_up.box_margin == 0
     assert manifest.mask_edges == MaskEdges()
-    assert manifest.amg_defaults is not None and manifest.amg_defaults.pred_iou_thresh < 0.88
+    assert manifest.amg_defaults == SAM_ARCHITECTURES["tiny"].amg_thresholds
+
+
+def test_everything_does_what_the_manifest_asks_for_and_options_have_the_last_word():
+    own = SAM_ARCHITECTURES["tiny"].amg_thresholds
+    with segship.load("tiny") as predictor:
+        embedding = predictor.encode(segship.demo_photograph())
+        left_out, asked, otherwise = (
+            [record.runs.tolist() for record in segship.generate_masks(predictor, embedding, options)]
+            for options in (
+                segship.AmgOptions(points_per_side=6),
+                segship.AmgOptions(points_per_side=6, **asdict(own)),
+                segship.AmgOptions(points_per_side=6, nms="box", box_nms_thresh=0.7, edges=False),
+            )
+        )
+        without_picture = segship.generate_masks(
+            predictor, replace(embedding, guide=None), segship.AmgOptions(points_per_side=6)
+        )
+    assert left_out == asked != otherwise
+    assert len(without_picture) == len(left_out) > 1
 
 
 @pytest.mark.parametrize("size_hw", [(1, 1), (1, 2), (2, 1), (2, 2), (1, 50), (50, 1)])

@@ -68,6 +68,17 @@ def decode(
     tuple of Tensor
         Logits (B, P, 4, 4h, 4w) and predicted IoUs (B, P, 4).
     """
+    tokens, image = attend(sam, image, coords, labels, mask_input)
+    return paint(sam, tokens, image), sam.mask_decoder.iou_prediction_head(tokens[:, :, 0])
+
+
+def attend(
+    sam: Sam, image: Tensor, coords: Tensor, labels: Tensor, mask_input: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Run the decoder's transformer on what `decode` takes; tokens (B, P, 1 + 4 + ..., C), image (B, P, cells, C).
+
+    Token 0 is what the IoU head sees.
+    """
     decoder: MaskDecoder = sam.mask_decoder
     prompts: PromptEncoder = sam.prompt_encoder
     dtype = image.dtype
@@ -89,8 +100,7 @@ def decode(
         tokens, image = _two_way(cast(TwoWayBlock, layer), tokens, image, token_code, code, bias)
     last = decoder.transformer.final_attn_token_to_image
     tokens = tokens + _attend(last, tokens + token_code, image + code, image)
-    tokens = decoder.transformer.norm_final_attn(tokens)
-    return _masks(decoder, tokens, image, prompts.embedding_size), decoder.iou_prediction_head(tokens[:, :, 0])
+    return decoder.transformer.norm_final_attn(tokens), image
 
 
 def _two_way(
@@ -137,7 +147,9 @@ def _up(layer: nn.ConvTranspose2d, x: Tensor) -> Tensor:
     return F.linear(x, weight, layer.bias.repeat(4)).view(*x.shape[:-1], 4, layer.out_channels)
 
 
-def _masks(decoder: MaskDecoder, tokens: Tensor, image: Tensor, side: int) -> Tensor:
+def paint(sam: Sam, tokens: Tensor, image: Tensor) -> Tensor:
+    """Return the logits (B, P, 4, 4h, 4w) of what `attend` gave."""
+    decoder, side = sam.mask_decoder, sam.prompt_encoder.embedding_size
     up1, norm, _, up2, _ = (cast(Any, layer) for layer in decoder.output_upscaling)
     x = F.gelu(_layer_norm(norm, _up(up1, image)))
     x = F.gelu(_up(up2, x)).flatten(2, 4)

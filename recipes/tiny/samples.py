@@ -38,6 +38,8 @@ ASPECTS = ((3 / 2, 0.36), (4 / 3, 0.26), (1.0, 0.14), (16 / 9, 0.1))
 MIN_AREA, MAX_AREA = 0.005, 0.75
 CENTRED = 0.75
 """How often a click stands at the place farthest from its mask's border, where people click."""
+ANYWHERE = 0.35
+"""How often a training click falls anywhere in the picture, as those of a grid do, on whatever is there."""
 
 Labels = NDArray[np.uint8]
 
@@ -142,6 +144,12 @@ class Candidate(NamedTuple):
     """Of the picture's area."""
 
 
+def connected_pieces(mask: Labels) -> list[Labels]:
+    """Return the connected pieces of a mask, 0 or 1 each."""
+    count, pieces = cv2.connectedComponents(mask, connectivity=4)
+    return [np.asarray(pieces == number, np.uint8) for number in range(1, count)]
+
+
 def find_candidates(truth: Truth) -> list[Candidate]:
     """List every leaf, object and group that is neither a speck nor nearly the whole picture."""
     found = []
@@ -170,6 +178,22 @@ def candidate_mask(rng: np.random.Generator, truth: Truth, candidate: Candidate)
         if count > 2:
             mask = np.asarray(pieces == 1 + int(stats[1:, cv2.CC_STAT_AREA].argmax()), np.uint8)
     return mask
+
+
+def candidate_at(rng: np.random.Generator, truth: Truth, at: tuple[int, int]) -> tuple[int, Labels] | None:
+    """Return the level and the mask, 0 or 1, of something at a cell (y, x); None where there are only specks."""
+    options: list[tuple[int, Labels]] = []
+    for level, labels in enumerate(truth.maps):
+        mask = np.asarray(labels == labels[at], np.uint8) * np.uint8(labels[at] > 0)
+        if level == LEAF:
+            _, pieces = cv2.connectedComponents(mask, connectivity=4)
+            mask = mask * np.asarray(pieces == pieces[at], np.uint8)
+        if mask.mean() > MIN_AREA:
+            options.append((level, mask))
+    if not options:
+        return None
+    chance = LEVEL_WEIGHTS[[level for level, _ in options]]
+    return options[int(rng.choice(len(options), p=chance / chance.sum()))]
 
 
 def draw_click(rng: np.random.Generator, mask: Labels) -> tuple[int, int]:
@@ -222,7 +246,8 @@ def draw_box(rng: np.random.Generator, mask: Labels) -> NDArray[np.float64]:
     return box.clip(0, (mask.shape[1], mask.shape[0]) * 2)
 
 
-def _to_target(mask: Labels, image_size: int) -> NDArray[np.uint8]:
+def to_target(mask: Labels, image_size: int) -> NDArray[np.uint8]:
+    """Return (S/4, S/4) coverage 0 to 4 of a mask on the grid of half the model frame."""
     side = image_size // 4
     padded = np.zeros((2 * side, 2 * side), np.uint8)
     padded[: mask.shape[0], : mask.shape[1]] = mask
@@ -236,10 +261,12 @@ class SampleBuilder:
     ----------
     image_size
         Side of the model frame.
+    anywhere
+        How often a click falls anywhere, 0 to 1.
     """
 
-    def __init__(self, image_size: int) -> None:
-        self.image_size = image_size
+    def __init__(self, image_size: int, anywhere: float = ANYWHERE) -> None:
+        self.image_size, self.anywhere = image_size, anywhere
 
     def build(self, rng: np.random.Generator, scene: Scene) -> Sample | None:
         """Build one sample, or None when nothing in the crop can be asked for."""
@@ -257,9 +284,15 @@ class SampleBuilder:
             np.zeros((PROMPTS, LEVELS), np.float32),
         )
         for index, candidate in enumerate(draw_candidates(rng, candidates, PROMPTS)):
+            if index < CLICKS and self.anywhere and rng.random() < self.anywhere:
+                height, width = truth.size_hw
+                at = int(rng.integers(height)), int(rng.integers(width))
+                if (found := candidate_at(rng, truth, at)) is not None:
+                    self._click(rng, sample, index, truth, found[1], found[0], at)
+                    continue
             mask = candidate_mask(rng, truth, candidate)
             if index < CLICKS:
-                self._click(rng, sample, index, truth, mask, candidate.level)
+                self._click(rng, sample, index, truth, mask, candidate.level, draw_click(rng, mask))
             elif index < CLICKS + TWO_CLICKS:
                 self._two_clicks(rng, sample, index, mask)
             else:
@@ -273,14 +306,20 @@ class SampleBuilder:
         return 2 * x + dx - 0.5, 2 * y + dy - 0.5
 
     def _click(
-        self, rng: np.random.Generator, sample: Sample, index: int, truth: Truth, mask: Labels, level: int
+        self,
+        rng: np.random.Generator,
+        sample: Sample,
+        index: int,
+        truth: Truth,
+        mask: Labels,
+        level: int,
+        at: tuple[int, int],
     ) -> None:
-        at = draw_click(rng, mask)
         sample.coords[index, 0] = self._place(rng, at)
         sample.labels[index, :2] = LABEL_FOREGROUND, LABEL_NOT_A_POINT
         masks, shares = known_masks(truth, mask, level, at)
         for slot, (option, share) in enumerate(zip(masks, shares, strict=True)):
-            sample.targets[index, slot] = _to_target(option, self.image_size)
+            sample.targets[index, slot] = to_target(option, self.image_size)
             sample.weights[index, slot] = share
 
     def _two_clicks(self, rng: np.random.Generator, sample: Sample, index: int, mask: Labels) -> None:
@@ -303,7 +342,7 @@ class SampleBuilder:
         self._single(sample, index, mask)
 
     def _single(self, sample: Sample, index: int, mask: Labels) -> None:
-        sample.targets[index, 0] = _to_target(mask, self.image_size)
+        sample.targets[index, 0] = to_target(mask, self.image_size)
         sample.weights[index, 0] = 1
 
 

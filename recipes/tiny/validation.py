@@ -45,7 +45,7 @@ class Scores:
 
 def validation_samples(pool: ScenePool, image_size: int, count: int) -> list[Sample]:
     """Build the same samples for the same pool, size and count."""
-    rng, builder = np.random.default_rng(VALIDATION_SEED), SampleBuilder(image_size)
+    rng, builder = np.random.default_rng(VALIDATION_SEED), SampleBuilder(image_size, anywhere=0)
     built = (builder.build(rng, pool.scene(index)) for index in range(min(count, len(pool))))
     return [sample for sample in built if sample is not None]
 

@@ -41,7 +41,8 @@ class PromptableManifest(Manifest):
     mask_edges
         How prompted masks follow the picture; None leaves their borders as the decoder's cells give them.
     amg_defaults
-        Thresholds of everything mode that suit the scale of this model's scores; None are SAM's own.
+        What everything mode keeps, by the scale of this model's scores, and how it finds duplicates and draws borders;
+        None is what it does with SAM's.
     decoder_masks
         Masks that the decoder gives of an object: the single-mask token and the ambiguous three; or one, which it
         chooses itself.

@@ -13,6 +13,7 @@ from recipes.tiny.samples import (
     Sample,
     SampleBuilder,
     Truth,
+    candidate_at,
     known_masks,
     to_frame,
     truth_in_frame,
@@ -79,3 +80,17 @@ def test_equal_masks_of_two_levels_count_once() -> None:
     leaf[5:15, 5:15] = 2
     masks, shares = known_masks(Truth((leaf, leaf, leaf * 0)), (leaf == 2).astype(np.uint8), 0, (10, 10))
     assert len(masks) == 1 and shares.tolist() == [1.0]
+
+
+def test_a_click_anywhere_asks_for_what_is_there() -> None:
+    leaf = np.zeros((20, 20), np.uint8)
+    leaf[:, 12:], leaf[2:4, 2:4], obj = 3, 5, np.ones((20, 20), np.uint8)
+    truth = Truth((leaf, obj, leaf * 0))
+    rng = np.random.default_rng(0)
+    found = [candidate_at(rng, truth, (10, 15)) for _ in range(20)]
+    assert {(level, int(mask.sum())) for level, mask in filter(None, found)} == {(0, 160), (1, 400)}
+    assert candidate_at(rng, Truth((leaf * 0, leaf * 0, leaf * 0)), (2, 2)) is None
+    built = SampleBuilder(SIZE, anywhere=1).build(rng, make_scene(3, 96))
+    assert built is not None
+    for target, (x, y) in zip(built.targets[:CLICKS, 0], built.coords[:CLICKS, 0], strict=True):
+        assert target[int((y + 0.5) // 4), int((x + 0.5) // 4)] > 0

@@ -36,7 +36,7 @@ from segship.promptable.decoder import SelectedMasks
 from segship.promptable.everything.cost import AmgCost, check_speed
 from segship.promptable.everything.filters import estimate_boxes, estimate_stability, near_crop_edge, stability
 from segship.promptable.everything.grids import Crop, SettledPoints, coarse_to_fine, layer_grids
-from segship.promptable.everything.options import AmgOptions
+from segship.promptable.everything.options import AmgOptions, Thresholds, thresholds_for
 from segship.promptable.everything.records import MaskRecord
 from segship.promptable.prediction import ImageEmbedding
 from segship.promptable.predictor import Predictor
@@ -75,6 +75,11 @@ class Context:
     seconds_per_point: float = math.inf
     """At the fastest so far; the first calls of a runtime are slow."""
     calls: int = 0
+
+    @property
+    def thresholds(self) -> Thresholds:
+        """What is kept."""
+        return thresholds_for(self.predictor, self.options)
 
     @property
     def size_hw(self) -> Size:
@@ -131,7 +136,11 @@ class CropSearch:
         self._embedding = self._encoded_crop()
         context.encode_seconds = time.monotonic() - began
         self._upscaler = self._predictor.upscaler(self._embedding)
-        self._edges = self._predictor.followed_edges(self._embedding, context.options.edges)
+        # What the manifest alone asks for is left undone where the embedding holds no picture.
+        edges = context.options.edges
+        if edges is None and not context.thresholds.edges:
+            edges = False
+        self._edges = self._predictor.followed_edges(self._embedding, edges)
         self._cover = np.zeros(self._upscaler.valid_cells, np.bool_)
         self._held = 0
         self._settled: SettledPoints | None = None
@@ -176,11 +185,12 @@ class CropSearch:
         if not self.candidates:
             return []
         scores = np.array([candidate.predicted_iou for candidate in self.candidates], np.float32)
-        if self._context.options.nms == "mask":
-            kept = mask_nms(self._comparable_runs(), scores, self._context.options.box_nms_thresh)
+        thresholds = self._context.thresholds
+        if thresholds.nms == "mask":
+            kept = mask_nms(self._comparable_runs(), scores, thresholds.box_nms_thresh)
         else:
             boxes = np.array([candidate.box_xyxy for candidate in self.candidates], np.float32)
-            kept = box_nms(boxes, scores, self._context.options.box_nms_thresh)
+            kept = box_nms(boxes, scores, thresholds.box_nms_thresh)
         chosen = [self.candidates[index] for index in kept.tolist()]
         records = [self._record(candidate) for candidate in chosen]
         if self._context.options.mode == "reference":

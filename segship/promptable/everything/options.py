@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields, replace
 from numbers import Integral, Real
-from typing import TYPE_CHECKING, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 import numpy.typing as npt
@@ -56,7 +56,8 @@ class AmgOptions:
     stability_score_offset
         How far the mask threshold moves for the stability score, in logits.
     box_nms_thresh
-        Of two masks of one crop with a larger IoU, the one with the lower predicted IoU goes.
+        Of two masks of one crop with a larger IoU, the one with the lower predicted IoU goes; when left out, what suits
+        the model, as a rule 0.7.
     crop_n_layers
         Layers of crops that are looked at besides the whole image; layer i has (2^i)^2 crops.
     crop_nms_thresh
@@ -80,10 +81,11 @@ class AmgOptions:
         passed the filters and that `ALIKE_POINTS` points have found alike: with an IoU of its boxes and a ratio of its
         areas of at least `ALIKE`.
     nms
-        Compare boxes to find duplicates, as the reference does, or the masks themselves.
+        Compare boxes to find duplicates, as the reference does, or the masks themselves; when left out, what suits the
+        model, as a rule boxes.
     edges
         Let the picture decide the borders of masks, by `segship.masks.edges`, after duplicates are removed; not in mode
-        ``reference``.
+        ``reference``. When left out, what suits the model, as a rule not.
     partition
         No two masks overlap: each pixel goes to the smallest mask that has it.
     deadline_seconds
@@ -111,7 +113,7 @@ class AmgOptions:
     pred_iou_thresh: float | None = None
     stability_score_thresh: float | None = None
     stability_score_offset: float = 1.0
-    box_nms_thresh: float = 0.7
+    box_nms_thresh: float | None = None
     crop_n_layers: int = 0
     crop_nms_thresh: float = 0.7
     crop_overlap_ratio: float = 512 / 1500
@@ -120,8 +122,8 @@ class AmgOptions:
     min_mask_region_area: float = 0
     output_mode: OutputMode = "binary_mask"
     mode: Mode = "fast"
-    nms: Nms = "box"
-    edges: bool = False
+    nms: Nms | None = None
+    edges: bool | None = None
     partition: bool = False
     deadline_seconds: float | None = None
     memory_bytes: int | None = None
@@ -131,9 +133,9 @@ class AmgOptions:
         _check_whole("points_per_batch", self.points_per_batch, 1, _MOST_POINTS_PER_BATCH)
         _check_whole("crop_n_layers", self.crop_n_layers, 0, _MOST_CROP_LAYERS)
         _check_whole("crop_n_points_downscale_factor", self.crop_n_points_downscale_factor, 1, _MOST_POINTS_PER_SIDE)
-        for name in ("box_nms_thresh", "crop_nms_thresh", "crop_overlap_ratio"):
+        for name in ("crop_nms_thresh", "crop_overlap_ratio"):
             _check_number(name, getattr(self, name), 0, 1)
-        for name in ("pred_iou_thresh", "stability_score_thresh"):
+        for name in ("pred_iou_thresh", "stability_score_thresh", "box_nms_thresh"):
             if getattr(self, name) is not None:
                 _check_number(name, getattr(self, name), 0, 1)
         _check_number("stability_score_offset", self.stability_score_offset, 0, 1e6)
@@ -143,7 +145,8 @@ class AmgOptions:
         _check_choice("mode", self.mode, get_args(Mode))
         if self.edges and self.mode == "reference":
             raise _bad("edges", self.edges, "False in mode 'reference', whose masks are the reference's")
-        _check_choice("nms", self.nms, get_args(Nms))
+        if self.nms is not None:
+            _check_choice("nms", self.nms, get_args(Nms))
         for name in ("partition", "force_cost"):
             if type(getattr(self, name)) is not bool:
                 raise _bad(name, getattr(self, name), "True or False")
@@ -204,26 +207,33 @@ class AmgOptions:
 
 @dataclass(frozen=True, slots=True)
 class Thresholds:
-    """Where everything mode cuts; a model may have thresholds of its own, and these defaults are SAM's.
+    """What everything mode keeps; a model may have thresholds of its own, and these defaults are SAM's.
 
     Attributes
     ----------
-    pred_iou_thresh, stability_score_thresh
-        See `AmgOptions`; 0 to 1.
+    pred_iou_thresh, stability_score_thresh, box_nms_thresh, nms, edges
+        See `AmgOptions`; thresholds from 0 to 1.
     """
 
     pred_iou_thresh: Part = 0.88
     stability_score_thresh: Part = 0.95
+    box_nms_thresh: Part = 0.7
+    nms: Nms = "box"
+    edges: bool = False
 
 
 def thresholds_for(predictor: Predictor, options: AmgOptions) -> Thresholds:
-    """Return the thresholds of a call: what the options say, else what the model's manifest says, else SAM's."""
+    """Return what a call keeps: what the options say, else what the model's manifest says, else SAM's.
+
+    In mode ``reference`` the manifest has no say in how duplicates are found, nor in edges: both are the reference's.
+    """
     own = predictor.manifest.amg_defaults or Thresholds()
-    pred_iou, stability = options.pred_iou_thresh, options.stability_score_thresh
-    return Thresholds(
-        float(own.pred_iou_thresh if pred_iou is None else pred_iou),
-        float(own.stability_score_thresh if stability is None else stability),
-    )
+    if options.mode == "reference":
+        own = Thresholds(own.pred_iou_thresh, own.stability_score_thresh)
+    names = [field.name for field in fields(Thresholds)]
+    given: dict[str, Any] = {name: value for name in names if (value := getattr(options, name)) is not None}
+    given |= {name: float(value) for name, value in given.items() if name.endswith("thresh")}
+    return replace(own, **given)
 
 
 COMMAND_NAMES = {"memory_bytes": "--memory", "deadline_seconds": "--deadline"}

@@ -20,7 +20,7 @@ from segship.arrays import Points, Size
 from segship.errors import InputError, SegshipWarning
 from segship.images import FileAsRead, ImageLimits, ImageSource, LoadedImage, read_image
 from segship.promptable.everything.cost import AmgCost, check_cost, estimate_cost
-from segship.promptable.everything.crops import Context, CropSearch, Progress
+from segship.promptable.everything.crops import FILTERS, Context, CropSearch, Progress
 from segship.promptable.everything.filters import (
     clean_small_regions,
     coverage,
@@ -198,7 +198,7 @@ def generate_loaded(
         deadline = Deadline(began + options.deadline_seconds)
         records = ask_coarse_to_fine(context, deadline)
         notes += (DEADLINE_REACHED,) if deadline.reached else ()
-    records = _finish(records, options)
+    records = _finish(records, context)
     if options.partition:
         records = partition_records(records, context.size_hw)
     words = "" if records else _what_was_filtered(context)
@@ -240,7 +240,9 @@ def _what_was_filtered(context: Context) -> str:
     if not any(removed.values()):
         return ""
     counts = [
-        f"{name} ({getattr(cost, name):g}; {own[name]:g} suits the model) removed {removed[name]:,}" for name in own
+        f"{name} ({getattr(cost, name):g}; {own[name]:g} suits the model) removed {removed[name]:,}"
+        for name in FILTERS
+        if name in own
     ]
     counts += [f"edges of crops {removed['crop_edge']:,}"] if removed["crop_edge"] else []
     return f"no mask is left of {context.predictor.masks_per_point * context.points:,}: {', '.join(counts)}"
@@ -325,16 +327,15 @@ def iter_masks(
 
 
 def _iterate(context: Context) -> Iterator[MaskRecord]:
-    options = context.options
     yielded: list[MaskRecord] = []
     for crop in sorted(_crops(context), key=lambda crop: crop.area):
-        records = _clean(_ask_all(context, crop), options)
+        records = _clean(_ask_all(context, crop), context)
         known = len(yielded)
         if known:
             # Those that were yielded have larger scores, or equal ones and come first, so they all stay.
             together = yielded + records
             scores = [crop_score(record) for record in together]
-            stay = keep_best(together, scores, options.crop_nms_thresh, nms=options.nms)
+            stay = keep_best(together, scores, context.options.crop_nms_thresh, nms=context.thresholds.nms)
             records = [together[index] for index in stay if index >= known]
         yielded += records
         yield from records
@@ -362,17 +363,18 @@ def _crops(context: Context) -> list[Crop]:
     return crop_boxes(context.size_hw, context.options.crop_n_layers, context.options.crop_overlap_ratio)
 
 
-def _finish(records: list[MaskRecord], options: AmgOptions) -> list[MaskRecord]:
+def _finish(records: list[MaskRecord], context: Context) -> list[MaskRecord]:
     """Remove duplicates between crops, and clean."""
-    if options.crop_n_layers > 0:
+    if context.options.crop_n_layers > 0:
         scores = [crop_score(record) for record in records]
-        stay = keep_best(records, scores, options.crop_nms_thresh, nms=options.nms)
+        stay = keep_best(records, scores, context.options.crop_nms_thresh, nms=context.thresholds.nms)
         records = [records[index] for index in stay]
-    return _clean(records, options)
+    return _clean(records, context)
 
 
-def _clean(records: list[MaskRecord], options: AmgOptions) -> list[MaskRecord]:
+def _clean(records: list[MaskRecord], context: Context) -> list[MaskRecord]:
+    options, thresholds = context.options, context.thresholds
     if not options.min_mask_region_area > 0:
         return records
-    threshold = max(options.box_nms_thresh, options.crop_nms_thresh)
-    return clean_small_regions(records, options.min_mask_region_area, threshold, nms=options.nms)
+    threshold = max(thresholds.box_nms_thresh, options.crop_nms_thresh)
+    return clean_small_regions(records, options.min_mask_region_area, threshold, nms=thresholds.nms)

@@ -17,7 +17,6 @@ def test_defaults_are_those_of_the_reference():
         "points_per_side": 32,
         "points_per_batch": 64,
         "stability_score_offset": 1.0,
-        "box_nms_thresh": 0.7,
         "crop_n_layers": 0,
         "crop_nms_thresh": 0.7,
         "crop_overlap_ratio": 512 / 1500,
@@ -132,6 +131,15 @@ def test_zero_is_zero_and_the_model_fills_what_is_left_out():
     assert vars_of(thresholds_for(Model(amg_defaults=own), left_out)) == (0.4, 0.6)
     zero = AmgOptions(pred_iou_thresh=0, stability_score_thresh=0)
     assert vars_of(thresholds_for(Model(amg_defaults=own), zero)) == (0.0, 0.0)
+
+
+def test_the_model_says_how_duplicates_are_found_but_not_in_the_references_mode():
+    own = Thresholds(0.4, 0.6, box_nms_thresh=0.5, nms="mask", edges=True)
+    assert thresholds_for(Model(amg_defaults=own), AmgOptions()) == own
+    asked = thresholds_for(Model(amg_defaults=own), AmgOptions(box_nms_thresh=0, nms="box", edges=False))
+    assert asked == Thresholds(0.4, 0.6, box_nms_thresh=0.0)
+    assert thresholds_for(Model(amg_defaults=own), AmgOptions(mode="reference")) == Thresholds(0.4, 0.6)
+    assert thresholds_for(Model(), AmgOptions()) == Thresholds(0.88, 0.95, 0.7, "box", False)
 
 
 def vars_of(thresholds):

@@ -1,0 +1,156 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Which thresholds suit ``tiny`` where everything is asked, chosen on scenes that were kept apart.
+
+    python -m recipes.tiny.everything WEIGHTS --scenes POOL/validation
+
+The decoder answers a grid once for each scene; every setting is then tried on the same answers, at the decoder's
+resolution: the least score, the least stability, and the IoU of masks above which the lower score goes. Printed for
+each: the share of objects that a mask finds (IoU at least 0.5, and 0.75), the masks a picture, and the share of masks
+that find an object. The choice finds as much as any setting whose masks are few and useful enough, by the fewest masks.
+"""
+
+from __future__ import annotations
+
+import argparse
+from itertools import product
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from recipes.tiny import forward
+from recipes.tiny.samples import OBJECT, ScenePool, crop_scene, resized_hw, to_frame, truth_in_frame
+from recipes.tiny.scenes import Scene
+from recipes.tiny.scores import decode, grid_prompts, ious, known_things, read_weights
+from segship.ship.families.sam.model import Sam
+
+SMALLEST, LARGEST = 0.01, 0.6
+"""Of the picture: objects that are looked for."""
+LEAST_SCORE = 0.15
+STABILITY_OFFSET = 1.0
+PORTION = 64
+SCORES = (0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55)
+STABILITIES = (0.0, 0.3, 0.4, 0.5)
+OVERLAPS = (0.5, 0.6, 0.7)
+ENOUGH = 0.01
+"""So much less found is as good, by fewer masks."""
+
+Floats = NDArray[np.float32]
+
+
+class Answers(NamedTuple):
+    """The masks of one picture that are not hopeless."""
+
+    scores: Floats
+    """(n,)"""
+    stabilities: Floats
+    """(n,)"""
+    overlaps: Floats
+    """(n, n) IoUs of masks."""
+    objects: Floats
+    """(n, t) IoUs with the objects that are looked for."""
+
+
+class Figures(NamedTuple):
+    """What a setting finds; the means are over pictures."""
+
+    found: float
+    found_75: float
+    masks: float
+    useful: float
+
+
+@torch.no_grad()
+def ask(sam: Sam, scene: Scene, rng: np.random.Generator, side: int) -> Answers:
+    """Ask a crop of a scene everything."""
+    picture, full = crop_scene(rng, scene)
+    size = sam.config.image_size
+    height, width = resized_hw(picture.shape[:2], size)
+    rows, columns = -(-height // 4), -(-width // 4)
+    levels, things = known_things(truth_in_frame(full, size), size)
+    share = things.sum((1, 2)) / (rows * columns)
+    wanted = torch.from_numpy(things[(levels == OBJECT) & (share >= SMALLEST) & (share <= LARGEST), :rows, :columns])
+    image = forward.encode(sam, torch.from_numpy(to_frame(picture, size))[None])
+    places = (np.stack(np.meshgrid(np.arange(side), np.arange(side)), -1).reshape(-1, 2) + 0.5) / side * (width, height)
+    masks, scores, stabilities = [], [], []
+    for begin in range(0, len(places), PORTION):
+        _, logits, guess = decode(sam, image, *grid_prompts(places[begin : begin + PORTION]))
+        logits = logits[:, 1:, :rows, :columns].flatten(0, 1)
+        core, whole = ((logits > offset).sum((1, 2)) for offset in (STABILITY_OFFSET, -STABILITY_OFFSET))
+        hopeful = (guess[:, 1:].flatten() > LEAST_SCORE) & (logits > 0).any(2).any(1)
+        masks.append((logits > 0)[hopeful])
+        scores.append(guess[:, 1:].flatten()[hopeful])
+        stabilities.append((core / whole.clamp(min=1))[hopeful])
+    found = torch.cat(masks)
+    overlaps, objects = (ious(found[:, None], others)[:, 0].numpy() for others in (found, wanted))
+    return Answers(torch.cat(scores).numpy(), torch.cat(stabilities).numpy(), overlaps, objects)
+
+
+def keep(answers: Answers, score: float, stability: float, overlap: float) -> NDArray[np.intp]:
+    """Return the masks that stay, the best first."""
+    passed = np.flatnonzero((answers.scores > score) & (answers.stabilities >= stability))
+    alive, kept = np.zeros(len(answers.scores), np.bool_), []
+    alive[passed] = True
+    for index in passed[np.argsort(-answers.scores[passed], kind="stable")]:
+        if alive[index]:
+            kept.append(index)
+            alive &= answers.overlaps[index] <= overlap
+    return np.array(kept, np.intp)
+
+
+def measure(pictures: list[Answers], score: float, stability: float, overlap: float) -> Figures:
+    """Count what a setting finds in all pictures."""
+    best, counts, useful = [], [], []
+    for answers in pictures:
+        kept = answers.objects[keep(answers, score, stability, overlap)]
+        counts.append(len(kept))
+        best.append(kept.max(0, initial=0))
+        if kept.size:
+            useful.append(float((kept.max(1) >= 0.5).mean()))
+    all_best = np.concatenate(best)
+    return Figures(
+        float((all_best >= 0.5).mean()),
+        float((all_best >= 0.75).mean()),
+        float(np.mean(counts)),
+        float(np.mean(useful)) if useful else 0.0,
+    )
+
+
+def main() -> None:
+    """Read the command line, try every setting and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("weights", type=Path)
+    parser.add_argument("--scenes", type=Path, required=True, help="a pool that was kept apart")
+    parser.add_argument("--count", type=int, default=40, help="of its scenes")
+    parser.add_argument("--side", type=int, default=24, help="points along a side of the grid")
+    parser.add_argument("--masks", type=float, default=60, help="the most masks a picture of a choice")
+    parser.add_argument("--useful", type=float, default=0.3, help="the least share of useful masks of a choice")
+    parser.add_argument("--threads", type=int, default=2)
+    arguments = parser.parse_args()
+    torch.set_num_threads(arguments.threads)
+    sam, pool, rng = read_weights(arguments.weights), ScenePool(arguments.scenes), np.random.default_rng(17)
+    pictures = [ask(sam, pool.scene(index), rng, arguments.side) for index in range(min(arguments.count, len(pool)))]
+    table = {setting: measure(pictures, *setting) for setting in product(SCORES, STABILITIES, OVERLAPS)}
+    for setting, figures in table.items():
+        print("score {:.2f} stability {:.2f} overlap {:.1f}: ".format(*setting) + _line(figures))
+    allowed = {
+        setting: figures
+        for setting, figures in table.items()
+        if figures.masks <= arguments.masks and figures.useful >= arguments.useful
+    }
+    if not allowed:
+        raise SystemExit("no setting is useful enough; lower --useful, or raise --masks")
+    most = max(figures.found for figures in allowed.values())
+    as_good = [setting for setting in allowed if allowed[setting].found >= most - ENOUGH]
+    chosen = min(as_good, key=lambda setting: allowed[setting].masks)
+    print("chosen: score {:.2f} stability {:.2f} overlap {:.1f}: ".format(*chosen) + _line(table[chosen]))
+
+
+def _line(figures: Figures) -> str:
+    return "found {:.3f} (0.75: {:.3f}) by {:.1f} masks, useful {:.3f}".format(*figures)
+
+
+if __name__ == "__main__":
+    main()

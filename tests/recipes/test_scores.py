@@ -1,0 +1,104 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What predicted IoUs are worth on a grid of clicks, and which thresholds are chosen by them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from recipes.tiny.everything import Answers, ask, keep, measure
+from recipes.tiny.samples import SampleBuilder, Truth, to_target
+from recipes.tiny.scenes import make_scene
+from recipes.tiny.scores import (
+    Asked,
+    ask_grid,
+    ask_prompts,
+    fit_head,
+    known_things,
+    ranked_first,
+    read_weights,
+    reliability,
+)
+from recipes.tiny.train import new_model
+from segship.ship.families.sam.model import Sam
+
+SHIPPED = Path(__file__).parents[2] / "recipes/tiny/tiny.safetensors"
+
+
+@pytest.fixture(scope="module")
+def small() -> Sam:
+    torch.manual_seed(0)
+    return new_model(64).eval().requires_grad_(False)
+
+
+def asked(scores: torch.Tensor, ious: torch.Tensor, at_frame: torch.Tensor) -> Asked:
+    return Asked(torch.zeros(len(scores), 2), scores, ious, torch.ones_like(scores), at_frame)
+
+
+def test_things_of_a_scene_are_pieces_objects_and_groups() -> None:
+    leaf = np.zeros((32, 32), np.uint8)
+    leaf[:10, :10] = leaf[20:, 20:] = 4
+    levels, masks = known_things(Truth((leaf, leaf, leaf * 0)), 64)
+    assert levels.tolist() == [0, 0, 1] and masks.shape == (3, 16, 16)
+    np.testing.assert_array_equal(masks[2], to_target((leaf == 4).astype(np.uint8), 64) > 2)
+    np.testing.assert_array_equal(masks[0] | masks[1], masks[2])
+
+
+def test_reliability_tells_the_frame_from_the_middle() -> None:
+    scores = torch.tensor([[0.0, 0.9, 0.2, 0.75], [0.0, 0.9, 0.6, 0.35]])
+    ious = torch.tensor([[0.0, 0.8, 0.1, 0.75], [0.0, 0.2, 0.6, 0.75]])
+    frame = torch.tensor([[True, False, False, False], [True, True, True, True]])
+    middle, at_frame = (reliability(asked(scores, ious, frame), half) for half in (False, True))
+    assert middle.bias == pytest.approx(0.2 / 3) and middle.auc == 1
+    assert middle.by_score[9] == (1, pytest.approx(0.8)) and middle.by_score[5] == (0, 0.0)
+    assert at_frame.bias == pytest.approx(0.3 / 3) and at_frame.auc == 0
+    assert ranked_first(asked(scores, ious, frame)) == pytest.approx(0.5)
+
+
+def test_the_head_learns_what_its_tokens_say() -> None:
+    torch.manual_seed(0)
+    tokens = torch.randn(400, 2)
+    ious = torch.stack([tokens[:, 0].sigmoid(), *[(tokens[:, 1] * sign).sigmoid() for sign in (1, -1, 1)]], 1)
+    head = torch.nn.Sequential(torch.nn.Linear(2, 64), torch.nn.ReLU(), torch.nn.Linear(64, 4))
+    before = Asked(tokens, head(tokens).detach(), ious, torch.ones_like(ious), torch.zeros_like(ious) > 0)
+    fit_head(head, before, steps=300)
+    after = before._replace(scores=head(tokens).detach())
+    assert reliability(after, False).auc > 0.97 > reliability(before, False).auc
+    assert ranked_first(after) > ranked_first(before)
+
+
+def test_prompts_of_training_are_judged_by_their_targets(small: Sam) -> None:
+    found = ask_prompts(small, make_scene(3, 96), np.random.default_rng(0), SampleBuilder(64))
+    assert found is not None and len(found.tokens) == 16
+    # Three clicks with all their masks; the rest, and everything asked again, with mask 0.
+    assert found.judged.sum(1).tolist() == [4.0] * 3 + [1.0] * 13
+    assert ((found.ious >= 0) & (found.ious <= 1)).all()
+
+
+def test_a_grid_is_judged_by_whatever_is_there(small: Sam) -> None:
+    found = ask_grid(small, make_scene(3, 96), np.random.default_rng(0), 5)
+    assert found is not None and found.ious.shape == found.at_frame.shape == (25, 4)
+    answers = ask(small, make_scene(3, 96), np.random.default_rng(0), 5)
+    assert answers.overlaps.shape == (len(answers.scores),) * 2 and len(answers.objects) == len(answers.scores)
+
+
+def test_of_masks_that_overlap_the_better_stays() -> None:
+    overlaps = np.array([[1, 0.8, 0], [0.8, 1, 0], [0, 0, 1]], np.float32)
+    objects = np.array([[0.9], [0.4], [0.1]], np.float32)
+    answers = Answers(np.array([0.5, 0.7, 0.3], np.float32), np.array([1, 1, 0.2], np.float32), overlaps, objects)
+    assert keep(answers, 0, 0, 0.7).tolist() == [1, 2]
+    assert keep(answers, 0, 0.5, 0.9).tolist() == [1, 0]
+    assert keep(answers, 0.3, 0, 0.7).tolist() == [1]
+    assert measure([answers], 0, 0.5, 0.9) == (1.0, 1.0, 2.0, 0.5)
+
+
+def test_scores_of_what_ships_do_not_prefer_the_frame() -> None:
+    sam, rng = read_weights(SHIPPED), np.random.default_rng(0)
+    grids = [ask_grid(sam, make_scene(seed, 384), rng, 7) for seed in range(5)]
+    together = Asked(*(torch.cat(parts) for parts in zip(*filter(None, grids), strict=True)))
+    middle, frame = reliability(together, False), reliability(together, True)
+    assert abs(frame.bias) < 0.1 and abs(middle.bias) < 0.1
+    assert frame.auc > 0.84 and middle.auc > 0.7
