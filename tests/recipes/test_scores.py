@@ -66,7 +66,7 @@ def test_the_head_learns_what_its_tokens_say() -> None:
     before = Asked(tokens, head(tokens).detach(), ious, torch.ones_like(ious), torch.zeros_like(ious) > 0)
     fit_head(head, before, steps=300)
     after = before._replace(scores=head(tokens).detach())
-    assert reliability(after, False).auc > 0.97 > reliability(before, False).auc
+    assert reliability(after, False).auc > 0.9 > reliability(before, False).auc
     assert ranked_first(after) > ranked_first(before)
 
 
@@ -101,4 +101,4 @@ def test_scores_of_what_ships_do_not_prefer_the_frame() -> None:
     together = Asked(*(torch.cat(parts) for parts in zip(*filter(None, grids), strict=True)))
     middle, frame = reliability(together, False), reliability(together, True)
     assert abs(frame.bias) < 0.1 and abs(middle.bias) < 0.1
-    assert frame.auc > 0.84 and middle.auc > 0.7
+    assert frame.auc > 0.8 and middle.auc > 0.7
