@@ -34,7 +34,7 @@ PORTION = 64
 SCORES = (0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55)
 STABILITIES = (0.0, 0.3, 0.4, 0.5)
 OVERLAPS = (0.5, 0.6, 0.7)
-ENOUGH = 0.01
+ENOUGH = 0.02
 """So much less found is as good, by fewer masks."""
 
 Floats = NDArray[np.float32]
@@ -126,7 +126,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=40, help="of its scenes")
     parser.add_argument("--side", type=int, default=24, help="points along a side of the grid")
     parser.add_argument("--masks", type=float, default=60, help="the most masks a picture of a choice")
-    parser.add_argument("--useful", type=float, default=0.3, help="the least share of useful masks of a choice")
+    parser.add_argument("--useful", type=float, default=0.2, help="the least share of useful masks of a choice")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)

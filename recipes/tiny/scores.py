@@ -28,7 +28,6 @@ from torch import Tensor, nn
 
 from recipes.tiny import forward
 from recipes.tiny.clicks import append_clicks, error_clicks
-from recipes.tiny.losses import ranking_loss
 from recipes.tiny.samples import (
     CLICKS,
     LEVEL_WEIGHTS,
@@ -58,7 +57,9 @@ SMALLEST = 0.003
 """Of the picture; what is smaller is nothing that was meant."""
 MEANT_SHARE = 0.5
 """Of what a click most likely means in a score, beside the IoU with whatever thing the mask comes nearest to."""
-STEPS, BATCH, LEARNING_RATE, RANKING_WEIGHT = 1500, 512, 5e-4, 1.0
+CLICK_WEIGHT = 2.0
+"""Of clicks as training puts them, beside those of grids."""
+STEPS, BATCH, LEARNING_RATE = 1000, 512, 2e-4
 BINS = 10
 
 
@@ -72,7 +73,7 @@ class Asked(NamedTuple):
     ious: Tensor
     """(n, 4), what it should say."""
     judged: Tensor
-    """(n, 4), 1 where there is an answer to that, else 0: of clear prompts only mask 0."""
+    """(n, 4), how much it counts, 0 where it is not known: of clear prompts only mask 0 counts."""
     at_frame: Tensor
     """(n, 4) bool, masks that touch the frame of the picture."""
 
@@ -132,7 +133,7 @@ def ask_grid(sam: Sam, scene: Scene, rng: np.random.Generator, side: int, clicks
         tokens, logits, scores = decode(sam, image, *grid_prompts(at))
         masks, targets = logits[window] > 0, np.array([to_target(mask, size) > 2 for mask in asked])
         meant = ious(masks, torch.from_numpy(targets[window])).diagonal(dim1=0, dim2=2).T
-        found.append(Asked(tokens, scores, meant, torch.ones_like(scores), _touches(masks)))
+        found.append(Asked(tokens, scores, meant, torch.full_like(scores, CLICK_WEIGHT), _touches(masks)))
     return Asked(*(torch.cat(parts) for parts in zip(*found, strict=True)))
 
 
@@ -240,18 +241,18 @@ def ranked_first(asked: Asked) -> float:
     return float(asked.ious[clicked].gather(1, best).mean())
 
 
-def fit_head(head: nn.Module, asked: Asked, *, steps: int = STEPS, seed: int = 0) -> None:
+def fit_head(
+    head: nn.Module, asked: Asked, *, steps: int = STEPS, learning_rate: float = LEARNING_RATE, seed: int = 0
+) -> None:
     """Fit the IoU head to what its scores should have been."""
     generator = torch.Generator().manual_seed(seed)
     head.requires_grad_(True)
-    optimizer = torch.optim.AdamW(head.parameters(), lr=LEARNING_RATE, weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(head.parameters(), lr=learning_rate, weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     for _ in range(steps):
         rows = torch.randint(len(asked.tokens), (BATCH,), generator=generator)
         scores, ious, judged = head(asked.tokens[rows]), asked.ious[rows], asked.judged[rows]
-        clicked = judged[:, 1] > 0
         loss = ((scores - ious).square() * judged).sum() / judged.sum()
-        loss = loss + RANKING_WEIGHT * ranking_loss(scores[clicked, 1:], ious[clicked, 1:])
         optimizer.zero_grad()
         torch.autograd.backward(loss)
         optimizer.step()

@@ -126,8 +126,8 @@ AMG = Fields(
         "crop_nms_thresh",
         "nms",
         "min_mask_region_area",
-        "edges",
         "partition",
+        edges=Option(negative="--no-edges"),
     ),
     **in_group(
         COST_GROUP,

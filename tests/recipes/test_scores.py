@@ -64,7 +64,7 @@ def test_the_head_learns_what_its_tokens_say() -> None:
     ious = torch.stack([tokens[:, 0].sigmoid(), *[(tokens[:, 1] * sign).sigmoid() for sign in (1, -1, 1)]], 1)
     head = torch.nn.Sequential(torch.nn.Linear(2, 64), torch.nn.ReLU(), torch.nn.Linear(64, 4))
     before = Asked(tokens, head(tokens).detach(), ious, torch.ones_like(ious), torch.zeros_like(ious) > 0)
-    fit_head(head, before, steps=300)
+    fit_head(head, before, steps=300, learning_rate=1e-2)
     after = before._replace(scores=head(tokens).detach())
     assert reliability(after, False).auc > 0.9 > reliability(before, False).auc
     assert ranked_first(after) > ranked_first(before)

@@ -126,6 +126,6 @@ SAM_ARCHITECTURES: dict[str, SamConfig] = {
         mask_clean_up=MaskCleanUp(),
         mask_edges=MaskEdges(),
         # Chosen on procedural scenes by recipes/tiny/everything.py.
-        amg_thresholds=Thresholds(0.35, 0.3, box_nms_thresh=0.6, nms="mask", edges=True),
+        amg_thresholds=Thresholds(0.3, 0.4, box_nms_thresh=0.6, nms="mask", edges=True),
     ),
 }
