@@ -27,9 +27,8 @@ from unittest.mock import patch
 import numpy as np
 from PIL import Image
 
-import segship
+from benchmarks.machine import write_result
 from segship.errors import BundleError, OutputError
-from segship.machine import describe_machine
 from segship.promptable.everything.options import AmgOptions
 from segship.run.ledger import Ledger
 from segship.run.local import LocalExecutor
@@ -408,10 +407,7 @@ def main() -> None:
         began = time.monotonic()
         found[name] = {**measure(*arguments), "seconds": round(time.monotonic() - began)}
         print(name, json.dumps(found[name]), flush=True)
-        if given.out is not None:
-            about = {"date": time.strftime("%Y-%m-%d"), "version": segship.__version__}
-            document = {**about, "machine": describe_machine().to_dict(), **found}
-            given.out.write_text(json.dumps(document, indent=1) + "\n")
+        write_result(given.out, found)
 
     if given.seeds:
         keep("disks", disks, given.seeds)

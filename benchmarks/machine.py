@@ -57,3 +57,9 @@ def save_result(name: str, figures: dict[str, Any], *, versions: Mapping[str, st
     run["versions"].update(versions or {})
     path.write_text(json.dumps({**run, "figures": figures}, indent=2) + "\n", encoding="utf-8")
     return path
+
+
+def write_result(path: Path | None, found: Mapping[str, Any]) -> None:
+    """Write what was found with its surroundings to a file of the caller's, unless it names none."""
+    if path is not None:
+        path.write_text(json.dumps({**describe_run(), **found}, indent=1) + "\n", encoding="utf-8")

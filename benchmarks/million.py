@@ -14,8 +14,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from unittest.mock import patch
 
-import segship
-from segship.machine import describe_machine
+from benchmarks.machine import write_result
 from segship.run import plan as planning
 from segship.run.ledger import Ledger
 from segship.run.plan import Items, PlanOptions, make_plan, read_plan
@@ -72,15 +71,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     given = parser.parse_args()
     found = measure(given.items)
-    document = {
-        "date": time.strftime("%Y-%m-%d"),
-        "version": segship.__version__,
-        "machine": describe_machine().to_dict(),
-        **found,
-    }
     print(json.dumps(found, indent=1))
-    if given.out is not None:
-        given.out.write_text(json.dumps(document, indent=1) + "\n")
+    write_result(given.out, found)
 
 
 if __name__ == "__main__":

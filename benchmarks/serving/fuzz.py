@@ -12,14 +12,12 @@ import json
 import random
 import re
 import subprocess
-import time
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-import segship
+from benchmarks.machine import write_result
 from benchmarks.serving.load import request
 from benchmarks.serving.proofs import CLICK, PHOTOGRAPH
-from segship.machine import describe_machine
 from tests.serve.serving import Running, serving
 
 TELLS = re.compile(rb"0x[0-9a-f]{6,}|Traceback|\.py\b|/(usr|tmp|home|root|opt)/|site-packages")
@@ -152,15 +150,9 @@ def main() -> None:
     parser.add_argument("--examples", type=int, default=1300, help="of each route")
     parser.add_argument("--raw", type=int, default=20_000)
     given = parser.parse_args()
-    document = {
-        "date": time.strftime("%Y-%m-%d"),
-        "version": segship.__version__,
-        "machine": describe_machine().to_dict(),
-        **fuzz(given.schemathesis, given.examples, given.raw),
-    }
-    print(json.dumps(document, indent=1))
-    if given.out is not None:
-        given.out.write_text(json.dumps(document, indent=1) + "\n")
+    found = fuzz(given.schemathesis, given.examples, given.raw)
+    print(json.dumps(found, indent=1))
+    write_result(given.out, found)
 
 
 if __name__ == "__main__":

@@ -22,8 +22,8 @@ import numpy as np
 from PIL import Image
 
 import segship
+from benchmarks.machine import write_result
 from benchmarks.serving.load import Pool, closed_loop, connect, open_loop, quantile, request
-from segship.machine import describe_machine
 from tests.serve.serving import Running, serving
 
 PHOTOGRAPH = segship.demo_photograph().read_bytes()
@@ -392,8 +392,7 @@ def main() -> None:
     if given.out is not None:
         by_name = {row["name"]: row for row in [*kept, *rows]}
         ordered = [by_name[proof.__name__] for proof in PROOFS if proof.__name__ in by_name]
-        document = {"version": segship.__version__, "machine": describe_machine().to_dict(), "rows": ordered}
-        given.out.write_text(json.dumps(document, indent=1) + "\n")
+        write_result(given.out, {"rows": ordered})
 
 
 if __name__ == "__main__":

@@ -13,10 +13,9 @@ import random
 import time
 from pathlib import Path
 
-import segship
+from benchmarks.machine import write_result
 from benchmarks.serving.load import Pool, connect, quantile, request
 from benchmarks.serving.proofs import CLICK, PHOTOGRAPH, picture, real
-from segship.machine import describe_machine
 from tests.serve.serving import Running
 
 BAD = [
@@ -147,15 +146,8 @@ def main() -> None:
     parser.add_argument("--requests", type=int, default=100_000)
     given = parser.parse_args()
     found = soak(given.requests)
-    document = {
-        "date": time.strftime("%Y-%m-%d"),
-        "version": segship.__version__,
-        "machine": describe_machine().to_dict(),
-        **found,
-    }
-    print(json.dumps(document, indent=1))
-    if given.out is not None:
-        given.out.write_text(json.dumps(document, indent=1) + "\n")
+    print(json.dumps(found, indent=1))
+    write_result(given.out, found)
 
 
 if __name__ == "__main__":

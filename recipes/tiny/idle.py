@@ -91,7 +91,7 @@ class Idle:
 
 def lowest_priority() -> None:
     """Leave the processor to everyone else; the class for that is Linux's."""
-    os.nice(19)
+    os.setpriority(os.PRIO_PROCESS, 0, 19)
     if hasattr(os, "SCHED_IDLE"):
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
