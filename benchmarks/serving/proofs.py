@@ -280,10 +280,11 @@ def deaths(times: int = 50) -> Row:
 
 def worker_of(running: Running, kind: str) -> int | None:
     """The process of a worker, found by how gently it runs: encoders give way most."""
-    nice = {"encoder": 10, "clicks": 0, "pictures": 5}[kind]
+    # Beside the server, which may itself have been started gently.
+    nice = {"encoder": 10, "clicks": 0, "pictures": 5}[kind] + os.getpriority(os.PRIO_PROCESS, running.process.pid)
     for child in running.children():
         with contextlib.suppress(OSError):
-            if int(Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[16]) == nice:
+            if os.getpriority(os.PRIO_PROCESS, child) == nice:
                 return child
     return None
 
