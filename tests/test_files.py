@@ -69,7 +69,7 @@ def test_failure_keeps_the_old_file(tmp_path):
 
 def test_existing_file_is_replaced_only_on_request(tmp_path):
     write_file(tmp_path / "out", b"old")
-    with pytest.raises(OutputError, match="exists; ask for it to be overwritten") as caught:
+    with pytest.raises(OutputError, match="exists; replace it with overwrite=True") as caught:
         write_file(tmp_path / "out", b"new")
     assert caught.value.code == "output_exists"
     write_file(tmp_path / "out", b"new", overwrite=True)

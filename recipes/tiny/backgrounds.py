@@ -87,6 +87,16 @@ def _room(canvas: Canvas) -> float | None:
     return float(horizon)
 
 
+def photograph_behind(canvas: Canvas) -> float | None:
+    """Fill the canvas with a view of a free photograph, which belongs to no object."""
+    assert canvas.photographs is not None
+    rng, size = canvas.rng, canvas.size
+    seen = canvas.photographs.view(rng, size)
+    tint = np.exp(rng.normal(0, 0.08, 3)).astype(np.float32)
+    canvas.image[:] = np.clip(seen * tint * np.float32(rng.uniform(0.7, 1.15)), 0, 255)
+    return float(rng.uniform(0.3, 0.7) * size) if rng.random() < 0.5 else None
+
+
 BACKGROUNDS = {"bands": _bands, "patches": _patches, "blobs": _blobs, "room": _room}
 
 

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
 """Train ``tiny`` on while the machine has nothing else to do, from the weights that ship or from the last save.
 
-    python -m recipes.tiny.idle start --drawings BANK     # `make tiny-idle`
-    python -m recipes.tiny.idle pause                     # `make tiny-pause`
+    python -m recipes.tiny.idle start --drawings BANK --photographs BANK     # `make tiny-idle`
+    python -m recipes.tiny.idle pause                                        # `make tiny-pause`
 
 One group of processes at the lowest priority makes the pool of scenes, then trains and lets the pool grow beside it.
 There is no end to the schedule: the learning rate stays where it is, and the averaged weights in
@@ -96,7 +96,7 @@ def lowest_priority() -> None:
         os.sched_setscheduler(0, os.SCHED_IDLE, os.sched_param(0))
 
 
-def work(runs: Path, drawings: Path, threads: int) -> None:
+def work(runs: Path, drawings: Path, photographs: Path | None, threads: int) -> None:
     """Make what is missing of the pool, train, and let the pool grow; this does not end by itself."""
     import torch
 
@@ -104,10 +104,11 @@ def work(runs: Path, drawings: Path, threads: int) -> None:
     from recipes.tiny.train import Trainer, TrainOptions
 
     train, held_out = runs / "pool" / "train", runs / "pool" / "validation"
-    write_pool(held_out, HELD_OUT, first=HELD_OUT_SCENE, size=384, drawings=drawings, held_out=True)
-    write_pool(train, FIRST_SHARE, first=FIRST_SCENE, size=384, drawings=drawings)
+    banks = {"drawings": drawings, "photographs": photographs}
+    write_pool(held_out, HELD_OUT, first=HELD_OUT_SCENE, size=384, held_out=True, **banks)
+    write_pool(train, FIRST_SHARE, first=FIRST_SCENE, size=384, **banks)
     # Not a daemon: it has children of its own.
-    growing = {"first": FIRST_SCENE, "size": 384, "drawings": drawings}
+    growing = {"first": FIRST_SCENE, "size": 384, **banks}
     multiprocessing.Process(target=write_pool, args=(train, SCENES), kwargs=growing).start()
     torch.set_num_threads(threads)
     options = TrainOptions(
@@ -127,6 +128,7 @@ def main() -> None:
     parser.add_argument("what", choices=("start", "pause", "work"))
     parser.add_argument("--runs", type=Path, default=FOLDER / "runs", help="folder of the pool and the run")
     parser.add_argument("--drawings", type=Path, help="a bank that recipes.tiny.drawings wrote")
+    parser.add_argument("--photographs", type=Path, help="a bank that recipes.tiny.surfaces wrote")
     parser.add_argument("--threads", type=int, default=2)
     args = parser.parse_args()
     idle = Idle(args.runs.resolve())
@@ -136,10 +138,12 @@ def main() -> None:
     elif args.drawings is None:
         parser.error("--drawings is missing; give the bank that `make tiny-idle` makes")
     elif args.what == "work":
-        work(idle.runs, args.drawings, args.threads)
+        work(idle.runs, args.drawings, args.photographs, args.threads)
     else:
         command = [sys.executable, "-m", "recipes.tiny.idle", "work", "--runs", str(idle.runs)]
         command += ["--drawings", str(args.drawings.resolve()), "--threads", str(args.threads)]
+        if args.photographs is not None:
+            command += ["--photographs", str(args.photographs.resolve())]
         print(f"idle training of tiny: process group {idle.start(command)}, log {idle.log}; `make tiny-pause` stops it")
 
 

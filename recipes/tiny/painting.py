@@ -14,15 +14,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from recipes.tiny.shapes import Mask, Rng
+from recipes.tiny.surfaces import PhotographBank, Piece
 from recipes.tiny.textures import TILE, TextureBank
 
 MAX_LEAVES = 250
+PHOTOGRAPHED, OWN_COLOUR = 0.45, 0.6
+"""How often a material is a piece of a photograph, if there is a bank of them, and how often that keeps its colour."""
 Colour = NDArray[np.float32]
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Material:
-    """A texture seen through a table of colours.
+    """A texture seen through a table of colours, or a piece of a photograph.
 
     Attributes
     ----------
@@ -36,6 +39,8 @@ class Material:
         Turn of the tile, in radians.
     colour
         (3,) float32, the main colour.
+    piece
+        Where in a photograph it comes from; then table and texture are not looked at.
     """
 
     table: NDArray[np.float32]
@@ -43,6 +48,7 @@ class Material:
     scale: float
     angle: float
     colour: Colour
+    piece: Piece | None = None
 
 
 def draw_colour(rng: Rng) -> Colour:
@@ -75,10 +81,12 @@ class Canvas:
         The textures.
     size
         Side of the square picture, in pixels.
+    photographs
+        What some materials are pieces of.
     """
 
-    def __init__(self, rng: Rng, bank: TextureBank, size: int) -> None:
-        self.rng, self.bank, self.size = rng, bank, size
+    def __init__(self, rng: Rng, bank: TextureBank, size: int, photographs: PhotographBank | None = None) -> None:
+        self.rng, self.bank, self.size, self.photographs = rng, bank, size, photographs
         self.image = np.zeros((size, size, 3), np.float32)
         self.leaves = np.zeros((size, size), np.uint8)
         self.object_of_leaf = np.zeros(MAX_LEAVES + 1, np.uint8)
@@ -112,6 +120,12 @@ class Canvas:
         if base is None:
             base = self.palette[rng.integers(len(self.palette))] if rng.random() < 0.7 else draw_colour(rng)
         colour = np.asarray(base + rng.normal(0, 10, 3), np.float32)
+        if self.photographs is not None and rng.random() < PHOTOGRAPHED:
+            piece, own = self.photographs.draw(rng)
+            table = np.zeros((0, 3), np.float32)
+            scale = float(np.exp(rng.uniform(np.log(0.35), np.log(1.6))) * 256 / self.size)
+            colour = own if rng.random() < OWN_COLOUR else colour
+            return Material(table, 0, scale, rng.uniform(0, 2 * np.pi), colour, piece)
         strength = rng.choice([2, 10, 28, 55, 95], p=[0.18, 0.27, 0.28, 0.18, 0.09]) * rng.uniform(0.6, 1.4)
         level = np.linspace(-1, 1, 256)[:, None]
         kind = rng.random()
@@ -132,16 +146,23 @@ class Canvas:
 
     def surface(self, material: Material, height: int, width: int, tilt: float = 0.0) -> NDArray[np.float32]:
         """Paint (height, width, 3) of a material; ``tilt`` leans it back like a floor."""
-        rng, scale = self.rng, material.scale
+        rng, scale, piece = self.rng, material.scale, material.piece
         x, y = rng.uniform(0, TILE, 2)
         cos, sin = np.cos(material.angle) * scale, np.sin(material.angle) * scale
         matrix = np.array([[cos, -sin, x], [sin, cos, y], [0, 0, 1]])
+        lean = np.array([[1, 0, 0], [0, 1, 0], [0, tilt / height, 1]]) @ np.array(
+            [[1, 0, -width / 2], [0, 1, 0], [0, 0, 1.0]]
+        )
+        if piece is not None and self.photographs is not None:
+            centre = np.array([[1, 0, 0], [0, 1, -height / 2], [0, 0, 1]])
+            matrix[:2, 2] = rng.normal(0, 0.02, 2) * TILE
+            seen = self.photographs.look(piece, matrix @ centre @ lean, (height, width))
+            mean = seen.mean((0, 1))
+            paint = material.colour + (seen - mean) * np.float32(piece.gain)
+            return np.asarray(np.clip(paint, 0, 255), np.float32)
         tile = self.bank.texture(material.texture)
         flags = cv2.INTER_LINEAR | cv2.WARP_INVERSE_MAP
         if tilt:
-            lean = np.array([[1, 0, 0], [0, 1, 0], [0, tilt / height, 1]]) @ np.array(
-                [[1, 0, -width / 2], [0, 1, 0], [0, 0, 1.0]]
-            )
             grey = cv2.warpPerspective(tile, matrix @ lean, (width, height), flags=flags, borderMode=cv2.BORDER_REFLECT)
         else:
             grey = cv2.warpAffine(tile, matrix[:2], (width, height), flags=flags, borderMode=cv2.BORDER_REFLECT)

@@ -13,7 +13,7 @@ import argparse
 import functools
 import multiprocessing
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,18 +21,23 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from recipes.tiny.backgrounds import BACKGROUNDS, draw_outline
+from recipes.tiny.backgrounds import BACKGROUNDS, draw_outline, photograph_behind
 from recipes.tiny.drawings import DrawingBank
 from recipes.tiny.figures import put_figure
 from recipes.tiny.painting import Canvas, Material
 from recipes.tiny.photograph import photograph
 from recipes.tiny.shapes import BODIES, SHAPES, Mask, Part, Placement, pick, rasterise
+from recipes.tiny.surfaces import PhotographBank
 from recipes.tiny.textures import TextureBank
 
 SHARD_SCENES = 250
 BANK_SEED = 1
 FIGURES = 0.55
 """How often a thing, or a group of things, is a drawing, if there is a bank of them."""
+PHOTOGRAPH_BEHIND = 0.22
+"""How often things stand before a photograph, if there is a bank of them."""
+SUBJECT = 0.4
+"""How often a few things were what the photographer looked at: whole and near the middle."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -60,13 +65,18 @@ def _bank(seed: int) -> TextureBank:
     return TextureBank(seed)
 
 
-def make_scene(seed: int, size: int = 320, drawings: DrawingBank | None = None) -> Scene:
-    """Make one scene; the same for the same seed, size and drawings."""
+def make_scene(
+    seed: int, size: int = 320, drawings: DrawingBank | None = None, photographs: PhotographBank | None = None
+) -> Scene:
+    """Make one scene; the same for the same seed, size, drawings and photographs."""
     cv2.setNumThreads(1)
     rng = np.random.default_rng([seed, 7])
     bank = _bank(BANK_SEED)
-    canvas = Canvas(rng, bank, size)
-    ground = BACKGROUNDS[str(rng.choice(list(BACKGROUNDS), p=[0.36, 0.14, 0.16, 0.34]))](canvas)
+    canvas = Canvas(rng, bank, size, photographs)
+    if photographs is not None and rng.random() < PHOTOGRAPH_BEHIND:
+        ground = photograph_behind(canvas)
+    else:
+        ground = BACKGROUNDS[str(rng.choice(list(BACKGROUNDS), p=[0.36, 0.14, 0.16, 0.34]))](canvas)
     if rng.random() < 0.3:
         canvas.blur(rng.uniform(0.8, 3.5) * size / 256)
     _populate(canvas, ground, drawings)
@@ -85,7 +95,8 @@ def _thing_material(canvas: Canvas) -> Material:
     if canvas.last_materials and rng.random() < 0.1:
         near = canvas.last_materials[rng.integers(len(canvas.last_materials))]
         shift = np.float32(rng.normal(0, 14) + rng.choice([-12, 12]))
-        return Material(np.clip(near.table + shift, 0, 255), near.texture, near.scale, rng.uniform(0, 6), near.colour)
+        table, colour = (np.clip(colours + shift, 0, 255) for colours in (near.table, near.colour))
+        return replace(near, table=table, angle=rng.uniform(0, 6), colour=colour)
     return canvas.material()
 
 
@@ -223,11 +234,15 @@ def _populate(canvas: Canvas, ground: float | None, drawings: DrawingBank | None
     radii = np.exp(rng.uniform(np.log(12), np.log(110), count)) * scale
     if rng.random() < 0.6:
         radii = np.sort(radii)[::-1]
+    looked_at = int(rng.integers(1, 4)) if rng.random() < SUBJECT else 0
     focus = int(rng.integers(1, count)) if count > 2 and rng.random() < 0.25 else -1
     for i, radius in enumerate(radii):
         if i == focus:
             canvas.blur(rng.uniform(0.8, 3) * scale)
         placement = _draw_placement(canvas, float(radius), ground)
+        if i < looked_at:
+            x, y = rng.normal(0.5, 0.16, 2).clip(0.15, 0.85) * canvas.size
+            placement = placement._replace(x=x, y=y, radius=rng.uniform(0.12, 0.34) * canvas.size)
         if radius < 45 * scale and rng.random() < 0.22:
             _several(canvas, placement, drawings)
         else:
@@ -245,6 +260,7 @@ class ShardJob(NamedTuple):
     count: int
     size: int
     drawings: Path | None
+    photographs: Path | None
     held_out: bool
 
 
@@ -253,15 +269,20 @@ def _drawings(path: Path | None, held_out: bool) -> DrawingBank | None:
     return DrawingBank(path, held_out=held_out) if path else None
 
 
+@functools.cache
+def _photographs(path: Path | None, held_out: bool) -> PhotographBank | None:
+    return PhotographBank(path, held_out=held_out) if path else None
+
+
 def write_shard(job: ShardJob) -> Path:
     """Write the arrays ``FIRST_{image,leaves,tables}.npy`` of ``count`` scenes from seed ``first`` on."""
-    folder, first, count, size, drawings, held_out = job
-    bank = _drawings(drawings, held_out)
+    folder, first, count, size = job[:4]
+    banks = _drawings(job.drawings, job.held_out), _photographs(job.photographs, job.held_out)
     images = np.zeros((count, size, size, 3), np.uint8)
     leaves = np.zeros((count, size, size), np.uint8)
     tables = np.zeros((count, 2, 251), np.uint8)
     for i in range(count):
-        scene = make_scene(first + i, size, bank)
+        scene = make_scene(first + i, size, *banks)
         images[i], leaves[i] = scene.image, scene.leaves
         tables[i] = scene.object_of_leaf, scene.group_of_leaf
     stem = folder / f"{first:08d}"
@@ -282,13 +303,15 @@ def write_pool(
     size: int = 320,
     processes: int = 1,
     drawings: Path | None = None,
+    photographs: Path | None = None,
     held_out: bool = False,
 ) -> None:
     """Write ``count`` scenes as shards of `SHARD_SCENES`; shards that are there already stay."""
     folder.mkdir(parents=True, exist_ok=True)
     starts = range(first, first + count, SHARD_SCENES)
     jobs = [
-        ShardJob(folder, start, min(SHARD_SCENES, first + count - start), size, drawings, held_out) for start in starts
+        ShardJob(folder, start, min(SHARD_SCENES, first + count - start), size, drawings, photographs, held_out)
+        for start in starts
     ]
     jobs = [job for job in jobs if not (folder / f"{job.first:08d}_tables.npy").exists()]
     begun = time.monotonic()
@@ -305,7 +328,8 @@ def main() -> None:
     parser.add_argument("--size", type=int, default=320)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--drawings", type=Path, help="a bank that recipes.tiny.drawings wrote")
-    parser.add_argument("--held-out", action="store_true", help="use only the drawings kept for validation")
+    parser.add_argument("--photographs", type=Path, help="a bank that recipes.tiny.surfaces wrote")
+    parser.add_argument("--held-out", action="store_true", help="use only drawings and photographs kept for validation")
     parser.add_argument("--processes", type=int, default=2)
     args = parser.parse_args()
     write_pool(
@@ -315,6 +339,7 @@ def main() -> None:
         size=args.size,
         processes=args.processes,
         drawings=args.drawings,
+        photographs=args.photographs,
         held_out=args.held_out,
     )
 

@@ -9,15 +9,16 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin, get_type_hints
 
-from cyclopts import Group, Parameter
+from cyclopts import CoercionError, Group, Parameter, Token
 
 from segship.backends.session import RunOptions
 from segship.cli.output import be_quiet
+from segship.errors import shown
 from segship.options import read_help
 from segship.writers import WRITERS, check_formats
 from segship.writers.instances import Kind
@@ -194,6 +195,7 @@ def _flat(
         "group": option.group or group,
         "help": option.help or help_text,
         "show_default": _as_text(default) or False,
+        "converter": _whole if _unwrap(kind)[0] in (int, int | None) else None,
     }
     given = Parameter(**{key: value for key, value in details.items() if value is not None})
     annotation: Any = Annotated[kind, given]
@@ -201,6 +203,15 @@ def _flat(
     return parameter.replace(
         annotation=annotation, default=default, kind=parameter.KEYWORD_ONLY if keyword else parameter.kind
     )
+
+
+def _whole(_: Any, tokens: Sequence[Token]) -> int:
+    # cyclopts rounds 2.5 to 2, and nobody would be told.
+    text = tokens[0].value
+    try:
+        return int(text)
+    except ValueError:
+        raise CoercionError(msg=f"{shown(text)} is no whole number", token=tokens[0]) from None
 
 
 def _as_text(value: Any) -> str:

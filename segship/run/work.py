@@ -122,7 +122,7 @@ def _unless_quarantined(function: Callable[[Item, Any], Any], one: Answered) -> 
     except SegshipError as error:
         if error.code in _OF_THE_MACHINE:
             raise
-        return Answered(one.item, quarantined=quarantine(one.item, error.code, str(error)))
+        return Answered(one.item, quarantined=quarantine(one.item, error.code, error.on_command_line))
     except MemoryError:
         return Answered(
             one.item, quarantined=quarantine(one.item, "out_of_memory", "there was not enough memory for it")

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from functools import partial
-from pathlib import Path
+from pathlib import Path, PurePath, PurePosixPath
 from typing import Any
 
 from segship.errors import InputError, OutputError
@@ -51,6 +51,7 @@ class MergedWriter:
         self.files = tuple(files.values())
         self._formats, self._place = tuple(files), staging.parent
         self._root = root
+        self._called: set[str] = set()
         self._names: set[str] = set()
         self._stems: set[str] = set()
         self._categories: dict[str, dict[str, Any]] = {}
@@ -73,10 +74,12 @@ class MergedWriter:
         """
         instances = as_instances(source)
         check_reduced(self._formats, instances.notes)
-        name = self._file_name(source.name)
-        if name in self._names:
+        called = self._below_root(source.name)
+        name = "/".join(map(safe_file_name, called.split("/")))
+        if called in self._called:
             message = f"another image of the data set is called {name!r}; give a root above both, or name them apart"
             raise InputError(message, code="same_image")
+        name = self._free_name(name)
         stem = free_stem(check_stem(source.stem), self._stems)
         source = replace(source, stem=stem)
         height, width = instances.size
@@ -84,6 +87,7 @@ class MergedWriter:
         numbers = self._number(instances)
         writes = [one.encode(source, image, numbers) for one in self._sets]
         self.images += 1
+        self._called.add(called)
         self._names.add(name)
         self._stems.add(compared(stem))
         try:
@@ -102,9 +106,17 @@ class MergedWriter:
             self._categories.setdefault(category["name"], {**category, "id": len(self._categories) + 1, **color})
         return {name: category["id"] for name, category in self._categories.items()}
 
-    def _file_name(self, name: str) -> str:
+    def _below_root(self, name: str) -> str:
         parts = () if self._root is None else Path(os.path.relpath(name, self._root)).parts
-        return "/".join(map(safe_file_name, parts)) if parts and ".." not in parts else safe_file_name(name)
+        return "/".join(parts) if parts and ".." not in parts else PurePath(name).name
+
+    def _free_name(self, name: str) -> str:
+        """Return a name, with a number if another image differs from it only in characters that no file may have."""
+        path, number, free = PurePosixPath(name), 1, name
+        while free in self._names:
+            number += 1
+            free = path.with_name(f"{path.stem}-{number}{path.suffix}").as_posix()
+        return free
 
     def finish(self) -> None:
         """Write what could not be known before all images were there."""

@@ -146,6 +146,11 @@ def test_unknown_option_is_a_usage_error(run, run_json):
     assert run_json("segment", "--nope")[1]["error"]["code"] == "usage"
 
 
+def test_a_half_is_no_whole_number(run):
+    code, _, err = run("everything", "x.jpg", "--points-per-side", "2.5")
+    assert code == 2 and "--points-per-side: 2.5 is no whole number" in err
+
+
 TOO_LONG = "x" * 5000
 ALL_MASK_FORMATS = ",".join(WRITERS["masks"])
 

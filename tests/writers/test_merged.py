@@ -169,6 +169,18 @@ def test_two_images_of_one_name_are_refused_and_leave_nothing(records: ImageReco
     assert len(json.loads((tmp_path / "coco.json").read_text())["images"]) == 1 == merged.images
 
 
+def test_images_whose_names_differ_in_forbidden_characters_alone_keep_apart(
+    records: ImageRecords, tmp_path: Path
+) -> None:
+    with merge_results(tmp_path, ["coco"]) as merged:
+        for name in ("a:b.jpg", "a?b.jpg", "a_b.jpg"):
+            merged.add(replace(records, name=name))
+        with pytest.raises(InputError, match="another image"):
+            merged.add(replace(records, name="a?b.jpg"))
+    document = json.loads((tmp_path / "coco.json").read_text())
+    assert [image["file_name"] for image in document["images"]] == ["a_b.jpg", "a_b-2.jpg", "a_b-3.jpg"]
+
+
 def test_two_images_of_one_stem_get_files_of_their_own(records: ImageRecords, tmp_path: Path) -> None:
     with merge_results(tmp_path, MERGED) as merged:
         for index, stem in enumerate(("a", "A", "a")):
