@@ -93,7 +93,7 @@ SEEN := $(RUNS)/photographs
 BACKDROPS := aitzgorri friends life picosdeeuropa Picture_0B Picture_1A seeding sunset umang Wine
 GETTY := acanthus-mollis airplane-from-above allium-oreophilum black-canyon dust-bowl-home french-alpine-landscape \
     march-pastoral nagasaki-boats
-SKIMAGE := astronaut.png brick.png chelsea.png coffee.png grass.png gravel.png rocket.jpg
+SKIMAGE := chelsea.png coffee.png astronaut.png rocket.jpg brick.png grass.png gravel.png
 $(SEEN)/bank.npz: .stamps/dev
 	@mkdir -p $(SEEN)
 	cd $(SEEN) && apt-get download lomiri-wallpapers-16.04 && dpkg -x lomiri-wallpapers-16.04_*.deb wallpapers

@@ -4,7 +4,8 @@
     python -m recipes.tiny.everything WEIGHTS --scenes POOL/validation
 
 The decoder answers a grid once for each scene; every setting is then tried on the same answers, at the decoder's
-resolution: the least score, the least stability, and the IoU of masks above which the lower score goes. Printed for
+resolution: the least score, the least stability, the IoU of masks above which the lower score goes, how much of the
+smaller of two masks may lie in the other, and the least share of the picture. Printed for
 each: the share of objects that a mask finds (IoU at least 0.5, and 0.75), the masks a picture, and the share of masks
 that find an object. The choice finds as much as any setting whose masks are few and useful enough, by the fewest masks.
 """
@@ -34,6 +35,8 @@ PORTION = 64
 SCORES = (0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55)
 STABILITIES = (0.0, 0.3, 0.4, 0.5)
 OVERLAPS = (0.5, 0.6, 0.7)
+INSIDES = (1.0, 0.9, 0.75)
+LEAST_SHARES = (0.0, 0.003, 0.01)
 ENOUGH = 0.02
 """So much less found is as good, by fewer masks."""
 
@@ -49,8 +52,22 @@ class Answers(NamedTuple):
     """(n,)"""
     overlaps: Floats
     """(n, n) IoUs of masks."""
+    insides: Floats
+    """(n, n) how much of the smaller of two masks lies in the other."""
+    shares: Floats
+    """(n,) of the picture."""
     objects: Floats
     """(n, t) IoUs with the objects that are looked for."""
+
+
+class Setting(NamedTuple):
+    """What decides which masks stay."""
+
+    score: float
+    stability: float
+    overlap: float
+    inside: float = 1.0
+    share: float = 0.0
 
 
 class Figures(NamedTuple):
@@ -85,26 +102,37 @@ def ask(sam: Sam, scene: Scene, rng: np.random.Generator, side: int) -> Answers:
         stabilities.append((core / whole.clamp(min=1))[hopeful])
     found = torch.cat(masks)
     overlaps, objects = (ious(found[:, None], others)[:, 0].numpy() for others in (found, wanted))
-    return Answers(torch.cat(scores).numpy(), torch.cat(stabilities).numpy(), overlaps, objects)
+    areas = found.flatten(1).sum(1).numpy().astype(np.float32)
+    # Of the IoU and both areas: what two masks share.
+    shared = overlaps / (1 + overlaps) * (areas[:, None] + areas)
+    insides = shared / np.minimum(areas[:, None], areas)
+    shares = areas / (rows * columns)
+    return Answers(torch.cat(scores).numpy(), torch.cat(stabilities).numpy(), overlaps, insides, shares, objects)
 
 
-def keep(answers: Answers, score: float, stability: float, overlap: float) -> NDArray[np.intp]:
+def keep(answers: Answers, setting: Setting) -> NDArray[np.intp]:
     """Return the masks that stay, the best first."""
-    passed = np.flatnonzero((answers.scores > score) & (answers.stabilities >= stability))
+    passed = np.flatnonzero(
+        (answers.scores > setting.score)
+        & (answers.stabilities >= setting.stability)
+        & (answers.shares >= setting.share)
+    )
     alive, kept = np.zeros(len(answers.scores), np.bool_), []
     alive[passed] = True
     for index in passed[np.argsort(-answers.scores[passed], kind="stable")]:
         if alive[index]:
             kept.append(index)
-            alive &= answers.overlaps[index] <= overlap
+            alive &= answers.overlaps[index] <= setting.overlap
+            if setting.inside < 1:
+                alive &= answers.insides[index] <= setting.inside
     return np.array(kept, np.intp)
 
 
-def measure(pictures: list[Answers], score: float, stability: float, overlap: float) -> Figures:
+def measure(pictures: list[Answers], setting: Setting) -> Figures:
     """Count what a setting finds in all pictures."""
     best, counts, useful = [], [], []
     for answers in pictures:
-        kept = answers.objects[keep(answers, score, stability, overlap)]
+        kept = answers.objects[keep(answers, setting)]
         counts.append(len(kept))
         best.append(kept.max(0, initial=0))
         if kept.size:
@@ -132,9 +160,10 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     sam, pool, rng = read_weights(arguments.weights), ScenePool(arguments.scenes), np.random.default_rng(17)
     pictures = [ask(sam, pool.scene(index), rng, arguments.side) for index in range(min(arguments.count, len(pool)))]
-    table = {setting: measure(pictures, *setting) for setting in product(SCORES, STABILITIES, OVERLAPS)}
+    settings = [Setting(*values) for values in product(SCORES, STABILITIES, OVERLAPS, INSIDES, LEAST_SHARES)]
+    table = {setting: measure(pictures, setting) for setting in settings}
     for setting, figures in table.items():
-        print("score {:.2f} stability {:.2f} overlap {:.1f}: ".format(*setting) + _line(figures))
+        print(_line(setting, figures))
     allowed = {
         setting: figures
         for setting, figures in table.items()
@@ -145,11 +174,12 @@ def main() -> None:
     most = max(figures.found for figures in allowed.values())
     as_good = [setting for setting in allowed if allowed[setting].found >= most - ENOUGH]
     chosen = min(as_good, key=lambda setting: allowed[setting].masks)
-    print("chosen: score {:.2f} stability {:.2f} overlap {:.1f}: ".format(*chosen) + _line(table[chosen]))
+    print("chosen: " + _line(chosen, table[chosen]))
 
 
-def _line(figures: Figures) -> str:
-    return "found {:.3f} (0.75: {:.3f}) by {:.1f} masks, useful {:.3f}".format(*figures)
+def _line(setting: Setting, figures: Figures) -> str:
+    which = "score {:.2f} stability {:.2f} overlap {:.1f} inside {:.2f} share {:.3f}: ".format(*setting)
+    return which + "found {:.3f} (0.75: {:.3f}) by {:.1f} masks, useful {:.3f}".format(*figures)
 
 
 if __name__ == "__main__":

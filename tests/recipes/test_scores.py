@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from recipes.tiny.everything import Answers, ask, keep, measure
+from recipes.tiny.everything import Answers, Setting, ask, keep, measure
 from recipes.tiny.samples import SampleBuilder, Truth, to_target
 from recipes.tiny.scenes import make_scene
 from recipes.tiny.scores import (
@@ -82,17 +82,24 @@ def test_a_grid_is_judged_by_whatever_is_there(small: Sam) -> None:
     found = ask_grid(small, make_scene(3, 96), np.random.default_rng(0), 5)
     assert found is not None and found.ious.shape == found.at_frame.shape == (25, 4)
     answers = ask(small, make_scene(3, 96), np.random.default_rng(0), 5)
-    assert answers.overlaps.shape == (len(answers.scores),) * 2 and len(answers.objects) == len(answers.scores)
+    assert (np.diag(answers.insides) > 0.999).all() and (answers.insides < 1.001).all()
+    assert answers.overlaps.shape == answers.insides.shape == (len(answers.scores),) * 2 and len(
+        answers.objects
+    ) == len(answers.scores)
 
 
 def test_of_masks_that_overlap_the_better_stays() -> None:
     overlaps = np.array([[1, 0.8, 0], [0.8, 1, 0], [0, 0, 1]], np.float32)
     objects = np.array([[0.9], [0.4], [0.1]], np.float32)
-    answers = Answers(np.array([0.5, 0.7, 0.3], np.float32), np.array([1, 1, 0.2], np.float32), overlaps, objects)
-    assert keep(answers, 0, 0, 0.7).tolist() == [1, 2]
-    assert keep(answers, 0, 0.5, 0.9).tolist() == [1, 0]
-    assert keep(answers, 0.3, 0, 0.7).tolist() == [1]
-    assert measure([answers], 0, 0.5, 0.9) == (1.0, 1.0, 2.0, 0.5)
+    insides = np.array([[1, 0.95, 0], [0.95, 1, 0], [0, 0, 1]], np.float32)
+    scores, stabilities = np.array([0.5, 0.7, 0.3], np.float32), np.array([1, 1, 0.2], np.float32)
+    answers = Answers(scores, stabilities, overlaps, insides, np.array([0.2, 0.2, 0.01], np.float32), objects)
+    assert keep(answers, Setting(0, 0, 0.7)).tolist() == [1, 2]
+    assert keep(answers, Setting(0, 0.5, 0.9)).tolist() == [1, 0]
+    assert keep(answers, Setting(0.3, 0, 0.7)).tolist() == [1]
+    assert keep(answers, Setting(0, 0, 0.9, inside=0.9)).tolist() == [1, 2]
+    assert keep(answers, Setting(0, 0, 0.9, share=0.05)).tolist() == [1, 0]
+    assert measure([answers], Setting(0, 0.5, 0.9)) == (1.0, 1.0, 2.0, 0.5)
 
 
 def test_scores_of_what_ships_do_not_prefer_the_frame() -> None:
