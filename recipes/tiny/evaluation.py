@@ -4,10 +4,10 @@
     python -m recipes.tiny.evaluation --bundle tiny --scenes POOL/validation --limit 150
     python -m recipes.tiny.evaluation --bundle tiny --photographs FOLDER
 
-A folder of photographs holds images/NAME.jpg and labels/NAME.png (16-bit, one number a segment). Of scenes, objects
-are asked for. Every thing between 1% and 60% of the picture is: its click is the place farthest from its border; each
-corrective click stands deepest in what is wrong. ``--box-jitter`` moves the sides of boxes as people do,
-``--clean-up`` and ``--edges`` compare settings of the clean-up, and of how masks follow the picture.
+A folder of photographs holds images/NAME.jpg and labels/NAME.png (16-bit, one number a segment, 0 what is none). Of
+scenes, objects are asked for. Every thing between 1% and 60% of the picture is: its click is the place farthest from
+its border; each corrective click stands deepest in what is wrong. ``--box-jitter`` moves the sides of boxes as people
+do, ``--clean-up`` and ``--edges`` compare settings of the clean-up, and of how masks follow the picture.
 """
 
 from __future__ import annotations
@@ -75,9 +75,11 @@ class Scores:
 def read_photographs(folder: Path) -> Iterator[tuple[Pixels, list[Mask]]]:
     """Yield pictures (H, W, 3) and their segments."""
     for path in sorted((folder / "images").glob("*.jpg")):
-        labels = np.asarray(Image.open(folder / "labels" / f"{path.stem}.png"))
-        pixels = np.asarray(Image.open(path).convert("RGB"))
-        yield pixels, [labels == value for value in np.unique(labels)]
+        with Image.open(folder / "labels" / f"{path.stem}.png") as image:
+            labels = np.asarray(image)
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert("RGB"))
+        yield pixels, [labels == value for value in np.unique(labels[labels > 0])]
 
 
 def read_scenes(folder: Path) -> Iterator[tuple[Pixels, list[Mask]]]:

@@ -1,27 +1,32 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which thresholds suit ``tiny`` where everything is asked, chosen on scenes that were kept apart.
+"""Which thresholds suit ``tiny`` where everything is asked, chosen on scenes or photographs that were kept apart.
 
     python -m recipes.tiny.everything WEIGHTS --scenes POOL/validation
+    python -m recipes.tiny.everything WEIGHTS --photographs FOLDER
 
-The decoder answers a grid once for each scene; every setting is then tried on the same answers, at the decoder's
-resolution: the least score, the least stability, the IoU of masks above which the lower score goes, how much of the
-smaller of two masks may lie in the other, and the least share of the picture. Printed for
-each: the share of objects that a mask finds (IoU at least 0.5, and 0.75), the masks a picture, and the share of masks
-that find an object. The choice finds as much as any setting whose masks are few and useful enough, by the fewest masks.
+A folder of photographs is one that `recipes.tiny.surfaces` writes with ``--outlined``. The decoder answers a grid once
+for each picture; every setting is then tried on the same answers, at the decoder's resolution: the least score, the
+least stability, the IoU of masks above which the lower score goes, how much of the smaller of two masks may lie in the
+other, and the least share of the picture. Printed for each: the share of objects that a mask finds (IoU at least 0.5,
+and 0.75), the masks a picture, and the share of masks that find an object. The choice finds as much as any setting
+whose masks are few and useful enough, by the fewest masks.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterator
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
 
+import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from recipes.tiny import forward
+from recipes.tiny.evaluation import read_photographs
 from recipes.tiny.samples import OBJECT, ScenePool, crop_scene, resized_hw, to_frame, truth_in_frame
 from recipes.tiny.scenes import Scene
 from recipes.tiny.scores import decode, grid_prompts, ious, known_things, read_weights
@@ -41,6 +46,8 @@ ENOUGH = 0.02
 """So much less found is as good, by fewer masks."""
 
 Floats = NDArray[np.float32]
+Pixels = NDArray[np.uint8]
+Masks = NDArray[np.bool_]
 
 
 class Answers(NamedTuple):
@@ -79,16 +86,32 @@ class Figures(NamedTuple):
     useful: float
 
 
-@torch.no_grad()
-def ask(sam: Sam, scene: Scene, rng: np.random.Generator, side: int) -> Answers:
-    """Ask a crop of a scene everything."""
+def objects_of(scene: Scene, rng: np.random.Generator, size: int) -> tuple[Pixels, Masks]:
+    """Return a crop of a scene and its objects (t, S/4, S/4)."""
     picture, full = crop_scene(rng, scene)
+    levels, things = known_things(truth_in_frame(full, size), size)
+    return picture, things[levels == OBJECT]
+
+
+def read_outlined(folder: Path, size: int) -> Iterator[tuple[Pixels, Masks]]:
+    """Yield photographs and what is outlined in them, (t, S/4, S/4)."""
+    for picture, regions in read_photographs(folder):
+        height, width = (-(-extent // 4) for extent in resized_hw(picture.shape[:2], size))
+        things = np.zeros((len(regions), size // 4, size // 4), np.bool_)
+        for thing, region in zip(things, regions, strict=True):
+            share = cv2.resize(region.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
+            thing[:height, :width] = share > 0.5
+        yield picture, things
+
+
+@torch.no_grad()
+def ask(sam: Sam, picture: Pixels, things: Masks, side: int) -> Answers:
+    """Ask a picture everything."""
     size = sam.config.image_size
     height, width = resized_hw(picture.shape[:2], size)
     rows, columns = -(-height // 4), -(-width // 4)
-    levels, things = known_things(truth_in_frame(full, size), size)
     share = things.sum((1, 2)) / (rows * columns)
-    wanted = torch.from_numpy(things[(levels == OBJECT) & (share >= SMALLEST) & (share <= LARGEST), :rows, :columns])
+    wanted = torch.from_numpy(things[(share >= SMALLEST) & (share <= LARGEST), :rows, :columns])
     image = forward.encode(sam, torch.from_numpy(to_frame(picture, size))[None])
     places = (np.stack(np.meshgrid(np.arange(side), np.arange(side)), -1).reshape(-1, 2) + 0.5) / side * (width, height)
     masks, scores, stabilities = [], [], []
@@ -150,16 +173,24 @@ def main() -> None:
     """Read the command line, try every setting and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("weights", type=Path)
-    parser.add_argument("--scenes", type=Path, required=True, help="a pool that was kept apart")
-    parser.add_argument("--count", type=int, default=40, help="of its scenes")
+    source = parser.add_mutually_exclusive_group(required=True)
+    source.add_argument("--scenes", type=Path, help="a pool that was kept apart")
+    source.add_argument("--photographs", type=Path, help="a folder of photographs with labels")
+    parser.add_argument("--count", type=int, default=40, help="of the pool's scenes")
     parser.add_argument("--side", type=int, default=24, help="points along a side of the grid")
     parser.add_argument("--masks", type=float, default=60, help="the most masks a picture of a choice")
     parser.add_argument("--useful", type=float, default=0.2, help="the least share of useful masks of a choice")
     parser.add_argument("--threads", type=int, default=2)
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
-    sam, pool, rng = read_weights(arguments.weights), ScenePool(arguments.scenes), np.random.default_rng(17)
-    pictures = [ask(sam, pool.scene(index), rng, arguments.side) for index in range(min(arguments.count, len(pool)))]
+    sam, rng = read_weights(arguments.weights), np.random.default_rng(17)
+    size = sam.config.image_size
+    if arguments.scenes:
+        pool = ScenePool(arguments.scenes)
+        found = (objects_of(pool.scene(index), rng, size) for index in range(min(arguments.count, len(pool))))
+    else:
+        found = read_outlined(arguments.photographs, size)
+    pictures = [ask(sam, picture, things, arguments.side) for picture, things in found]
     settings = [Setting(*values) for values in product(SCORES, STABILITIES, OVERLAPS, INSIDES, LEAST_SHARES)]
     table = {setting: measure(pictures, setting) for setting in settings}
     for setting, figures in table.items():

@@ -2,14 +2,18 @@
 """A bank of free photographs, whose pieces are surfaces of things in a scene, and what stands behind them.
 
     python -m recipes.tiny.surfaces --out POOL/photographs.npz PICTURE [PICTURE ...]
+    python -m recipes.tiny.surfaces --out POOL/photographs.npz --outlined FOLDER
 
-`recipes/tiny/README.md` names the photographs and their licences. Nothing is known of what they show, so a photograph
-behind things belongs to no object.
+`recipes/tiny/README.md` names the photographs and their licences. Training knows nothing of what they show: a
+photograph behind things belongs to no object. 77 things in 16 of them are outlined in `outlines.json`, by which
+settings and weights are chosen, never trained; the second command writes them as ``FOLDER/images`` and
+``FOLDER/labels``, which `recipes.tiny.evaluation` and others measure on.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import NamedTuple
 
@@ -27,6 +31,8 @@ SIDE = 1024
 LEVELS = 3
 """How often a photograph is halved, for pieces that are seen from afar."""
 HELD_OUT_EVERY = 7
+OUTLINES = Path(__file__).with_name("outlines.json")
+"""Names and polygons of things by the number of a photograph; a later thing covers an earlier one."""
 MARGIN = 0.15
 SEEN = 24
 """Side of the piece that gives a surface its colour, in pixels of the coarsest level."""
@@ -125,13 +131,33 @@ def write_bank(pictures: list[Path], out: Path) -> int:
     return len(photographs)
 
 
+def write_outlined(bank: Path, folder: Path) -> int:
+    """Write ``images/NUMBER.jpg`` and ``labels/NUMBER.png`` (16 bits) of what is outlined; return how many things."""
+    for name in ("images", "labels"):
+        (folder / name).mkdir(parents=True, exist_ok=True)
+    outlines: dict[str, list[tuple[str, list[list[int]]]]] = json.loads(OUTLINES.read_text())
+    with np.load(bank) as photographs:
+        for number, things in outlines.items():
+            pixels = photographs[number]
+            labels = np.zeros(pixels.shape[:2], np.uint16)
+            for value, (_, polygon) in enumerate(things, 1):
+                cv2.fillPoly(labels, [np.array(polygon, np.int32)], (value,))
+            Image.fromarray(pixels).save(folder / "images" / f"{number}.jpg", quality=95)
+            Image.fromarray(labels).save(folder / "labels" / f"{number}.png")
+    return sum(map(len, outlines.values()))
+
+
 def main() -> None:
-    """Write a bank of photographs."""
+    """Write a bank of photographs, or what is outlined in one."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pictures", nargs="+", type=Path)
-    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("pictures", nargs="*", type=Path)
+    parser.add_argument("--out", type=Path, required=True, help="the bank")
+    parser.add_argument("--outlined", type=Path, help="folder for the outlined photographs of the bank")
     arguments = parser.parse_args()
-    print(write_bank(arguments.pictures, arguments.out), "photographs")
+    if arguments.pictures:
+        print(write_bank(arguments.pictures, arguments.out), "photographs")
+    if arguments.outlined:
+        print(write_outlined(arguments.out, arguments.outlined), "things")
 
 
 if __name__ == "__main__":

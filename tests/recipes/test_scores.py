@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from recipes.tiny.everything import Answers, Setting, ask, keep, measure
+from recipes.tiny.everything import Answers, Setting, ask, keep, measure, objects_of, read_outlined
 from recipes.tiny.samples import SampleBuilder, Truth, to_target
 from recipes.tiny.scenes import make_scene
 from recipes.tiny.scores import (
@@ -81,11 +82,23 @@ def test_prompts_of_training_are_judged_by_their_targets(small: Sam) -> None:
 def test_a_grid_is_judged_by_whatever_is_there(small: Sam) -> None:
     found = ask_grid(small, make_scene(3, 96), np.random.default_rng(0), 5)
     assert found is not None and found.ious.shape == found.at_frame.shape == (25, 4)
-    answers = ask(small, make_scene(3, 96), np.random.default_rng(0), 5)
+    answers = ask(small, *objects_of(make_scene(3, 96), np.random.default_rng(0), 64), 5)
     assert (np.diag(answers.insides) > 0.999).all() and (answers.insides < 1.001).all()
     assert answers.overlaps.shape == answers.insides.shape == (len(answers.scores),) * 2 and len(
         answers.objects
     ) == len(answers.scores)
+
+
+def test_outlined_photographs_are_asked_in_the_model_frame(small: Sam, tmp_path: Path) -> None:
+    for name in ("images", "labels"):
+        (tmp_path / name).mkdir()
+    labels = np.zeros((100, 200), np.uint16)
+    labels[:50, :100] = 3
+    Image.fromarray(labels).save(tmp_path / "labels" / "a.png")
+    Image.new("RGB", (200, 100)).save(tmp_path / "images" / "a.jpg")
+    [(picture, things)] = read_outlined(tmp_path, 64)
+    assert things.shape == (1, 16, 16) and things[0, :4, :8].all() and things.sum() == 32
+    assert ask(small, picture, things, 3).objects.shape[1] == 1
 
 
 def test_of_masks_that_overlap_the_better_stays() -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,15 @@ from PIL import Image
 from recipes.tiny.painting import Canvas
 from recipes.tiny.samples import Truth, candidate_at, find_candidates
 from recipes.tiny.scenes import make_scene
-from recipes.tiny.surfaces import HELD_OUT_EVERY, SIDE, PhotographBank, read_photograph, write_bank
+from recipes.tiny.surfaces import (
+    HELD_OUT_EVERY,
+    OUTLINES,
+    SIDE,
+    PhotographBank,
+    read_photograph,
+    write_bank,
+    write_outlined,
+)
 from recipes.tiny.textures import TextureBank
 
 SIZE = 96
@@ -44,6 +53,19 @@ def test_a_photograph_is_made_small(tmp_path: Path) -> None:
     Image.new("L", (3000, 1500), 90).save(tmp_path / "grey.png")
     pixels = read_photograph(tmp_path / "grey.png")
     assert pixels.shape == (SIDE // 2, SIDE, 3) and (pixels == 90).all()
+
+
+def test_outlined_things_are_written_as_labels(tmp_path: Path) -> None:
+    outlines = json.loads(OUTLINES.read_text())
+    bank = tmp_path / "bank.npz"
+    np.savez(bank, allow_pickle=False, **{number: np.full((1024, 1024, 3), 90, np.uint8) for number in outlines})
+    assert write_outlined(bank, tmp_path / "out") == 77 == sum(map(len, outlines.values()))
+    with Image.open(tmp_path / "out" / "labels" / "004.png") as image:
+        labels = np.asarray(image)
+    # A fig in a bowl, and the shadow of the bowl on the ground.
+    assert [int(labels[at]) for at in ((400, 600), (200, 800), (100, 300), (600, 100))] == [4, 3, 2, 1]
+    with Image.open(tmp_path / "out" / "images" / "004.jpg") as image:
+        assert image.size == (1024, 1024)
 
 
 def test_a_piece_is_seen_in_its_colour_and_its_own_structure(bank_file: Path) -> None:
