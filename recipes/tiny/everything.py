@@ -38,10 +38,10 @@ LEAST_SCORE = 0.15
 STABILITY_OFFSET = 1.0
 PORTION = 64
 SCORES = (0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55)
-STABILITIES = (0.0, 0.3, 0.4, 0.5)
-OVERLAPS = (0.5, 0.6, 0.7)
-INSIDES = (1.0, 0.9, 0.75)
-LEAST_SHARES = (0.0, 0.003, 0.01)
+STABILITIES = (0.0, 0.1, 0.2, 0.3, 0.4)
+OVERLAPS = (0.6, 0.7, 0.75)
+INSIDES = (1.0, 0.9)
+LEAST_SHARES = (0.0, 0.01)
 ENOUGH = 0.02
 """So much less found is as good, by fewer masks."""
 

@@ -18,7 +18,7 @@ from recipes.tiny.surfaces import PhotographBank, Piece
 from recipes.tiny.textures import TILE, TextureBank
 
 MAX_LEAVES = 250
-PHOTOGRAPHED, OWN_COLOUR = 0.45, 0.6
+PHOTOGRAPHED, OWN_COLOUR = 0.3, 0.6
 """How often a material is a piece of a photograph, if there is a bank of them, and how often that keeps its colour."""
 Colour = NDArray[np.float32]
 

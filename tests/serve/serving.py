@@ -116,6 +116,8 @@ def serving(*options, log, module="segship", ready=True, environment=None):
             stderr=errors,
             text=True,
             env={**os.environ, "COLUMNS": "200", **(environment or {})},
+            # A suite that runs under nohup hands on that it is ignored.
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
         )
     try:
         line = process.stdout.readline()

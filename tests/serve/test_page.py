@@ -674,6 +674,7 @@ def test_chinese(browser, address):
         visit.page.goto(address)
         expect(visit.at("#status")).to_have_text("请打开一张图片。")
         visit.at("#use-sample").click()
+        visit.tell("^就绪")
         visit.click(SPOON)
         visit.tell("^掩码 1/3，得分 0.36")
         assert visit.names() == ["对象 1"]
