@@ -154,6 +154,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="the bank")
     parser.add_argument("--outlined", type=Path, help="folder for the outlined photographs of the bank")
     arguments = parser.parse_args()
+    if not arguments.pictures and not arguments.outlined:
+        parser.error("there is nothing to do; give pictures for a bank, or --outlined and a folder")
     if arguments.pictures:
         print(write_bank(arguments.pictures, arguments.out), "photographs")
     if arguments.outlined:

@@ -15,6 +15,7 @@ from cyclopts import Parameter
 from segship.backends.session import RunOptions
 from segship.cli.options import (
     COST_GROUP,
+    EDGES,
     FILTER_GROUP,
     INPUT_GROUP,
     LABELS_GROUP,
@@ -127,7 +128,7 @@ AMG = Fields(
         "nms",
         "min_mask_region_area",
         "partition",
-        edges=Option(negative="--no-edges"),
+        edges=EDGES,
     ),
     **in_group(
         COST_GROUP,

@@ -78,7 +78,7 @@ def test_a_piece_is_seen_in_its_colour_and_its_own_structure(bank_file: Path) ->
         np.testing.assert_allclose(seen[..., 0], colour[0], atol=1.5)
         # The ramp rises by a tenth of a level for each pixel of the photograph.
         rise = float(seen[:, 20, 1].mean() - seen[:, 0, 1].mean())
-        assert abs(abs(rise) - 20 * scale / 10) <= 1.5 or piece.x > 0.75
+        assert abs(abs(rise) - 20 * scale / 10) <= 1.5
 
 
 def test_a_material_keeps_the_colour_that_it_was_given(bank_file: Path) -> None:
