@@ -38,7 +38,7 @@ ASPECTS = ((3 / 2, 0.36), (4 / 3, 0.26), (1.0, 0.14), (16 / 9, 0.1))
 MIN_AREA, MAX_AREA = 0.005, 0.75
 CENTRED = 0.75
 """How often a click stands at the place farthest from its mask's border, where people click."""
-ANYWHERE = 0.2
+ANYWHERE = 0.1
 """How often a training click falls anywhere in the picture, as those of a grid do, on whatever is there."""
 
 Labels = NDArray[np.uint8]

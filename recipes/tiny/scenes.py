@@ -2,7 +2,8 @@
 """Procedural scenes with the truth of every leaf, object and group: what ``tiny`` learns from.
 
 A scene is layers of things that cover each other (dead leaves), on a background of stuff regions, a room, a table or
-open ground, then photographed. No photograph goes in. The same seed gives the same scene.
+open ground, then photographed. With a bank of photographs some surfaces and backgrounds are pieces of them. The same
+seed gives the same scene from the same banks.
 
     python -m recipes.tiny.scenes --count 2000 --out POOL --processes 2
 """

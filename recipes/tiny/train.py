@@ -204,9 +204,9 @@ class Trainer:
     def _losses(self, batch: Batch) -> dict[str, Tensor]:
         images, coords, labels, targets, weights = batch
         images = images.contiguous(memory_format=torch.channels_last)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16), torch.set_grad_enabled(not self.in_iou_phase):
+        with forward.autocast(self.device), torch.set_grad_enabled(not self.in_iou_phase):
             image = forward.encode(self.model, images)
-        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+        with forward.autocast(self.device):
             logits, predicted = forward.decode(self.model, image, coords, labels)
         truth = targets.flatten(3).float() / 4
         flat, predicted = logits.flatten(3).float(), predicted.float()
@@ -258,7 +258,7 @@ class Trainer:
         places, kinds = append_clicks(places, kinds, clicks, used)
         places, kinds = places.view(size, len(REFINED), -1, 2), kinds.view(size, len(REFINED), -1)
         mask_input = first if float(torch.rand(())) < 0.7 else None
-        with torch.autocast(self.device.type, dtype=torch.bfloat16):
+        with forward.autocast(self.device):
             masks, guess = forward.decode(self.model, image, places, kinds, mask_input)
         pairs = pair_losses(
             masks[:, :, :1].float().flatten(3).flatten(0, 1), targets.flatten(0, 1).flatten(1).unsqueeze(1)

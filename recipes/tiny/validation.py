@@ -68,7 +68,7 @@ def _one(sam: Sam, sample: Sample, device: torch.device) -> Tensor:
     """Return (6, CLICKS) IoUs of one picture."""
     images, coords, labels = (torch.from_numpy(part).to(device).unsqueeze(0) for part in sample[:3])
     targets = torch.from_numpy(sample.targets[:, 0]).to(device).float() / 4
-    with torch.autocast(device.type, dtype=torch.bfloat16):
+    with forward.autocast(device):
         image = forward.encode(sam, images)
         logits, predicted = forward.decode(sam, image, coords, labels)
     logits, predicted = logits[0].float(), predicted[0].float()
@@ -79,7 +79,7 @@ def _one(sam: Sam, sample: Sample, device: torch.device) -> Tensor:
     mask, places, kinds = clicked[torch.arange(CLICKS), best], coords[0, :CLICKS], labels[0, :CLICKS]
     for _ in range(2):
         places, kinds = append_clicks(places, kinds, error_clicks(mask, wanted, 1, centred=True), 1)
-        with torch.autocast(device.type, dtype=torch.bfloat16):
+        with forward.autocast(device):
             refined, _ = forward.decode(sam, image, places[None], kinds[None], mask[None])
         mask = refined[0, :, 0].float()
         rows.append(mask_iou(mask, wanted))

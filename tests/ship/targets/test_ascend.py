@@ -3,6 +3,7 @@
 
 import ast
 import json
+import re
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -101,6 +102,20 @@ def test_graphs_are_of_fixed_sizes_in_opset_14_and_every_operator_is_registered(
         assert {node.op_type for node in model.graph.node}.isdisjoint({"LayerNormalization", "Einsum", "Shape"})
         sizes = [dim for value in model.graph.input for dim in value.type.tensor_type.shape.dim]
         assert all(dim.HasField("dim_value") for dim in sizes)
+
+
+def test_the_readme_names_the_scripts_and_the_files_of_the_kit(kit, streets, geared):
+    for folder, more in (
+        (kit, "run.py segment picture.jpg"),
+        (streets / "kit", "run.py cityscapes DATA --work WORK --batch 1"),
+        (geared, "points 2 to"),
+    ):
+        text = (folder / "README.md").read_text("utf-8")
+        scripts = {f"scripts/{path.name}" for path in (folder / "scripts").iterdir()}
+        assert scripts == set(re.findall(r"scripts/\w+\.sh", text)) and more in text
+        compiled = (folder / "scripts/20_compile.sh").read_text()
+        named = {f"om/{name}" for name in re.findall(r"`(\w+)\.om`", text)}
+        assert named == set(re.findall(r"--output=(\S+)", compiled))
 
 
 def test_later_cann_gets_opset_18_with_whole_norms(geared):

@@ -67,6 +67,13 @@ def test_the_lines_of_trtexec_name_every_input_in_three_shapes(kit):
     assert "--minShapes=image:1x3x128x128" in lines[0] and "point_coords:8x32x2" in lines[1]
 
 
+def test_the_readme_names_the_scripts_and_the_ranges_of_the_kit(kit):
+    text = (kit / "README.md").read_text("utf-8")
+    assert all(name in text for name in ("python build.py", "bash trtexec.sh", "python run.py accept"))
+    assert "| image_encoder | image | 1x3x128x128 |" in text and "| 8x32x2 |" in text
+    assert "at least: cosine 0.9999, mask_iou 0.99;" in text
+
+
 def test_its_scripts_build_and_accept(kit, monkeypatch):
     build, run = (script(kit, name, monkeypatch) for name in ("build", "run"))
     assert build.main() == 0

@@ -459,9 +459,10 @@ def _bytes_of(tensor: TensorSpec, form: Form) -> int:
 
 
 def _write_texts(folder: Path, document: Mapping[str, Any]) -> None:
-    """Write ``kit.json``, the scripts, the runner and the digests of the graphs."""
+    """Write ``kit.json``, the README, the scripts, the runner and the digests of the graphs."""
     data = (json.dumps(document, indent=1) + "\n").encode()
     write_file(folder / "kit.json", data)
+    write_file(folder / "README.md", commands.readme(json.loads(data)).encode())
     entries: Mapping[str, Any] = json.loads(data)["graphs"]
     precisions, soc = document["precisions"], document["soc"]
     scripts: dict[str, Callable[[], str]] = {

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The lines of the kit's shell scripts: what ``amct_onnx``, ``atc`` and ``ais_bench`` are asked for each graph.
+"""The kit's README and shell scripts: what ``amct_onnx``, ``atc`` and ``ais_bench`` are asked for each graph.
 
 A graph is an entry of ``kit.json``. Every line is quoted for the shell, and starts in the kit's folder.
 """
@@ -41,6 +41,54 @@ else
   bench() { msit benchmark "$@"; }; renamed=1
 fi
 """
+_README = """# {architecture} for {soc}
+
+On the machine with the NPU, in this folder. It needs CANN {cann}, the wheels `aclruntime` and `ais_bench` of
+Ascend/tools, numpy and Pillow.
+
+    bash scripts/00_check.sh        # driver, chip, CANN, Python packages, digests of the graphs
+{quantize}    bash scripts/20_compile.sh      # graphs/ to om/
+    python3 run.py accept           # holds om/ against the recorded answers in acceptance/; writes report.json
+    bash scripts/30_bench.sh        # pure inference, a hundred runs each
+    {run}
+
+| graph | sizes | file in om/ |
+|---|---|---|
+{rows}
+
+What `run.py accept` takes at least: {bars}. Back where the bundle is,
+`segship verify BUNDLE --kit report.json` takes the figures into its certificate. kit.json has sizes, digests,
+preprocessing, bars and cases; everything else follows from it.
+
+No NPU was at hand when this was written: graphs were compared in ONNX Runtime, and the scripts ran on doubles of
+the vendor's tools. The report of your device is the proof.
+"""
+_QUANTIZE = "    bash scripts/10_quantize.sh     # amct_onnx, in an environment of its own; graphs/ to quantized/\n"
+_RUN = {
+    "promptable": "python3 run.py segment picture.jpg --point 500,375 --out out.png    # or --box X0,Y0,X1,Y1",
+    "semantic": "python3 run.py cityscapes DATA --work WORK --batch {batch}    # mIoU of leftImg8bit/val",
+}
+
+
+def readme(document: Mapping[str, Any]) -> str:
+    """Return the text of ``README.md`` for what ``kit.json`` says."""
+    precisions, rows = document["precisions"], []
+    for name, entry in document["graphs"].items():
+        sizes = [f"{axis} {size}" for axis, size in entry["sizes"].items()]
+        if entry["gears"]:
+            sizes.append(f"points {entry['gears'][0]} to {entry['gears'][-1]}")
+        rows.append(f"| {name} | {', '.join(sizes)} | {', '.join(f'`{name}_{one}.om`' for one in precisions)} |")
+    bars = "; ".join(
+        f"{precision}: {', '.join(f'{figure} {least}' for figure, least in document['bars'][precision].items())}"
+        for precision in precisions
+    )
+    return _README.format(
+        **{key: document[key] for key in ("architecture", "soc", "cann")},
+        quantize=_QUANTIZE if "int8" in precisions else "",
+        run=_RUN[document["task"]].format(batch=next(iter(document["graphs"].values()))["sizes"].get("batch")),
+        rows="\n".join(rows),
+        bars=bars,
+    )
 
 
 def check_script(soc: str, int8: bool) -> str:

@@ -124,6 +124,7 @@ def _kit(
     for script in _SCRIPTS:
         write_file(folder / script, read_bytes(Path(__file__).parent / script, limit=_MOST_SCRIPT))
     write_file(folder / "trtexec.sh", _trtexec(document).encode())
+    write_file(folder / "README.md", _readme(source, document).encode())
     return {"checked_with": checker}
 
 
@@ -205,3 +206,37 @@ def _trtexec(document: Mapping[str, Any]) -> str:
                 f"    --saveEngine=plans/{name}.{place}.plan"
             )
     return "\n".join(lines) + "\n"
+
+
+_README = """# {architecture} for TensorRT 10 and 11, {precision}
+
+On the machine with the GPU, in this folder; a plan belongs to one kind of GPU and one version of TensorRT.
+
+    python build.py          # graphs/ to plans/; needs tensorrt alone
+    bash trtexec.sh          # or with TensorRT's own program, a plan for each range of sizes
+    python run.py accept     # holds plans/ against the float32 answers in acceptance/; needs cuda-python and numpy too
+
+| graph | input | least | usual | most |
+|---|---|---|---|---|
+{rows}
+
+What `run.py accept` takes at least: {bars}; it writes report.json. `Plan` in run.py is all that a
+program of your own needs to run a plan. Precision is what stands in the graphs (networks are strongly typed);
+inputs and outputs are float32.
+
+No GPU was at hand when this was written: the scripts ran on doubles of TensorRT's and CUDA's Python interfaces.
+The report of your machine is the proof.
+"""
+
+
+def _readme(source: Bundle, document: Mapping[str, Any]) -> str:
+    """Return the text of ``README.md`` for what ``kit.json`` says."""
+    rows = [
+        f"| {name} | {tensor} | {' | '.join('x'.join(map(str, sizes)) for sizes in three)} |"
+        for name, graph in document["graphs"].items()
+        for shapes in graph["shapes"]
+        for tensor, three in shapes.items()
+    ]
+    bars = ", ".join(f"{figure} {least}" for figure, least in document["bar"].items())
+    words = {"architecture": source.manifest.architecture, "precision": document["precision"]}
+    return _README.format(**words, rows="\n".join(rows), bars=bars)
