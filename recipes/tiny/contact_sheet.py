@@ -4,7 +4,8 @@
     python -m recipes.tiny.contact_sheet --out sheet.jpg PANEL [PANEL ...]
 
 A panel is IMAGE, or IMAGE followed by prompts for one object: ``photo.jpg@point=300,200``,
-``photo.jpg@point=300,200@point=310,90,0@box=10,20,300,400``. ``photo.jpg@everything`` shows all masks.
+``photo.jpg@point=300,200@point=310,90,0@box=10,20,300,400``. ``photo.jpg@everything`` shows all masks. ``--bundle``, given
+more than once, puts the answers of each beside each other.
 """
 
 from __future__ import annotations
@@ -67,12 +68,13 @@ def main() -> None:
     """Read the command line and write the sheet."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("panels", nargs="+", metavar="PANEL")
-    parser.add_argument("--bundle", default="tiny")
+    parser.add_argument("--bundle", action="append", help="tiny when left out")
     parser.add_argument("--columns", type=int, default=4)
     parser.add_argument("--out", type=Path, required=True)
     options = parser.parse_args()
-    predictor = segship.load(options.bundle)
-    frames = [panel(predictor, text) for text in options.panels]
+    predictors = [segship.load(bundle) for bundle in options.bundle or ["tiny"]]
+    # A picture without prompts is nobody's answer, and shown once.
+    frames = [panel(one, text) for text in options.panels for one in predictors[: None if "@" in text else 1]]
     while len(frames) % options.columns:
         frames.append(np.full_like(frames[0], 255))
     rows = [np.hstack(frames[i : i + options.columns]) for i in range(0, len(frames), options.columns)]
