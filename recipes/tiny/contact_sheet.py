@@ -4,8 +4,8 @@
     python -m recipes.tiny.contact_sheet --out sheet.jpg PANEL [PANEL ...]
 
 A panel is IMAGE, or IMAGE followed by prompts for one object: ``photo.jpg@point=300,200``,
-``photo.jpg@point=300,200@point=310,90,0@box=10,20,300,400``. ``photo.jpg@everything`` shows all masks. ``--bundle``, given
-more than once, puts the answers of each beside each other.
+``photo.jpg@point=300,200@point=310,90,0@box=10,20,300,400``. ``photo.jpg@everything`` shows all masks. ``--bundle``,
+given more than once, puts the answers of each beside each other.
 """
 
 from __future__ import annotations

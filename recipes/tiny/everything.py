@@ -5,11 +5,11 @@
     python -m recipes.tiny.everything WEIGHTS --photographs FOLDER
 
 A folder of photographs is one that `recipes.tiny.surfaces` writes with ``--outlined``. The decoder answers a grid once
-for each picture; every setting is then tried on the same answers, at the decoder's resolution: the least score, the
-least stability, the IoU of masks above which the lower score goes, how much of the smaller of two masks may lie in the
-other, and the least share of the picture. Printed for each: the share of objects that a mask finds (IoU at least 0.5,
-and 0.75), the masks a picture, and the share of masks that find an object. The choice finds as much as any setting
-whose masks are few and useful enough, by the fewest masks.
+for each picture, and once more the box of each mask that any setting keeps, with the mask itself; every setting is then
+tried on the same answers, at the decoder's resolution: the least score, the least stability, the IoU of masks above
+which the lower score goes, and the least score of the second answer, or none. Printed for each: the share of objects
+that a mask finds (IoU at least 0.5, and 0.75), the masks a picture, and the share of masks that find an object. The
+choice finds as much as any setting whose masks are few and useful enough, by the fewest masks.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ import cv2
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from recipes.tiny import forward
 from recipes.tiny.evaluation import read_photographs
@@ -31,17 +32,16 @@ from recipes.tiny.samples import OBJECT, ScenePool, crop_scene, resized_hw, to_f
 from recipes.tiny.scenes import Scene
 from recipes.tiny.scores import decode, grid_prompts, ious, known_things, read_weights
 from segship.ship.families.sam.model import Sam
+from segship.spec import LABEL_BOX_BOTTOM_RIGHT, LABEL_BOX_TOP_LEFT
 
 SMALLEST, LARGEST = 0.01, 0.6
 """Of the picture: objects that are looked for."""
-LEAST_SCORE = 0.15
 STABILITY_OFFSET = 1.0
 PORTION = 64
-SCORES = (0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55)
-STABILITIES = (0.0, 0.1, 0.2, 0.3, 0.4)
+SCORES = (0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5)
+STABILITIES = (0.0, 0.2, 0.3, 0.4)
 OVERLAPS = (0.6, 0.7, 0.75)
-INSIDES = (1.0, 0.9)
-LEAST_SHARES = (0.0, 0.01)
+REFINED = (None, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8)
 ENOUGH = 0.02
 """So much less found is as good, by fewer masks."""
 
@@ -51,7 +51,7 @@ Masks = NDArray[np.bool_]
 
 
 class Answers(NamedTuple):
-    """The masks of one picture that are not hopeless."""
+    """Masks of one picture."""
 
     scores: Floats
     """(n,)"""
@@ -59,22 +59,30 @@ class Answers(NamedTuple):
     """(n,)"""
     overlaps: Floats
     """(n, n) IoUs of masks."""
-    insides: Floats
-    """(n, n) how much of the smaller of two masks lies in the other."""
-    shares: Floats
-    """(n,) of the picture."""
     objects: Floats
     """(n, t) IoUs with the objects that are looked for."""
 
+    def at(self, places: NDArray[np.intp]) -> Answers:
+        """Return those of some masks."""
+        return Answers(
+            self.scores[places], self.stabilities[places], self.overlaps[np.ix_(places, places)], self.objects[places]
+        )
+
+
+class Pair(NamedTuple):
+    """Masks of one picture, and what the decoder answers to the box of each with the mask itself."""
+
+    first: Answers
+    second: Answers
+
 
 class Setting(NamedTuple):
-    """What decides which masks stay."""
+    """What decides which masks stay; ``refined`` is the least score of a second answer, None for first answers."""
 
     score: float
     stability: float
     overlap: float
-    inside: float = 1.0
-    share: float = 0.0
+    refined: float | None = None
 
 
 class Figures(NamedTuple):
@@ -105,8 +113,8 @@ def read_outlined(folder: Path, size: int) -> Iterator[tuple[Pixels, Masks]]:
 
 
 @torch.no_grad()
-def ask(sam: Sam, picture: Pixels, things: Masks, side: int) -> Answers:
-    """Ask a picture everything."""
+def ask(sam: Sam, picture: Pixels, things: Masks, side: int) -> Pair:
+    """Ask a picture everything, and each mask that a setting may keep once more."""
     size = sam.config.image_size
     height, width = resized_hw(picture.shape[:2], size)
     rows, columns = -(-height // 4), -(-width // 4)
@@ -114,48 +122,76 @@ def ask(sam: Sam, picture: Pixels, things: Masks, side: int) -> Answers:
     wanted = torch.from_numpy(things[(share >= SMALLEST) & (share <= LARGEST), :rows, :columns])
     image = forward.encode(sam, torch.from_numpy(to_frame(picture, size))[None])
     places = (np.stack(np.meshgrid(np.arange(side), np.arange(side)), -1).reshape(-1, 2) + 0.5) / side * (width, height)
-    masks, scores, stabilities = [], [], []
+
+    def judged(logits: Tensor, scores: Tensor) -> Answers:
+        part = logits[:, :rows, :columns]
+        core, whole = ((part > offset).sum((1, 2)) for offset in (STABILITY_OFFSET, -STABILITY_OFFSET))
+        overlaps, objects = (ious((part > 0)[:, None], others)[:, 0].numpy() for others in (part > 0, wanted))
+        return Answers(scores.numpy(), (core / whole.clamp(min=1)).numpy(), overlaps, objects)
+
+    found, guesses = [], []
     for begin in range(0, len(places), PORTION):
         _, logits, guess = decode(sam, image, *grid_prompts(places[begin : begin + PORTION]))
-        logits = logits[:, 1:, :rows, :columns].flatten(0, 1)
-        core, whole = ((logits > offset).sum((1, 2)) for offset in (STABILITY_OFFSET, -STABILITY_OFFSET))
-        hopeful = (guess[:, 1:].flatten() > LEAST_SCORE) & (logits > 0).any(2).any(1)
-        masks.append((logits > 0)[hopeful])
-        scores.append(guess[:, 1:].flatten()[hopeful])
-        stabilities.append((core / whole.clamp(min=1))[hopeful])
-    found = torch.cat(masks)
-    overlaps, objects = (ious(found[:, None], others)[:, 0].numpy() for others in (found, wanted))
-    areas = found.flatten(1).sum(1).numpy().astype(np.float32)
-    # Of the IoU and both areas: what two masks share.
-    shared = overlaps / (1 + overlaps) * (areas[:, None] + areas)
-    insides = shared / np.minimum(areas[:, None], areas)
-    shares = areas / (rows * columns)
-    return Answers(torch.cat(scores).numpy(), torch.cat(stabilities).numpy(), overlaps, insides, shares, objects)
+        logits, guess = logits[:, 1:].flatten(0, 1), guess[:, 1:].flatten()
+        hopeful = (guess > min(SCORES)) & (logits[:, :rows, :columns] > 0).flatten(1).any(1)
+        found.append(logits[hopeful])
+        guesses.append(guess[hopeful])
+    logits, first = torch.cat(found), judged(torch.cat(found), torch.cat(guesses))
+    # What no setting keeps need not be asked about: a higher score keeps a part of what a lower one does.
+    kept = (keep(first, 0, *values) for values in product(STABILITIES, OVERLAPS))
+    chosen = np.unique(np.concatenate([np.zeros(0, np.intp), *kept]))
+    logits, first = logits[chosen], first.at(chosen)
+    again = [
+        decode(sam, image, *box_prompts(part[:, :rows, :columns] > 0), part[None]) for part in logits.split(PORTION)
+    ]
+    if not again:
+        return Pair(first, first)
+    return Pair(first, judged(*(torch.cat([answer[i][:, 0] for answer in again]) for i in (1, 2))))
 
 
-def keep(answers: Answers, setting: Setting) -> NDArray[np.intp]:
-    """Return the masks that stay, the best first."""
-    passed = np.flatnonzero(
-        (answers.scores > setting.score)
-        & (answers.stabilities >= setting.stability)
-        & (answers.shares >= setting.share)
-    )
-    alive, kept = np.zeros(len(answers.scores), np.bool_), []
-    alive[passed] = True
-    for index in passed[np.argsort(-answers.scores[passed], kind="stable")]:
+def box_prompts(masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Return coordinates (1, n, 2, 2) and labels (1, n, 2) of the boxes of masks (n, h, w) that are not empty."""
+    corners = []
+    for across in (masks.any(1), masks.any(2)):
+        cells = torch.arange(across.shape[1])
+        low = torch.where(across, cells, across.shape[1]).amin(1)
+        corners.append(torch.stack([low, torch.where(across, cells, -1).amax(1) + 1], 1))
+    # Cells are four pixels of the model frame, and the prompt encoder adds half a pixel.
+    coords = torch.stack(corners, 2)[None] * 4.0 - 0.5
+    return coords, torch.tensor([LABEL_BOX_TOP_LEFT, LABEL_BOX_BOTTOM_RIGHT]).float().expand(1, len(masks), 2)
+
+
+def keep(
+    answers: Answers, score: float, stability: float, overlap: float, among: Masks | None = None
+) -> NDArray[np.intp]:
+    """Return the masks that stay, the best first, of all or of those in ``among`` (n,)."""
+    alive = (answers.scores > score) & (answers.stabilities >= stability)
+    if among is not None:
+        alive &= among
+    kept = []
+    for index in np.argsort(-answers.scores, kind="stable"):
         if alive[index]:
             kept.append(index)
-            alive &= answers.overlaps[index] <= setting.overlap
-            if setting.inside < 1:
-                alive &= answers.insides[index] <= setting.inside
+            alive &= answers.overlaps[index] <= overlap
     return np.array(kept, np.intp)
 
 
-def measure(pictures: list[Answers], setting: Setting) -> Figures:
+def stay(pair: Pair, setting: Setting) -> Floats:
+    """Return the IoUs (n, t) with the objects of the masks that a setting keeps."""
+    score, stability, overlap, refined = setting
+    kept = keep(pair.first, score, stability, overlap)
+    if refined is None:
+        return pair.first.objects[kept]
+    among = np.zeros(len(pair.first.scores), np.bool_)
+    among[kept] = True
+    return pair.second.objects[keep(pair.second, refined, stability, overlap, among)]
+
+
+def measure(pictures: list[Pair], setting: Setting) -> Figures:
     """Count what a setting finds in all pictures."""
     best, counts, useful = [], [], []
-    for answers in pictures:
-        kept = answers.objects[keep(answers, setting)]
+    for pair in pictures:
+        kept = stay(pair, setting)
         counts.append(len(kept))
         best.append(kept.max(0, initial=0))
         if kept.size:
@@ -191,7 +227,7 @@ def main() -> None:
     else:
         found = read_outlined(arguments.photographs, size)
     pictures = [ask(sam, picture, things, arguments.side) for picture, things in found]
-    settings = [Setting(*values) for values in product(SCORES, STABILITIES, OVERLAPS, INSIDES, LEAST_SHARES)]
+    settings = [Setting(*values) for values in product(SCORES, STABILITIES, OVERLAPS, REFINED)]
     table = {setting: measure(pictures, setting) for setting in settings}
     for setting, figures in table.items():
         print(_line(setting, figures))
@@ -209,8 +245,9 @@ def main() -> None:
 
 
 def _line(setting: Setting, figures: Figures) -> str:
-    which = "score {:.2f} stability {:.2f} overlap {:.1f} inside {:.2f} share {:.3f}: ".format(*setting)
-    return which + "found {:.3f} (0.75: {:.3f}) by {:.1f} masks, useful {:.3f}".format(*figures)
+    refined = "" if setting.refined is None else f" refined {setting.refined:.2f}"
+    which = "score {:.2f} stability {:.2f} overlap {:.2f}".format(*setting[:3])
+    return f"{which}{refined}: " + "found {:.3f} (0.75: {:.3f}) by {:.1f} masks, useful {:.3f}".format(*figures)
 
 
 if __name__ == "__main__":

@@ -124,11 +124,13 @@ AMG = Fields(
         "stability_score_thresh",
         "stability_score_offset",
         "box_nms_thresh",
+        "refine_iou_thresh",
         "crop_nms_thresh",
         "nms",
         "min_mask_region_area",
         "partition",
         edges=EDGES,
+        refine=Option(negative="--no-refine"),
     ),
     **in_group(
         COST_GROUP,
@@ -246,6 +248,7 @@ def _cost_rows(cost: AmgCost) -> list[tuple[str, str]]:
         ("memory besides the model", f"about {megabytes(cost.peak_bytes)}"),
         ("pred_iou_thresh", f"{cost.pred_iou_thresh:g}"),
         ("stability_score_thresh", f"{cost.stability_score_thresh:g}"),
+        ("refine_iou_thresh", "-" if cost.refine_iou_thresh is None else f"{cost.refine_iou_thresh:g}"),
     ]
 
 
@@ -256,6 +259,7 @@ def _print_image(image: FinishedImage[Everything]) -> None:
     console.print(
         f"{len(found.records)} masks cover {found.coverage:.1%}; asked at {found.points:,} of {cost.points:,} points; "
         f"predicted IoU above {cost.pred_iou_thresh:g}, stability from {cost.stability_score_thresh:g}"
+        + ("" if cost.refine_iou_thresh is None else f", refined above {cost.refine_iou_thresh:g}")
     )
     if found.what_was_filtered:
         console.print(plain(found.what_was_filtered))

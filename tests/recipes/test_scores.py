@@ -10,7 +10,17 @@ import pytest
 import torch
 from PIL import Image
 
-from recipes.tiny.everything import Answers, Setting, ask, keep, measure, objects_of, read_outlined
+from recipes.tiny.everything import (
+    Answers,
+    Pair,
+    Setting,
+    ask,
+    box_prompts,
+    keep,
+    measure,
+    objects_of,
+    read_outlined,
+)
 from recipes.tiny.samples import SampleBuilder, Truth, to_target
 from recipes.tiny.scenes import make_scene
 from recipes.tiny.scores import (
@@ -82,11 +92,19 @@ def test_prompts_of_training_are_judged_by_their_targets(small: Sam) -> None:
 def test_a_grid_is_judged_by_whatever_is_there(small: Sam) -> None:
     found = ask_grid(small, make_scene(3, 96), np.random.default_rng(0), 5)
     assert found is not None and found.ious.shape == found.at_frame.shape == (25, 4)
-    answers = ask(small, *objects_of(make_scene(3, 96), np.random.default_rng(0), 64), 5)
-    assert (np.diag(answers.insides) > 0.999).all() and (answers.insides < 1.001).all()
-    assert answers.overlaps.shape == answers.insides.shape == (len(answers.scores),) * 2 and len(
-        answers.objects
-    ) == len(answers.scores)
+    pair = ask(small, *objects_of(make_scene(3, 96), np.random.default_rng(0), 64), 5)
+    for answers in pair:
+        assert answers.overlaps.shape == (len(pair.first.scores),) * 2
+        assert len(answers.objects) == len(answers.stabilities) == len(pair.first.scores)
+
+
+def test_boxes_are_asked_at_their_edges_in_the_model_frame() -> None:
+    masks = torch.zeros(2, 6, 8, dtype=torch.bool)
+    masks[0, 1:3, 2:5] = masks[1, 5, 0] = True
+    coords, labels = box_prompts(masks)
+    # The prompt encoder adds the half pixel that is missing here.
+    assert (coords + 0.5).tolist() == [[[[8, 4], [20, 12]], [[0, 20], [4, 24]]]]
+    assert labels.tolist() == [[[2, 3], [2, 3]]]
 
 
 def test_outlined_photographs_are_asked_in_the_model_frame(small: Sam, tmp_path: Path) -> None:
@@ -98,21 +116,23 @@ def test_outlined_photographs_are_asked_in_the_model_frame(small: Sam, tmp_path:
     Image.new("RGB", (200, 100)).save(tmp_path / "images" / "a.jpg")
     [(picture, things)] = read_outlined(tmp_path, 64)
     assert things.shape == (1, 16, 16) and things[0, :4, :8].all() and things.sum() == 32
-    assert ask(small, picture, things, 3).objects.shape[1] == 1
+    assert ask(small, picture, things, 3).first.objects.shape[1] == 1
 
 
 def test_of_masks_that_overlap_the_better_stays() -> None:
     overlaps = np.array([[1, 0.8, 0], [0.8, 1, 0], [0, 0, 1]], np.float32)
     objects = np.array([[0.9], [0.4], [0.1]], np.float32)
-    insides = np.array([[1, 0.95, 0], [0.95, 1, 0], [0, 0, 1]], np.float32)
     scores, stabilities = np.array([0.5, 0.7, 0.3], np.float32), np.array([1, 1, 0.2], np.float32)
-    answers = Answers(scores, stabilities, overlaps, insides, np.array([0.2, 0.2, 0.01], np.float32), objects)
-    assert keep(answers, Setting(0, 0, 0.7)).tolist() == [1, 2]
-    assert keep(answers, Setting(0, 0.5, 0.9)).tolist() == [1, 0]
-    assert keep(answers, Setting(0.3, 0, 0.7)).tolist() == [1]
-    assert keep(answers, Setting(0, 0, 0.9, inside=0.9)).tolist() == [1, 2]
-    assert keep(answers, Setting(0, 0, 0.9, share=0.05)).tolist() == [1, 0]
-    assert measure([answers], Setting(0, 0.5, 0.9)) == (1.0, 1.0, 2.0, 0.5)
+    first = Answers(scores, stabilities, overlaps, objects)
+    assert keep(first, 0, 0, 0.7).tolist() == [1, 2]
+    assert keep(first, 0, 0.5, 0.9).tolist() == [1, 0]
+    assert keep(first, 0.3, 0, 0.7).tolist() == [1]
+    second = Answers(np.array([0.9, 0.6, 0.8], np.float32), np.ones(3, np.float32), np.eye(3), 1 - objects)
+    pair = Pair(first, second)
+    assert measure([pair], Setting(0, 0.5, 0.9)) == (1.0, 1.0, 2.0, 0.5)
+    # Those that stay are the second answers of the masks 1 and 2; of them 2 is sure enough.
+    assert measure([pair], Setting(0, 0, 0.7, refined=0.7)) == (1.0, 1.0, 1.0, 1.0)
+    assert measure([pair], Setting(0.3, 0, 0.7, refined=0.5)) == (1.0, 0.0, 1.0, 1.0)
 
 
 def test_scores_of_what_ships_do_not_prefer_the_frame() -> None:

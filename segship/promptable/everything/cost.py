@@ -65,6 +65,9 @@ class AmgCost:
         itself and the work of its encoder come on top.
     pred_iou_thresh, stability_score_thresh
         The thresholds that hold for this model.
+    refine_iou_thresh
+        That of refined masks; None where none is refined. Asking once more comes on top of what is counted here: as
+        many objects as masks are left.
     held_bytes
         The part of ``peak_bytes`` for low-resolution logits.
     """
@@ -77,6 +80,7 @@ class AmgCost:
     peak_bytes: int
     pred_iou_thresh: float
     stability_score_thresh: float
+    refine_iou_thresh: float | None
     held_bytes: int
 
     def to_dict(self) -> dict[str, Any]:
@@ -117,6 +121,7 @@ def estimate_cost(predictor: Predictor, size_hw: Size, options: AmgOptions) -> A
         peak_bytes=peak_bytes,
         pred_iou_thresh=thresholds.pred_iou_thresh,
         stability_score_thresh=thresholds.stability_score_thresh,
+        refine_iou_thresh=thresholds.refine_iou_thresh if thresholds.refine else None,
         held_bytes=held_bytes,
     )
 

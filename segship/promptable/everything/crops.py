@@ -15,14 +15,13 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
 from segship.arrays import BoolArray, FloatArray, IntArray, Points, Size
 from segship.errors import BackendUnavailable
 from segship.images import LoadedImage
 from segship.masks.cleanup import MaskCleanUp, clean_low_res
 from segship.masks.nms import box_nms, mask_nms
-from segship.masks.rle import mask_to_runs
+from segship.masks.rle import mask_to_runs, runs_to_mask
 from segship.masks.upscaling import (
     MARGIN,
     EncodedMask,
@@ -32,7 +31,6 @@ from segship.masks.upscaling import (
     encode_logits,
     encode_mask,
 )
-from segship.promptable.decoder import SelectedMasks
 from segship.promptable.everything.cost import AmgCost, check_speed
 from segship.promptable.everything.filters import estimate_boxes, estimate_stability, near_crop_edge, stability
 from segship.promptable.everything.grids import Crop, SettledPoints, coarse_to_fine, layer_grids
@@ -40,15 +38,17 @@ from segship.promptable.everything.options import AmgOptions, Thresholds, thresh
 from segship.promptable.everything.records import MaskRecord
 from segship.promptable.prediction import ImageEmbedding
 from segship.promptable.predictor import Predictor
-from segship.promptable.prompts import ObjectPrompt
+from segship.promptable.prompts import ObjectPrompt, Prompts
 
 Progress = Callable[[int, int], None]
 """Is told after each call of the decoder how many points are done, asked or settled, and how many there are."""
 
-FILTERS = ("pred_iou_thresh", "stability_score_thresh", "crop_edge")
-"""What removes masks before duplicates are looked for."""
+FILTERS = ("pred_iou_thresh", "stability_score_thresh", "crop_edge", "refine_iou_thresh")
+"""What removes masks besides duplicates."""
 # Mode ``hierarchical`` begins with every so many-th row and column of a grid.
 _COARSEST = 4
+# What a mask input says of cells that were not held: as sure as the decoder itself is far from a mask.
+_OUTSIDE = -8.0
 # The speed of a call is known after so many calls of the decoder.
 _CALLS_MEASURED = 3
 
@@ -117,7 +117,8 @@ class Candidate:
     predicted_iou: float
     stability_score: float
     box_xyxy: tuple[int, int, int, int]
-    point_xy: tuple[float, float]
+    place: int
+    """Of the point that found it, in the grid."""
     mask: EncodedMask | LogitsPatch
 
 
@@ -177,11 +178,22 @@ class CropSearch:
             found = self._predictor.select_at(self._embedding, self.points[batch], bound)
             asked = self._predictor.masks_per_point * len(batch)
             self._context.removed["pred_iou_thresh"] += asked - len(found.objects)
-            self._take(batch, found)
+            self._take(batch[found.objects], found.scores, found.low_res_masks)
             self._context.count(len(batch), time.monotonic() - began)
 
     def records(self) -> list[MaskRecord]:
         """Return a record of each mask that is no duplicate of a better one, by descending predicted IoU."""
+        chosen = self._without_duplicates()
+        if self._context.thresholds.refine:
+            self._refine(chosen)
+            chosen = self._without_duplicates()
+        records = [self._record(candidate) for candidate in chosen]
+        if self._context.options.mode == "reference":
+            return records
+        # Only with thresholds of 0 can there be any.
+        return [record for record in records if record.area]
+
+    def _without_duplicates(self) -> list[Candidate]:
         if not self.candidates:
             return []
         scores = np.array([candidate.predicted_iou for candidate in self.candidates], np.float32)
@@ -191,15 +203,39 @@ class CropSearch:
         else:
             boxes = np.array([candidate.box_xyxy for candidate in self.candidates], np.float32)
             kept = box_nms(boxes, scores, thresholds.box_nms_thresh)
-        chosen = [self.candidates[index] for index in kept.tolist()]
-        records = [self._record(candidate) for candidate in chosen]
-        if self._context.options.mode == "reference":
-            return records
-        # Only with thresholds of 0 can there be any.
-        return [record for record in records if record.area]
+        return [self.candidates[index] for index in kept.tolist()]
 
-    def _take(self, asked: IntArray, found: SelectedMasks) -> None:
-        logits = found.low_res_masks
+    def _refine(self, chosen: list[Candidate]) -> None:
+        """Let what the decoder answers to each mask's box and the mask itself be the candidates, where it passes."""
+        self.candidates, self._held = [], 0
+        size, threshold = self._context.cost.points_per_call, self._context.thresholds.refine_iou_thresh
+        bound = threshold if threshold > 0 else -np.inf
+        height, width = self._upscaler.valid_cells
+        for begin in range(0, len(chosen), size):
+            portion = chosen[begin : begin + size]
+            corners = np.array([candidate.box_xyxy for candidate in portion], np.float32)
+            # Their ends are the last pixels, and a box has to have an inside.
+            corners[:, 2:] += 1
+            masks = np.stack([self._mask_input(candidate) for candidate in portion])
+            ious, logits = self._predictor.decode_low_res(self._embedding, Prompts(boxes=corners, mask_input=masks))
+            passing = ious[:, 0] > np.float32(bound)
+            self._context.removed["refine_iou_thresh"] += int((~passing).sum())
+            places = np.array([candidate.place for candidate in portion], np.int64)
+            self._take(places[passing], ious[passing, 0], logits[passing, 0, :height, :width])
+
+    def _mask_input(self, candidate: Candidate) -> FloatArray:
+        """Return (1, 4h, 4w) float32 logits: those that are held, and `_OUTSIDE` where none is above 0."""
+        if isinstance(candidate.mask, EncodedMask):
+            left, top, right, bottom = self.crop.box_xyxy
+            mask = runs_to_mask(candidate.mask.runs, self._context.size_hw)[top:bottom, left:right]
+            return self._predictor.mask_to_logits(mask)[0]
+        patch, side = candidate.mask, self._predictor.manifest.geometry.low_res_size
+        whole = np.full((1, side, side), _OUTSIDE, np.float32)
+        height, width = patch.logits.shape
+        whole[0, patch.top : patch.top + height, patch.left : patch.left + width] = patch.logits
+        return whole
+
+    def _take(self, places: IntArray, scores: FloatArray, logits: FloatArray) -> None:
         if not len(logits):
             return
         if not np.isfinite(logits).all():
@@ -208,30 +244,29 @@ class CropSearch:
                 "try precision fp32 or another backend, and `segship doctor`",
                 code="nonfinite_output",
             )
-        places = asked[found.objects]
         if self._context.options.mode == "reference":
-            self._filter_at_image_size(self.points[places], found.scores, logits)
+            self._filter_at_image_size(places, scores, logits)
         else:
-            self._filter_at_low_resolution(places, found.scores, logits)
+            self._filter_at_low_resolution(places, scores, logits)
 
-    def _filter_at_image_size(self, points_xy: Points, ious: FloatArray, logits: FloatArray) -> None:
+    def _filter_at_image_size(self, places: IntArray, ious: FloatArray, logits: FloatArray) -> None:
         threshold = self._context.cost.stability_score_thresh
         left, top, _, _ = self.crop.box_xyxy
-        for point, iou, low_res in zip(points_xy, ious, logits, strict=True):
+        for place, iou, low_res in zip(places.tolist(), ious, logits, strict=True):
             score = stability(
                 *count_above(LogitsPatch(low_res), self._upscaler, self._context.options.stability_score_offset)
             )
             if threshold > 0 and not np.float32(score) >= np.float32(threshold):
                 self._context.removed["stability_score_thresh"] += 1
                 continue
-            mask = self._encode(LogitsPatch(low_res), point)
+            mask = self._encode(LogitsPatch(low_res), place)
             x0, y0, x1, y1 = mask.box_xyxy
             # An empty mask has a box of zeros in the crop, as the reference has it.
             box = (x0 - left, y0 - top, x1 - left, y1 - top) if mask.area else (0, 0, 0, 0)
             if near_crop_edge(np.array([box]), self.crop, self._context.size_hw)[0]:
                 self._context.removed["crop_edge"] += 1
                 continue
-            self.candidates.append(Candidate(float(iou), score, box, _pair(point), mask))
+            self.candidates.append(Candidate(float(iou), score, box, place, mask))
 
     def _filter_at_low_resolution(self, places: IntArray, ious: FloatArray, logits: FloatArray) -> None:
         points_xy = self.points[places]
@@ -249,12 +284,11 @@ class CropSearch:
         for index in np.flatnonzero(stays).tolist():
             x0, y0, x1, y1 = boxes[index].tolist()
             self._cover |= logits[index] > 0
+            place = int(places[index])
             if self._settled is not None:
-                self._settled.add(int(places[index]), boxes[index], logits[index])
-            mask = self._hold(logits[index], points_xy[index])
-            self.candidates.append(
-                Candidate(float(ious[index]), float(scores[index]), (x0, y0, x1, y1), _pair(points_xy[index]), mask)
-            )
+                self._settled.add(place, boxes[index], logits[index])
+            mask = self._hold(logits[index], place)
+            self.candidates.append(Candidate(float(ious[index]), float(scores[index]), (x0, y0, x1, y1), place, mask))
 
     def _without_stray_pieces(self, points_xy: Points, logits: FloatArray, clean_up: MaskCleanUp) -> FloatArray:
         """Return the logits (n, h, w) cleaned as the model's manifest wants it for masks of one point each."""
@@ -266,18 +300,18 @@ class CropSearch:
         ]
         return np.stack(cleaned)
 
-    def _hold(self, low_res: FloatArray, point_xy: Points) -> EncodedMask | LogitsPatch:
+    def _hold(self, low_res: FloatArray, place: int) -> EncodedMask | LogitsPatch:
         """Return the part of the logits that is needed later, or the mask itself once too much is held."""
         patch = crop_patch(LogitsPatch(low_res), MARGIN if self._edges is None else self._edges.margin)
         if self._held + patch.logits.nbytes > self._context.cost.held_bytes:
-            return self._encode(patch, point_xy)
+            return self._encode(patch, place)
         self._held += patch.logits.nbytes
         return patch
 
-    def _encode(self, patch: LogitsPatch, point_xy: npt.ArrayLike) -> EncodedMask:
+    def _encode(self, patch: LogitsPatch, place: int) -> EncodedMask:
         left, top, _, _ = self.crop.box_xyxy
         if self._edges is not None:
-            prompt = ObjectPrompt(np.array([point_xy], np.float32), np.ones(1, np.int64))
+            prompt = ObjectPrompt(self.points[place : place + 1].astype(np.float32), np.ones(1, np.int64))
             painter = self._predictor.edge_painter(self._embedding, prompt, self._edges, self._predictor.mask_clean_up)
             mask = painter.mask(patch, self.crop.size_hw)
             return encode_mask(mask, corner_xy=(left, top), image_size_hw=self._context.size_hw)
@@ -285,9 +319,7 @@ class CropSearch:
 
     def _encoded(self, candidate: Candidate) -> EncodedMask:
         return (
-            candidate.mask
-            if isinstance(candidate.mask, EncodedMask)
-            else self._encode(candidate.mask, candidate.point_xy)
+            candidate.mask if isinstance(candidate.mask, EncodedMask) else self._encode(candidate.mask, candidate.place)
         )
 
     def _comparable_runs(self) -> list[IntArray]:
@@ -305,7 +337,7 @@ class CropSearch:
         mask = self._encoded(candidate)
         left, top, _, _ = self.crop.box_xyxy
         x0, y0, x1, y1 = mask.box_xyxy if mask.area else (left, top, left, top)
-        x, y = candidate.point_xy
+        x, y = self.points[candidate.place].tolist()
         return MaskRecord(
             runs=mask.runs,
             size=self._context.size_hw,
@@ -316,7 +348,3 @@ class CropSearch:
             stability_score=candidate.stability_score,
             crop_box=self.crop.box_xywh,
         )
-
-
-def _pair(point_xy: Points) -> tuple[float, float]:
-    return float(point_xy[0]), float(point_xy[1])

@@ -58,6 +58,13 @@ class AmgOptions:
     box_nms_thresh
         Of two masks of one crop with a larger IoU, the one with the lower predicted IoU goes; when left out, what suits
         the model, as a rule 0.7.
+    refine
+        Ask each mask that is left once more, by its box and the mask itself, and take the answer in its place, with its
+        scores; filters and the search for duplicates then see the answers. Not in mode ``reference``. When left out,
+        what suits the model, as a rule not.
+    refine_iou_thresh
+        Keep refined masks whose predicted IoU is above it, with 0 all; when left out, what suits the model, as a rule
+        0.88. ``pred_iou_thresh`` then says which are asked once more.
     crop_n_layers
         Layers of crops that are looked at besides the whole image; layer i has (2^i)^2 crops.
     crop_nms_thresh
@@ -114,6 +121,8 @@ class AmgOptions:
     stability_score_thresh: float | None = None
     stability_score_offset: float = 1.0
     box_nms_thresh: float | None = None
+    refine: bool | None = None
+    refine_iou_thresh: float | None = None
     crop_n_layers: int = 0
     crop_nms_thresh: float = 0.7
     crop_overlap_ratio: float = 512 / 1500
@@ -135,23 +144,29 @@ class AmgOptions:
         _check_whole("crop_n_points_downscale_factor", self.crop_n_points_downscale_factor, 1, _MOST_POINTS_PER_SIDE)
         for name in ("crop_nms_thresh", "crop_overlap_ratio"):
             _check_number(name, getattr(self, name), 0, 1)
-        for name in ("pred_iou_thresh", "stability_score_thresh", "box_nms_thresh"):
+        for name in ("pred_iou_thresh", "stability_score_thresh", "box_nms_thresh", "refine_iou_thresh"):
             if getattr(self, name) is not None:
                 _check_number(name, getattr(self, name), 0, 1)
         _check_number("stability_score_offset", self.stability_score_offset, 0, 1e6)
         _check_number("min_mask_region_area", self.min_mask_region_area, 0, 1e12)
+        self._check_choices()
+        self._check_points()
+        self._check_bounds()
+
+    def _check_choices(self) -> None:
         if self.output_mode not in OUTPUT_MODES:
             raise bad_output_mode(self.output_mode)
         _check_choice("mode", self.mode, get_args(Mode))
-        if self.edges and self.mode == "reference":
-            raise _bad("edges", self.edges, "False in mode 'reference', whose masks are the reference's")
+        for name in ("edges", "refine"):
+            if type(getattr(self, name)) not in (bool, type(None)):
+                raise _bad(name, getattr(self, name), "True, False, or None for what suits the model")
+            if getattr(self, name) and self.mode == "reference":
+                raise _bad(name, getattr(self, name), "False in mode 'reference', whose masks are the reference's")
         if self.nms is not None:
             _check_choice("nms", self.nms, get_args(Nms))
         for name in ("partition", "force_cost"):
             if type(getattr(self, name)) is not bool:
                 raise _bad(name, getattr(self, name), "True or False")
-        self._check_points()
-        self._check_bounds()
 
     def _check_points(self) -> None:
         if (self.points_per_side is None) == (self.point_grids is None):
@@ -211,7 +226,7 @@ class Thresholds:
 
     Attributes
     ----------
-    pred_iou_thresh, stability_score_thresh, box_nms_thresh, nms, edges
+    pred_iou_thresh, stability_score_thresh, box_nms_thresh, nms, edges, refine, refine_iou_thresh
         See `AmgOptions`; thresholds from 0 to 1.
     """
 
@@ -220,12 +235,14 @@ class Thresholds:
     box_nms_thresh: Part = 0.7
     nms: Nms = "box"
     edges: bool = False
+    refine: bool = False
+    refine_iou_thresh: Part = 0.88
 
 
 def thresholds_for(predictor: Predictor, options: AmgOptions) -> Thresholds:
     """Return what a call keeps: what the options say, else what the model's manifest says, else SAM's.
 
-    In mode ``reference`` the manifest has no say in how duplicates are found, nor in edges: both are the reference's.
+    In mode ``reference`` the manifest's two thresholds hold alone: all else is the reference's.
     """
     own = predictor.manifest.amg_defaults or Thresholds()
     if options.mode == "reference":

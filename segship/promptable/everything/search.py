@@ -99,7 +99,11 @@ def _ask_portions(search: CropSearch, finished: Sequence[CropSearch], context: C
 
 def _time_to_finish(finished: Sequence[CropSearch], context: Context) -> float:
     height, width = context.size_hw
-    return _SECONDS_PER_PIXEL * height * width * sum(len(search.candidates) for search in finished)
+    seconds = _SECONDS_PER_PIXEL * height * width
+    if context.thresholds.refine:
+        # Fewer are asked once more than there are candidates, and each takes longer than a point.
+        seconds += context.seconds_per_point
+    return seconds * sum(len(search.candidates) for search in finished)
 
 
 def _is_open(whole: CropSearch, crop: Crop, grid: Points) -> bool:
@@ -140,7 +144,8 @@ class AmgResult:
     image_path
         The file that the image was read from, if it was one.
     removed
-        Masks that each of ``pred_iou_thresh``, ``stability_score_thresh`` and ``crop_edge`` has removed.
+        Masks that each of ``pred_iou_thresh``, ``stability_score_thresh``, ``crop_edge`` and ``refine_iou_thresh`` has
+        removed.
     what_was_filtered
         Words for a picture without a mask: what removed how many, and what suits the model; else nothing.
     """
@@ -236,13 +241,13 @@ def _read(
 
 
 def _what_was_filtered(context: Context) -> str:
-    own, cost, removed = asdict(thresholds_for(context.predictor, AmgOptions())), context.cost, context.removed
+    own, held, removed = asdict(thresholds_for(context.predictor, AmgOptions())), context.thresholds, context.removed
     if not any(removed.values()):
         return ""
     counts = [
-        f"{name} ({getattr(cost, name):g}; {own[name]:g} suits the model) removed {removed[name]:,}"
+        f"{name} ({getattr(held, name):g}; {own[name]:g} suits the model) removed {removed[name]:,}"
         for name in FILTERS
-        if name in own
+        if name in own and (name != "refine_iou_thresh" or held.refine)
     ]
     counts += [f"edges of crops {removed['crop_edge']:,}"] if removed["crop_edge"] else []
     return f"no mask is left of {context.predictor.masks_per_point * context.points:,}: {', '.join(counts)}"

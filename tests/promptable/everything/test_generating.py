@@ -10,8 +10,12 @@ import segship
 from segship.errors import ImageError, InputError, PromptError, SegshipWarning
 from segship.images import ImageLimits
 from segship.images.comparison import draw_scene
+from segship.masks.scores import mask_iou
+from segship.masks.upscaling import LogitsPatch
+from segship.promptable.everything import cost
 from segship.promptable.everything.options import AmgOptions, Thresholds
 from segship.promptable.everything.search import generate, generate_masks, iter_masks
+from segship.promptable.predictor import Predictor
 from tests.oracle import reference
 from tests.promptable.everything.world import World
 from tests.small_models import reference_predictor, small_predictor
@@ -115,6 +119,70 @@ def test_masks_without_a_pixel_do_no_harm(mode):
     records = generate_masks(world.predictor(), world.image, options)
     assert all(record.area == 0 and record.bbox == (0, 0, 0, 0) for record in records)
     assert (len(records) == 0) == (mode == "fast")
+
+
+REFINED = AmgOptions(
+    points_per_side=4,
+    pred_iou_thresh=0,
+    stability_score_thresh=0,
+    box_nms_thresh=1,
+    refine=True,
+    refine_iou_thresh=0,
+)
+
+
+def test_refined_masks_are_what_the_decoder_answers_to_the_box_of_each_mask_and_the_mask_itself(monkeypatch):
+    predictor, image = small_predictor(), draw_scene((120, 180), seed=5)
+    plain = generate(predictor, image, replace(REFINED, refine=False)).records
+    asked, answered = [], []
+
+    def decode(embedding, prompts):
+        asked.append(prompts)
+        answered.append(Predictor.decode_low_res(predictor, embedding, prompts))
+        return answered[-1]
+
+    monkeypatch.setattr(predictor, "decode_low_res", decode)
+    records = generate(predictor, image, REFINED).records
+    boxes, masks = (np.concatenate([getattr(prompts, name) for prompts in asked]) for name in ("boxes", "mask_input"))
+    ious, logits = (np.concatenate(parts)[:, 0] for parts in zip(*answered, strict=True))
+    assert len(plain) == len(boxes) > 20
+    upscaler = predictor.upscaler(predictor.encode(image))
+    height, width = upscaler.valid_cells
+    for record, box, mask in zip(plain, boxes, masks, strict=True):
+        x, y, w, h = record.bbox
+        # Boxes are estimated on cells of a pixel or two.
+        np.testing.assert_allclose(box, [x, y, x + w + 1, y + h + 1], atol=2)
+        np.testing.assert_array_equal(upscaler.enlarge(LogitsPatch(mask[0])) > 0, record.mask)
+    known = sorted(zip(ious.tolist(), ((logits[:, :height, :width] > 0).any((1, 2))).tolist(), strict=True))
+    assert [iou for iou, is_some in known if is_some] == sorted(record.predicted_iou for record in records)
+
+
+def test_what_is_not_held_as_logits_is_refined_alike(monkeypatch):
+    options = AmgOptions(points_per_side=6, refine=True, refine_iou_thresh=0.6)
+    with segship.load("tiny") as predictor:
+        embedding = predictor.encode(segship.demo_photograph())
+        held = generate_masks(predictor, embedding, options)
+        monkeypatch.setattr(cost, "_HELD_BYTES", 1)
+        records = generate_masks(predictor, embedding, options)
+    best = [max(mask_iou(one.mask, other.mask) for other in held) for one in records]
+    assert len(records) > 5 and abs(len(records) - len(held)) <= 2
+    assert np.mean(best) > 0.9
+
+
+def test_crops_are_refined_each_by_itself():
+    options = AmgOptions(points_per_side=4, crop_n_layers=1, refine=True, refine_iou_thresh=0.5)
+    with segship.load("tiny") as predictor:
+        at_once = generate_masks(predictor, segship.demo_photograph(), options)
+        one_by_one = list(iter_masks(predictor, segship.demo_photograph(), options))
+    assert [one.to_dict() for one in one_by_one] == [one.to_dict() for one in at_once]
+    assert {one.crop_box for one in at_once} > {(0, 0, 600, 400)}
+
+
+def test_a_threshold_that_no_refined_mask_passes_is_told():
+    predictor, image = small_predictor(), draw_scene((120, 180), seed=5)
+    words = r"refine_iou_thresh \(1; 0.88 suits the model\) removed [1-9]"
+    with pytest.warns(SegshipWarning, match=words):
+        assert not generate_masks(predictor, image, replace(REFINED, refine_iou_thresh=1))
 
 
 @pytest.mark.parametrize("size", [(1, 1), (2, 3), (1, 60)])

@@ -107,10 +107,11 @@ def test_every_layer_needs_a_grid_and_a_point():
         AmgOptions(points_per_side=4, crop_n_layers=3, crop_n_points_downscale_factor=2)
 
 
-def test_reference_mode_has_the_references_borders():
-    with pytest.raises(InputError, match="edges is True; accepted is False in mode 'reference'") as caught:
-        AmgOptions(mode="reference", edges=True)
-    assert str(caught.value.on_command_line).startswith("--edges")
+@pytest.mark.parametrize("name", ["edges", "refine"])
+def test_reference_mode_has_the_references_masks(name):
+    with pytest.raises(InputError, match=f"{name} is True; accepted is False in mode 'reference'") as caught:
+        AmgOptions(mode="reference", **{name: True})
+    assert str(caught.value.on_command_line).startswith(f"--{name}")
 
 
 @pytest.mark.parametrize("mode", ["reference", "hierarchical"])
@@ -134,12 +135,13 @@ def test_zero_is_zero_and_the_model_fills_what_is_left_out():
 
 
 def test_the_model_says_how_duplicates_are_found_but_not_in_the_references_mode():
-    own = Thresholds(0.4, 0.6, box_nms_thresh=0.5, nms="mask", edges=True)
+    own = Thresholds(0.4, 0.6, box_nms_thresh=0.5, nms="mask", edges=True, refine=True, refine_iou_thresh=0.7)
     assert thresholds_for(Model(amg_defaults=own), AmgOptions()) == own
-    asked = thresholds_for(Model(amg_defaults=own), AmgOptions(box_nms_thresh=0, nms="box", edges=False))
-    assert asked == Thresholds(0.4, 0.6, box_nms_thresh=0.0)
+    options = AmgOptions(box_nms_thresh=0, nms="box", edges=False, refine=False, refine_iou_thresh=0)
+    asked = thresholds_for(Model(amg_defaults=own), options)
+    assert asked == Thresholds(0.4, 0.6, box_nms_thresh=0.0, refine_iou_thresh=0.0)
     assert thresholds_for(Model(amg_defaults=own), AmgOptions(mode="reference")) == Thresholds(0.4, 0.6)
-    assert thresholds_for(Model(), AmgOptions()) == Thresholds(0.88, 0.95, 0.7, "box", False)
+    assert thresholds_for(Model(), AmgOptions()) == Thresholds(0.88, 0.95, 0.7, "box", False, False, 0.88)
 
 
 def vars_of(thresholds):
