@@ -228,7 +228,8 @@ class CropSearch:
         if isinstance(candidate.mask, EncodedMask):
             left, top, right, bottom = self.crop.box_xyxy
             mask = runs_to_mask(candidate.mask.runs, self._context.size_hw)[top:bottom, left:right]
-            return self._predictor.mask_to_logits(mask)[0]
+            logits: FloatArray = self._predictor.mask_to_logits(mask)[0]
+            return logits
         patch, side = candidate.mask, self._predictor.manifest.geometry.low_res_size
         whole = np.full((1, side, side), _OUTSIDE, np.float32)
         height, width = patch.logits.shape
