@@ -30,9 +30,13 @@ DOCS = Path(__file__).parents[1] / "docs"
 MEANT = {
     "my_finetuned.pth": "small.pth",
     "ROOT": "cityscapes",
-    "BUNDLE": "street_logits",
+    "BUNDLE": "my_bundle",
+    "OTHER": "sam_vit_b",
+    "CHECKPOINT": "small.pth",
     "frames/*/*.png": "frames/*.png",
 }
+# Of a page that means another.
+MEANT_ON = {"semantic": {"BUNDLE": "street_logits"}}
 # What is not run, and why; numbers of the same size of work are lowered.
 NOT_RUN = {
     "fetch": "needs the network",
@@ -78,6 +82,7 @@ def prepared(tmp_path_factory, small_export, small_semantic_export):
         ("street", small_semantic_export[0]),
     ):
         shutil.copytree(bundle.path, place / name)
+    assert main(["quantize", str(place / "my_bundle"), "--precision", "int8"]) == 0
     # Windows and several scales need logits of any size; data sets their own classes.
     options = ExportOptions(output="logits", measure=False)
     export_bundle(save_semask(place / "cityscapes.pth"), place / "street_logits", options)
@@ -96,12 +101,13 @@ def prepared(tmp_path_factory, small_export, small_semantic_export):
     return place
 
 
-def tokens_to_run(tokens):
-    """The words of a command as they can be run here; None of what is not run."""
+def tokens_to_run(tokens, page):
+    """The words of a page's command as they can be run here; None of what is not run."""
     line = " ".join(tokens)
     if any(words in line for words in NOT_RUN):
         return None
-    words = [MEANT.get(word, word) for word in tokens]
+    meant = MEANT | MEANT_ON.get(page, {})
+    words = [meant.get(word, word) for word in tokens]
     for option, value in LOWERED.items():
         if option in words:
             words[words.index(option) + 1] = value
@@ -127,7 +133,7 @@ def test_commands_of_a_page_run_one_after_the_other(page, prepared, tmp_path, mo
     monkeypatch.chdir(place)
     monkeypatch.setenv("SEGSHIP_CACHE", str(place / "cache"))
     failed = {}
-    for tokens in filter(None, map(tokens_to_run, PAGES[page])):
+    for tokens in filter(None, (tokens_to_run(shown, page) for shown in PAGES[page])):
         if tokens[0] == "export" and "-o" not in tokens:
             tokens = [*tokens, "-o", "exported"]
         for option in ("-o", "--out"):

@@ -7,9 +7,9 @@
 A folder of photographs is one that `recipes.tiny.surfaces` writes with ``--outlined``. The decoder answers a grid once
 for each picture, and once more the box of each mask that any setting keeps, with the mask itself; every setting is then
 tried on the same answers, at the decoder's resolution: the least score, the least stability, the IoU of masks above
-which the lower score goes, and the least score of the second answer, or none. Printed for each: the share of objects
-that a mask finds (IoU at least 0.5, and 0.75), the masks a picture, and the share of masks that find an object. The
-choice finds as much as any setting whose masks are few and useful enough, by the fewest masks.
+which the lower score goes, and the least score of the second answer, or none. Printed for each: the
+share of objects that a mask finds (IoU at least 0.5, and 0.75), the masks a picture, and the share of masks that find
+an object. The choice finds as much as any setting whose masks are few and useful enough, by the fewest masks.
 """
 
 from __future__ import annotations
@@ -38,10 +38,10 @@ SMALLEST, LARGEST = 0.01, 0.6
 """Of the picture: objects that are looked for."""
 STABILITY_OFFSET = 1.0
 PORTION = 64
-SCORES = (0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5)
-STABILITIES = (0.0, 0.2, 0.3, 0.4)
-OVERLAPS = (0.6, 0.7, 0.75)
-REFINED = (None, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75, 0.8)
+SCORES = (0.25, 0.3, 0.35, 0.4)
+STABILITIES = (0.2, 0.3, 0.4)
+OVERLAPS = (0.6, 0.7)
+REFINED = (None, 0.5, 0.55, 0.6, 0.65, 0.7)
 ENOUGH = 0.02
 """So much less found is as good, by fewer masks."""
 
@@ -136,17 +136,18 @@ def ask(sam: Sam, picture: Pixels, things: Masks, side: int) -> Pair:
         hopeful = (guess > min(SCORES)) & (logits[:, :rows, :columns] > 0).flatten(1).any(1)
         found.append(logits[hopeful])
         guesses.append(guess[hopeful])
-    logits, first = torch.cat(found), judged(torch.cat(found), torch.cat(guesses))
+    logits, everything = torch.cat(found), judged(torch.cat(found), torch.cat(guesses))
     # What no setting keeps need not be asked about: a higher score keeps a part of what a lower one does.
-    kept = (keep(first, 0, *values) for values in product(STABILITIES, OVERLAPS))
+    kept = (keep(everything, 0, *values) for values in product(STABILITIES, OVERLAPS))
     chosen = np.unique(np.concatenate([np.zeros(0, np.intp), *kept]))
-    logits, first = logits[chosen], first.at(chosen)
     again = [
-        decode(sam, image, *box_prompts(part[:, :rows, :columns] > 0), part[None]) for part in logits.split(PORTION)
+        decode(sam, image, *box_prompts(part[:, :rows, :columns] > 0), part[None])
+        for part in logits[chosen].split(PORTION)
+        if len(part)
     ]
-    if not again:
-        return Pair(first, first)
-    return Pair(first, judged(*(torch.cat([answer[i][:, 0] for answer in again]) for i in (1, 2))))
+    second_logits = torch.cat([torch.zeros(0, *logits.shape[1:]), *(answer[1][:, 0] for answer in again)])
+    second = judged(second_logits, torch.cat([torch.zeros(0), *(answer[2][:, 0] for answer in again)]))
+    return Pair(everything.at(chosen), second)
 
 
 def box_prompts(masks: Tensor) -> tuple[Tensor, Tensor]:

@@ -93,9 +93,10 @@ def test_a_grid_is_judged_by_whatever_is_there(small: Sam) -> None:
     found = ask_grid(small, make_scene(3, 96), np.random.default_rng(0), 5)
     assert found is not None and found.ious.shape == found.at_frame.shape == (25, 4)
     pair = ask(small, *objects_of(make_scene(3, 96), np.random.default_rng(0), 64), 5)
+    count = len(pair.first.scores)
     for answers in pair:
-        assert answers.overlaps.shape == (len(pair.first.scores),) * 2
-        assert len(answers.objects) == len(answers.stabilities) == len(pair.first.scores)
+        assert answers.overlaps.shape == (count, count)
+        assert len(answers.objects) == len(answers.stabilities) == count
 
 
 def test_boxes_are_asked_at_their_edges_in_the_model_frame() -> None:

@@ -247,7 +247,7 @@ def _what_was_filtered(context: Context) -> str:
     counts = [
         f"{name} ({getattr(held, name):g}; {own[name]:g} suits the model) removed {removed[name]:,}"
         for name in FILTERS
-        if name in own and (name != "refine_iou_thresh" or held.refine)
+        if name in own and (held.refine or name != "refine_iou_thresh")
     ]
     counts += [f"edges of crops {removed['crop_edge']:,}"] if removed["crop_edge"] else []
     return f"no mask is left of {context.predictor.masks_per_point * context.points:,}: {', '.join(counts)}"

@@ -125,7 +125,7 @@ SAM_ARCHITECTURES: dict[str, SamConfig] = {
         iou_head_hidden_dim=128,
         mask_clean_up=MaskCleanUp(),
         mask_edges=MaskEdges(),
-        # Chosen on procedural scenes by recipes/tiny/everything.py.
-        amg_thresholds=Thresholds(0.3, 0.4, box_nms_thresh=0.6, nms="mask", edges=True),
+        # Chosen by recipes/tiny/everything.py, on scenes and on outlined photographs.
+        amg_thresholds=Thresholds(0.35, 0.2, nms="mask", edges=True, refine=True, refine_iou_thresh=0.6),
     ),
 }
