@@ -114,6 +114,8 @@ def measure(arguments: argparse.Namespace, pictures: Pictures) -> list[dict[str,
                 pred_iou_thresh=min(thresholds),
                 stability_score_thresh=stability,
                 mode=mode,
+                # Second answers have scores of another scale, and mode reference none.
+                refine=False,
             )
             answers = [generate(predictor, image, options) for image, _ in pictures]
             for threshold in thresholds:

@@ -85,14 +85,15 @@ def test_everything_does_what_the_manifest_asks_for_and_options_have_the_last_wo
             for options in (
                 segship.AmgOptions(points_per_side=6),
                 segship.AmgOptions(points_per_side=6, **asdict(own)),
-                segship.AmgOptions(points_per_side=6, nms="box", box_nms_thresh=0.7, edges=False),
+                segship.AmgOptions(points_per_side=6, nms="box", edges=False, refine=False),
             )
         )
         without_picture = segship.generate_masks(
             predictor, replace(embedding, guide=None), segship.AmgOptions(points_per_side=6)
         )
     assert left_out == asked != otherwise
-    assert len(without_picture) == len(left_out) > 1
+    # A picture may leave nothing of a small mask.
+    assert 1 < len(left_out) <= len(without_picture) <= len(left_out) + 2
 
 
 @pytest.mark.parametrize("size_hw", [(1, 1), (1, 2), (2, 1), (2, 2), (1, 50), (50, 1)])

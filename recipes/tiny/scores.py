@@ -223,10 +223,10 @@ def reliability(asked: Asked, at_frame: bool) -> Reliability:
     by_score = tuple(
         (int((bins == i).sum()), float(ious[bins == i].mean()) if (bins == i).any() else 0.0) for i in range(BINS)
     )
-    return Reliability(float((scores - ious).mean()), _auc(scores, ious > 0.5), by_score)
+    return Reliability(float((scores - ious).mean()), auc(scores, ious > 0.5), by_score)
 
 
-def _auc(scores: NDArray[np.float32], things: NDArray[np.bool_]) -> float:
+def auc(scores: NDArray[np.float32], things: NDArray[np.bool_]) -> float:
     """Return how often a mask of a thing has a higher score than another mask."""
     ranks = np.empty(len(scores))
     ranks[np.argsort(scores, kind="stable")] = np.arange(len(scores))

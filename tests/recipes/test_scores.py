@@ -33,7 +33,9 @@ from recipes.tiny.scores import (
     read_weights,
     reliability,
 )
+from recipes.tiny.second import Second, ask_again, fit_spare
 from recipes.tiny.train import new_model
+from segship.ship.families.sam.mask_decoder import Mlp
 from segship.ship.families.sam.model import Sam
 
 SHIPPED = Path(__file__).parents[2] / "recipes/tiny/tiny.safetensors"
@@ -143,3 +145,23 @@ def test_scores_of_what_ships_do_not_prefer_the_frame() -> None:
     middle, frame = reliability(together, False), reliability(together, True)
     assert abs(frame.bias) < 0.1 and abs(middle.bias) < 0.1
     assert frame.auc > 0.8 and middle.auc > 0.7
+
+
+def test_spare_units_learn_second_answers_and_nothing_else_changes(small: Sam) -> None:
+    torch.manual_seed(1)
+    head = Mlp(8, 64, 4, 3).requires_grad_(False)
+    # As in a trained head: many units never fire.
+    for layer in list(head.layers)[:2]:
+        layer.bias[:40] = -100
+    tokens, others = torch.randn(300, 8), torch.randn(300, 8)
+    tokens[:, 0], others[:, 0] = tokens[:, 0].abs() + 1, -others[:, 0].abs() - 1
+    second, before = Second(tokens, torch.sigmoid(tokens[:, 1])), [head(part) for part in (tokens, others)]
+    assert fit_spare(head, second, [others], steps=600) == (40, 40)
+    after = [head(part) for part in (tokens, others)]
+    for old, new in zip(before, after, strict=True):
+        assert torch.equal(old[:, 1:], new[:, 1:])
+    assert (after[1][:, 0] - before[1][:, 0]).square().mean() < 0.01
+    errors = [float((part[0][:, 0] - second.ious).square().mean()) for part in (before, after)]
+    assert errors[1] < 0.2 * errors[0]
+    found = ask_again(small, make_scene(3, 96), np.random.default_rng(0), 5)
+    assert len(found.tokens) == len(found.ious) and ((found.ious >= 0) & (found.ious <= 1)).all()

@@ -207,7 +207,9 @@ class CropSearch:
 
     def _refine(self, chosen: list[Candidate]) -> None:
         """Let what the decoder answers to each mask's box and the mask itself be the candidates, where it passes."""
-        self.candidates, self._held = [], 0
+        # Those that are asked about are held until the end.
+        self._held = sum(one.mask.logits.nbytes for one in chosen if isinstance(one.mask, LogitsPatch))
+        self.candidates = []
         size, threshold = self._context.cost.points_per_call, self._context.thresholds.refine_iou_thresh
         bound = threshold if threshold > 0 else -np.inf
         height, width = self._upscaler.valid_cells

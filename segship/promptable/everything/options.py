@@ -58,13 +58,6 @@ class AmgOptions:
     box_nms_thresh
         Of two masks of one crop with a larger IoU, the one with the lower predicted IoU goes; when left out, what suits
         the model, as a rule 0.7.
-    refine
-        Ask each mask that is left once more, by its box and the mask itself, and take the answer in its place, with its
-        scores; filters and the search for duplicates then see the answers. Not in mode ``reference``. When left out,
-        what suits the model, as a rule not.
-    refine_iou_thresh
-        Keep refined masks whose predicted IoU is above it, with 0 all; when left out, what suits the model, as a rule
-        0.88. ``pred_iou_thresh`` then says which are asked once more.
     crop_n_layers
         Layers of crops that are looked at besides the whole image; layer i has (2^i)^2 crops.
     crop_nms_thresh
@@ -103,6 +96,13 @@ class AmgOptions:
     force_cost
         Begin whatever it costs: more than 64 x 64 points a crop, more than 2 layers of crops, more memory than half of
         the machine's, or more than an hour at the speed of the first points; each is refused as ``over_cost`` without.
+    refine
+        Ask each mask that is left once more, by its box and the mask itself, and take the answer in its place, with its
+        scores; filters and the search for duplicates then see the answers. Not in mode ``reference``. When left out,
+        what suits the model, as a rule not.
+    refine_iou_thresh
+        Keep refined masks whose predicted IoU is above it, with 0 all; when left out, what suits the model, as a rule
+        0.88. ``pred_iou_thresh`` then says which are asked once more.
 
     Raises
     ------
@@ -121,8 +121,6 @@ class AmgOptions:
     stability_score_thresh: float | None = None
     stability_score_offset: float = 1.0
     box_nms_thresh: float | None = None
-    refine: bool | None = None
-    refine_iou_thresh: float | None = None
     crop_n_layers: int = 0
     crop_nms_thresh: float = 0.7
     crop_overlap_ratio: float = 512 / 1500
@@ -137,6 +135,8 @@ class AmgOptions:
     deadline_seconds: float | None = None
     memory_bytes: int | None = None
     force_cost: bool = False
+    refine: bool | None = None
+    refine_iou_thresh: float | None = None
 
     def __post_init__(self) -> None:
         _check_whole("points_per_batch", self.points_per_batch, 1, _MOST_POINTS_PER_BATCH)

@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from segship.catalog import embedded_bundle
+from segship.machine import describe_machine
 from segship.ship.quantize import integers
 from segship.ship.quantize.opened import open_graph
 from segship.ship.quantize.ranges import Recorded, RecordingSession
@@ -94,7 +95,9 @@ def test_integer_layers_stay_near_float32_and_only_those_that_are_named(tiny):
     assert 1e-4 < distance(expected, run(all_layers, images[2])[0]) < 0.15
     assert np.array_equal(run(chosen.quantized(()), images[2])[0], expected)
     one = next(iter(chosen.layers))
-    assert distance(expected, run(chosen.quantized({one}), images[2])[0]) < 0.05
+    # Where a processor has no VNNI, sums of two products of bytes saturate, and that comes on top.
+    bar = 0.05 if any("vnni" in feature for feature in describe_machine().features) else 0.07
+    assert distance(expected, run(chosen.quantized({one}), images[2])[0]) < bar
 
 
 def with_outliers(graph, factor=60):
