@@ -110,7 +110,9 @@ tiny: $(DRAWN)/bank.npz $(SEEN)/bank.npz
 	$(BIN)/python -m recipes.tiny.scenes --first 20000 --count 10000 --size 384 $(BANKS) --out $(POOL)/train
 	$(BIN)/python -m recipes.tiny.scenes --first 1000 --count 250 --size 384 $(BANKS) --held-out --out $(POOL)/validation
 	$(BIN)/python -m recipes.tiny.train --scenes $(POOL)/train --validation $(POOL)/validation --out $(RUNS)/again
-	$(BIN)/python -m recipes.tiny.halve $(RUNS)/again/tiny.safetensors $(RUNS)/again/tiny-half.safetensors
+	$(BIN)/python -m recipes.tiny.second $(RUNS)/again/tiny.safetensors --train $(POOL)/train --scenes $(POOL)/validation \
+	    --out $(RUNS)/again/tiny-second.safetensors
+	$(BIN)/python -m recipes.tiny.halve $(RUNS)/again/tiny-second.safetensors $(RUNS)/again/tiny-half.safetensors
 	$(BIN)/segship export $(RUNS)/again/tiny-half.safetensors -o $(RUNS)/again/bundle --licence Apache-2.0
 
 # It saves every three minutes; a pause loses what came after. Nothing is asked of a machine that never began.

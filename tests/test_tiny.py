@@ -53,20 +53,32 @@ def test_a_box_cuts_out_the_spoon():
     assert mask_iou(prediction.masks[0, 0], spoon()) >= 0.75
 
 
+def measured(name, capsys, monkeypatch, *options):
+    """What a shared tool finds on photographs that were never trained on."""
+    spec = importlib.util.spec_from_file_location(name, SHARED / f"tools/{name}.py")
+    tool = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tool)
+    monkeypatch.setattr("sys.argv", [name, "--data", str(SHARED / "data/natural-val"), *options, "--json"])
+    tool.main()
+    return json.loads(capsys.readouterr().out)
+
+
 @pytest.mark.skipif(not (SHARED / "tools/click_iou.py").is_file(), reason="the evaluation set is not here")
 def test_scores_on_photographs_with_human_segments_are_those_of_the_model_card(capsys, monkeypatch):
     """Measured by the shared tool on 100 photographs that were never trained on; docs/tiny.md states the figures."""
-    spec = importlib.util.spec_from_file_location("click_iou", SHARED / "tools/click_iou.py")
-    tool = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tool)
-    monkeypatch.setattr(
-        "sys.argv", ["click_iou", "--data", str(SHARED / "data/natural-val"), "--limit", "40", "--json"]
-    )
-    tool.main()
-    figures = json.loads(capsys.readouterr().out)
+    figures = measured("click_iou", capsys, monkeypatch, "--limit", "40")
     assert figures["oracle"] >= 0.61
     assert figures["top"] >= 0.51
     assert figures["box"] >= 0.67
+
+
+@pytest.mark.skipif(not (SHARED / "tools/everything_recall.py").is_file(), reason="the evaluation set is not here")
+def test_everything_finds_what_the_model_card_says(capsys, monkeypatch):
+    """A part of what docs/tiny.md states: fewer photographs, and fewer points."""
+    options = "--limit", "12", "--option", "points_per_side=16"
+    figures = measured("everything_recall", capsys, monkeypatch, *options)
+    assert figures["found_50"] >= 0.46 and figures["found_75"] >= 0.24
+    assert figures["useful"] >= 0.2 and figures["records"] <= 30
 
 
 def test_the_manifest_asks_for_clean_masks_and_edges_and_has_its_own_thresholds():

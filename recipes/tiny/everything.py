@@ -1,15 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Which thresholds suit ``tiny`` where everything is asked, chosen on scenes or photographs that were kept apart.
+"""Which settings suit ``tiny`` where everything is asked, chosen on scenes, photographs or both, kept apart.
 
-    python -m recipes.tiny.everything WEIGHTS --scenes POOL/validation
-    python -m recipes.tiny.everything WEIGHTS --photographs FOLDER
+    python -m recipes.tiny.everything WEIGHTS --scenes POOL/validation --photographs FOLDER
 
 A folder of photographs is one that `recipes.tiny.surfaces` writes with ``--outlined``. The decoder answers a grid once
 for each picture, and once more the box of each mask that any setting keeps, with the mask itself; every setting is then
 tried on the same answers, at the decoder's resolution: the least score, the least stability, the IoU of masks above
 which the lower score goes, and the least score of the second answer, or none. Printed for each: the
 share of objects that a mask finds (IoU at least 0.5, and 0.75), the masks a picture, and the share of masks that find
-an object. The choice finds as much as any setting whose masks are few and useful enough, by the fewest masks.
+an object. The choice finds as much as any setting whose masks are few and useful enough on either, by the fewest masks.
 """
 
 from __future__ import annotations
@@ -41,7 +40,7 @@ PORTION = 64
 SCORES = (0.25, 0.3, 0.35, 0.4)
 STABILITIES = (0.2, 0.3, 0.4)
 OVERLAPS = (0.6, 0.7)
-REFINED = (None, 0.5, 0.55, 0.6, 0.65, 0.7)
+REFINED = (None, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5)
 ENOUGH = 0.02
 """So much less found is as good, by fewer masks."""
 
@@ -210,9 +209,8 @@ def main() -> None:
     """Read the command line, try every setting and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("weights", type=Path)
-    source = parser.add_mutually_exclusive_group(required=True)
-    source.add_argument("--scenes", type=Path, help="a pool that was kept apart")
-    source.add_argument("--photographs", type=Path, help="a folder of photographs with labels")
+    parser.add_argument("--scenes", type=Path, help="a pool that was kept apart")
+    parser.add_argument("--photographs", type=Path, help="a folder of photographs with labels")
     parser.add_argument("--count", type=int, default=40, help="of the pool's scenes")
     parser.add_argument("--side", type=int, default=24, help="points along a side of the grid")
     parser.add_argument("--masks", type=float, default=60, help="the most masks a picture of a choice")
@@ -222,20 +220,24 @@ def main() -> None:
     torch.set_num_threads(arguments.threads)
     sam, rng = read_weights(arguments.weights), np.random.default_rng(17)
     size = sam.config.image_size
+    pictures: dict[str, Iterator[tuple[Pixels, Masks]]] = {}
     if arguments.scenes:
         pool = ScenePool(arguments.scenes)
-        found = (objects_of(pool.scene(index), rng, size) for index in range(min(arguments.count, len(pool))))
-    else:
-        found = read_outlined(arguments.photographs, size)
-    pictures = [ask(sam, picture, things, arguments.side) for picture, things in found]
+        indices = range(min(arguments.count, len(pool)))
+        pictures["scenes"] = (objects_of(pool.scene(index), rng, size) for index in indices)
+    if arguments.photographs:
+        pictures["photographs"] = read_outlined(arguments.photographs, size)
+    if not pictures:
+        parser.error("there is nothing to choose by; give --scenes, --photographs or both")
+    asked = {name: [ask(sam, *pair, arguments.side) for pair in pairs] for name, pairs in pictures.items()}
     settings = [Setting(*values) for values in product(SCORES, STABILITIES, OVERLAPS, REFINED)]
-    table = {setting: measure(pictures, setting) for setting in settings}
-    for setting, figures in table.items():
-        print(_line(setting, figures))
+    table = {setting: {name: measure(pairs, setting) for name, pairs in asked.items()} for setting in settings}
+    for setting in settings:
+        print(_line(setting, table[setting]))
     allowed = {
-        setting: figures
-        for setting, figures in table.items()
-        if figures.masks <= arguments.masks and figures.useful >= arguments.useful
+        setting: Figures(*np.mean(list(found.values()), 0))
+        for setting, found in table.items()
+        if all(one.masks <= arguments.masks and one.useful >= arguments.useful for one in found.values())
     }
     if not allowed:
         raise SystemExit("no setting is useful enough; lower --useful, or raise --masks")
@@ -245,10 +247,14 @@ def main() -> None:
     print("chosen: " + _line(chosen, table[chosen]))
 
 
-def _line(setting: Setting, figures: Figures) -> str:
+def _line(setting: Setting, found: dict[str, Figures]) -> str:
     refined = "" if setting.refined is None else f" refined {setting.refined:.2f}"
     which = "score {:.2f} stability {:.2f} overlap {:.2f}".format(*setting[:3])
-    return f"{which}{refined}: " + "found {:.3f} (0.75: {:.3f}) by {:.1f} masks, useful {:.3f}".format(*figures)
+    figures = (
+        f"{name} " + "found {:.3f} (0.75: {:.3f}) by {:.1f} masks, useful {:.3f}".format(*one)
+        for name, one in found.items()
+    )
+    return f"{which}{refined}: {'; '.join(figures)}"
 
 
 if __name__ == "__main__":

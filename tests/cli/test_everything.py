@@ -64,7 +64,12 @@ def test_thresholds_that_leave_nothing_are_told(run, run_json, photo, tmp_path):
     assert code == 0 and "note: all_filtered" in out
     assert "no mask is left of 12: pred_iou_thresh (0.99; 0.35 suits the model) removed 12" in out
     image = run_json(*arguments)[1]["images"][0]
-    assert image["removed"] == {"pred_iou_thresh": 12, "stability_score_thresh": 0, "crop_edge": 0}
+    assert image["removed"] == {
+        "pred_iou_thresh": 12,
+        "stability_score_thresh": 0,
+        "crop_edge": 0,
+        "refine_iou_thresh": 0,
+    }
 
 
 def test_a_huge_grid_is_not_begun_unless_forced(run_json, photo, model, tmp_path):
