@@ -41,6 +41,7 @@ MEANT_ON = {"semantic": {"BUNDLE": "street_logits"}}
 NOT_RUN = {
     "fetch": "needs the network",
     "run photos/points.csv": "needs a table",
+    "run retry": "needs pictures without an answer; tests/run has them",
     "s3://": "needs a store; tests/run/test_stores.py has one",
     "serve": "goes on until it is ended; tests/serve runs it",
     "import encoder.onnx": "needs another program's files; the recipes import our own",
