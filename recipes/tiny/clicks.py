@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Corrective clicks: where a predicted mask is wrong, as a person would put the next point. Batched, on any device."""
+"""Prompts that follow from a predicted mask: where it is wrong, as a person would click next, and its box.
+
+Batched, on any device.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from segship.spec import LABEL_EMPTY
+from segship.spec import LABEL_BOX_BOTTOM_RIGHT, LABEL_BOX_TOP_LEFT, LABEL_EMPTY
 
 CELL = 4
 """Model-frame pixels across one cell of a low-resolution mask."""
@@ -58,3 +61,16 @@ def append_clicks(coords: Tensor, labels: Tensor, clicks: tuple[Tensor, Tensor],
     kept = torch.arange(new_labels.shape[1], device=labels.device) < used
     new_labels = torch.where(kept, new_labels, torch.full_like(new_labels, LABEL_EMPTY))
     return torch.cat([coords, new_coords], 1), torch.cat([labels, new_labels], 1)
+
+
+def box_prompts(masks: Tensor) -> tuple[Tensor, Tensor]:
+    """Return coordinates (n, 2, 2) and labels (n, 2) of the boxes of masks (n, h, w) that are not empty."""
+    corners = []
+    for across in (masks.any(1), masks.any(2)):
+        cells = torch.arange(across.shape[1], device=masks.device)
+        low = torch.where(across, cells, across.shape[1]).amin(1)
+        corners.append(torch.stack([low, torch.where(across, cells, -1).amax(1) + 1], 1))
+    # The prompt encoder adds half a pixel of the model frame.
+    coords = torch.stack(corners, 2) * float(CELL) - 0.5
+    labels = torch.tensor([LABEL_BOX_TOP_LEFT, LABEL_BOX_BOTTOM_RIGHT], dtype=coords.dtype, device=masks.device)
+    return coords, labels.expand(len(masks), 2)

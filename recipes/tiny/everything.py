@@ -14,7 +14,7 @@ an object. The choice finds as much as any setting whose masks are few and usefu
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import product
 from pathlib import Path
 from typing import NamedTuple
@@ -26,12 +26,12 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from recipes.tiny import forward
+from recipes.tiny.clicks import box_prompts
 from recipes.tiny.evaluation import read_photographs
 from recipes.tiny.samples import OBJECT, ScenePool, crop_scene, resized_hw, to_frame, truth_in_frame
 from recipes.tiny.scenes import Scene
 from recipes.tiny.scores import decode, grid_prompts, ious, known_things, read_weights
 from segship.ship.families.sam.model import Sam
-from segship.spec import LABEL_BOX_BOTTOM_RIGHT, LABEL_BOX_TOP_LEFT
 
 SMALLEST, LARGEST = 0.01, 0.6
 """Of the picture: objects that are looked for."""
@@ -73,6 +73,8 @@ class Pair(NamedTuple):
 
     first: Answers
     second: Answers
+    tokens: Tensor
+    """(n, C), what the IoU head sees of second answers."""
 
 
 class Setting(NamedTuple):
@@ -93,11 +95,14 @@ class Figures(NamedTuple):
     useful: float
 
 
+EVERY_SETTING = tuple(Setting(*values) for values in product(SCORES, STABILITIES, OVERLAPS, REFINED))
+
+
 def objects_of(scene: Scene, rng: np.random.Generator, size: int) -> tuple[Pixels, Masks]:
-    """Return a crop of a scene and its objects (t, S/4, S/4)."""
+    """Return a crop of a scene and those of its objects (t, S/4, S/4) that are looked for."""
     picture, full = crop_scene(rng, scene)
     levels, things = known_things(truth_in_frame(full, size), size)
-    return picture, things[levels == OBJECT]
+    return picture, _looked_for(picture, things[levels == OBJECT], size)
 
 
 def read_outlined(folder: Path, size: int) -> Iterator[tuple[Pixels, Masks]]:
@@ -108,17 +113,22 @@ def read_outlined(folder: Path, size: int) -> Iterator[tuple[Pixels, Masks]]:
         for thing, region in zip(things, regions, strict=True):
             share = cv2.resize(region.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA)
             thing[:height, :width] = share > 0.5
-        yield picture, things
+        yield picture, _looked_for(picture, things, size)
+
+
+def _looked_for(picture: Pixels, things: Masks, size: int) -> Masks:
+    height, width = resized_hw(picture.shape[:2], size)
+    share = things.sum((1, 2)) / (-(-height // 4) * -(-width // 4))
+    return things[(share >= SMALLEST) & (share <= LARGEST)]
 
 
 @torch.no_grad()
-def ask(sam: Sam, picture: Pixels, things: Masks, side: int) -> Pair:
-    """Ask a picture everything, and each mask that a setting may keep once more."""
+def ask(sam: Sam, picture: Pixels, things: Masks, side: int, settings: Sequence[Setting] = EVERY_SETTING) -> Pair:
+    """Ask a picture everything, and each mask that one of the settings may keep once more."""
     size = sam.config.image_size
     height, width = resized_hw(picture.shape[:2], size)
     rows, columns = -(-height // 4), -(-width // 4)
-    share = things.sum((1, 2)) / (rows * columns)
-    wanted = torch.from_numpy(things[(share >= SMALLEST) & (share <= LARGEST), :rows, :columns])
+    wanted = torch.from_numpy(things[:, :rows, :columns])
     image = forward.encode(sam, torch.from_numpy(to_frame(picture, size))[None])
     places = (np.stack(np.meshgrid(np.arange(side), np.arange(side)), -1).reshape(-1, 2) + 0.5) / side * (width, height)
 
@@ -128,37 +138,26 @@ def ask(sam: Sam, picture: Pixels, things: Masks, side: int) -> Pair:
         overlaps, objects = (ious((part > 0)[:, None], others)[:, 0].numpy() for others in (part > 0, wanted))
         return Answers(scores.numpy(), (core / whole.clamp(min=1)).numpy(), overlaps, objects)
 
-    found, guesses = [], []
+    found, guesses, least = [], [], min(setting.score for setting in settings)
     for begin in range(0, len(places), PORTION):
         _, logits, guess = decode(sam, image, *grid_prompts(places[begin : begin + PORTION]))
         logits, guess = logits[:, 1:].flatten(0, 1), guess[:, 1:].flatten()
-        hopeful = (guess > min(SCORES)) & (logits[:, :rows, :columns] > 0).flatten(1).any(1)
+        hopeful = (guess > least) & (logits[:, :rows, :columns] > 0).flatten(1).any(1)
         found.append(logits[hopeful])
         guesses.append(guess[hopeful])
     logits, everything = torch.cat(found), judged(torch.cat(found), torch.cat(guesses))
     # What no setting keeps need not be asked about: a higher score keeps a part of what a lower one does.
-    kept = (keep(everything, 0, *values) for values in product(STABILITIES, OVERLAPS))
+    cuts = {(setting.stability, setting.overlap) for setting in settings}
+    kept = (keep(everything, 0, *cut) for cut in cuts)
     chosen = np.unique(np.concatenate([np.zeros(0, np.intp), *kept]))
-    again = [
-        decode(sam, image, *box_prompts(part[:, :rows, :columns] > 0), part[None])
-        for part in logits[chosen].split(PORTION)
-        if len(part)
-    ]
-    second_logits = torch.cat([torch.zeros(0, *logits.shape[1:]), *(answer[1][:, 0] for answer in again)])
-    second = judged(second_logits, torch.cat([torch.zeros(0), *(answer[2][:, 0] for answer in again)]))
-    return Pair(everything.at(chosen), second)
-
-
-def box_prompts(masks: Tensor) -> tuple[Tensor, Tensor]:
-    """Return coordinates (1, n, 2, 2) and labels (1, n, 2) of the boxes of masks (n, h, w) that are not empty."""
-    corners = []
-    for across in (masks.any(1), masks.any(2)):
-        cells = torch.arange(across.shape[1])
-        low = torch.where(across, cells, across.shape[1]).amin(1)
-        corners.append(torch.stack([low, torch.where(across, cells, -1).amax(1) + 1], 1))
-    # Cells are four pixels of the model frame, and the prompt encoder adds half a pixel.
-    coords = torch.stack(corners, 2)[None] * 4.0 - 0.5
-    return coords, torch.tensor([LABEL_BOX_TOP_LEFT, LABEL_BOX_BOTTOM_RIGHT]).float().expand(1, len(masks), 2)
+    tokens, masks, scores = [image.new_zeros(0, image.shape[-1])], [logits[:0]], [logits.new_zeros(0)]
+    for part in logits[chosen].split(PORTION) if len(chosen) else ():
+        coords, labels = box_prompts(part[:, :rows, :columns] > 0)
+        seen, answers, guess = decode(sam, image, coords[None], labels[None], part[None])
+        tokens.append(seen)
+        masks.append(answers[:, 0])
+        scores.append(guess[:, 0])
+    return Pair(everything.at(chosen), judged(torch.cat(masks), torch.cat(scores)), torch.cat(tokens))
 
 
 def keep(
@@ -230,9 +229,8 @@ def main() -> None:
     if not pictures:
         parser.error("there is nothing to choose by; give --scenes, --photographs or both")
     asked = {name: [ask(sam, *pair, arguments.side) for pair in pairs] for name, pairs in pictures.items()}
-    settings = [Setting(*values) for values in product(SCORES, STABILITIES, OVERLAPS, REFINED)]
-    table = {setting: {name: measure(pairs, setting) for name, pairs in asked.items()} for setting in settings}
-    for setting in settings:
+    table = {setting: {name: measure(pairs, setting) for name, pairs in asked.items()} for setting in EVERY_SETTING}
+    for setting in EVERY_SETTING:
         print(_line(setting, table[setting]))
     allowed = {
         setting: Figures(*np.mean(list(found.values()), 0))

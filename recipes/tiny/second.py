@@ -21,15 +21,14 @@ from numpy.typing import NDArray
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from recipes.tiny import forward
-from recipes.tiny.everything import PORTION, STABILITY_OFFSET, Answers, box_prompts, keep
-from recipes.tiny.samples import CLICKS, SampleBuilder, ScenePool, crop_scene, resized_hw, to_frame, truth_in_frame
+from recipes.tiny.everything import Setting, ask
+from recipes.tiny.samples import CLICKS, SampleBuilder, ScenePool, crop_scene, truth_in_frame
 from recipes.tiny.scenes import Scene
-from recipes.tiny.scores import ask_grid, ask_prompts, auc, decode, grid_prompts, ious, known_things, read_weights
+from recipes.tiny.scores import ask_grid, ask_prompts, auc, known_things, read_weights
 from segship.ship.families.sam.mask_decoder import Mlp
 from segship.ship.families.sam.model import Sam
 
-SCORE, STABILITY, OVERLAP = 0.3, 0.2, 0.7
+ASKED = Setting(0.3, 0.2, 0.7)
 """Which first answers are asked once more."""
 SIDE = 14
 STEPS, BATCH, LEARNING_RATE = 2000, 384, 2e-3
@@ -48,32 +47,15 @@ class Second(NamedTuple):
     ious: Tensor
 
 
-@torch.no_grad()
 def ask_again(sam: Sam, scene: Scene, rng: np.random.Generator, side: int = SIDE) -> Second:
     """Ask a crop of a scene everything, and each mask that stays once more, by its box and itself."""
-    size = sam.config.image_size
     picture, full = crop_scene(rng, scene)
-    height, width = resized_hw(picture.shape[:2], size)
-    rows, columns = -(-height // 4), -(-width // 4)
-    things = torch.from_numpy(known_things(truth_in_frame(full, size), size)[1][:, :rows, :columns])
-    image = forward.encode(sam, torch.from_numpy(to_frame(picture, size))[None])
-    grid = np.stack(np.meshgrid(np.arange(side), np.arange(side)), -1).reshape(-1, 2)
-    _, logits, scores = decode(sam, image, *grid_prompts((grid + 0.5) / side * (width, height)))
-    logits, scores = logits[:, 1:].flatten(0, 1), scores[:, 1:].flatten()
-    part = logits[:, :rows, :columns]
-    hopeful = (scores > SCORE) & (part > 0).flatten(1).any(1)
-    logits, part, scores = logits[hopeful], part[hopeful], scores[hopeful]
-    core, whole = ((part > offset).sum((1, 2)) for offset in (STABILITY_OFFSET, -STABILITY_OFFSET))
-    overlaps = ious((part > 0)[:, None], part > 0)[:, 0].numpy()
-    nothing = np.zeros((len(scores), 0), np.float32)
-    first = Answers(scores.numpy(), (core / whole.clamp(min=1)).numpy(), overlaps, nothing)
-    chosen = keep(first, SCORE, STABILITY, OVERLAP)
-    found = Second(torch.zeros(0, image.shape[-1]), torch.zeros(0))
-    for masks in logits[chosen].split(PORTION) if len(chosen) and len(things) else ():
-        tokens, again, _ = decode(sam, image, *box_prompts(masks[:, :rows, :columns] > 0), masks[None])
-        reached = ious(again[:, :1, :rows, :columns] > 0, things)[:, 0].max(1).values
-        found = Second(torch.cat([found.tokens, tokens]), torch.cat([found.ious, reached]))
-    return found
+    size = sam.config.image_size
+    things = known_things(truth_in_frame(full, size), size)[1]
+    if not len(things):
+        return Second(torch.zeros(0, sam.config.embedding_channels), torch.zeros(0))
+    found = ask(sam, picture, things, side, [ASKED])
+    return Second(found.tokens, torch.from_numpy(found.second.objects.max(1)))
 
 
 def spare_units(head: Mlp, tokens: Tensor) -> list[Tensor]:

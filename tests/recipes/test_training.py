@@ -11,7 +11,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from recipes.tiny import forward
-from recipes.tiny.clicks import append_clicks, error_clicks
+from recipes.tiny.batches import Batch
+from recipes.tiny.clicks import append_clicks, box_prompts, error_clicks
 from recipes.tiny.losses import SPREAD_WEIGHT, ambiguous_loss, pair_losses, ranking_loss
 from recipes.tiny.scenes import write_pool
 from recipes.tiny.train import Trainer, TrainOptions, resize_positions
@@ -69,6 +70,15 @@ def test_unused_clicks_are_empty() -> None:
     assert kinds.tolist() == [[1, 1, 1, -2, -2]]
 
 
+def test_boxes_are_asked_at_their_edges_in_the_model_frame() -> None:
+    masks = torch.zeros(2, 6, 8, dtype=torch.bool)
+    masks[0, 1:3, 2:5] = masks[1, 5, 0] = True
+    coords, labels = box_prompts(masks)
+    # The prompt encoder adds the half pixel that is missing here.
+    assert (coords + 0.5).tolist() == [[[8, 4], [20, 12]], [[0, 20], [4, 24]]]
+    assert labels.tolist() == [[2, 3], [2, 3]]
+
+
 @pytest.mark.parametrize("with_mask", [False, True])
 def test_training_forward_equals_the_shipped_modules(with_mask: bool) -> None:
     torch.manual_seed(0)
@@ -98,6 +108,34 @@ def test_a_run_may_begin_from_weights_of_another_size(tmp_path: Path) -> None:
     assert state["image_encoder.pos_embed"].shape[1:3] == (4, 4)
     name = "mask_decoder.iou_token.weight"
     torch.testing.assert_close(state[name], theirs[name].half().float())
+
+
+def test_asking_once_more_means_the_thing_most_like_the_first_mask(monkeypatch: pytest.MonkeyPatch) -> None:
+    trainer = Trainer(TrainOptions(Path(), Path(), Path(), image_size=64))
+    targets = torch.zeros(1, 8, 3, 16, 16, dtype=torch.uint8)
+    targets[:, :, 0, :4, :4], targets[:, :, 1, :8, :8] = 4, 4
+    weights = torch.tensor([0.5, 0.5, 0]).expand(1, 8, 3)
+    nothing = torch.zeros(0)
+    batch = Batch(nothing[None], nothing, nothing, targets, weights)
+    logits = torch.full((1, 8, 4, 16, 16), -9.0)
+    logits[0, 1:3, 2, :8, :7] = 9
+    asked = []
+
+    def decode(sam: object, image: object, coords: torch.Tensor, labels: object, masks: torch.Tensor) -> object:
+        asked.append((coords, masks))
+        answers = (targets[:, 1:3, 1, None] / 4 * 18 - 9).expand(1, 2, 4, 16, 16)
+        return answers, torch.full((1, 2, 4), 0.5)
+
+    monkeypatch.setattr(forward, "decode", decode)
+    first = torch.full((3, 1), 2)
+    likeness = torch.tensor([[0.25, 0.9, 1.0]]).expand(3, 3)
+    loss, error, reached = trainer._ask_again(nothing, batch, logits, first, likeness)
+    coords, masks = asked[0]
+    assert (coords + 0.5).tolist() == [[[[0, 0], [28, 32]]] * 2] and torch.equal(masks, logits[:, 1:3, 2])
+    assert loss < 0.01 and reached == 1
+    torch.testing.assert_close(error, torch.tensor(0.25))
+    loss, error, _ = trainer._ask_again(nothing, batch, logits, first, likeness * 0.3)
+    assert loss == 0 and error == 0.25
 
 
 @pytest.mark.slow
