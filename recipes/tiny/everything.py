@@ -37,9 +37,9 @@ SMALLEST, LARGEST = 0.01, 0.6
 """Of the picture: objects that are looked for."""
 STABILITY_OFFSET = 1.0
 PORTION = 64
-SCORES = (0.25, 0.3, 0.35, 0.4)
-STABILITIES = (0.2, 0.3, 0.4)
-OVERLAPS = (0.6, 0.7)
+SCORES = (0.3, 0.35, 0.4, 0.45)
+STABILITIES = (0.1, 0.2, 0.3)
+OVERLAPS = (0.6, 0.7, 0.75)
 REFINED = (None, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5)
 ENOUGH = 0.02
 """So much less found is as good, by fewer masks."""
