@@ -158,7 +158,10 @@ def test_refined_masks_are_what_the_decoder_answers_to_the_box_of_each_mask_and_
 
 
 def test_what_is_not_held_as_logits_is_refined_alike(monkeypatch):
-    options = AmgOptions(points_per_side=6, refine=True, refine_iou_thresh=0)
+    # What an unstable mask becomes depends on the last digit of what is asked.
+    options = AmgOptions(
+        points_per_side=12, pred_iou_thresh=0.2, stability_score_thresh=0.4, refine=True, refine_iou_thresh=0
+    )
     with segship.load("tiny") as predictor:
         embedding = predictor.encode(segship.demo_photograph())
         held = generate_masks(predictor, embedding, options)
@@ -166,7 +169,7 @@ def test_what_is_not_held_as_logits_is_refined_alike(monkeypatch):
         records = generate_masks(predictor, embedding, options)
     best = [max(mask_iou(one.mask, other.mask) for other in held) for one in records]
     assert len(records) > 10 and abs(len(records) - len(held)) <= 2
-    assert np.median(best) > 0.95 and np.mean(best) > 0.85
+    assert np.median(best) > 0.95 and np.mean(best) > 0.9
 
 
 def test_crops_are_refined_each_by_itself():

@@ -126,6 +126,6 @@ SAM_ARCHITECTURES: dict[str, SamConfig] = {
         mask_clean_up=MaskCleanUp(),
         mask_edges=MaskEdges(),
         # Chosen by recipes/tiny/everything.py, on scenes and on outlined photographs.
-        amg_thresholds=Thresholds(0.35, 0.1, 0.75, nms="mask", edges=True, refine=True, refine_iou_thresh=0.3),
+        amg_thresholds=Thresholds(0.4, 0.1, nms="mask", edges=True, refine=True, refine_iou_thresh=0.3),
     ),
 }
