@@ -62,7 +62,7 @@ def test_thresholds_that_leave_nothing_are_told(run, run_json, photo, tmp_path):
     ]
     code, out, _ = run(*arguments)
     assert code == 0 and "note: all_filtered" in out
-    assert "no mask is left of 12: pred_iou_thresh (0.99; 0.35 suits the model) removed 12" in out
+    assert "no mask is left of 12: pred_iou_thresh (0.99; 0.4 suits the model) removed 12" in out
     image = run_json(*arguments)[1]["images"][0]
     assert image["removed"] == {
         "pred_iou_thresh": 12,
