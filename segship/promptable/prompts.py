@@ -52,7 +52,8 @@ def _read_array(value: npt.ArrayLike, name: str, accepted: str, code: str, kinds
         raise PromptError(f"{name} is not a regular array of numbers; accepted is {accepted}", code=code) from None
     if any(isinstance(item, bool | np.bool_) for item in items):
         raise PromptError(f"{name} has True or False; accepted are numbers, {accepted}", code=code)
-    if array.dtype == object and all(type(number) in (int, float) for number in array.flat):
+    numbers = (int, float, bool) if "b" in kinds else (int, float)
+    if array.dtype == object and all(type(number) in numbers for number in array.flat):
         array = _past_64_bits(array, name)
     if array.size and array.dtype.kind not in kinds:
         raise PromptError(f"{name} has the type {array.dtype}; accepted are numbers, {accepted}", code=code)

@@ -121,6 +121,10 @@ def test_a_label_that_is_not_finite_is_refused() -> None:
     refusal("non_finite", points=[[1, 2]], labels=[np.nan])
 
 
+def test_a_label_past_64_bits_is_told_beside_a_bool() -> None:
+    assert "too large" in refusal("non_finite", points=[[1, 1], [2, 2]], labels=[True, 10**400])
+
+
 @pytest.mark.parametrize("label", [2, 3, -1, -2, 0.5, 2**40])
 def test_labels_other_than_foreground_and_background_are_refused(label: float) -> None:
     message = refusal("bad_label", points=[[1, 2], [3, 4]], labels=[1, label])
