@@ -3,10 +3,10 @@
 
     python -m recipes.tiny.second WEIGHTS --train POOL/train --scenes POOL/validation --out FITTED.safetensors
 
-Training boxes only things, so the score of mask 0 knows nothing of boxes around nothing, and everything mode asks many
-of them. Half of the hidden units of the IoU head never fire. They learn what has to be added to the score of mask 0, so
-that it is the IoU with the best known thing for second answers, and what it was for all other prompts. Scores of masks
-1 to 3, by which clicks are ranked, do not change by a bit; nor does any mask.
+Training boxes things, and masks that clicks on things give, so the score of mask 0 knows little of boxes around
+nothing, and everything mode asks many of them. Hidden units of the IoU head that never fire learn what has to be added
+to the score of mask 0, so that it is the IoU with the best known thing for second answers, and what it was for all
+other prompts. Scores of masks 1 to 3, by which clicks are ranked, do not change by a bit; nor does any mask.
 """
 
 from __future__ import annotations

@@ -229,7 +229,7 @@ class Trainer:
         top = clicks.loss[:, :, 0].gather(1, first).mean()
         clear_guess = predicted[:, CLICKS:, :1].flatten(0, 1)
         refined = self._refine(image, batch, logits.detach(), predicted.detach(), clicks.iou[:, 1:, 0])
-        ranked = clicks.iou[torch.arange(len(first)), first[:, 0]]
+        ranked = clicks.iou[torch.arange(len(first), device=self.device), first[:, 0]]
         again = self._ask_again(image, batch, logits.detach(), first, ranked)
         known = (share > 0).float()
         reached = (clicks.iou[:, 1:].max(1).values * known).sum() / known.sum()
@@ -286,7 +286,7 @@ class Trainer:
         """
         size, asked = len(batch.image), CLICKS - 1
         rank = first.view(size, CLICKS)[:, 1:].flatten()
-        masks = logits[:, 1:CLICKS].float().flatten(0, 1)[torch.arange(size * asked), rank]
+        masks = logits[:, 1:CLICKS].float().flatten(0, 1)[torch.arange(size * asked, device=self.device), rank]
         targets = batch.targets[:, 1:CLICKS].float().flatten(0, 1).flatten(2) / 4
         places, kinds = (part.unflatten(0, (size, asked)) for part in box_prompts(masks > 0))
         with forward.autocast(self.device):

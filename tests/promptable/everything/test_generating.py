@@ -158,7 +158,7 @@ def test_refined_masks_are_what_the_decoder_answers_to_the_box_of_each_mask_and_
 
 
 def test_what_is_not_held_as_logits_is_refined_alike(monkeypatch):
-    # What an unstable mask becomes depends on the last digit of what is asked.
+    # What an unstable mask becomes depends on how exactly the mask that is asked about is known.
     options = AmgOptions(
         points_per_side=12, pred_iou_thresh=0.2, stability_score_thresh=0.4, refine=True, refine_iou_thresh=0
     )
