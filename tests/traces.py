@@ -26,12 +26,19 @@ LARGEST = 1 << 20
 
 
 class TracedGraph:
-    """What torch's exporter gives back, as far as it is used: a model."""
+    """What torch's exporter gives back, as far as it is used: a model, and its own program."""
 
-    def __init__(self, path):
+    def __init__(self, path, export):
+        self._export = export
         self.model = onnx_ir.load(path)
         # Is not written with a graph, so it tells those that are as they were traced.
         self.model.meta["traced"] = path
+
+    @property
+    def exported_program(self):
+        """Torch's program, made anew: it is not kept with the graph."""
+        with trace._quiet_exporter(), torch.no_grad():
+            return self._export().exported_program
 
 
 def remembering(export, folder):
@@ -41,8 +48,9 @@ def remembering(export, folder):
         if sum(parameter.numel() for parameter in module.parameters()) > LARGEST:
             return export(module, examples, **options)
         path = folder / f"{fingerprint(module, examples, options)}.onnx"
-        once(path, lambda: export(module, examples, **options).save(str(path)))
-        return TracedGraph(path)
+        export_anew = functools.partial(export, module, examples, **options)
+        once(path, lambda: export_anew().save(str(path)))
+        return TracedGraph(path, export_anew)
 
     return export_or_read
 

@@ -172,6 +172,12 @@ def test_a_graph_of_a_bundle_is_held_against_torch():
     assert located.first is None and len(located.depth) > 0.6 * located.tensors
 
 
+def test_a_graph_of_a_model_that_the_tests_trace_once_is_held_against_torch(small_checkpoint, small_export):
+    bundle, _ = small_export
+    located = next(locate_in_bundle(bundle.path, checkpoint=small_checkpoint))
+    assert located.first is None and len(located.depth) > 0.6 * located.tensors
+
+
 @pytest.mark.slow
 def test_graphs_of_a_bundle_are_held_against_torch():
     depth = {located.graph: located for located in locate_in_bundle(FOLDER, checkpoint=WEIGHTS)}
